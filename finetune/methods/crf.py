@@ -1,0 +1,121 @@
+"""Linear-chain conditional random field over tags (Lafferty et al. 2001), in single precision.
+
+B: sentences, T: positions, K: tags. Parameter names, shapes and initialisation are those of
+`pytorch-crf`, so a checkpoint of HVPNeT or TMR loads unchanged.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearChainCRF(nn.Module):
+    """Scores a tag sequence y over emissions e as
+
+        start[y_1] + Σ_t e[t, y_t] + Σ_t transitions[y_{t-1}, y_t] + end[y_T]
+
+    Computed in fp32 whatever the autocast type: a sum over T positions of log-partition terms
+    loses whole units in bf16.
+    """
+
+    def __init__(self, labels: Sequence[str], *, mask_illegal: bool = False):
+        """
+        Args:
+            labels: tag names in the order of the emission columns; K = their number.
+            mask_illegal: decode only sequences in which `I-x` follows `B-x` or `I-x`. Training is
+                untouched: the data itself holds orphan `I-` tags (Twitter-2015).
+        """
+        super().__init__()
+        num_tags = len(labels)
+        self.start_transitions = nn.Parameter(torch.empty(num_tags))
+        self.end_transitions = nn.Parameter(torch.empty(num_tags))
+        self.transitions = nn.Parameter(torch.empty(num_tags, num_tags))  # from, to
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.1, 0.1)
+        start, step = illegal_transitions(labels)
+        if not mask_illegal:
+            start, step = torch.zeros_like(start), torch.zeros_like(step)
+        self.register_buffer("illegal_start", start, persistent=False)
+        self.register_buffer("illegal_step", step, persistent=False)
+
+    def log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+        """Log-probability of each tag sequence.
+
+        Args:
+            emissions: (B, T, K), any floating type; what stands under the mask is ignored.
+            tags: (B, T) in [0, K) where `mask`; anything elsewhere (-100 is fine).
+            mask: (B, T) bool, a run of True from the first position on.
+
+        Returns:
+            (B,) float32.
+        """
+        check_mask(mask)
+        with torch.autocast(emissions.device.type, enabled=False):
+            emissions = emissions.float().masked_fill(~mask[..., None], 0.0)
+            return self._score(emissions, tags.masked_fill(~mask, 0), mask) - self._log_partition(
+                emissions, mask
+            )
+
+    def _score(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+        """(B,) unnormalised score of `tags`."""
+        at_tags = emissions.gather(2, tags[..., None]).squeeze(2)  # (B, T); 0 under the mask
+        steps = self.transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]
+        last = tags.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)  # (B,)
+        ends = self.start_transitions[tags[:, 0]] + self.end_transitions[last]
+        return ends + at_tags.sum(1) + steps.sum(1)
+
+    def _log_partition(self, emissions: Tensor, mask: Tensor) -> Tensor:
+        """(B,) log of the summed exponential scores of all K^length sequences."""
+        alpha = self.start_transitions + emissions[:, 0]  # (B, K)
+        for t in range(1, emissions.shape[1]):
+            paths = alpha[:, :, None] + self.transitions + emissions[:, t, None, :]  # (B, K, K)
+            alpha = torch.where(mask[:, t, None], paths.logsumexp(1), alpha)
+        return (alpha + self.end_transitions).logsumexp(1)
+
+    @torch.no_grad()
+    def decode(self, emissions: Tensor, mask: Tensor) -> list[list[int]]:
+        """The most likely tags of each sentence (Viterbi), as many as its mask is long.
+
+        Shapes as in `log_likelihood`. Of equal scores the lower tag number wins.
+        """
+        check_mask(mask)
+        with torch.autocast(emissions.device.type, enabled=False):
+            emissions = emissions.float().masked_fill(~mask[..., None], 0.0)
+            transitions = self.transitions.masked_fill(self.illegal_step, -torch.inf)
+            best = self.start_transitions.masked_fill(self.illegal_start, -torch.inf)
+            best = best + emissions[:, 0]  # (B, K)
+            stay = torch.arange(best.shape[1], device=best.device).expand_as(best)
+            backward = []  # per step (B, K): the best previous tag
+            for t in range(1, emissions.shape[1]):
+                top, previous = (best[:, :, None] + transitions).max(1)
+                on = mask[:, t, None]
+                best = torch.where(on, top + emissions[:, t], best)
+                backward.append(torch.where(on, previous, stay))
+            tag = (best + self.end_transitions).argmax(1)  # (B,)
+        tags = [tag]
+        for previous in reversed(backward):
+            tag = previous.gather(1, tag[:, None]).squeeze(1)
+            tags.append(tag)
+        paths = torch.stack(tags[::-1], dim=1).tolist()
+        return [path[:length] for path, length in zip(paths, mask.sum(1).tolist(), strict=True)]
+
+
+def check_mask(mask: Tensor) -> None:
+    """ValueError unless every row of the (B, T) mask is bool, True first, with no hole."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool, not {mask.dtype}")
+    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("every mask row must be a run of True from the first position on")
+
+
+def illegal_transitions(labels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What BIO forbids: (K,) bool tags that cannot start, (K, K) bool pairs [from, to]."""
+    entered = [label[2:] if label.startswith("I-") else None for label in labels]
+    inside = [label[2:] if label[:2] in ("B-", "I-") else None for label in labels]
+    start = torch.tensor([entity is not None for entity in entered])
+    step = torch.tensor(
+        [[to is not None and to != since for to in entered] for since in inside],
+        dtype=torch.bool,
+    )
+    return start, step

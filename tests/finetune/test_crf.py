@@ -1,0 +1,147 @@
+"""The CRF against enumeration, against pytorch-crf, and against a worked example."""
+
+import itertools
+
+import pytest
+import torch
+from torchcrf import CRF
+
+from finetune.methods.crf import LinearChainCRF, illegal_transitions
+
+BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def random_batch(seed: int, batch: int, length: int, tags: int):
+    """Emissions, tags and a mask with rows of every length from 1 to `length`."""
+    generator = torch.Generator().manual_seed(seed)
+    emissions = torch.randn(batch, length, tags, generator=generator)
+    gold = torch.randint(tags, (batch, length), generator=generator)
+    lengths = torch.randint(1, length + 1, (batch,), generator=generator)
+    lengths[0] = length
+    return emissions, gold, torch.arange(length) < lengths[:, None]
+
+
+def oracle_of(crf: LinearChainCRF) -> CRF:
+    """pytorch-crf with the same parameters: the names must agree."""
+    oracle = CRF(crf.transitions.shape[0], batch_first=True)
+    oracle.load_state_dict(crf.state_dict())
+    return oracle
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5])
+def test_brute_force(length):
+    torch.manual_seed(length)
+    tags = 3
+    crf = LinearChainCRF(["O", "B-A", "I-A"])
+    emissions = torch.randn(1, length, tags)
+    sequences = list(itertools.product(range(tags), repeat=length))
+
+    def score(sequence):
+        total = crf.start_transitions[sequence[0]] + crf.end_transitions[sequence[-1]]
+        total = total + sum(emissions[0, t, tag] for t, tag in enumerate(sequence))
+        return total + sum(crf.transitions[a, b] for a, b in itertools.pairwise(sequence))
+
+    scores = torch.stack([score(sequence) for sequence in sequences])
+    mask = torch.ones(1, length, dtype=torch.bool)
+    got = torch.cat(
+        [crf.log_likelihood(emissions, torch.tensor([sequence]), mask) for sequence in sequences]
+    )
+    torch.testing.assert_close(got, scores.log_softmax(0))
+    assert got.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert crf.decode(emissions, mask) == [list(sequences[int(scores.argmax())])]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_pytorch_crf_with_gradients(seed):
+    torch.manual_seed(seed)
+    crf = LinearChainCRF([f"tag{i}" for i in range(7)])
+    oracle = oracle_of(crf)
+    emissions, gold, mask = random_batch(seed, batch=6, length=9, tags=7)
+    ours, theirs = emissions.clone().requires_grad_(), emissions.clone().requires_grad_()
+    log_likelihood = crf.log_likelihood(ours, gold, mask)
+    expected = oracle(theirs, gold, mask=mask, reduction="none")
+    torch.testing.assert_close(log_likelihood, expected, atol=1e-4, rtol=1e-5)
+    log_likelihood.mean().backward()
+    expected.mean().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(crf.transitions.grad, oracle.transitions.grad, atol=1e-5, rtol=1e-4)
+    assert crf.decode(emissions, mask) == oracle.decode(emissions, mask=mask)
+
+
+def test_worked_example():
+    """specs/hvpnet.md §3.5."""
+    crf = LinearChainCRF(["O", "B-A"])
+    with torch.no_grad():
+        crf.start_transitions.zero_()
+        crf.end_transitions.zero_()
+        crf.transitions.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    emissions = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]])
+    gold = torch.tensor([[0, 1, 1]])
+    for mask, expected, path in [
+        ([True, True, True], -0.868663, [0, 0, 1]),
+        ([True, True, False], -0.440190, [0, 1]),
+    ]:
+        mask = torch.tensor([mask])
+        assert crf.log_likelihood(emissions, gold, mask).item() == pytest.approx(expected, abs=1e-6)
+        assert crf.decode(emissions, mask) == [path]
+
+
+@pytest.mark.parametrize("junk", [1e6, float("nan"), float("inf")])
+def test_masked_tail_has_no_effect(junk):
+    crf = LinearChainCRF(BIO)
+    emissions, gold, mask = random_batch(3, batch=4, length=6, tags=5)
+    mask[:, 4:] = False
+    dirty = emissions.masked_fill(~mask[..., None], junk).requires_grad_()
+    ignored = gold.masked_fill(~mask, -100)
+    clean = crf.log_likelihood(emissions[:, :4], gold[:, :4], mask[:, :4])
+    got = crf.log_likelihood(dirty, ignored, mask)
+    torch.testing.assert_close(got, clean)
+    got.sum().backward()
+    assert torch.isfinite(dirty.grad).all()
+    assert (dirty.grad[~mask] == 0).all()
+    assert crf.decode(dirty.detach(), mask) == crf.decode(emissions[:, :4], mask[:, :4])
+
+
+def test_illegal_transitions_never_decoded():
+    start, step = illegal_transitions(BIO)
+    assert [BIO[i] for i in start.nonzero().flatten().tolist()] == ["I-PER", "I-LOC"]
+    legal = {(BIO[a], BIO[b]) for a, b in (~step).nonzero().tolist()}
+    assert ("O", "I-PER") not in legal and ("B-LOC", "I-PER") not in legal
+    assert {("B-PER", "I-PER"), ("I-PER", "I-PER"), ("I-PER", "B-PER"), ("I-LOC", "O")} <= legal
+
+    torch.manual_seed(0)
+    crf = LinearChainCRF(BIO, mask_illegal=True)
+    emissions, _, mask = random_batch(7, batch=64, length=8, tags=5)
+    free = LinearChainCRF(BIO)
+    free.load_state_dict(crf.state_dict())
+    for path in crf.decode(emissions, mask):
+        names = [BIO[tag] for tag in path]
+        assert not names[0].startswith("I-")
+        assert all(pair in legal for pair in itertools.pairwise(names))
+    assert crf.decode(emissions, mask) != free.decode(emissions, mask)
+    # Training sees no constraint: an orphan I- in the data keeps a finite likelihood.
+    torch.testing.assert_close(
+        crf.log_likelihood(emissions, emissions.argmax(2), mask),
+        free.log_likelihood(emissions, emissions.argmax(2), mask),
+    )
+
+
+def test_single_precision_under_autocast():
+    crf = LinearChainCRF(BIO)
+    emissions, gold, mask = random_batch(1, batch=3, length=30, tags=5)
+    expected = crf.log_likelihood(emissions, gold, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = crf.log_likelihood(emissions, gold, mask)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(1, 3), torch.tensor([[False, True, True]]), torch.tensor([[True, False, True]])],
+    ids=["not bool", "empty first", "hole"],
+)
+def test_bad_masks(mask):
+    crf = LinearChainCRF(["O", "B-A"])
+    with pytest.raises(ValueError, match="mask"):
+        crf.decode(torch.zeros(1, 3, 2), mask)
