@@ -1,0 +1,1 @@
+"""Readers of the public data sets: files on disk -> examples."""

@@ -1,0 +1,1 @@
+"""The fusion encoder: model, objectives, distributed training and checkpoints."""

@@ -1,0 +1,50 @@
+"""What a pre-training batch holds. B: pairs on this rank, L: word pieces, K: patches, E: features."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PretrainBatch:
+    """One micro-batch of pairs."""
+
+    pixel_values: Tensor
+    """(B, 3, H, W) uint8, augmented view."""
+    input_ids: Tensor
+    """(B, L) int64."""
+    attention_mask: Tensor
+    """(B, L) int64, 1 = real word piece."""
+    matched: Tensor
+    """(B,) bool: the caption belongs to the picture."""
+    ids: Tensor
+    """(B, 2) int64: hash of caption id and of image id."""
+    patch_weights: Tensor
+    """(B, K) float32: fraction of each patch covered by the best object; zero: none visible."""
+    image_feat: Tensor | None = None
+    """(B, E) float16: the prompter's view of the clean picture; None without teacher column."""
+    object_feat: Tensor | None = None
+    """(B, E) float16: the prompter's view of the best object's crop."""
+    keys: tuple[str, ...] = ()
+    """Sample keys, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.matched)
+
+    def to(self, device: torch.device) -> "PretrainBatch":
+        """Copy to a device, overlapped with computation where memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "PretrainBatch":
+        """Called by the data loader."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, function) -> "PretrainBatch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PretrainBatch(
+            **{
+                name: function(value) if isinstance(value, Tensor) else value
+                for name, value in values.items()
+            }
+        )

@@ -1,0 +1,1 @@
+"""Run checkpoints, released model directories, and conversions between known layouts."""

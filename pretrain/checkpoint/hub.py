@@ -1,0 +1,220 @@
+"""A released model: one directory, local or on the Hugging Face hub, without pickle.
+
+    config.json               architecture, `model_type: fusion-mre`, format version, heads
+    model.safetensors         every tensor, float32
+    tokenizer.json …          what `AutoTokenizer.from_pretrained` reads
+    preprocessor_config.json  size, mean, std
+    README.md                 model card
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertModel, PreTrainedTokenizerBase
+
+from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.promu import LossConfig, Promu
+from shards.schema import InputError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+Source = str | os.PathLike[str]
+
+
+def resolve(source: Source, *, revision: str | None = None) -> Path:
+    """A local directory for `source`: itself, or a hub id's snapshot.
+
+    With HF_HUB_OFFLINE=1 only the local hub cache is looked at.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists() or str(source).startswith(("/", ".")) or str(source).count("/") != 1:
+        raise InputError(f"{source}: no such model directory (expected {CONFIG_NAME} in it)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.md", "*.model"]
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{source}: neither a local model directory nor a reachable hub model ({reason})"
+        ) from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json` of a local directory, of whatever model type."""
+    path = directory / CONFIG_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{directory}: not a model directory: no {CONFIG_NAME}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged (not a JSON object)")
+    return content
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """`model.safetensors` of a local directory as float32 CPU tensors."""
+    path = directory / WEIGHTS_NAME
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{directory}: not a model directory: no {WEIGHTS_NAME}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged safetensors file ({error})") from error
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor.float()).all():
+            raise InputError(f"{path}: tensor {name} holds NaN or infinity")
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load every tensor, or raise InputError with the list of missing, foreign, misshapen ones."""
+    expected = module.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"foreign {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
+        raise InputError(f"{name}: {shown}")
+    module.load_state_dict(state)
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that travels with a model directory."""
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def load_promu(
+    source: Source, *, revision: str | None = None, loss: LossConfig | None = None
+) -> tuple[Promu, PreTrainedTokenizerBase]:
+    """A pre-training checkpoint with its heads and temperature."""
+    directory = resolve(source, revision=revision)
+    model = _fusion_config(directory, lambda content: Promu.from_config(content, loss))
+    state = read_weights(directory)
+    load_strictly(model, {_training_name(key): state[key] for key in state}, str(directory))
+    return model, load_tokenizer(directory)
+
+
+def load_fusion(
+    source: Source, *, revision: str | None = None, random_weights: bool = False
+) -> tuple[FusionEncoder, PreTrainedTokenizerBase]:
+    """The encoder of a model directory, heads left aside, and its tokenizer.
+
+    Args:
+        random_weights: the same architecture and tokenizer, freshly initialised.
+    """
+    directory = resolve(source, revision=revision)
+    encoder = _fusion_config(
+        directory, lambda content: FusionEncoder(FusionEncoderConfig.from_dict(content))
+    )
+    if not random_weights:
+        state = read_weights(directory)
+        encoder_state = {key: state[key] for key in state if not key.startswith("heads.")}
+        load_strictly(encoder, encoder_state, str(directory))
+    return encoder, load_tokenizer(directory)
+
+
+def load_text_tower(
+    source: Source, *, revision: str | None = None, random_weights: bool = False
+) -> tuple[BertModel, PreTrainedTokenizerBase]:
+    """A BERT without pooler: of a fusion model directory, or any Hugging Face BERT.
+
+    A fusion encoder of layout `split` is one BERT cut in two: its text and fusion layers are
+    stacked again. Of the other layouts it is the text tower.
+    """
+    directory = resolve(source, revision=revision)
+    content = read_config(directory)
+    if content.get("model_type") == "bert":
+        from transformers import BertConfig
+
+        options = {"add_pooling_layer": False, "attn_implementation": "sdpa"}
+        if random_weights:
+            bert = BertModel(BertConfig.from_pretrained(directory), add_pooling_layer=False)
+        else:
+            bert = BertModel.from_pretrained(directory, dtype=torch.float32, **options)
+        return bert, load_tokenizer(directory)
+    encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
+    return stack_text_layers(encoder), tokenizer
+
+
+def stack_text_layers(encoder: FusionEncoder) -> BertModel:
+    """All BERT layers of an encoder as one text-only BERT (weights shared, not copied)."""
+    config = encoder.config
+    layers = list(encoder.text.encoder.layer)
+    if config.encoder_layout == "split" and config.fusion_layers:
+        layers += list(encoder.fusion.layer)
+    bert = encoder.text
+    bert.encoder.layer = nn.ModuleList(layers)
+    bert.config.num_hidden_layers = len(layers)
+    return bert
+
+
+def save_model_directory(
+    out: Source,
+    *,
+    config: dict[str, Any],
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    card: str,
+) -> Path:
+    """Write a model directory: everything into a folder beside `out`, then one rename."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        tokenizer.save_pretrained(temporary)
+        preprocessor = {
+            "size": {"height": config["image_size"], "width": config["image_size"]},
+            "resample": "bicubic",
+            "image_mean": list(config["image_mean"]),
+            "image_std": list(config["image_std"]),
+        }
+        (temporary / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        os.rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _training_name(key: str) -> str:
+    if key == "heads.temperature":
+        return "temperature"
+    return key if key.startswith("heads.") else f"encoder.{key}"
+
+
+def _fusion_config(directory: Path, build):
+    try:
+        return build(read_config(directory))
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{directory / CONFIG_NAME}: {error}") from error

@@ -1,0 +1,134 @@
+"""Configuration dataclasses <- YAML files and `--section.field value`. Only this file imports jsonargparse."""
+
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from shards.schema import InputError
+
+__all__ = ["InputError", "dump_config", "exit_on_input_error", "parse_config"]
+
+Config = TypeVar("Config")
+
+
+def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command: `InputError` becomes one line on standard error and exit status 2."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(2)
+        except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return run
+
+
+def _parser(config_class: type, prog: str | None, description: str, example: str, **kwargs: Any):
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog,
+        description=f"{description}\n\nexample: {example}",
+        exit_on_error=False,
+        formatter_class=_formatter(),
+        **kwargs,
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="FILE", help="YAML; repeatable, later wins"
+    )
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def _formatter() -> type:
+    from jsonargparse import DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter):
+        """Keeps the line breaks of the description, so that the example stays on its own line."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(
+                super(Formatter, self)._fill_text(line, width, indent) for line in text.split("\n")
+            )
+
+    return Formatter
+
+
+def parse_config(
+    config_class: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    example: str,
+    skip_validation: bool = False,
+) -> Config:
+    """An instance of `config_class` from defaults <- `--config` files <- `--section.field value`.
+
+    Args:
+        config_class: frozen, keyword-only dataclass; its field docstrings become the help text.
+        argv: arguments without the program name. `--local_rank=N` (DeepSpeed's launcher adds it)
+            is ignored: the rank comes from the environment.
+        skip_validation: leave required fields unset instead of failing (used to look ahead).
+
+    Raises:
+        InputError: unknown key (with the nearest valid one), wrong type, impossible combination.
+    """
+    from jsonargparse import ArgumentError
+
+    argv = [a for a in argv if not re.fullmatch(r"--local[-_]rank=-?\d+", a)]
+    parser = _parser(config_class, prog, description, example)
+    try:
+        namespace = parser.parse_args(argv, _skip_validation=skip_validation)
+        del namespace.config
+        return config_class(**parser.instantiate_classes(namespace).as_dict())
+    except ArgumentError as error:
+        raise InputError(f"{prog}: {_one_line(str(error))}{_nearest(str(error), parser)}") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{prog}: {_one_line(str(error))}") from error
+
+
+def _one_line(message: str) -> str:
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return " ".join(line for line in lines if line)
+
+
+def _nearest(message: str, parser: Any) -> str:
+    """` (did you mean …?)` for the unknown key that a parser message names."""
+    named = re.findall(r"(?:[Uu]nrecognized arguments: --|does not accept option ')([\w.]+)", message)
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    for key in named:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+        tail = [name for name in known if name.endswith("." + key.rsplit(".", 1)[-1])]
+        if close or tail:
+            return f" (did you mean {(close or tail)[0]}?)"
+    return ""
+
+
+def dump_config(config: Any) -> str:
+    """The fully resolved configuration as YAML."""
+    import dataclasses
+
+    import yaml
+
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | float | bool | str | None) else str(value)

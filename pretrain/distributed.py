@@ -1,0 +1,84 @@
+"""Rank, world size, and collectives that keep gradients."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's number among all; 0 when alone."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes; 1 when alone."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """True on the one process that writes files and talks."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's accelerator, or the CPU."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait for all processes; nothing when alone."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def broadcast_object(value: object) -> object:
+    """The main process's picklable `value` on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather along dim 0 whose backward sums the gradients that all ranks send back."""
+
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(local: Tensor) -> Tensor:
+    """(B, …) on each rank -> (W·B, …) in rank order, with gradient for floating-point tensors.
+
+    The backward sums; together with an engine that averages gradients over ranks, a loss of local
+    rows times the world size then has exactly the gradient of the one-process loss.
+    """
+    if world_size() == 1:
+        return local
+    if local.is_floating_point():
+        return _GatherWithGradient.apply(local)
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise mean over ranks, without gradient."""
+    if world_size() > 1:
+        values = values.detach().clone()
+        dist.all_reduce(values)
+        values /= world_size()
+    return values

@@ -1,0 +1,1 @@
+"""WebDataset shards from raw news corpora: build, annotate, verify, stream."""

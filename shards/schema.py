@@ -1,0 +1,184 @@
+"""THE contract of a shard directory: members, JSON fields, columns, index, versions.
+
+A shard directory holds one split::
+
+    train-000000.tar …     members {key}.jpg and {key}.json, in that order, keys [A-Za-z0-9_-]
+    index.json             written last, by rename: its presence means "complete"
+    rejects.jsonl          every raw row that did not become a sample, with the reason
+    objects/column.json    a column: one file per shard, written later, replaceable alone
+    objects/<shard>.jsonl
+    teacher/column.json
+    teacher/<shard>.safetensors
+
+Whatever reads or writes these files takes names and shapes from here.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+REJECTS_NAME = "rejects.jsonl"
+COLUMN_NAME = "column.json"
+OBJECTS = "objects"
+TEACHER = "teacher"
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class InputError(ValueError):
+    """Input or usage that a person must correct: shown as one line, exit status 2, no traceback.
+
+    The message names the file and the row or key, what is wrong, and what to do.
+    """
+
+
+@dataclass(frozen=True)
+class PairMeta:
+    """The `{key}.json` member: everything about a pair but its pixels."""
+
+    caption: str
+    matched: bool
+    """True: the caption belongs to the image. False: a constructed mismatch."""
+    caption_id: str
+    """Equal ids mean the same caption; such rows are never each other's negatives."""
+    image_id: str
+    size: tuple[int, int]
+    """(width, height) of the stored image in pixels."""
+    source: str
+    """The (sub-)corpus the row comes from, for example `merged_balanced`."""
+    similarity: float | None = None
+
+    def to_json(self) -> str:
+        """One JSON object; `similarity` is left out where unknown."""
+        fields = asdict(self)
+        if self.similarity is None:
+            del fields["similarity"]
+        return json.dumps(fields, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class DetectedObject:
+    """One detected box, in absolute pixels of the stored image."""
+
+    box: tuple[float, float, float, float]
+    """(x1, y1, x2, y2)"""
+    score: float
+    label: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One line of the index."""
+
+    name: str
+    samples: int
+    matched: int
+    bytes: int
+    sha256: str
+
+    @property
+    def stem(self) -> str:
+        """Name without `.tar`: the stem of this shard's column files."""
+        return self.name.removesuffix(".tar")
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """`index.json`: what a complete shard directory holds."""
+
+    split: str
+    shards: tuple[ShardInfo, ...]
+    rows: int
+    """Raw rows read: samples + rejects."""
+    rejects: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Source, options, versions."""
+    format: int = FORMAT_VERSION
+
+    @property
+    def samples(self) -> int:
+        """Pairs over all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def matched(self) -> int:
+        """Matched pairs over all shards."""
+        return sum(shard.matched for shard in self.shards)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, totals included."""
+        fields = asdict(self)
+        fields["shards"] = [asdict(shard) for shard in self.shards]
+        fields |= {"samples": self.samples, "matched": self.matched}
+        return fields
+
+
+def read_index(directory: str | os.PathLike[str]) -> ShardIndex:
+    """The index of a local shard directory.
+
+    Raises:
+        InputError: no index (not a shard directory, or an unfinished one), damaged, or newer.
+    """
+    path = Path(directory) / INDEX_NAME
+    if not path.is_file():
+        raise InputError(
+            f"{directory}: no {INDEX_NAME}: not a shard directory, or an unfinished one; "
+            "run `python -m shards build … --out` on it (a build that was interrupted resumes)"
+        )
+    return parse_index(path.read_bytes(), str(path))
+
+
+def parse_index(content: bytes, name: str) -> ShardIndex:
+    """Parse and check `index.json`; `name` is what error messages call it."""
+    try:
+        fields = json.loads(content)
+        version = fields["format"]
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{name}: format {version} is newer than {FORMAT_VERSION}; update fusion-mre"
+            )
+        index = ShardIndex(
+            split=fields["split"],
+            shards=tuple(ShardInfo(**shard) for shard in fields["shards"]),
+            rows=fields["rows"],
+            rejects=fields["rejects"],
+            provenance=fields["provenance"],
+            format=version,
+        )
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{name}: damaged index ({error!r}); build the shards again") from error
+    if (index.samples, index.samples + index.rejects) != (fields.get("samples"), index.rows):
+        raise InputError(f"{name}: totals disagree with the shard list; build the shards again")
+    return index
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it on success and vanishes on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_path(path) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
