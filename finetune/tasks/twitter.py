@@ -1,0 +1,178 @@
+r"""Named entities in tweets: the files of Twitter-2015 and Twitter-2017, and your own.
+
+**Published files.** `train.txt`, `valid.txt` (or `val.txt`, `dev.txt`), `test.txt`, UTF-8. A tweet
+is a block: a line `IMGID:<id>` (its picture is `<id>.jpg`), lines `word<TAB>tag`, an empty line.
+Tags are BIO over PER, LOC, ORG and OTHER (2015) or MISC (2017); OTHER is read as MISC, and the
+orphan `I-` tags of 2015 stay.
+
+**Your own data**, one JSON object a line in `{train,val,test}.jsonl`::
+
+    {"tokens": ["Bob", "in", "Oslo"], "tags": ["B-PER", "O", "B-LOC"], "image": "17.jpg"}
+
+for entities: `tags` are BIO over any types; `image` is a file name in the picture folder, or null.
+For relations (read by `tasks/mnre.py`) a row names two spans, start included and end excluded::
+
+    {"tokens": ["Bob", "in", "Oslo"], "head": [0, 1], "tail": [2, 3], "image": "17.jpg",
+     "relation": "/per/loc/place_of_residence"}
+
+Every damage is an `InputError` naming file and line; no row is skipped or repaired in silence.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.cli import InputError
+
+TYPES = ("MISC", "PER", "ORG", "LOC")
+SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val", "dev"), "test": ("test",)}
+TAG_PATTERN = re.compile(r"O|[BI]-[^\s-]\S*")
+
+
+def bio_labels(types: Iterable[str] = TYPES) -> tuple[str, ...]:
+    """The tags of a word: `O` first, then B- and I- of each type; their order is the label id."""
+    return ("O", *(f"{prefix}-{name}" for name in types for prefix in "BI"))
+
+
+WORD_LABELS = bio_labels()
+PIECE_LABELS = ("PAD", *WORD_LABELS, "X", "[CLS]", "[SEP]")
+"""The 13 labels of HVPNeT and TMR, which tag word pieces; ids as in their checkpoints."""
+
+
+@dataclass(frozen=True)
+class NERRow:
+    """One tweet. Every word is kept, also those a tokenizer turns into no word piece."""
+
+    row: int
+    """Place in the split's file, from 0: the key of side inputs and views."""
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    """BIO, one a token."""
+    image_id: str | None
+    """File name of the picture; None where the tweet has none."""
+
+
+def split_path(data: str | Path, split: str) -> Path:
+    """The file of `train`, `val` or `test` in a Twitter (or own) data folder.
+
+    Raises:
+        InputError: none there, or two that differ.
+    """
+    names = [f"{name}{end}" for name in SPLIT_NAMES[split] for end in (".txt", ".jsonl")]
+    found = [Path(data) / name for name in names if (Path(data) / name).is_file()]
+    if not found:
+        raise InputError(f"{data}: no {split} split: none of {', '.join(names)} is there")
+    if len({path.read_bytes() for path in found}) > 1:
+        raise InputError(
+            f"{data}: {' and '.join(path.name for path in found)} differ and both could be the "
+            f"{split} split; keep one"
+        )
+    return found[0]
+
+
+def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NERRow]:
+    """All rows of one file, `.txt` (published format) or `.jsonl` (your own).
+
+    Args:
+        types: the entity types that tags may name; None accepts any.
+
+    Raises:
+        InputError: naming the file and line of the first damage.
+    """
+    path = Path(path)
+    allowed = None if types is None else frozenset(types)
+    blocks = _json_blocks(path) if path.suffix == ".jsonl" else _conll_blocks(path)
+    rows = []
+    for row, (line, tokens, tags, image_id) in enumerate(blocks):
+        for offset, tag in enumerate(tags):
+            _check_tag(tag, allowed, f"{path}:{line + offset * (path.suffix == '.txt')}")
+        rows.append(NERRow(row, tuple(tokens), tuple(tags), image_id))
+    if not rows:
+        raise InputError(f"{path}: no tweet in it")
+    return rows
+
+
+def entity_types(rows: Iterable[NERRow]) -> tuple[str, ...]:
+    """The types that the tags name, sorted: the label set of your own data comes from `train`."""
+    return tuple(sorted({tag[2:] for row in rows for tag in row.tags if tag != "O"}))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text without its end). Only \\n ends a line: U+2028 and others are words."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            yield number, line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise InputError(f"{path}:{number}: not UTF-8; convert the file") from None
+
+
+Block = tuple[int, list[str], list[str], str | None]
+"""Line of the first word, tokens, tags, image file name."""
+
+
+def _conll_blocks(path: Path) -> Iterator[Block]:
+    first, tokens, tags, image_id = 0, [], [], None
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        if not line:
+            if tokens:
+                yield first, tokens, tags, image_id
+            elif image_id is not None:
+                raise InputError(f"{where}: a tweet without words (IMGID, then an empty line)")
+            first, tokens, tags, image_id = 0, [], [], None
+        elif line.startswith("IMGID:"):
+            if image_id is not None:
+                raise InputError(f"{where}: IMGID inside a tweet: the empty line before it is lost")
+            if not re.fullmatch(r"[\w.-]+", line[6:]):
+                raise InputError(f"{where}: IMGID:{line[6:]!r} is not a picture's id")
+            image_id = f"{line[6:]}.jpg"
+        elif image_id is None:
+            raise InputError(f"{where}: a word before the tweet's IMGID line: {line[:40]!r}")
+        else:
+            token, tab, tag = line.partition("\t")
+            if not tab or not token.strip() or not tag:
+                raise InputError(f"{where}: expected word<TAB>tag, found {line[:40]!r}")
+            first = first or number
+            tokens.append(token)
+            tags.append(f"{tag[:2]}MISC" if tag[2:] == "OTHER" else tag)
+    if tokens:
+        yield first, tokens, tags, image_id
+    elif image_id is not None:
+        raise InputError(f"{path}: ends after an IMGID line: the file is cut")
+
+
+def _json_blocks(path: Path) -> Iterator[Block]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: not JSON ({error})") from None
+        if not isinstance(fields, dict) or not {"tokens", "tags"} <= fields.keys():
+            raise InputError(f"{where}: expected an object with tokens, tags and image")
+        if unknown := fields.keys() - {"tokens", "tags", "image"}:
+            raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+        tokens, tags, image = fields["tokens"], fields["tags"], fields.get("image")
+        for name, words in (("tokens", tokens), ("tags", tags)):
+            if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+                raise InputError(f"{where}: {name} must be a list of non-empty strings")
+        if not tokens or len(tokens) != len(tags):
+            raise InputError(f"{where}: {len(tokens)} tokens but {len(tags)} tags")
+        if not (image is None or (isinstance(image, str) and image)):
+            raise InputError(f"{where}: image must be a file name or null")
+        yield number, tokens, tags, image
+
+
+def _check_tag(tag: str, types: frozenset[str] | None, where: str) -> None:
+    if not TAG_PATTERN.fullmatch(tag):
+        raise InputError(f"{where}: tag {tag!r} is not O, B-<type> or I-<type>")
+    if types is not None and tag != "O" and tag[2:] not in types:
+        raise InputError(f"{where}: unknown type in {tag!r}; expected {', '.join(sorted(types))}")
