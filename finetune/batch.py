@@ -1,0 +1,149 @@
+"""What every task produces and every method receives.
+
+N: rows of a split, B: rows of a batch, L: word pieces, W: words, S: side of a picture.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune.tasks.base import Column
+from finetune.tasks.images import ImageStore
+
+MULTIPLE = 8
+"""Ragged columns are padded to a multiple of this: few distinct shapes, full tensor cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch. Fields after `input_ids` are None where task and inputs do not give them."""
+
+    rows: Tensor
+    """(B,) int64: row numbers in the data file."""
+    input_ids: Tensor
+    """(B, L) int64"""
+    attention_mask: Tensor
+    """(B, L) bool: True = a word piece, False = padding"""
+    labels: Tensor | None = None
+    """(B,) int64 relations, or (B, W) int64 word labels, 0 where `word_mask` is False"""
+    head_start: Tensor | None = None
+    """(B,) int64: position of the head's opening marker"""
+    tail_start: Tensor | None = None
+    """(B,) int64: position of the tail's opening marker"""
+    word_starts: Tensor | None = None
+    """(B, W) int64: position of each word's first piece"""
+    word_mask: Tensor | None = None
+    """(B, W) bool"""
+    pixel_values: Tensor | None = None
+    """(B, 3, S, S) uint8; None: vision is off"""
+    image_mask: Tensor | None = None
+    """(B,) bool: False = this row has no picture (its pixels are zero)"""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        moved = {
+            field.name: value.to(device, non_blocking=non_blocking)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An encoded split: columns named like the fields of `Batch`, encoded once."""
+
+    rows: np.ndarray
+    """(N,) row numbers in the data file; pictures and side inputs are keyed by them."""
+    columns: Mapping[str, Column]
+    pad_id: int = 0
+    """Fills `input_ids`; every other ragged column is filled with zeros."""
+    images: ImageStore | None = None
+    """None: vision is off."""
+    image_index: np.ndarray | None = None
+    """(N,) position of each row's picture in `images`, -1 = none"""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) word pieces of each row."""
+        return np.fromiter(map(len, self.columns["input_ids"]), np.int64, len(self))
+
+    def subset(self, keep: Sequence[int] | np.ndarray) -> "Dataset":
+        """The rows at positions `keep`, in that order."""
+        keep = np.asarray(keep, dtype=np.int64)
+        columns = {name: _take(column, keep) for name, column in self.columns.items()}
+        index = None if self.image_index is None else self.image_index[keep]
+        return replace(self, rows=self.rows[keep], columns=columns, image_index=index)
+
+    def collate(self, chosen: np.ndarray) -> Batch:
+        """The rows at positions `chosen` as one batch."""
+        tensors = {}
+        for name, column in self.columns.items():
+            fill = self.pad_id if name == "input_ids" else 0
+            values = _take(column, chosen)
+            if isinstance(values, list):
+                values, mask = pad(values, fill)
+                if name == "input_ids":
+                    tensors["attention_mask"] = torch.from_numpy(mask)
+            tensors[name] = torch.from_numpy(values)
+        if self.images is not None:
+            index = self.image_index[chosen]
+            tensors["pixel_values"] = torch.from_numpy(self.images.pixels_at(index))
+            tensors["image_mask"] = torch.from_numpy(index >= 0)
+        return Batch(rows=torch.from_numpy(self.rows[chosen]), **tensors)
+
+    def batches(self, size: int, generator: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Every row once, in batches of rows of similar length.
+
+        Args:
+            size: rows a batch; the last one of an epoch may be smaller.
+            generator: shuffles; the order is a function of its state. None: shortest first.
+        """
+        for chosen in bucketed(self.lengths, size, generator):
+            yield self.collate(chosen)
+
+
+def bucketed(
+    lengths: np.ndarray, size: int, generator: np.random.Generator | None, pool: int = 50
+) -> list[np.ndarray]:
+    """Positions 0…N-1 cut into batches of similar length, ceil(N / size) of them.
+
+    With a generator: shuffle, sort by length only within pools of `pool` batches (so that batches
+    stay random samples of the split), shuffle the batches.
+    """
+    if generator is None:
+        order = np.argsort(lengths, kind="stable")
+        return [order[start : start + size] for start in range(0, len(order), size)]
+    order = generator.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), pool * size):
+        part = order[start : start + pool * size]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[first : first + size] for first in range(0, len(part), size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def pad(arrays: Sequence[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Ragged arrays as one (B, longest rounded up to a multiple of 8), and its bool mask."""
+    lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+    width = -(-max(int(lengths.max()), 1) // MULTIPLE) * MULTIPLE
+    mask = np.arange(width) < lengths[:, None]
+    flat = np.concatenate(arrays)
+    padded = np.full(mask.shape, fill, dtype=flat.dtype)
+    padded[mask] = flat
+    return padded, mask
+
+
+def _take(column: Column, chosen: np.ndarray) -> Column:
+    if isinstance(column, np.ndarray):
+        return column[chosen]
+    return [column[i] for i in chosen]

@@ -1,0 +1,94 @@
+"""The contract of a method. A new method is one file and one line in `finetune/registry.py`.
+
+    @dataclass(frozen=True, kw_only=True)
+    class MineConfig:                       # appears on the command line as --model.width
+        width: int = 64
+        \"""Width of the new layer.\"""
+
+    class Mine(Method):
+        Config = MineConfig
+        needs = frozenset({"image"})
+
+        @classmethod
+        def build(cls, config, task, source):
+            encoder, tokenizer = load_fusion_with_tokens(source, task)
+            return cls(encoder, task, config), tokenizer
+
+        def forward(self, batch):
+            …
+            return MethodOutput(logits, loss)
+
+`self.encoder` is what `source` holds: it trains at `optim.lr` and is saved as a model directory of
+its own, so a finished run can be the `--init` of the next. Everything else is new, trains at
+`optim.head_lr` and is saved as `head.safetensors`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from finetune.batch import Batch
+from finetune.tasks.base import TaskInfo
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a method's encoder comes from."""
+
+    path: str
+    """Model directory or hub id."""
+    random_weights: bool = False
+    """Take architecture and tokenizer only."""
+
+
+@dataclass(frozen=True)
+class MethodOutput:
+    """What a forward pass gives."""
+
+    logits: Tensor
+    """(B, labels) for relations, (B, W, labels) for entities; float32."""
+    loss: Tensor | None
+    """Scalar mean over the batch; None where the batch has no labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoConfig:
+    """This method has no settings of its own."""
+
+
+class Method(nn.Module):
+    """A model for one task: encoder + head, batch in, logits and loss out."""
+
+    Config: ClassVar[type] = NoConfig
+    """Frozen, keyword-only dataclass with a docstring under each field."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Inputs beyond the text, each a `Batch` field's stem: "image", "regions", "captions", …"""
+    kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
+    """Kinds of task this method can do."""
+    image_resize: ClassVar[str] = "squash"
+    """How a picture becomes a square: a key of `finetune.tasks.images.RESIZERS`."""
+
+    encoder: nn.Module
+
+    @classmethod
+    def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple["Method", Any]:
+        """A method with its encoder from `source` and a fresh head, and its tokenizer."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures that `forward` takes."""
+        return self.encoder.config.image_size
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """One batch on this module's device."""
+        raise NotImplementedError
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
+        """One prediction a row: a label id, or (entities) the list of its words' label ids."""
+        return output.logits.argmax(dim=-1).tolist()
+
+    def learning_rate(self, name: str, optim: Any) -> float:
+        """The learning rate of the parameter called `name` (`optim`: the OptimConfig)."""
+        return optim.lr if name.startswith("encoder.") else optim.head_lr

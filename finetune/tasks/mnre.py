@@ -1,0 +1,211 @@
+"""MNRE: relation of two marked entities in a post with a picture.
+
+Files: `txt/ours_{train,val,test}.txt` (one Python literal a line), `ours_rel2id.json`,
+`img_org/{split}/`. hvpnet.md §1.1 and focalmre.md §1.1 tell the traps of the published files.
+"""
+
+import ast
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune import metrics
+from finetune.tasks.base import Column, Row, Task, TaskInfo
+from pretrain.cli import InputError
+
+LOG = logging.getLogger(__name__)
+
+HEAD_OPEN, HEAD_CLOSE, TAIL_OPEN, TAIL_CLOSE = MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationRow(Row):
+    """One line: a post, two entities in it, their relation."""
+
+    tokens: tuple[str, ...]
+    head: Span
+    """[start, end) in tokens"""
+    tail: Span
+    """[start, end) in tokens"""
+    relation: str
+
+
+class Mnre(Task):
+    """The folder that holds `ours_rel2id.json`, `txt/` and `img_org/`."""
+
+    SIDE_FILES = ("ours_rel2id.json",)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.relation2id = read_relations(folder / "ours_rel2id.json")
+        self.none_id = next(
+            (self.relation2id[name] for name in metrics.NO_RELATION if name in self.relation2id),
+            None,
+        )
+        self.info = TaskInfo("mnre", "relation", tuple(self.relation2id), MARKERS)
+
+    def split_file(self, split: str) -> Path | None:
+        """`txt/ours_{split}.txt`; "dev" and "valid" are accepted for "val"."""
+        names = {"val": ("val", "dev", "valid")}.get(split, (split,))
+        paths = (self.folder / "txt" / f"ours_{name}.txt" for name in names)
+        return next((path for path in paths if path.is_file()), None)
+
+    def image_folder(self, split: str) -> Path:
+        """`img_org/{split}`."""
+        return self.folder / "img_org" / split
+
+    def read(self, split: str) -> list[RelationRow]:
+        """All rows in file order; an entity name that differs from its span is counted aloud."""
+        path = self.split_file(split)
+        if path is None:
+            raise InputError(
+                f"{self.folder}/txt/ours_{split}.txt: missing; give a folder with MNRE's layout"
+            )
+        rows, renamed = [], []
+        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+            for number, line in enumerate(lines):
+                row, same_names = parse_line(line, number, path, self.relation2id)
+                rows.append(row)
+                if not same_names:
+                    renamed.append(number + 1)
+        if not rows:
+            raise InputError(f"{path}: empty; expected one row a line")
+        if renamed:
+            LOG.warning(
+                "%s: the entity name differs from its tokens in %d rows (first: line %d)",
+                path, len(renamed), renamed[0],
+            )  # fmt: skip
+        return rows
+
+    def encode(
+        self, rows: Sequence[RelationRow], tokenizer: Any, max_length: int
+    ) -> dict[str, Column]:
+        """`input_ids`, `head_start`, `tail_start`, `labels`."""
+        marked = [mark_entities(row.tokens, row.head, row.tail) for row in rows]
+        encoded = tokenizer(
+            marked, is_split_into_words=True, return_attention_mask=False, verbose=False
+        )["input_ids"]
+        marker_ids = np.array(tokenizer.convert_tokens_to_ids(list(MARKERS)))
+        ids = [shorten(np.array(piece), marker_ids, max_length) for piece in encoded]
+        head_id, tail_id = marker_ids[0], marker_ids[2]
+        return {
+            "input_ids": ids,
+            "head_start": np.array([int(np.argmax(piece == head_id)) for piece in ids]),
+            "tail_start": np.array([int(np.argmax(piece == tail_id)) for piece in ids]),
+            "labels": np.array([self.relation2id[row.relation] for row in rows]),
+        }
+
+    def gold(self, rows: Sequence[RelationRow]) -> list[str]:
+        """The relations."""
+        return [row.relation for row in rows]
+
+    def to_answer(self, prediction: int) -> str:
+        """Id -> relation."""
+        return self.info.labels[prediction]
+
+    def score(self, gold: Sequence[str], predicted: Sequence[str]) -> Mapping[str, float]:
+        """Micro precision, recall, F1 without the no-relation label, accuracy over all."""
+        as_ids = [[self.relation2id[name] for name in names] for names in (gold, predicted)]
+        return metrics.relation_scores(*as_ids, none_id=self.none_id)
+
+
+def read_relations(path: Path) -> dict[str, int]:
+    """`ours_rel2id.json` -> relation names in order of their ids, which are 0…n-1."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; --data is the folder that holds it") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    valid = isinstance(content, dict) and all(type(value) is int for value in content.values())
+    if not valid or sorted(content.values()) != list(range(len(content))) or not content:
+        raise InputError(f"{path}: expected an object that maps each relation to an id 0…n-1")
+    return dict(sorted(content.items(), key=lambda item: item[1]))
+
+
+def parse_line(
+    line: str, number: int, path: Path, relation2id: Mapping[str, int]
+) -> tuple[RelationRow, bool]:
+    """One line of a split, and whether both names equal their tokens.
+
+    Raises:
+        InputError: names file and line; for whatever would make a row ambiguous.
+    """
+
+    def fail(what: str) -> InputError:
+        return InputError(f"{path}:{number + 1}: {what}; correct or remove this line")
+
+    try:
+        fields = ast.literal_eval(line.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        raise fail("not a Python literal") from None
+    if not isinstance(fields, dict):
+        raise fail("not a dict")
+    if absent := [key for key in ("token", "h", "t", "img_id", "relation") if key not in fields]:
+        raise fail(f"key {absent[0]!r} is missing")
+    tokens, image, relation = fields["token"], fields["img_id"], fields["relation"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise fail("'token' is not a list of str")
+    if not isinstance(image, str) or not image or "/" in image or "\x00" in image:
+        raise fail("'img_id' is not a file name")
+    if not isinstance(relation, str) or relation not in relation2id:
+        raise fail(f"relation {relation!r} is not in ours_rel2id.json")
+    spans, same_names = [], True
+    for key in ("h", "t"):
+        entity = fields[key]
+        span = entity.get("pos") if isinstance(entity, dict) else None
+        if not isinstance(span, list | tuple) or [type(end) for end in span] != [int, int]:
+            raise fail(f"{key!r} is not a dict with 'pos': [start, end]")
+        start, end = span
+        if not 0 <= start < end <= len(tokens):
+            raise fail(f"{key!r} span [{start}, {end}) is empty or outside {len(tokens)} tokens")
+        spans.append((start, end))
+        same_names &= entity.get("name") == " ".join(tokens[start:end])
+    row = RelationRow(
+        row=number, image_id=image, tokens=tuple(tokens), head=spans[0], tail=spans[1],
+        relation=relation,
+    )  # fmt: skip
+    return row, same_names
+
+
+def mark_entities(tokens: Sequence[str], head: Span, tail: Span) -> list[str]:
+    """The tokens with `[E1] … [/E1]` around the head and `[E2] … [/E2]` around the tail.
+
+    At one position closing markers come before opening ones, and the longer span opens first and
+    closes last; so sentence-final, adjacent, nested and overlapping entities all keep four markers
+    (HVPNeT's loop loses the closing marker at the end of a sentence).
+    """
+    insertions = []
+    for (start, end), opening, closing in (
+        (head, HEAD_OPEN, HEAD_CLOSE),
+        (tail, TAIL_OPEN, TAIL_CLOSE),
+    ):
+        insertions.append((start, 1, -end, opening))
+        insertions.append((end, 0, -start, closing))
+    marked: list[str] = []
+    done = 0
+    for position, _, _, marker in sorted(insertions, key=lambda item: item[:3]):
+        marked += [*tokens[done:position], marker]
+        done = position
+    return marked + list(tokens[done:])
+
+
+def shorten(ids: np.ndarray, marker_ids: np.ndarray, max_length: int) -> np.ndarray:
+    """At most `max_length` word pieces: those nearest to a marker, with [CLS] and [SEP] around.
+
+    Cutting from the right, as tokenizers do, would lose entities at the end of a post; keeping the
+    pieces nearest to the markers is symmetric around them and never loses one.
+    """
+    if len(ids) <= max_length:
+        return ids
+    positions = np.arange(1, len(ids) - 1)
+    markers = np.flatnonzero(np.isin(ids, marker_ids))
+    distance = np.abs(positions[:, None] - markers).min(axis=1)
+    nearest = positions[np.argsort(distance, kind="stable")[: max_length - 2]]
+    return ids[np.concatenate([[0], np.sort(nearest), [len(ids) - 1]])]
