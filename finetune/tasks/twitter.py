@@ -20,10 +20,15 @@ Every damage is an `InputError` naming file and line; no row is skipped or repai
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
+
+from finetune import metrics
+from finetune.tasks.base import Column, Row, Task, TaskInfo
 from pretrain.cli import InputError
 
 TYPES = ("MISC", "PER", "ORG", "LOC")
@@ -36,37 +41,139 @@ def bio_labels(types: Iterable[str] = TYPES) -> tuple[str, ...]:
     return ("O", *(f"{prefix}-{name}" for name in types for prefix in "BI"))
 
 
-WORD_LABELS = bio_labels()
-PIECE_LABELS = ("PAD", *WORD_LABELS, "X", "[CLS]", "[SEP]")
-"""The 13 labels of HVPNeT and TMR, which tag word pieces; ids as in their checkpoints."""
-
-
-@dataclass(frozen=True)
-class NERRow:
+@dataclass(frozen=True, kw_only=True)
+class NERRow(Row):
     """One tweet. Every word is kept, also those a tokenizer turns into no word piece."""
 
-    row: int
-    """Place in the split's file, from 0: the key of side inputs and views."""
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
     """BIO, one a token."""
-    image_id: str | None
-    """File name of the picture; None where the tweet has none."""
 
 
-def split_path(data: str | Path, split: str) -> Path:
-    """The file of `train`, `val` or `test` in a Twitter (or own) data folder.
+class Twitter(Task):
+    """A folder of split files and a picture folder; entities are BIO tags over `TYPES`."""
+
+    NAME: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.types: tuple[str, ...] | None = TYPES
+        self.info = TaskInfo(self.NAME, "entities", bio_labels(TYPES))
+
+    def split_file(self, split: str) -> Path | None:
+        """`train`, `valid` (or `val`, `dev`) or `test`, `.txt` or `.jsonl`."""
+        return split_file(self.folder, split)
+
+    def image_folder(self, split: str) -> Path:
+        """One folder for all splits: `<task>_images`, inside the data folder or beside it."""
+        name = f"{self.NAME}_images"
+        beside = self.folder.parent / name
+        return beside if beside.is_dir() else self.folder / name
+
+    def read(self, split: str) -> list[NERRow]:
+        """All tweets in file order."""
+        path = self.split_file(split)
+        if path is None:
+            names = ", ".join(f"{name}.txt" for name in SPLIT_NAMES[split])
+            raise InputError(f"{self.folder}: no {split} split ({names}, or .jsonl)")
+        return read_rows(path, self.types)
+
+    def encode(self, rows: Sequence[NERRow], tokenizer: Any, max_length: int) -> dict[str, Column]:
+        """`input_ids`, and per word `word_starts`, `word_mask`, `labels`.
+
+        `word_starts` is 0, the place of [CLS], for a word without pieces. Words that lie wholly
+        beyond `max_length` are left out here; `score` counts them as predicted `O`.
+        """
+        encoded = tokenizer(
+            [list(row.tokens) for row in rows],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+        )
+        label_ids = {label: number for number, label in enumerate(self.info.labels)}
+        columns: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("input_ids", "word_starts", "word_mask", "labels")
+        }
+        for index, row in enumerate(rows):
+            starts = first_pieces(encoded.word_ids(index), len(row.tokens), max_length)
+            columns["input_ids"].append(np.array(encoded["input_ids"][index]))
+            columns["word_starts"].append(starts)
+            columns["word_mask"].append(np.ones(len(starts), dtype=bool))
+            columns["labels"].append(np.array([label_ids[tag] for tag in row.tags[: len(starts)]]))
+        return columns
+
+    def gold(self, rows: Sequence[NERRow]) -> list[list[str]]:
+        """The tags of the words."""
+        return [list(row.tags) for row in rows]
+
+    def to_answer(self, prediction: Sequence[int]) -> list[str]:
+        """Label ids -> tags."""
+        return [self.info.labels[label] for label in prediction]
+
+    def score(
+        self, gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+    ) -> Mapping[str, float]:
+        """Exact span and type; a word beyond a prediction's end counts as `O`."""
+        whole = [
+            [*tags, *["O"] * (len(truth) - len(tags))]
+            for truth, tags in zip(gold, predicted, strict=True)
+        ]
+        return metrics.entity_scores(gold, whole)
+
+
+class Twitter2015(Twitter):
+    """4,000 / 1,000 / 3,257 tweets."""
+
+    NAME = "twitter2015"
+
+
+class Twitter2017(Twitter):
+    """3,373 / 723 / 723 tweets."""
+
+    NAME = "twitter2017"
+
+
+class OwnEntities(Twitter):
+    """Your own `.jsonl` (or CoNLL) files; the types are those that the training split names."""
+
+    NAME = "entities"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.types = None
+        self.types = entity_types(self.read("train"))
+        self.info = TaskInfo(self.NAME, "entities", bio_labels(self.types))
+
+
+def first_pieces(word_ids: Sequence[int | None], num_words: int, max_length: int) -> np.ndarray:
+    """(words kept,) position of each word's first piece; 0 for a word without any.
+
+    Args:
+        word_ids: of each piece, the word it belongs to (None: special token).
+    """
+    starts = np.zeros(num_words, dtype=np.int64)
+    last = -1
+    for position, word in enumerate(word_ids):
+        if word is not None and word != last:
+            starts[word], last = position, word
+    cut = len(word_ids) == max_length
+    return starts[: last + 1] if cut else starts
+
+
+def split_file(folder: Path, split: str) -> Path | None:
+    """The file of a split, or None.
 
     Raises:
-        InputError: none there, or two that differ.
+        InputError: two files could be it, and they differ.
     """
     names = [f"{name}{end}" for name in SPLIT_NAMES[split] for end in (".txt", ".jsonl")]
-    found = [Path(data) / name for name in names if (Path(data) / name).is_file()]
+    found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
-        raise InputError(f"{data}: no {split} split: none of {', '.join(names)} is there")
+        return None
     if len({path.read_bytes() for path in found}) > 1:
         raise InputError(
-            f"{data}: {' and '.join(path.name for path in found)} differ and both could be the "
+            f"{folder}: {' and '.join(path.name for path in found)} differ and both could be the "
             f"{split} split; keep one"
         )
     return found[0]
@@ -88,7 +195,7 @@ def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NER
     for row, (line, tokens, tags, image_id) in enumerate(blocks):
         for offset, tag in enumerate(tags):
             _check_tag(tag, allowed, f"{path}:{line + offset * (path.suffix == '.txt')}")
-        rows.append(NERRow(row, tuple(tokens), tuple(tags), image_id))
+        rows.append(NERRow(row=row, image_id=image_id, tokens=tuple(tokens), tags=tuple(tags)))
     if not rows:
         raise InputError(f"{path}: no tweet in it")
     return rows

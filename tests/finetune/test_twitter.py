@@ -6,16 +6,22 @@ from collections import Counter
 import pytest
 
 from finetune.tasks.twitter import (
-    PIECE_LABELS,
-    WORD_LABELS,
     NERRow,
+    OwnEntities,
+    Twitter2015,
+    Twitter2017,
+    bio_labels,
     entity_types,
     read_rows,
-    split_path,
 )
 from pretrain.cli import InputError
 
+WORD_LABELS = bio_labels()
 GOOD = "IMGID:17\nBob\tB-PER\nin\tO\nOslo\tB-LOC\n\nIMGID:18\nthe\tO\nCup\tI-OTHER\n\n"
+
+
+def ner_row(row, tokens, tags, image_id):
+    return NERRow(row=row, tokens=tokens, tags=tags, image_id=image_id)
 
 
 def write(tmp_path, content, name="train.txt"):
@@ -27,8 +33,8 @@ def write(tmp_path, content, name="train.txt"):
 def test_rows(tmp_path):
     """OTHER becomes MISC, an orphan I- stays, the picture is <id>.jpg."""
     assert read_rows(write(tmp_path, GOOD)) == [
-        NERRow(0, ("Bob", "in", "Oslo"), ("B-PER", "O", "B-LOC"), "17.jpg"),
-        NERRow(1, ("the", "Cup"), ("O", "I-MISC"), "18.jpg"),
+        ner_row(0, ("Bob", "in", "Oslo"), ("B-PER", "O", "B-LOC"), "17.jpg"),
+        ner_row(1, ("the", "Cup"), ("O", "I-MISC"), "18.jpg"),
     ]
 
 
@@ -110,10 +116,9 @@ def test_own_data(tmp_path):
     lines = [json.dumps(OWN), json.dumps({"tokens": ["x"], "tags": ["O"]})]
     path = write(tmp_path, "\n".join(lines) + "\n", "val.jsonl")
     rows = read_rows(path, types=None)
-    assert rows[0] == NERRow(0, ("Bob", "in", "Oslo"), ("B-PERSON", "O", "B-PLACE"), "17.png")
-    assert rows[1] == NERRow(1, ("x",), ("O",), None)
+    assert rows[0] == ner_row(0, ("Bob", "in", "Oslo"), ("B-PERSON", "O", "B-PLACE"), "17.png")
+    assert rows[1] == ner_row(1, ("x",), ("O",), None)
     assert entity_types(rows) == ("PERSON", "PLACE")
-    assert split_path(tmp_path, "val") == path
 
 
 @pytest.mark.parametrize("name", OWN_DAMAGE)
@@ -125,18 +130,20 @@ def test_own_damage_names_the_line(tmp_path, name):
 
 
 def test_split_names(tmp_path):
+    task = Twitter2015(tmp_path)
+    assert task.split_file("val") is None
     with pytest.raises(InputError, match=r"no val split.*valid\.txt"):
-        split_path(tmp_path, "val")
+        task.read("val")
     for name in ("valid.txt", "val.txt", "dev.txt"):
         path = write(tmp_path, GOOD, name)
-        assert split_path(tmp_path, "val") == path
+        assert task.split_file("val") == path
         path.unlink()
     write(tmp_path, GOOD, "valid.txt")
     write(tmp_path, GOOD, "dev.txt")
-    assert split_path(tmp_path, "val").name == "valid.txt"
+    assert task.split_file("val").name == "valid.txt"
     write(tmp_path, GOOD + GOOD, "dev.txt")
     with pytest.raises(InputError, match="differ"):
-        split_path(tmp_path, "val")
+        task.split_file("val")
 
 
 def test_missing_file(tmp_path):
@@ -144,12 +151,59 @@ def test_missing_file(tmp_path):
         read_rows(tmp_path / "train.txt")
 
 
-def test_label_ids_of_the_authors():
-    """specs/hvpnet.md §1.3."""
-    ids = {label: number for number, label in enumerate(PIECE_LABELS)}
-    assert ids["PAD"] == 0 and ids["O"] == 1 and ids["B-MISC"] == 2 and ids["I-PER"] == 5
-    assert ids["B-ORG"] == 6 and ids["I-LOC"] == 9 and ids["X"] == 10 and ids["[SEP]"] == 12
-    assert WORD_LABELS[0] == "O" and len(WORD_LABELS) == 9
+class WordTokenizer:
+    """Cuts a word into its characters; `~` has no piece. The parts of the interface in use."""
+
+    def __call__(self, sentences, is_split_into_words, truncation, max_length, **_):
+        assert is_split_into_words and truncation
+        self.words = []
+        for words in sentences:
+            pieces = [n for n, word in enumerate(words) for c in word if c != "~"]
+            self.words.append([None, *pieces[: max_length - 2], None])
+        return self
+
+    def word_ids(self, index):
+        return self.words[index]
+
+    def __getitem__(self, key):
+        assert key == "input_ids"
+        return [[9 if w is None else w for w in words] for words in self.words]
+
+
+def test_encode_keeps_every_word(tmp_path):
+    """A word without pieces points at [CLS]; words beyond the limit are cut, and scored as O."""
+    write(tmp_path, "IMGID:1\nab\tB-PER\n~\tO\ncd\tB-LOC\n~\tO\n\n")
+    task = Twitter2017(tmp_path)
+    rows = task.read("train")
+    columns = task.encode(rows, WordTokenizer(), max_length=80)
+    assert [column[0].tolist() for column in columns.values()] == [
+        [9, 0, 0, 2, 2, 9],
+        [1, 0, 3, 0],
+        [True] * 4,
+        [WORD_LABELS.index(tag) for tag in ("B-PER", "O", "B-LOC", "O")],
+    ]
+    cut = task.encode(rows, WordTokenizer(), max_length=4)
+    assert cut["word_starts"][0].tolist() == [1] and len(cut["labels"][0]) == 1
+    predicted = [task.to_answer([WORD_LABELS.index("B-PER")])]
+    assert task.score(task.gold(rows), predicted)["recall"] == 50
+    assert task.score(task.gold(rows), predicted)["precision"] == 100
+
+
+def test_own_entities_task(tmp_path):
+    write(tmp_path, json.dumps(OWN) + "\n", "train.jsonl")
+    task = OwnEntities(tmp_path)
+    assert task.info.labels == ("O", "B-PERSON", "I-PERSON", "B-PLACE", "I-PLACE")
+    write(tmp_path, json.dumps(OWN | {"tags": ["B-THING", "O", "O"]}) + "\n", "val.jsonl")
+    with pytest.raises(InputError, match="unknown type"):
+        task.read("val")
+
+
+def test_image_folder(tmp_path):
+    """HVPNeT keeps the pictures beside the text folder; inside is fine, too."""
+    task = Twitter2015(tmp_path / "twitter2015")
+    assert task.image_folder("val") == tmp_path / "twitter2015" / "twitter2015_images"
+    (tmp_path / "twitter2015_images").mkdir()
+    assert task.image_folder("val") == tmp_path / "twitter2015_images"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +217,9 @@ def test_label_ids_of_the_authors():
 )
 def test_real_files(shared_data, year, split, rows, begins, orphans):
     """The counts of specs/hvpnet.md §1.3."""
-    read = read_rows(split_path(shared_data / f"twitter{year}", split))
+    read = (Twitter2015 if year == "2015" else Twitter2017)(shared_data / f"twitter{year}").read(
+        split
+    )
     tags = Counter(tag for row in read for tag in row.tags)
     assert len(read) == rows
     assert sum(count for tag, count in tags.items() if tag[0] == "B") == begins
