@@ -119,3 +119,43 @@ def illegal_transitions(labels: Sequence[str]) -> tuple[Tensor, Tensor]:
         dtype=torch.bool,
     )
     return start, step
+
+
+class PieceTags:
+    """HVPNeT's and TMR's way: the CRF runs over word pieces, with four tags more than words have.
+
+    Ids: `PAD` 0, word label i is i + 1, then `X` (a later piece of a word), `[CLS]`, `[SEP]`.
+    L: word pieces, W: words.
+    """
+
+    def __init__(self, labels: Sequence[str]):
+        """
+        Args:
+            labels: word labels, `O` first.
+        """
+        self.names = ("PAD", *labels, "X", "[CLS]", "[SEP]")
+        self.num_word_labels = len(labels)
+
+    def from_words(
+        self, labels: Tensor, word_starts: Tensor, word_mask: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        """(B, L) piece tags from (B, W) word labels, starts and mask, and the (B, L) piece mask.
+
+        A word without pieces (start 0, where [CLS] stands) loses its label, as in the originals.
+        """
+        x, cls, sep = range(self.num_word_labels + 1, self.num_word_labels + 4)
+        tags = torch.full_like(attention_mask, x, dtype=torch.long)
+        tags.scatter_(1, word_starts * word_mask, torch.where(word_mask, labels + 1, cls))
+        tags[:, 0] = cls
+        tags.scatter_(1, attention_mask.sum(1, keepdim=True) - 1, sep)
+        return tags * attention_mask
+
+    def to_words(
+        self, paths: Sequence[Sequence[int]], word_starts: Tensor, word_mask: Tensor
+    ) -> list[list[int]]:
+        """Word labels read at first pieces; a tag that no word has, and no piece at all, is `O`."""
+        words = []
+        for path, starts, mask in zip(paths, word_starts.tolist(), word_mask.tolist(), strict=True):
+            tags = [path[start] for start, on in zip(starts, mask, strict=True) if on]
+            words.append([tag - 1 if 1 <= tag <= self.num_word_labels else 0 for tag in tags])
+        return words

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchcrf import CRF
 
-from finetune.methods.crf import LinearChainCRF, illegal_transitions
+from finetune.methods.crf import LinearChainCRF, PieceTags, illegal_transitions
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -145,3 +145,23 @@ def test_bad_masks(mask):
     crf = LinearChainCRF(["O", "B-A"])
     with pytest.raises(ValueError, match="mask"):
         crf.decode(torch.zeros(1, 3, 2), mask)
+
+
+def test_piece_tags():
+    """[CLS] Os ##lo ~ in [SEP] pad, where ~ has no piece; and a shorter sentence."""
+    tags = PieceTags(BIO)
+    assert tags.names.index("X") == 6
+    labels = torch.tensor([[3, 0, 0], [1, 0, 0]])
+    starts = torch.tensor([[1, 0, 3], [1, 0, 0]])
+    word_mask = torch.tensor([[True, True, True], [True, False, False]])
+    pieces = torch.arange(6) < torch.tensor([[5], [3]])
+    got = tags.from_words(labels, starts, word_mask, pieces)
+    names = [[tags.names[tag] for tag in row] for row in got.tolist()]
+    assert names == [
+        ["[CLS]", "B-LOC", "X", "O", "[SEP]", "PAD"],
+        ["[CLS]", "B-PER", "[SEP]", "PAD", "PAD", "PAD"],
+    ]
+    paths = [row[:length] for row, length in zip(got.tolist(), (5, 3), strict=True)]
+    assert tags.to_words(paths, starts, word_mask) == [[3, 0, 0], [1]]
+    odd = [[0, tags.names.index("X"), 0, 2, 0], [0, tags.names.index("[SEP]"), 0]]
+    assert tags.to_words(odd, starts, word_mask) == [[0, 0, 1], [0]]
