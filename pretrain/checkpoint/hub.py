@@ -7,6 +7,7 @@
     README.md                 model card
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from transformers import BertModel, PreTrainedTokenizerBase
 
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
-from shards.schema import InputError
+from shards.schema import InputError, write_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -159,6 +160,29 @@ def load_text_tower(
     return stack_text_layers(encoder), tokenizer
 
 
+def init_encoder(
+    source: Source, architecture: FusionEncoderConfig
+) -> tuple[FusionEncoder, str]:
+    """An encoder of `architecture` whose towers start from another model directory.
+
+    Both towers and projections must fit; only fusion layers may be missing at the source (it may
+    be a prompter) and are then drawn at random.
+
+    Returns:
+        The encoder, and one line that says what was loaded and what was not.
+    """
+    directory = resolve(source)
+    state = {k: v for k, v in read_weights(directory).items() if not k.startswith("heads.")}
+    encoder = FusionEncoder(architecture)
+    drawn = {
+        key: tensor
+        for key, tensor in encoder.state_dict().items()
+        if key.startswith("fusion.") and not any(name.startswith("fusion.") for name in state)
+    }
+    load_strictly(encoder, state | drawn, str(directory))
+    return encoder, f"{len(state)} tensors loaded, {len(drawn)} fusion tensors drawn at random"
+
+
 def stack_text_layers(encoder: FusionEncoder) -> BertModel:
     """All BERT layers of an encoder as one text-only BERT (weights shared, not copied)."""
     config = encoder.config
@@ -203,6 +227,20 @@ def save_model_directory(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def save_architecture(
+    out: Source, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """What a model directory holds beside weights: lets a run's checkpoints be read on their own."""
+    tokenizer.save_pretrained(out)
+    write_json(Path(out) / CONFIG_NAME, config)
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 of the weights file: the identity of a model directory."""
+    with (directory / WEIGHTS_NAME).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _training_name(key: str) -> str:

@@ -8,6 +8,7 @@ added at the joint, and padding is masked as keys.
 
 import os
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -155,7 +156,7 @@ class FusionEncoder(nn.Module):
             depth=config.vision_layers,
             num_heads=config.vision_heads,
             num_classes=0,
-            norm_layer=lambda width: nn.LayerNorm(width, eps=config.vision_norm_eps),
+            norm_layer=partial(nn.LayerNorm, eps=config.vision_norm_eps),
         )
         same_width = config.vision_hidden_size == config.hidden_size
         self.bridge = (

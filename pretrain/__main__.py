@@ -1,0 +1,29 @@
+"""`python -m pretrain`, and what `launch/pretrain.sh` runs under any launcher."""
+
+import sys
+
+from pretrain.cli import exit_on_input_error, parse_config
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Parse, train, and say where the model is."""
+    from pretrain.config import PretrainConfig
+
+    config = parse_config(
+        PretrainConfig,
+        sys.argv[1:] if argv is None else argv,
+        prog="python -m pretrain",
+        description="Pre-train the fusion encoder, or its prompter, on shards. Running it again resumes.",
+        example="deepspeed launch/pretrain.sh --config pretrain/configs/tiny.yaml --optim.lr 3e-4",
+    )
+    from pretrain import distributed
+    from pretrain.train import train
+
+    model = train(config)
+    if distributed.is_main():
+        print(f"model directory: {model}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Checkpoints of a run in progress: `checkpoints/step-N/`, complete or not there.
+
+A directory counts only with its `COMPLETE` marker, which is written last; what a kill leaves
+half-written is removed by the next start.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from pretrain import distributed
+from pretrain.engine import Engine
+from shards.schema import write_json
+
+MARKER = "COMPLETE"
+
+
+class RunCheckpoints:
+    """The `checkpoints/` directory of one run."""
+
+    def __init__(self, run_dir: Path, *, keep: int) -> None:
+        self.root = run_dir / "checkpoints"
+        self.keep = keep
+
+    def complete_steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        steps = [
+            int(match[1])
+            for path in self.root.glob("step-*")
+            if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / MARKER).is_file()
+        ]
+        return sorted(steps)
+
+    def resume(self, engine: Engine) -> int:
+        """Load the newest complete checkpoint; the step it was made after, 0 where there is none."""
+        if distributed.is_main():
+            self._remove_incomplete()
+        steps = distributed.broadcast_object(self.complete_steps())
+        if not steps:
+            return 0
+        engine.load(self.root, f"step-{steps[-1]}")
+        return steps[-1]
+
+    def save(self, engine: Engine, step: int) -> None:
+        """Collective. Earlier checkpoints are touched only after this one is complete."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = self.root / f"step-{step}"
+        engine.save(self.root, folder.name)
+        distributed.barrier()
+        if distributed.is_main():
+            write_json(folder / MARKER, {"step": step, "world_size": distributed.world_size()})
+            write_json(self.root / "latest", folder.name)
+            for old in self.complete_steps()[: -self.keep]:
+                shutil.rmtree(self.root / f"step-{old}")
+        distributed.barrier()
+
+    def _remove_incomplete(self) -> None:
+        for folder in self.root.glob("step-*"):
+            if not (folder / MARKER).is_file():
+                shutil.rmtree(folder)
+

@@ -1,0 +1,199 @@
+"""A pre-training run as frozen dataclasses: the one source of defaults, help texts and validation."""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.promu import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(FusionEncoderConfig):
+    """Architecture of the encoder, and where its first weights come from."""
+
+    init: str | None = None
+    """Model directory or hub id whose towers the run starts from; architecture and tokenizer are
+    taken from it, fusion layers it lacks are drawn at random. None: all weights random."""
+    tokenizer: str | None = None
+    """Tokenizer directory or hub id where `init` gives none. None: a WordPiece vocabulary is
+    learned from the training captions."""
+
+    def architecture(self) -> FusionEncoderConfig:
+        """The part that `config.json` stores."""
+        return FusionEncoderConfig(
+            **{item.name: getattr(self, item.name) for item in fields(FusionEncoderConfig)}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Shards and how pairs become tensors."""
+
+    train: str
+    """Shard directory (path or fsspec URL) to train on."""
+    val: str | None = None
+    """Shard directory to validate on."""
+    max_length: int = 80
+    """Longest caption in word pieces, specials included (paper)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Share of the picture that a random resized crop keeps."""
+    flip: float = 0.5
+    """Probability of a left-right flip."""
+    photometric: float = 0.5
+    """Probability of each of two random brightness or sharpness changes."""
+    min_visible: float = 0.25
+    """An object of which the view shows less than this fraction takes no part in COE."""
+    workers: int = 4
+    """Loader processes per rank; they start once."""
+    streams: int = 64
+    """Canonical streams of the sample order; bounds the set of open shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrompterConfig:
+    """The frozen teacher behind COE and CIR; its picture features come from the teacher column."""
+
+    source: str | None = None
+    """Model directory or hub id of the prompter that wrote the teacher column."""
+    entities: str | None = None
+    """Entity vocabulary (`python -m shards nouns`)."""
+    relations: str | None = None
+    """Relation vocabulary; None: the 1,000 Wikidata properties that fusion-mre ships."""
+    entity_prompts: tuple[Literal["1", "2"], ...] = ("1",)
+    """Entity templates, Table 3; several are averaged."""
+    relation_prompts: tuple[Literal["A", "B", "C"], ...] = ("A",)
+    """Relation templates, Table 3; several are averaged."""
+    temperature: float | None = None
+    """Temperature of the soft labels; None: the prompter's own learned one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up from step 1 and linear decay to zero."""
+
+    steps: int = 85_000
+    """Optimizer steps of the whole run (paper)."""
+    lr: float = 1e-4
+    """Peak learning rate (paper)."""
+    weight_decay: float = 1e-3
+    """Decay (paper), not on biases, norms, embeddings of position and type, temperature."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Adam betas (released code)."""
+    eps: float = 1e-6
+    """Adam epsilon (released code)."""
+    warmup_ratio: float = 0.1
+    """Share of the steps with rising learning rate."""
+    clip: float = 2.0
+    """Global gradient norm limit; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"optim.steps must be at least 1, not {self.steps}")
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr must be positive, not {self.lr}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Global batch = micro-batch x accumulation x world: two given, the third computed."""
+
+    global_size: int | None = 128
+    """Pairs per optimizer step over all ranks (paper)."""
+    micro_size: int | None = None
+    """Pairs per forward pass of one rank."""
+    accumulation: int | None = 1
+    """Forward passes per optimizer step; contrastive negatives come from one pass."""
+
+    def resolve(self, world: int) -> tuple[int, int, int]:
+        """(global, micro, accumulation) for a number of ranks.
+
+        Raises:
+            ValueError: not exactly two given, or they do not divide.
+        """
+        size, micro, accumulation = self.global_size, self.micro_size, self.accumulation
+        if (size, micro, accumulation).count(None) != 1:
+            raise ValueError(
+                "batch: give exactly two of global_size, micro_size, accumulation; set the third to null"
+            )
+        if size is None:
+            return micro * accumulation * world, micro, accumulation
+        known = accumulation if micro is None else micro
+        if size % (known * world):
+            raise ValueError(
+                f"batch.global_size {size} is no multiple of {known * world} ({known} x {world} ranks)"
+            )
+        rest = size // (known * world)
+        return (size, rest, accumulation) if micro is None else (size, micro, rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the steps are computed."""
+
+    kind: Literal["auto", "deepspeed", "single"] = "auto"
+    """auto: DeepSpeed where a launcher started us, else this process alone."""
+    deepspeed: str = "launch/zero1.json"
+    """DeepSpeed tuning (stage, buckets, offload), relative to the repository or absolute."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16: autocast over float32 weights; features, softmax and losses stay float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept while running."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step always makes one."""
+    keep: int = 2
+    """Newest complete checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is told while running."""
+
+    every: int = 50
+    """Steps between log lines (the only device synchronisation)."""
+    validate_every: int = 2000
+    """Steps between validations; the last step always makes one. 0: never."""
+    validation_pairs: int = 1024
+    """Validation pairs used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One pre-training run."""
+
+    run_dir: str
+    """Everything the run writes; running again resumes it."""
+    data: DataConfig
+    """Shards and batches."""
+    seed: int = 42
+    """Seed of weights, sample order, augmentation and dropout."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Objectives."""
+    prompter: PrompterConfig = field(default_factory=PrompterConfig)
+    """Teacher."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Batch sizes."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Engine and precision."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Logging and validation."""
+
+    def __post_init__(self) -> None:
+        if not (self.loss.itm or self.loss.cit or self.loss.coe or self.loss.cir):
+            raise ValueError("loss: all four weights are 0; nothing to train")
+        if (self.loss.coe or self.loss.cir) and not self.prompter.source:
+            raise ValueError(
+                "prompter.source: COE and CIR need a prompter (train one with configs/prompter.yaml "
+                "and run `python -m pretrain.label`), or set loss.coe and loss.cir to 0"
+            )
+        if self.loss.coe and not self.prompter.entities:
+            raise ValueError("prompter.entities: COE needs a vocabulary (`python -m shards nouns`)")

@@ -1,0 +1,202 @@
+"""DeepSpeed and single-process engines behind the same few methods. One of two files with deepspeed.
+
+Both compute: loss of a micro-batch -> gradients averaged over accumulation and ranks -> clipping
+-> AdamW -> schedule. Batch size, accumulation, clipping, precision and optimizer come from our
+configuration alone; a DeepSpeed file that sets one of them is an error.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed
+from shards.schema import InputError
+
+_OURS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+    "amp",
+)
+Build = Callable[[nn.Module], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]]
+
+
+def start(kind: Literal["auto", "deepspeed", "single"]) -> str:
+    """Join the process group where a launcher started us; returns the kind of engine to build."""
+    launched = "RANK" in os.environ
+    if kind == "auto":
+        kind = "deepspeed" if launched else "single"
+    if kind == "single" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("engine.kind single cannot run in several processes; use deepspeed")
+    if kind == "deepspeed":
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        deepspeed.init_distributed(
+            get_accelerator().communication_backend_name(), auto_mpi_discovery=False
+        )
+    if torch.cuda.is_available() and distributed.device().type == "cuda":
+        torch.cuda.set_device(distributed.device())
+    return kind
+
+
+class SingleEngine:
+    """This process alone, without DeepSpeed."""
+
+    def __init__(
+        self, module: nn.Module, build: Build, *, precision: str, accumulation: int, clip: float
+    ) -> None:
+        self.device = distributed.device()
+        self.module = module.to(self.device)
+        self.optimizer, self.schedule = build(self.module)
+        self.precision, self.accumulation, self.clip = precision, accumulation, clip
+        self._micro_steps = 0
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """Named losses of one micro-batch."""
+        with autocast(self.device, self.precision):
+            return self.module(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of one micro-batch."""
+        (loss / self.accumulation).backward()
+
+    def step(self) -> None:
+        """After each micro-batch; updates at the end of an accumulation."""
+        self._micro_steps += 1
+        if self._micro_steps % self.accumulation:
+            return
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return self.schedule.get_last_lr()[0]
+
+    def save(self, root: Path, tag: str) -> None:
+        """Weights, moments and schedule below root/tag."""
+        folder = root / tag
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        torch.save(state, folder / "state.pt")
+
+    def load(self, root: Path, tag: str) -> None:
+        """Inverse of `save`."""
+        state = torch.load(root / tag / "state.pt", map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+class DeepSpeedEngine:
+    """ZeRO over the process group that a launcher set up."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        build: Build,
+        *,
+        precision: str,
+        accumulation: int,
+        clip: float,
+        micro_batch_size: int,
+        tuning: str,
+    ) -> None:
+        import deepspeed
+
+        self.device = distributed.device()
+        self.precision = precision
+        module.to(self.device)
+        optimizer, schedule = build(module)
+        config = {
+            **read_tuning(tuning),
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": clip,
+        }
+        if precision == "bf16":
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=schedule, config=config
+        )
+        self.module = self.engine.module
+
+    def __call__(self, batch: Any) -> dict[str, Tensor]:
+        """Named losses of one micro-batch."""
+        return self.engine(batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of one micro-batch."""
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        """After each micro-batch; updates at the end of an accumulation."""
+        self.engine.step()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return self.engine.get_lr()[0]
+
+    def save(self, root: Path, tag: str) -> None:
+        """Collective: weights, moments and schedule below root/tag."""
+        self.engine.save_checkpoint(str(root), tag=tag, save_latest=False)
+
+    def load(self, root: Path, tag: str) -> None:
+        """Collective: inverse of `save`, at the same world size."""
+        path, _ = self.engine.load_checkpoint(str(root), tag=tag)
+        if path is None:
+            raise InputError(f"{root / tag}: DeepSpeed found nothing to load there")
+
+
+Engine = SingleEngine | DeepSpeedEngine
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which a model of this precision computes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def read_tuning(name: str) -> dict[str, Any]:
+    """A DeepSpeed JSON file, looked up from here and from the repository.
+
+    Raises:
+        InputError: missing, damaged, or it sets what our configuration sets.
+    """
+    candidates = [Path(name), Path(__file__).resolve().parents[1] / name]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise InputError(f"engine.deepspeed: no file {name}")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    taken = sorted(set(content) & set(_OURS))
+    if taken:
+        raise InputError(
+            f"{path}: {', '.join(taken)} belong in the run's own configuration "
+            "(batch.*, optim.*, engine.precision); remove them here"
+        )
+    return content

@@ -1,0 +1,115 @@
+"""Teacher column: what the frozen prompter sees, once and for all.
+
+With clean (un-augmented) views the prompter's features of a picture and of its best object are
+constants, 1 KB a picture. Soft labels are formed from them on the fly, so that templates,
+vocabularies, temperature and hard labels can change without a new pass (PROMU spec §2.3).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from pretrain.checkpoint import hub
+from pretrain.cli import exit_on_input_error
+from pretrain.data import decode, squash
+from pretrain.distributed import device as pick_device
+from pretrain.engine import autocast
+from pretrain.model.fusion_encoder import FusionEncoder
+from shards.schema import OBJECTS, TEACHER, InputError
+from shards.stream import Sample, ShardReader
+from shards.write import write_column
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Label every shard that is not labelled yet."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.label",
+        description="Store what a frozen prompter sees in every picture and its best object.",
+        epilog="example: python -m pretrain.label shards/train --prompter runs/prompter/model",
+    )
+    parser.add_argument("shards", help="shard directory with an objects column")
+    parser.add_argument("--prompter", required=True, help="model directory or hub id")
+    parser.add_argument("--batch-size", type=int, default=256, help="pictures per forward pass")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=None,
+                        help="default: bf16 on a GPU, else fp32")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    label(args.shards, args.prompter, batch_size=args.batch_size, precision=args.precision)
+
+
+def label(
+    shards: str, prompter: str, *, batch_size: int = 256, precision: str | None = None
+) -> None:
+    """Write the teacher column of a shard directory; resumes shard by shard."""
+    reader = ShardReader(shards)
+    if not reader.has_column(OBJECTS):
+        raise InputError(f"{shards}: no objects column; run `python -m shards detect {shards}` first")
+    reader = ShardReader(shards, columns=[OBJECTS])
+    directory = hub.resolve(prompter)
+    encoder, _ = hub.load_fusion(directory)
+    device = pick_device()
+    precision = precision or ("bf16" if device.type == "cuda" else "fp32")
+    encoder.eval().to(device)
+
+    def compute(number: int) -> bytes:
+        samples = list(reader.samples(number))
+        return save(features(encoder, samples, batch_size, device, precision))
+
+    provenance = {
+        "prompter": str(prompter),
+        "prompter_sha256": hub.weights_digest(directory),
+        "objects_sha256": reader.column_digest(OBJECTS),
+        "image_size": encoder.config.image_size,
+        "precision": precision,
+    }
+    write_column(Path(shards), TEACHER, ".safetensors", compute, provenance, desc="label")
+
+
+@torch.inference_mode()
+def features(
+    encoder: FusionEncoder,
+    samples: list[Sample],
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+) -> dict[str, np.ndarray]:
+    """The column of one shard: `image_feat`, `object_feat` (n, E) f16, `has_object` (n,) bool."""
+    size = encoder.config.image_size
+    pictures = [decode(sample, 2 * size) for sample in samples]
+    whole = [squash(picture, size) for picture in pictures]
+    has_object = np.array([bool(sample.objects) for sample in samples])
+    crops = [
+        squash(picture, size, object_crop(sample, picture.size))
+        for sample, picture in zip(samples, pictures, strict=True)
+        if sample.objects
+    ]
+
+    def encode(views: list[np.ndarray]) -> np.ndarray:
+        parts = []
+        for start in range(0, len(views), batch_size):
+            pixels = torch.from_numpy(np.stack(views[start : start + batch_size])).to(device)
+            with autocast(device, precision):
+                feat = encoder.image_feat(encoder.encode_image(pixels))
+            parts.append(feat.half().cpu().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, width), np.float16)
+
+    width = encoder.config.projection_size
+    object_feat = np.zeros((len(samples), width), np.float16)
+    object_feat[has_object] = encode(crops)
+    return {"image_feat": encode(whole), "object_feat": object_feat, "has_object": has_object}
+
+
+def object_crop(sample: Sample, picture: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The best object's box in pixels of the decoded picture, clipped, at least one pixel a side."""
+    zoom = np.array([picture[0] / sample.meta.size[0], picture[1] / sample.meta.size[1]] * 2)
+    x1, y1, x2, y2 = np.array(sample.objects[0].box) * zoom
+    x1, y1 = min(max(x1, 0), picture[0] - 1), min(max(y1, 0), picture[1] - 1)
+    return x1, y1, min(max(x2, x1 + 1), picture[0]), min(max(y2, y1 + 1), picture[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""AdamW parameter groups and the learning-rate schedule; pre-training and fine-tuning share them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+_NEVER_DECAYED = ("temperature", "cls_token", "pos_embed", "position_embeddings", "token_type")
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight decay is for matrices: not for biases, norms, temperature, position or type tables."""
+    return parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float
+) -> list[dict]:
+    """Two groups, with and without decay, of the trainable parameters; empty ones are left out."""
+    trainable = [(name, p) for name, p in named if p.requires_grad]
+    with_decay = [p for name, p in trainable if decays(name, p)]
+    without = [p for name, p in trainable if not decays(name, p)]
+    groups = [
+        {"params": with_decay, "lr": lr, "weight_decay": weight_decay},
+        {"params": without, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(
+    groups: list[dict],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.optim.AdamW:
+    """torch's AdamW, in its fused form on an accelerator."""
+    on_gpu = groups[0]["params"][0].is_cuda
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True if on_gpu else None)
+
+
+def linear_schedule(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up whose first step already learns, then linear decay to zero after the last.
+
+    The factor of the s-th update (s = 1 … total) is s/warmup up to the warm-up's end, then
+    (total - s)/(total - warmup).
+    """
+
+    def factor(done: int) -> float:
+        step = done + 1
+        if step <= warmup_steps:
+            return step / warmup_steps
+        return max(total_steps - step, 0) / max(total_steps - warmup_steps, 1)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
