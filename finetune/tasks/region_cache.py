@@ -1,0 +1,151 @@
+"""Region caches: the boxes that any method may be given, from whatever grounder or detector.
+
+`regions_vg_{split}.jsonl` has one line a row: boxes grounded from the row's phrases.
+`regions_od.jsonl` has one line a picture: detected objects. The first line of either is a header
+with the tool, the model, its thresholds, and `leaky`: whether gold labels shaped anything in it::
+
+    {"tool": "regions build", "model": …, "leaky": false}
+    {"row": 0, "img_id": "a.jpg", "size": [800, 600],
+     "vg": [{"box": [x1, y1, x2, y2], "score": 0.31, "phrase": "oslo", "kind": "head"}]}
+
+    {"img_id": "a.jpg", "size": [800, 600], "od": [{"box": …, "score": 0.9, "label": "person"}]}
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.tasks.side_inputs import (
+    Box,
+    Key,
+    SideInput,
+    is_row,
+    some,
+    with_header,
+)
+from pretrain.cli import InputError
+from shards.schema import atomic_path
+
+
+@dataclass(frozen=True)
+class Region:
+    """One box in absolute pixels of the original picture."""
+
+    box: Box
+    """(x1, y1, x2, y2)"""
+    score: float
+    text: str
+    """The phrase that was grounded, or the detector's label."""
+    kind: str = "object"
+    """head, tail, noun; community: a published crop, its query unknown; object: detected."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions of one row (grounded) or of one picture (detected), best or queried first."""
+
+    image_id: str
+    size: tuple[int, int]
+    """(width, height) of the picture"""
+    regions: tuple[Region, ...]
+
+
+def read_regions(path: str | Path) -> SideInput:
+    """A cache keyed by row (`vg`) or by picture (`od`); values are `Regions`.
+
+    Raises:
+        InputError: naming file and line of the first damage.
+    """
+    path, values = Path(path), {}
+    header, records = with_header(path)
+    kinds = set()
+    for where, record in records:
+        kind = "vg" if "vg" in record else "od"
+        kinds.add(kind)
+        key = record.get("row") if kind == "vg" else record.get("img_id")
+        if (kind == "vg" and not is_row(key)) or len(kinds) > 1:
+            raise InputError(f"{where}: expected row and vg, or img_id and od, the same throughout")
+        if key in values:
+            raise InputError(f"{where}: {key!r} a second time")
+        values[key] = _regions(record, kind, where)
+    return SideInput(
+        path=path,
+        keyed_by="image" if kinds == {"od"} else "row",
+        values=some(values, path),
+        leaky=header["leaky"],
+        header=header,
+    )
+
+
+def write_regions(
+    path: str | Path, header: Mapping[str, Any], entries: Mapping[Key, Regions]
+) -> None:
+    """Write a region cache atomically. Keys are rows (`vg`) or pictures (`od`).
+
+    Args:
+        header: provenance; must say whether the regions are `leaky`.
+    """
+    if not isinstance(header.get("leaky"), bool):
+        raise ValueError("a region cache must say whether it is leaky")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        lines.write(json.dumps(header, ensure_ascii=False) + "\n")
+        for key, entry in entries.items():
+            record: dict[str, Any] = {"img_id": entry.image_id, "size": list(entry.size)}
+            if isinstance(key, int):
+                record = {"row": key, **record, "vg": regions_to_json(entry.regions, "vg")}
+            else:
+                record["od"] = regions_to_json(entry.regions, "od")
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def regions_to_json(regions: Iterable[Region], kind: Literal["vg", "od"]) -> list[dict[str, Any]]:
+    """The list under `vg` or `od`; boxes to a hundredth of a pixel."""
+    records = []
+    for region in regions:
+        box = [round(side, 2) for side in region.box]
+        record: dict[str, Any] = {"box": box, "score": round(region.score, 4)}
+        if kind == "vg":
+            record |= {"phrase": region.text, "kind": region.kind}
+        else:
+            record["label"] = region.text
+        records.append(record)
+    return records
+
+
+def regions_from_json(records: Any, size: Sequence[int], where: str) -> tuple[Region, ...]:
+    """The other way round, checked: four finite numbers, positive area, inside the picture.
+
+    Raises:
+        InputError: beginning with `where`.
+    """
+    if not isinstance(records, list):
+        raise InputError(f"{where}: expected a list of regions")
+    regions = []
+    for record in records:
+        box = record.get("box") if isinstance(record, dict) else None
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise InputError(f"{where}: a region's box is four finite numbers, not {box!r}")
+        x1, y1, x2, y2 = box
+        if not (-1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1):
+            raise InputError(f"{where}: box {box} is empty or outside {size[0]} × {size[1]} pixels")
+        score, text = record.get("score"), record.get("phrase", record.get("label"))
+        if not _is_number(score) or not isinstance(text, str):
+            raise InputError(f"{where}: a region needs a score and a phrase or label")
+        regions.append(Region(tuple(box), score, text, record.get("kind", "object")))
+    return tuple(regions)
+
+
+def _regions(record: dict[str, Any], kind: str, where: str) -> Regions:
+    image_id, size = record.get("img_id"), record.get("size")
+    if not isinstance(image_id, str) or not image_id:
+        raise InputError(f"{where}: img_id is missing")
+    if not isinstance(size, list) or [type(side) for side in size] != [int, int] or min(size) < 1:
+        raise InputError(f"{where}: size must be [width, height] in pixels, not {size!r}")
+    return Regions(image_id, tuple(size), regions_from_json(record.get(kind), size, where))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

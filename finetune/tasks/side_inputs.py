@@ -1,0 +1,286 @@
+"""What accompanies the rows: captions, phrases, scores, crop names, boxes, types.
+
+Every reader gives a `SideInput`: values keyed by row number or by picture, strictly read. `leaky`
+marks the community files whose number or wording was derived from the gold relation: the grounding
+queries behind them were head, tail, *and the entity types that the gold relation names*.
+
+| file | key | value | leaky |
+|---|---|---|---|
+| `caption/<model>_{split}.txt`, `captions.jsonl` | picture | caption | no |
+| `txt/phrase_text_{split}.json` (TMR) | row | words of the grounding queries | yes |
+| `txt/{split}_weight_{strong,weak}.txt` (TMR) | picture | score | no |
+| `txt/mre_{split}_dict.pth` | row | names of crop files | yes |
+| `txt/mre_dif_{split}_dict.pth` (TMR) | row | boxes in the generated picture | yes |
+| `types_{split}.jsonl` | row | (head type, tail type) | as its header says |
+
+Region caches, read the same way, have a file of their own: `region_cache.py`.
+"""
+
+import ast
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.tasks.base import Row
+from pretrain.cli import InputError
+
+Key = int | str
+Box = tuple[float, float, float, float]
+"""(x1, y1, x2, y2) in pixels"""
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideInput:
+    """Values of one file, keyed."""
+
+    path: Path
+    keyed_by: Literal["row", "image"]
+    values: Mapping[Key, Any]
+    leaky: bool = False
+    header: Mapping[str, Any] = field(default_factory=dict)
+    """Provenance, where the file has such a line."""
+    notes: tuple[str, ...] = ()
+    """What a report should say about the file, with counts."""
+
+    def of(self, rows: Sequence[Row], max_missing: int = 0) -> list[Any]:
+        """The value of each row; None for the absent ones that `max_missing` allows.
+
+        Raises:
+            InputError: more absent than allowed, with their number and an example.
+        """
+        keys = [row.row if self.keyed_by == "row" else row.image_id for row in rows]
+        absent = [key for key in keys if key not in self.values]
+        if len(absent) > max_missing:
+            raise InputError(
+                f"{self.path}: {len(absent)} of {len(rows)} rows have no entry (first: "
+                f"{self.keyed_by} {absent[0]}); complete the file, or allow that many missing"
+            )
+        return [self.values.get(key) for key in keys]
+
+    def require_rows(self, count: int) -> None:
+        """InputError unless a row-keyed file holds rows 0 … count - 1, no more and no fewer."""
+        if self.keyed_by != "row" or self.values.keys() == set(range(count)):
+            return
+        extra = sorted(key for key in self.values if not 0 <= key < count)
+        lost = next((row for row in range(count) if row not in self.values), None)
+        found = f"row {extra[0]} is too many" if extra else f"row {lost} is missing"
+        raise InputError(
+            f"{self.path}: {len(self.values)} rows for a split of {count} ({found}); "
+            "it belongs to another split or another version of the data"
+        )
+
+
+def find(folder: str | Path, pattern: str, split: str) -> Path:
+    """The file of a split: `pattern` holds `{split}`, for which val, dev and valid all stand.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = [pattern.format(split=name) for name in SPLIT_NAMES[split]]
+    for name in names:
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise InputError(f"{folder}: none of {', '.join(names)} is there")
+
+
+def read_captions(path: str | Path) -> SideInput:
+    """`{'img_id': …, 'text': …}` a line, Python literal (CAMIM) or JSON; outer blanks are cut."""
+    path, values, empty = Path(path), {}, 0
+    parse = json.loads if path.suffix == ".jsonl" else ast.literal_eval
+    for where, line in read_lines(path):
+        record = parse_record(parse, line, where)
+        if not isinstance(record, dict) or not {"img_id", "text"} <= record.keys():
+            raise InputError(f"{where}: expected an object with img_id and text")
+        image_id, text = record["img_id"], record["text"]
+        if not isinstance(image_id, str) or not image_id or not isinstance(text, str):
+            raise InputError(f"{where}: img_id and text must be strings")
+        if image_id in values:
+            raise InputError(f"{where}: a second caption of {image_id}; keep one")
+        values[image_id] = text.strip()
+        empty += not values[image_id]
+    notes = (f"{empty} of {len(values)} captions are empty",) if empty else ()
+    return SideInput(path=path, keyed_by="image", values=some(values, path), notes=notes)
+
+
+def read_phrases(path: str | Path) -> SideInput:
+    """`{"<row>": "words of the queries"}`, one JSON object (TMR). Leaks the label."""
+    path = Path(path)
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object that maps row numbers to phrases")
+    for key, phrase in content.items():
+        if not key.isdecimal() or not isinstance(phrase, str) or not phrase.strip():
+            raise InputError(f"{path}: key {key!r}: expected a row number and its phrase")
+    values = {int(key): phrase for key, phrase in content.items()}
+    return SideInput(path=path, keyed_by="row", values=some(values, path), leaky=True)
+
+
+def read_scores(path: str | Path) -> SideInput:
+    """`img_id<TAB>number` a line (TMR). A picture may have several lines; the last one counts.
+
+    The published files have one line a row but name only the picture, so where the rows of one
+    picture differ, nobody can tell which line belongs to which; `notes` counts such pictures.
+    """
+    path, values, differing = Path(path), {}, set()
+    for where, line in read_lines(path):
+        image_id, _, number = line.partition("\t")
+        score = finite_number(number)
+        if not image_id or score is None:
+            raise InputError(f"{where}: expected img_id<TAB>number, found {line[:60]!r}")
+        if values.setdefault(image_id, score) != score:
+            differing.add(image_id)
+        values[image_id] = score
+    notes = (f"{len(differing)} pictures have several scores",) if differing else ()
+    return SideInput(path=path, keyed_by="image", values=some(values, path), notes=notes)
+
+
+def read_crop_names(path: str | Path) -> SideInput:
+    """Row -> names of the community's crop files, from a `.pth`. Leaks the label.
+
+    The key is the line number in the text file, although the publishers' README says image name.
+    """
+    path = Path(path)
+    values = {}
+    for row, names in _row_keyed(path):
+        if not all(isinstance(name, str) and name and "/" not in name for name in names):
+            raise InputError(f"{path}: row {row}: expected names of crop files")
+        values[row] = tuple(names)
+    return SideInput(path=path, keyed_by="row", values=some(values, path), leaky=True)
+
+
+def read_generated_boxes(path: str | Path) -> SideInput:
+    """Row -> boxes in the generated 768 × 768 picture, from a `.pth` (TMR). Leaks the label.
+
+    Boxes without area after rounding are left out; `notes` counts them.
+    """
+    path, flat = Path(path), 0
+    values: dict[int, tuple[Box, ...]] = {}
+    for row, boxes in _row_keyed(path):
+        try:
+            rounded = [tuple(float(side) for side in box) for box in boxes]
+        except (TypeError, ValueError):
+            raise InputError(f"{path}: row {row}: expected boxes (x1, y1, x2, y2)") from None
+        if not all(len(box) == 4 and all(map(math.isfinite, box)) for box in rounded):
+            raise InputError(f"{path}: row {row}: expected boxes of four finite numbers")
+        kept = [b for b in rounded if round(b[2]) > round(b[0]) and round(b[3]) > round(b[1])]
+        flat += len(rounded) - len(kept)
+        values[row] = tuple(kept)
+    notes = (f"{flat} boxes without area left out",) if flat else ()
+    return SideInput(path=path, keyed_by="row", values=some(values, path), leaky=True, notes=notes)
+
+
+def read_types(path: str | Path) -> SideInput:
+    """Row -> (head type, tail type), from `{"row", "head", "tail"}` lines after a header line."""
+    path, values = Path(path), {}
+    header, records = with_header(path)
+    for where, record in records:
+        types = record.get("head"), record.get("tail")
+        if not is_row(record.get("row")) or not all(isinstance(t, str) and t for t in types):
+            raise InputError(f"{where}: expected row, head and tail")
+        if record["row"] in values:
+            raise InputError(f"{where}: row {record['row']} a second time")
+        values[record["row"]] = types
+    return SideInput(
+        path=path, keyed_by="row", values=some(values, path), leaky=header["leaky"], header=header
+    )
+
+
+def read_features(path: str | Path) -> SideInput:
+    """Row -> any JSON value, from `{"row", "feature"}` lines: something for the audit to judge."""
+    path, values = Path(path), {}
+    for where, line in read_lines(path):
+        record = parse_record(json.loads, line, where)
+        if not isinstance(record, dict) or not is_row(record.get("row")):
+            raise InputError(f"{where}: expected an object with row and feature")
+        if "feature" not in record or record["row"] in values:
+            raise InputError(f"{where}: no feature, or row {record['row']} a second time")
+        values[record["row"]] = record["feature"]
+    return SideInput(path=path, keyed_by="row", values=some(values, path))
+
+
+def _row_keyed(path: Path) -> Iterator[tuple[int, list[Any]]]:
+    """Items of a dict row -> list that `torch.save` wrote; nothing in it is executed."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # torch and pickle raise a dozen types on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: not a file of plain lists and tensors ({reason}); download it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a dict from row number to list")
+    for row, items in content.items():
+        if not is_row(row) or not isinstance(items, list):
+            raise InputError(f"{path}: key {row!r}: expected a row number and its list")
+        yield row, items
+
+
+def with_header(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
+    """The header object of a `.jsonl` file, and (place, object) of each later line."""
+
+    def records() -> Iterator[tuple[str, dict[str, Any]]]:
+        for where, line in lines:
+            record = parse_record(json.loads, line, where)
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: expected an object")
+            yield where, record
+
+    lines = read_lines(path)
+    _, header = next(records(), ("", {}))
+    if not isinstance(header.get("leaky"), bool):
+        raise InputError(f"{path}:1: no header line that says whether the file is leaky")
+    return header, records()
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("file:line", text) of each line that is not blank."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", line.removesuffix("\r")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8; convert the file") from None
+
+
+def parse_record(parser: Callable[[str], Any], line: str, where: str) -> Any:
+    try:
+        return parser(line)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise InputError(f"{where}: cannot be parsed: {line[:60]!r}") from None
+
+
+def finite_number(value: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_row(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def some(values: dict[Key, Any], path: Path) -> dict[Key, Any]:
+    if not values:
+        raise InputError(f"{path}: no entry in it")
+    return values
