@@ -101,15 +101,26 @@ class Dataset:
             tensors["image_mask"] = torch.from_numpy(index >= 0)
         return Batch(rows=torch.from_numpy(self.rows[chosen]), **tensors)
 
-    def batches(self, size: int, generator: np.random.Generator | None = None) -> Iterator[Batch]:
+    def batches(
+        self, size: int, generator: np.random.Generator | None = None, parts: int = 1
+    ) -> Iterator[Batch]:
         """Every row once, in batches of rows of similar length.
 
         Args:
-            size: rows a batch; the last one of an epoch may be smaller.
+            size: rows of a whole batch; the last one of an epoch may be smaller.
             generator: shuffles; the order is a function of its state. None: shortest first.
+            parts: each batch comes in so many pieces, one after the other (for accumulation); a
+                last batch with fewer rows than pieces is left out of this epoch.
         """
         for chosen in bucketed(self.lengths, size, generator):
-            yield self.collate(chosen)
+            if len(chosen) >= parts:
+                for part in np.array_split(chosen, parts):
+                    yield self.collate(part)
+
+
+def num_batches(rows: int, size: int, parts: int = 1) -> int:
+    """How many whole batches `Dataset.batches` makes of so many rows."""
+    return rows // size + (rows % size >= max(parts, 1))
 
 
 def bucketed(

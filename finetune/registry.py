@@ -1,7 +1,7 @@
 """Names -> classes. Other packages add theirs through entry points, without touching this file.
 
-    [project.entry-points."fusion_mre.methods"]
-    mine = "my_package.mine:Mine"
+[project.entry-points."fusion_mre.methods"]
+mine = "my_package.mine:Mine"
 """
 
 import difflib
@@ -19,6 +19,7 @@ TASKS = {
     "mnre": "finetune.tasks.mnre:Mnre",
     "twitter2015": "finetune.tasks.twitter:Twitter2015",
     "twitter2017": "finetune.tasks.twitter:Twitter2017",
+    "entities": "finetune.tasks.twitter:OwnEntities",
 }
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from finetune.batch import Batch
 from finetune.tasks.base import TaskInfo
+from pretrain.optim import parameter_groups
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ class Method(nn.Module):
         """One prediction a row: a label id, or (entities) the list of its words' label ids."""
         return output.logits.argmax(dim=-1).tolist()
 
-    def learning_rate(self, name: str, optim: Any) -> float:
-        """The learning rate of the parameter called `name` (`optim`: the OptimConfig)."""
-        return optim.lr if name.startswith("encoder.") else optim.head_lr
+    def parameter_groups(self, optim: Any) -> list[dict]:
+        """AdamW groups (`optim`: the OptimConfig): encoder at `lr`, the rest at `head_lr`."""
+        named = dict(self.named_parameters())
+        encoder = {name for name in named if name.startswith("encoder.")}
+        groups = []
+        for names, lr in ((encoder, optim.lr), (named.keys() - encoder, optim.head_lr)):
+            chosen = [(name, named[name]) for name in named if name in names]
+            groups += parameter_groups(chosen, lr=lr, weight_decay=optim.weight_decay)
+        return groups

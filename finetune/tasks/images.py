@@ -89,7 +89,7 @@ class ImageStore:
             raise InputError(
                 f"{self.folder}: of {len(self.position) + absent} pictures {len(self.missing)} are "
                 f"missing and {len(self.undecodable)} undecodable, for example {example} ({why}); "
-                f"supply them, allow that many with --max-missing {absent} (they are then masked), "
+                f"supply them, allow that many with --max_missing {absent} (they are then masked), "
                 "or switch vision off with --images none"
             )
 

@@ -1,0 +1,99 @@
+"""python -m finetune train | evaluate | report: every method on every task, judged one way."""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from pretrain.cli import exit_on_input_error, parse_config
+
+USAGE = """usage: python -m finetune COMMAND …
+
+  train     train a method on a task: select on dev, test once
+  evaluate  scores and predictions of a finished run
+  report    tables and plots of any number of runs
+
+`python -m finetune COMMAND --help` explains each, with an example.
+"""
+
+
+def train(argv: Sequence[str]) -> None:
+    """python -m finetune train"""
+    from finetune.config import parse_train
+
+    config = parse_train(argv)
+    from finetune.results import run
+
+    result = run(config)
+    for split in ("dev", "test"):
+        print(f"{split:>5}: {figures(result[split])}")
+    print(f"{config.out}/result.json")
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """python -m finetune evaluate RUN"""
+    from finetune.evaluate import EvaluateConfig
+    from finetune.evaluate import evaluate as run
+
+    config = parse_config(
+        EvaluateConfig,
+        with_positional(argv, "run"),
+        prog="python -m finetune evaluate",
+        description="Scores and predictions of a finished run.",
+        example="python -m finetune evaluate RUN --data DIR --split test",
+    )
+    result = run(config)
+    print(f"{result['split']:>5}: {figures(result)}")
+
+
+def report(argv: Sequence[str]) -> None:
+    """python -m finetune report RUN…"""
+    from finetune.report import main as run
+
+    run(argv)
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def figures(scores: Mapping | None) -> str:
+    """One line: F1, precision, recall, accuracy as mean ± sd."""
+    from finetune.protocols import METRICS
+
+    if scores is None:
+        return "no such split"
+    parts = []
+    for name in METRICS:
+        mean, sd = scores[name]["mean"], scores[name]["sd"]
+        parts.append(f"{name} {mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}"))
+    return ", ".join(parts)
+
+
+def with_positional(argv: Sequence[str], name: str) -> list[str]:
+    """A leading positional argument as `--name VALUE`."""
+    if argv and not argv[0].startswith("-"):
+        return [f"--{name}", *argv]
+    return list(argv)
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Dispatch on the first word."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        sys.exit(0 if argv else 2)
+    if argv[0] not in COMMANDS:
+        sys.stderr.write(f"error: unknown command {argv[0]!r}; there are {', '.join(COMMANDS)}\n")
+        sys.exit(2)
+    COMMANDS[argv[0]](argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Configuration of `finetune train`: defaults, help texts and validation in one place."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Literal
+
+from finetune import registry
+from finetune.protocols import PROTOCOLS
+from pretrain.cli import InputError, parse_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimisation; defaults as in promu.md §6.1."""
+
+    lr: float = 3e-5
+    """Peak learning rate of what `--init` holds."""
+    head_lr: float = 1e-3
+    """Peak learning rate of new layers."""
+    weight_decay: float = 1e-3
+    """AdamW decay of matrices; biases and norms have none."""
+    epochs: int = 15
+    """Passes over the training rows."""
+    min_steps: int = 0
+    """Raise the epochs until there are at least this many optimiser steps (few labels)."""
+    global_batch_size: int = 16
+    """Rows an optimiser step."""
+    accumulation: int = 1
+    """Forward passes a step: each sees global_batch_size / accumulation rows."""
+    warmup: float = 0.06
+    """Share of all steps in which the learning rate rises linearly; it then falls to zero."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 = no clipping."""
+    patience: int = 0
+    """Stop after this many epochs without a better dev F1; 0 = never."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast on CUDA, fp32 on CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must be at least 1")
+        for name in ("lr", "head_lr", "weight_decay", "clip", "min_steps", "patience"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} must not be negative")
+        if not 0 <= self.warmup < 1:
+            raise ValueError("optim.warmup is a share: 0 <= warmup < 1")
+        if self.global_batch_size % self.accumulation:
+            raise ValueError("optim.global_batch_size must be a multiple of optim.accumulation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run: a method on a task."""
+
+    task: str
+    """Task name: mnre, twitter2015, twitter2017, or an entry point's."""
+    method: str
+    """Method name: mtb, promu, …, or an entry point's."""
+    data: str
+    """Folder of the task's files."""
+    out: str
+    """Run directory; a finished seed in it is not trained again."""
+    init: str | None = None
+    """Start from these weights: fusion model directory, hub id, or (text methods) a BERT; none."""
+    architecture: str | None = None
+    """Instead of --init: the same architecture and tokenizer with random weights (scratch)."""
+    images: Literal["required", "none"] = "required"
+    """required: a picture missing or undecodable is an error. none: vision off."""
+    max_missing: int = 0
+    """With images required: so many may be absent per split; those rows are masked, and counted."""
+    cache: str | None = None
+    """Folder of decoded pictures; default $FUSION_MRE_CACHE, else `.cache` beside --out."""
+    max_length: int = 80
+    """Longest text in word pieces; longer ones keep what is nearest to the entities."""
+    fraction: float = 1.0
+    """Share of the training rows, drawn by the run's seed, nested over shares."""
+    seeds: int | str = 1
+    """Comma-separated seeds; each is a whole training, the result is their mean."""
+    protocol: str = "standard"
+    """How dev chooses the epoch: an entry of `finetune/protocols.py`."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimisation."""
+
+    def __post_init__(self) -> None:
+        if (self.init in (None, "none")) == (self.architecture is None):
+            raise ValueError(
+                "give exactly one of --init MODEL_DIR (its weights) and "
+                "--architecture MODEL_DIR (its sizes and tokenizer, random weights)"
+            )
+        if not 0 < self.fraction <= 1:
+            raise ValueError("fraction must be in (0, 1]")
+        if self.max_length < 8:
+            raise ValueError("max_length must be at least 8: four markers and two entities")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol {self.protocol!r}: there are {', '.join(PROTOCOLS)}")
+        if len(set(self.seed_list)) != len(self.seed_list):
+            raise ValueError(f"seeds {self.seeds}: one is repeated")
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds as numbers."""
+        try:
+            return [int(seed) for seed in str(self.seeds).split(",")]
+        except ValueError:
+            raise ValueError(f"seeds {self.seeds!r}: expected numbers like 1,2,3") from None
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where decoded pictures lie."""
+        return cache_directory(self.cache, self.out)
+
+
+def cache_directory(option: str | None, run: str | Path) -> Path:
+    """--cache, else $FUSION_MRE_CACHE, else `.cache` beside the run."""
+    named = option or os.environ.get("FUSION_MRE_CACHE")
+    return Path(named) if named else Path(run).resolve().parent / ".cache"
+
+
+def with_method(config_class: type, method_config: type) -> type:
+    """`config_class` with the method's own settings as section `model`."""
+    model = ("model", method_config, field(default_factory=method_config))
+    return make_dataclass(
+        config_class.__name__,
+        [model],
+        bases=(config_class,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": config_class.__doc__},
+    )
+
+
+def parse_train(argv: Sequence[str]) -> TrainConfig:
+    """The run that `argv` asks for. `--method` is looked up first: its settings are options too."""
+    method = look_ahead("method", argv)
+    known = method is not None and method in registry.known("methods")
+    config_class = (
+        with_method(TrainConfig, registry.load("methods", method).Config) if known else TrainConfig
+    )
+    config = parse_config(
+        config_class,
+        argv,
+        prog="python -m finetune train",
+        description="Train a method on a task: select on dev, test once.",
+        example="python -m finetune train --task mnre --method promu --data DIR "
+        "--init MODEL_DIR --out RUN --seeds 1,2,3",
+    )
+    registry.load("methods", config.method)  # an unknown name, once everything else is in order
+    return config
+
+
+def look_ahead(name: str, argv: Sequence[str]) -> str | None:
+    """The value of `--name` on the command line, else in the last `--config` file that has it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}")
+    parser.add_argument("--config", action="append", default=[])
+    found, _ = parser.parse_known_args(list(argv))
+    if (value := getattr(found, name)) is not None:
+        return value
+    import yaml
+
+    for path in reversed(found.config):
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        if isinstance(content, dict) and name in content:
+            return str(content[name])
+    return None

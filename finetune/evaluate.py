@@ -1,0 +1,140 @@
+"""Weights + split -> predictions and scores; `python -m finetune evaluate` repeats a run's."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from finetune import checkpoint, protocols, registry
+from finetune.config import cache_directory
+from finetune.inputs import InputOptions, LoadedSplit, load_split
+from finetune.methods.base import Method
+from finetune.tasks.base import Task
+from pretrain import distributed
+from pretrain.cli import InputError
+from pretrain.engine import autocast
+from shards.schema import atomic_path, write_json
+
+SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test"}
+"""Names on the command line -> names of splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Scores of a finished run."""
+
+    run: str
+    """Run directory, or one seed's directory in it."""
+    data: str
+    """Folder of the task's files."""
+    split: Literal["train", "dev", "val", "test"] = "test"
+    """Which rows."""
+    max_missing: int = 0
+    """So many pictures may be absent; those rows are masked, and counted."""
+    cache: str | None = None
+    """Folder of decoded pictures; default $FUSION_MRE_CACHE, else `.cache` beside the run."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on CUDA, fp32 on CPU."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers of one split in file order."""
+
+    rows: list[int]
+    gold: list[Any]
+    answers: list[Any]
+    probabilities: list[list[float]] | None
+    """Relations: one a label, in order of the labels. Entities: None."""
+
+    def write(self, path: Path) -> None:
+        """`pred_{split}.jsonl`."""
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+            for i, row in enumerate(self.rows):
+                record = {"row": row, "gold": self.gold[i], "pred": self.answers[i]}
+                if self.probabilities is not None:
+                    record["scores"] = self.probabilities[i]
+                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def score(self, task: Task) -> dict[str, float]:
+        """The task's metric, in percent."""
+        return dict(task.score(self.gold, self.answers))
+
+
+@torch.inference_mode()
+def predict(
+    method: Method, task: Task, split: LoadedSplit, precision: str, micro_batch_size: int = 64
+) -> Predictions:
+    """Answers for every row, on the method's device. The result is in file order."""
+    method.eval()
+    device = next(method.parameters()).device
+    position = {row: i for i, row in enumerate(split.dataset.rows.tolist())}
+    answers: list[Any] = [None] * len(position)
+    probabilities: list[Any] = [None] * len(position)
+    with autocast(device, precision):
+        for batch in split.dataset.batches(micro_batch_size):
+            places = [position[row] for row in batch.rows.tolist()]
+            batch = batch.to(device)
+            output = method(batch)
+            decoded = method.decode(output, batch)
+            for place, answer in zip(places, decoded, strict=True):
+                answers[place] = task.to_answer(answer)
+            if task.info.kind == "relation":
+                shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5)
+                for place, share in zip(places, shares.tolist(), strict=True):
+                    probabilities[place] = share
+    relation = task.info.kind == "relation"
+    return Predictions(list(position), split.gold, answers, probabilities if relation else None)
+
+
+def pick_precision(name: str) -> str:
+    """`auto` is bf16 on CUDA and fp32 on the CPU."""
+    if name != "auto":
+        return name
+    return "bf16" if distributed.device().type == "cuda" else "fp32"
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score every seed of a run again; writes `pred_{split}.jsonl` and `evaluate_{split}.json`."""
+    run, split = Path(config.run), SPLITS[config.split]
+    name = "dev" if split == "val" else split
+    per_seed = []
+    for directory in seed_directories(run):
+        method, tokenizer, description = checkpoint.load_method(directory / "model")
+        task = registry.load("tasks", description["task"]["name"])(Path(config.data))
+        check_labels(task, description["task"]["labels"], config.data)
+        options = InputOptions(
+            **description["inputs"],
+            cache=cache_directory(config.cache, run),
+            max_missing=config.max_missing,
+        )
+        loaded = load_split(task, split, tokenizer, method, options)
+        method.to(distributed.device())
+        predictions = predict(method, task, loaded, pick_precision(config.precision))
+        predictions.write(directory / f"pred_{name}.jsonl")
+        per_seed.append({"seed": directory.name, **predictions.score(task)})
+    result = {"split": name, **protocols.aggregate(per_seed), "per_seed": per_seed}
+    write_json(run / f"evaluate_{name}.json", result)
+    return result
+
+
+def seed_directories(run: Path) -> list[Path]:
+    """The finished seeds of a run directory, or the directory itself where it is one seed's."""
+    found = [path for path in run.glob("seed-*") if (path / "result.json").is_file()]
+    if not found and (run / "model").is_dir():
+        found = [run]
+    if not found:
+        raise InputError(f"{run}: no finished seed in it (expected seed-*/result.json)")
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def check_labels(task: Task, trained: Sequence[str], data: str) -> None:
+    """Refuse a data folder whose labels are not those that the weights were trained on."""
+    if tuple(trained) != task.info.labels:
+        raise InputError(
+            f"{data}: its {len(task.info.labels)} labels are not the {len(trained)} that this run "
+            "was trained on, or in another order; evaluate with the same label file"
+        )

@@ -1,0 +1,55 @@
+"""How a number comes about: which epochs count, which of equal ones wins, which rows are trained
+on, how seeds are averaged. The test split is read once, with the epoch that dev chose."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+METRICS = ("f1", "precision", "recall", "accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Selection by F1 on dev; one entry for each way that papers do it."""
+
+    source: str
+    first_epoch: int = 1
+    """Epochs before it are not candidates (1 = all are)."""
+    ties: Literal["first", "last"] = "first"
+    """Which epoch wins among those with equal dev F1."""
+
+    def improves(self, f1: float, best: float | None) -> bool:
+        """Whether an epoch with this dev F1 replaces the best one so far."""
+        return best is None or f1 > best or (self.ties == "last" and f1 == best)
+
+
+PROTOCOLS = {
+    "standard": Protocol(source="this project; FocalMRE"),
+    "hvpnet": Protocol(source="released code of HVPNeT (relations)", ties="last"),
+    "hvpnet_ner": Protocol(source="released code of HVPNeT (NER)", first_epoch=3, ties="last"),
+    "camim": Protocol(source="CAMIM: evaluates after its 8th epoch", first_epoch=9, ties="last"),
+}
+
+
+def fraction_rows(total: int, fraction: float, seed: int) -> np.ndarray:
+    """floor(fraction · total) sorted positions without replacement (focalmre.md §4.3).
+
+    Smaller fractions are prefixes of one permutation, so sets of one seed are nested.
+    """
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(total)
+    return np.sort(order[: int(fraction * total + 1e-9)])  # 0.29 · 100 is 28.999…
+
+
+def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Mean and sample standard deviation over seeds of each metric; one seed has no deviation."""
+    return {
+        name: {
+            "mean": round(statistics.mean(values), 4),
+            "sd": round(statistics.stdev(values), 4) if len(values) > 1 else None,
+        }
+        for name in METRICS
+        if (values := [score[name] for score in scores])
+    }

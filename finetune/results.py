@@ -1,0 +1,120 @@
+"""A run directory as a whole: its configuration, its seeds, its `result.json` (DESIGN.md §4.6)."""
+
+import hashlib
+import json
+import logging
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune import registry
+from finetune.config import TrainConfig
+from finetune.protocols import aggregate
+from finetune.tasks.base import Task
+from pretrain.cli import InputError, dump_config
+from shards.schema import atomic_path, write_json
+
+LOG = logging.getLogger(__name__)
+PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train every seed that is not finished, and write `result.json`."""
+    from finetune.train import SeedRun
+
+    task = registry.load("tasks", config.task)(existing_folder(config.data))
+    out = Path(config.out)
+    claim(out, config)
+    if task.split_file("test") is None:
+        LOG.warning('%s: no test split: dev only, `"test": null`', config.data)
+    per_seed = []
+    for seed in config.seed_list:
+        directory = out / f"seed-{seed}"
+        finished = directory / "result.json"
+        if finished.is_file():
+            LOG.info("%s: finished before", directory)
+            per_seed.append(json.loads(finished.read_text(encoding="utf-8")))
+        else:
+            per_seed.append(SeedRun(config, task, seed, directory).run())
+    result = summarise(config, task, per_seed)
+    write_json(out / "result.json", result)
+    return result
+
+
+def existing_folder(path: str) -> Path:
+    """`path`, which must be a folder."""
+    if not Path(path).is_dir():
+        raise InputError(f"--data {path}: no such folder")
+    return Path(path)
+
+
+def claim(out: Path, config: TrainConfig) -> None:
+    """Write `config.yaml`, or refuse a directory that holds a run with other settings."""
+    path, text = out / "config.yaml", dump_config(config)
+    if path.is_file():
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        now = yaml.safe_load(text)
+        for free in ("seeds", "cache", "out"):  # more seeds may join a run
+            before.pop(free, None)
+            now.pop(free, None)
+        if differing := [key for key in now if before.get(key) != now[key]]:
+            raise InputError(
+                f"{out}: holds a run with another {', '.join(differing)} (see config.yaml); "
+                "choose another --out or remove it"
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `result.json`; figures in percent."""
+    method = registry.load("methods", config.method)
+    tested = all(seed["test"] is not None for seed in per_seed)
+    return {
+        "task": config.task,
+        "method": config.method,
+        "protocol": config.protocol,
+        "leaky": False,
+        "images": config.images if "image" in method.needs else "none",
+        "views": [],
+        "dev": aggregate([seed["dev"] for seed in per_seed]),
+        "test": aggregate([seed["test"] for seed in per_seed]) if tested else None,
+        "per_seed": per_seed,
+        "provenance": {
+            "config": yaml.safe_load(dump_config(config)),
+            "data": data_hashes(config, task),
+            "versions": versions(),
+            "seconds": round(sum(seed["seconds"] for seed in per_seed), 1),
+            "audit": None,
+        },
+    }
+
+
+def data_hashes(config: TrainConfig, task: Task) -> dict[str, str]:
+    """sha256 of the label files, the splits, and the weights that the run started from."""
+    folder = Path(config.data)
+    paths = [folder / name for name in task.SIDE_FILES]
+    paths += [path for split in ("train", "val", "test") if (path := task.split_file(split))]
+    source = Path(config.architecture or config.init)
+    paths += [path for name in ("config.json", "model.safetensors") if (path := source / name)]
+    return {str(path): sha256(path) for path in paths if path.is_file()}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and what decides numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

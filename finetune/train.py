@@ -1,0 +1,260 @@
+"""One loop for all methods: train a seed, choose its epoch on dev, read test once.
+
+An unfinished seed goes on after its last whole epoch (`seed-N/resume/`). Order and dropout of an
+epoch are functions of (seed, epoch), so a run that was cut off ends like one that was not.
+"""
+
+import json
+import logging
+import math
+import random
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from finetune import checkpoint, registry
+from finetune.batch import num_batches
+from finetune.config import TrainConfig
+from finetune.evaluate import pick_precision, predict
+from finetune.inputs import InputOptions, LoadedSplit, load_split
+from finetune.methods.base import Method, Source
+from finetune.protocols import PROTOCOLS, fraction_rows
+from finetune.tasks.base import Task
+from pretrain.cli import InputError
+from pretrain.engine import SingleEngine
+from pretrain.optim import adamw, linear_schedule
+from pretrain.tracking import MetricsLog
+from shards.schema import write_json
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a seed stands; written after every epoch."""
+
+    epoch: int = 0
+    """Whole epochs done."""
+    step: int = 0
+    """Optimiser steps done."""
+    best_epoch: int = 0
+    best_f1: float | None = None
+    seconds: float = 0.0
+
+
+class SeedRun:
+    """One seed of a run: set-up, loop, final scores. Everything it writes is below `directory`."""
+
+    def __init__(self, config: TrainConfig, task: Task, seed: int, directory: Path) -> None:
+        self.config, self.task, self.seed, self.directory = config, task, seed, directory
+        self.protocol = PROTOCOLS[config.protocol]
+        set_seed(seed)
+        self.method, self.tokenizer = build_method(config, task)
+        self.options = InputOptions(
+            images=config.images,
+            max_length=config.max_length,
+            cache=config.cache_dir,
+            max_missing=config.max_missing,
+        )
+        whole = self.load("train")
+        self.train_split = whole.subset(fraction_rows(len(whole), config.fraction, seed))
+        self.dev_split = self.load("val")
+        if not len(self.train_split):
+            raise InputError(f"--fraction {config.fraction}: no training row is left")
+        self.engine, self.epochs = build_engine(config, self.method, len(self.train_split))
+        self.progress = self.resume()
+
+    def load(self, split: str) -> LoadedSplit:
+        """A split, encoded for this run's method."""
+        return load_split(self.task, split, self.tokenizer, self.method, self.options)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns, and writes, this seed's `result.json`."""
+        progress = self.progress
+        started = time.monotonic() - progress.seconds
+        log = MetricsLog(self.directory, resume_step=progress.step)
+        while progress.epoch < self.epochs and not self.out_of_patience():
+            progress.epoch += 1
+            lr = self.engine.lr
+            loss = self.train_epoch()
+            predictions = predict(self.method, self.task, self.dev_split, self.engine.precision)
+            scores = predictions.score(self.task)
+            values = {"epoch": progress.epoch, "train_loss": loss, "lr": lr}
+            log.write(progress.step, values | {f"dev_{name}": scores[name] for name in scores})
+            LOG.info(
+                "seed %d, epoch %d of %d: loss %.4f, dev F1 %.2f",
+                self.seed, progress.epoch, self.epochs, loss, scores["f1"],
+            )  # fmt: skip
+            self.keep_if_best(scores["f1"])
+            progress.seconds = time.monotonic() - started
+            self.save_progress()
+        log.close()
+        return self.finish()
+
+    def train_epoch(self) -> float:
+        """One pass over the training rows; returns the mean loss a row.
+
+        Raises:
+            InputError: the loss is no longer finite; names step and rows.
+        """
+        optim, engine, progress = self.config.optim, self.engine, self.progress
+        engine.module.train()
+        epoch_seed = np.random.SeedSequence([self.seed, progress.epoch])
+        torch.manual_seed(int(epoch_seed.generate_state(1)[0]))
+        batches = self.train_split.dataset.batches(
+            optim.global_batch_size, np.random.default_rng(epoch_seed), parts=optim.accumulation
+        )
+        steps = num_batches(len(self.train_split), optim.global_batch_size, optim.accumulation)
+        total = rows = 0
+        bar = tqdm(
+            batches, total=steps * optim.accumulation, desc=f"epoch {progress.epoch}", disable=None
+        )
+        for number, batch in enumerate(bar, start=1):
+            loss = engine(batch.to(engine.device, non_blocking=True)).loss
+            value = loss.item()
+            if not math.isfinite(value):
+                raise InputError(
+                    f"seed {self.seed}, epoch {progress.epoch}, batch {number}: the loss is {value}"
+                    f" on rows {batch.rows.tolist()} of the training file; lower --optim.lr and "
+                    "--optim.head_lr, or look at these rows"
+                )
+            engine.backward(loss)
+            engine.step()
+            total, rows = total + value * len(batch), rows + len(batch)
+            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        progress.step += steps
+        return total / rows
+
+    def keep_if_best(self, f1: float) -> None:
+        """Save the weights where the protocol prefers this epoch to the best one so far."""
+        progress = self.progress
+        last_chance = progress.epoch == self.epochs and progress.best_f1 is None
+        candidate = progress.epoch >= self.protocol.first_epoch or last_chance
+        if candidate and self.protocol.improves(f1, progress.best_f1):
+            progress.best_f1, progress.best_epoch = f1, progress.epoch
+            checkpoint.save_method(
+                self.directory / "model",
+                self.method,
+                self.tokenizer,
+                name=self.config.method,
+                config=self.config.model,
+                task=self.task.info,
+                inputs={"images": self.config.images, "max_length": self.config.max_length},
+                card=model_card(self.config, self.seed, progress),
+            )
+
+    def out_of_patience(self) -> bool:
+        """Whether dev has not improved for `optim.patience` epochs."""
+        patience, progress = self.config.optim.patience, self.progress
+        if not patience or progress.best_f1 is None:
+            return False
+        return progress.epoch - progress.best_epoch >= patience
+
+    def save_progress(self) -> None:
+        """State after a whole epoch; the previous one goes once this one is complete."""
+        root, tag = self.directory / "resume", f"epoch-{self.progress.epoch}"
+        self.engine.save(root, tag)
+        write_json(root / "progress.json", asdict(self.progress))
+        for old in root.glob("epoch-*"):
+            if old.name != tag:
+                shutil.rmtree(old)
+
+    def resume(self) -> Progress:
+        """Load the last whole epoch of an interrupted seed, if there is one."""
+        path = self.directory / "resume" / "progress.json"
+        if not path.is_file():
+            return Progress()
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+        self.engine.load(path.parent, f"epoch-{progress.epoch}")
+        LOG.info("%s: goes on after epoch %d", self.directory, progress.epoch)
+        return progress
+
+    def finish(self) -> dict[str, Any]:
+        """Reload the chosen epoch from disk; score dev and, this once, test."""
+        method, tokenizer, _ = checkpoint.load_method(self.directory / "model")
+        self.method, self.tokenizer = method.to(self.engine.device), tokenizer
+        result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None}
+        images = {"train": self.train_split.images}
+        for name, split in (("dev", "val"), ("test", "test")):
+            if self.task.split_file(split) is None:
+                continue
+            loaded = self.dev_split if split == "val" else self.load(split)
+            predictions = predict(method, self.task, loaded, self.engine.precision)
+            predictions.write(self.directory / f"pred_{name}.jsonl")
+            result[name] = dict(predictions.score(self.task))
+            images[name] = loaded.images
+        result |= {
+            "best_epoch": self.progress.best_epoch,
+            "epochs": self.progress.epoch,
+            "steps": self.progress.step,
+            "train_rows": len(self.train_split),
+            "parameters": sum(parameter.numel() for parameter in method.parameters()),
+            "seconds": round(self.progress.seconds, 1),
+            "device": str(self.engine.device),
+            "precision": self.engine.precision,
+            "images": images,
+        }
+        write_json(self.directory / "result.json", result)
+        shutil.rmtree(self.directory / "resume", ignore_errors=True)
+        return result
+
+
+def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
+    """The method with the weights, or the architecture, that the run names."""
+    method_class = registry.load("methods", config.method)
+    if task.info.kind not in method_class.kinds:
+        raise InputError(
+            f"--method {config.method} does {', '.join(sorted(method_class.kinds))}; task "
+            f"{task.info.name} is of kind {task.info.kind}"
+        )
+    random_weights = config.architecture is not None
+    source = Source(config.architecture if random_weights else config.init, random_weights)
+    return method_class.build(config.model, task.info, source)
+
+
+def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[SingleEngine, int]:
+    """The engine, and how many epochs reach both `optim.epochs` and `optim.min_steps`."""
+    optim = config.optim
+    steps = num_batches(rows, optim.global_batch_size, optim.accumulation)
+    if not steps:
+        raise InputError(f"{rows} training rows are fewer than optim.accumulation")
+    epochs = max(optim.epochs, -(-optim.min_steps // steps))
+    total = steps * epochs
+
+    def build(module: Method):
+        optimizer = adamw(module.parameter_groups(optim))
+        return optimizer, linear_schedule(optimizer, round(optim.warmup * total), total)
+
+    engine = SingleEngine(
+        method,
+        build,
+        precision=pick_precision(optim.precision),
+        accumulation=optim.accumulation,
+        clip=optim.clip,
+    )
+    return engine, epochs
+
+
+def set_seed(seed: int) -> None:
+    """Seed every generator, and prefer deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def model_card(config: TrainConfig, seed: int, progress: Progress) -> str:
+    """README.md of the fine-tuned model."""
+    start = config.init or f"the architecture of {config.architecture}, random weights"
+    return (
+        f"# {config.method} on {config.task}\n\n"
+        f"Fine-tuned with Fusion-MRE from `{start}`; seed {seed}, epoch {progress.best_epoch}, "
+        f"dev F1 {progress.best_f1:.2f} %. Images: {config.images}.\n"
+    )

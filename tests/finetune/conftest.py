@@ -1,0 +1,90 @@
+"""A tiny task folder in MNRE's format and a tiny model directory, both made here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RELATIONS = ("None", "/per/per/couple", "/per/org/member_of")
+COLORS = {
+    "None": (40, 40, 40),
+    "/per/per/couple": (230, 30, 30),
+    "/per/org/member_of": (30, 30, 230),
+}
+NAMES = ("Ann", "Bob", "Cid", "Dora", "Eve", "Finn")
+
+
+def write_mnre(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
+    """Rows whose relation only the colour of the picture tells."""
+    generator = np.random.default_rng(seed)
+    (folder / "txt").mkdir(parents=True)
+    relation2id = {name: i for i, name in enumerate(RELATIONS)}
+    (folder / "ours_rel2id.json").write_text(json.dumps(relation2id))
+    for split, size in sizes.items():
+        pictures = folder / "img_org" / split
+        pictures.mkdir(parents=True)
+        lines = []
+        for row in range(size):
+            head, tail = generator.choice(NAMES, 2, replace=False)
+            relation = RELATIONS[generator.integers(len(RELATIONS))]
+            tokens = ["RT", "@x", ":", str(head), "and", str(tail)]
+            tokens += ["tonight"] * int(generator.integers(3))
+            Image.new("RGB", (20, 16), COLORS[relation]).save(pictures / f"{split}{row}.jpg")
+            lines.append(
+                repr(
+                    {
+                        "token": tokens,
+                        "h": {"name": str(head), "pos": [3, 4]},
+                        "t": {"name": str(tail), "pos": [5, 6]},
+                        "img_id": f"{split}{row}.jpg",
+                        "relation": relation,
+                    }
+                )
+            )
+        (folder / "txt" / f"ours_{split}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def mnre_folder(tmp_path: Path) -> Path:
+    """120 / 30 / 30 rows."""
+    return write_mnre(tmp_path / "mnre", {"train": 120, "val": 30, "test": 30})
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fusion model directory of a few thousand random weights."""
+    import torch
+
+    from pretrain.checkpoint.hub import save_model_directory
+    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+    from pretrain.tokenizer import learn_tokenizer
+
+    text = ["RT @x : " + " and ".join(NAMES) + " tonight [ ] / E1 E2 at last #tag, on we go"] * 3
+    tokenizer = learn_tokenizer(text, 120)
+    torch.manual_seed(0)
+    encoder = FusionEncoder(
+        FusionEncoderConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_attention_heads=2,
+            intermediate_size=64,
+            text_layers=1,
+            fusion_layers=1,
+            image_size=16,
+            patch_size=8,
+            vision_hidden_size=16,
+            vision_layers=1,
+            vision_heads=2,
+            projection_size=8,
+        )
+    )
+    return save_model_directory(
+        tmp_path_factory.mktemp("model") / "tiny",
+        config=encoder.config.to_dict(),
+        state=encoder.state_dict(),
+        tokenizer=tokenizer,
+        card="# tiny\n",
+    )

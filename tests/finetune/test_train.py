@@ -1,0 +1,173 @@
+"""The whole road on a tiny model: train, reload, resume, aggregate."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.__main__ import main
+from finetune.train import SeedRun
+
+
+def train(data: Path, out: Path, model: Path, *options: str, method: str = "promu") -> dict:
+    places = f"--data {data} --out {out} --init {model}"
+    main(
+        f"train --task mnre --method {method} {places} --optim.epochs 2 --optim.lr 1e-3".split()
+        + list(options)
+    )
+    return json.loads((out / "result.json").read_text())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["mtb", "promu"])
+def test_result_and_files(tmp_path, mnre_folder, tiny_model, method):
+    """Two seeds: every file is there, the figures are those of the predictions."""
+    result = train(mnre_folder, tmp_path / "run", tiny_model, "--seeds", "1,2", method=method)
+    assert (result["task"], result["method"], result["leaky"]) == ("mnre", method, False)
+    assert result["images"] == ("required" if method == "promu" else "none")
+    assert [seed["seed"] for seed in result["per_seed"]] == [1, 2]
+    for split, size in (("dev", 30), ("test", 30)):
+        mean = sum(seed[split]["f1"] for seed in result["per_seed"]) / 2
+        assert result[split]["f1"]["mean"] == pytest.approx(mean, abs=1e-4)
+        predictions = lines(tmp_path / "run" / "seed-1" / f"pred_{split}.jsonl")
+        assert [record["row"] for record in predictions] == list(range(size))
+        assert all(sum(record["scores"]) == pytest.approx(1, abs=1e-3) for record in predictions)
+        right = sum(record["gold"] == record["pred"] for record in predictions)
+        assert result["per_seed"][0][split]["accuracy"] == pytest.approx(100 * right / size)
+    model = {path.name for path in (tmp_path / "run" / "seed-1" / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "head.safetensors"} <= model
+    assert {"method.json", "labels.json", "tokenizer.json", "README.md"} <= model
+    assert not (tmp_path / "run" / "seed-1" / "resume").exists()
+
+
+def test_promu_sees_the_picture(tmp_path, mnre_folder, tiny_model):
+    """Only the picture tells the relation: PROMU finds it, without pictures it cannot."""
+    options = ("--optim.epochs", "12", "--optim.head_lr", "3e-3")
+    seeing = train(mnre_folder, tmp_path / "seeing", tiny_model, *options)
+    blind = train(mnre_folder, tmp_path / "blind", tiny_model, *options, "--images", "none")
+    assert seeing["test"]["f1"]["mean"] > 90
+    assert blind["test"]["f1"]["mean"] < 70
+    assert seeing["per_seed"][0]["images"]["train"]["found"] == 120
+    assert blind["images"] == "none"
+
+
+def test_evaluate_repeats_the_figures(tmp_path, mnre_folder, tiny_model, capsys):
+    result = train(mnre_folder, tmp_path / "run", tiny_model)
+    before = (tmp_path / "run" / "seed-1" / "pred_test.jsonl").read_bytes()
+    main(["evaluate", str(tmp_path / "run"), "--data", str(mnre_folder), "--split", "test"])
+    again = json.loads((tmp_path / "run" / "evaluate_test.json").read_text())
+    assert again["f1"] == result["test"]["f1"]
+    assert (tmp_path / "run" / "seed-1" / "pred_test.jsonl").read_bytes() == before
+
+
+def test_killed_run_ends_like_an_uninterrupted_one(tmp_path, mnre_folder, tiny_model, monkeypatch):
+    """Cut off in the third of four epochs; the second start resumes after the second epoch."""
+    options = ("--optim.epochs", "4")
+    whole = train(mnre_folder, tmp_path / "whole", tiny_model, *options)
+    calm, calls = SeedRun.train_epoch, []
+
+    def dying(self):
+        calls.append(self.progress.epoch)
+        if self.progress.epoch == 3:
+            raise KeyboardInterrupt
+        return calm(self)
+
+    monkeypatch.setattr(SeedRun, "train_epoch", dying)
+    with pytest.raises(SystemExit):
+        train(mnre_folder, tmp_path / "cut", tiny_model, *options)
+    monkeypatch.setattr(SeedRun, "train_epoch", calm)
+    resumed = train(mnre_folder, tmp_path / "cut", tiny_model, *options)
+    assert calls == [1, 2, 3]
+    assert resumed["dev"] == whole["dev"] and resumed["test"] == whole["test"]
+    for name in ("model.safetensors", "head.safetensors"):
+        paths = [tmp_path / run / "seed-1" / "model" / name for run in ("whole", "cut")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    curves = [lines(tmp_path / run / "seed-1" / "metrics.jsonl") for run in ("whole", "cut")]
+    assert curves[0] == curves[1]
+
+
+def test_finished_seed_is_not_trained_again(tmp_path, mnre_folder, tiny_model, monkeypatch):
+    first = train(mnre_folder, tmp_path / "run", tiny_model)
+    monkeypatch.setattr(SeedRun, "train_epoch", lambda self: pytest.fail("trained again"))
+    assert train(mnre_folder, tmp_path / "run", tiny_model)["per_seed"] == first["per_seed"]
+
+
+def test_other_settings_need_another_directory(tmp_path, mnre_folder, tiny_model, capsys):
+    train(mnre_folder, tmp_path / "run", tiny_model)
+    with pytest.raises(SystemExit) as stopped:
+        train(mnre_folder, tmp_path / "run", tiny_model, "--fraction", "0.5")
+    assert stopped.value.code == 2
+    assert "another fraction" in capsys.readouterr().err
+
+
+def test_without_test_split(tmp_path, mnre_folder, tiny_model, caplog):
+    (mnre_folder / "txt" / "ours_test.txt").unlink()
+    with caplog.at_level("WARNING"):
+        result = train(mnre_folder, tmp_path / "run", tiny_model, method="mtb")
+    assert result["test"] is None
+    assert "no test split" in caplog.text
+
+
+def test_scratch_differs_from_init(tmp_path, mnre_folder, tiny_model):
+    """--architecture takes sizes and tokenizer only."""
+    from finetune.config import parse_train
+    from finetune.tasks.mnre import Mnre
+    from finetune.train import build_method
+
+    common = ["--task", "mnre", "--method", "promu", "--data", str(mnre_folder), "--out", "x"]
+    weights = []
+    for option in ("--init", "--architecture"):
+        config = parse_train([*common, option, str(tiny_model)])
+        torch.manual_seed(5)
+        weights.append(build_method(config, Mnre(mnre_folder))[0].encoder.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    key = "text.encoder.layer.0.intermediate.dense.weight"
+    assert not torch.equal(weights[0][key], weights[1][key])
+
+
+def test_missing_picture_is_fatal_or_counted(tmp_path, mnre_folder, tiny_model, capsys):
+    (mnre_folder / "img_org" / "train" / "train3.jpg").unlink()
+    (mnre_folder / "img_org" / "train" / "train4.jpg").write_bytes(b"not a picture")
+    with pytest.raises(SystemExit) as stopped:
+        train(mnre_folder, tmp_path / "strict", tiny_model)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert "1 are missing and 1 undecodable" in message and "train3.jpg" in message
+    result = train(mnre_folder, tmp_path / "loose", tiny_model, "--max_missing", "2")
+    counted = result["per_seed"][0]["images"]["train"]
+    assert counted == {"found": 118, "missing": 1, "undecodable": 1}
+
+
+def test_nan_names_the_rows(tmp_path, mnre_folder, tiny_model, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(mnre_folder, tmp_path / "run", tiny_model, "--optim.lr", "1e30", "--optim.clip", "0")
+    assert stopped.value.code == 2
+    assert "the loss is nan on rows [" in capsys.readouterr().err
+
+
+def test_run_is_an_init_for_the_next(tmp_path, mnre_folder, tiny_model):
+    train(mnre_folder, tmp_path / "first", tiny_model)
+    second = train(mnre_folder, tmp_path / "second", tmp_path / "first" / "seed-1" / "model")
+    assert second["test"]["f1"]["mean"] >= 0
+    shutil.rmtree(tmp_path / "first")  # the second run stands alone
+    main(["evaluate", str(tmp_path / "second"), "--data", str(mnre_folder)])
+
+
+def test_accumulation_gives_the_same_updates(tmp_path, mnre_folder, tiny_model):
+    """Without dropout, 1 × 12 rows and 4 × 3 rows are the same step."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    still = tmp_path / "still"
+    shutil.copytree(tiny_model, still)
+    config |= {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+    (still / "config.json").write_text(json.dumps(config))
+    common = ("--optim.global_batch_size", "12", "--optim.accumulation")
+    results = [train(mnre_folder, tmp_path / parts, still, *common, parts) for parts in ("1", "4")]
+    assert results[0]["per_seed"][0]["steps"] == results[1]["per_seed"][0]["steps"] == 20
+    curves = [lines(tmp_path / parts / "seed-1" / "metrics.jsonl") for parts in ("1", "4")]
+    for one, four in zip(*curves, strict=True):
+        assert one["train_loss"] == pytest.approx(four["train_loss"], abs=1e-4)
