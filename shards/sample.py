@@ -346,7 +346,10 @@ def _write_news(root: Path, options: Options, workers: int) -> dict[str, int]:
     origin = root / "visual_news/origin"
     _draw_all(origin, scenes, options.size, workers)
     (origin / "data.json").write_text(json.dumps(articles), encoding="utf-8")
-    found = [json.dumps(_detections(rng, scene, options.size)) for scene in scenes]
+    found = [
+        json.dumps({"image_id": article["id"], **_detections(rng, scene, options.size)})
+        for article, scene in zip(articles, scenes, strict=True)
+    ]
     _write_lines(root / "visual_news/objects.jsonl", found)
     return {f"news rows in {split}": 2 * number for split, number in pictures.items()}
 
@@ -423,7 +426,7 @@ def _detections(rng, scene: Scene, size: int) -> dict:
             seen = _seen_box(rng, box, size)
             found.append({"box": seen, "score": round(float(score), 3), "label": noun})
     found.sort(key=lambda item: -item["score"])
-    return {"image": scene.path, "objects": found}
+    return {"size": [size, size], "objects": found}
 
 
 # ------------------------------------------------------------------ MNRE

@@ -14,6 +14,7 @@ Whatever reads or writes these files takes names and shapes from here.
 """
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -62,6 +63,33 @@ class PairMeta:
             del fields["similarity"]
         return json.dumps(fields, ensure_ascii=False)
 
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> "PairMeta":
+        """Parse and check a `{key}.json` member; `name` is what error messages call it."""
+        fields = parse_object(content, name)
+        for field_name in ("caption", "caption_id", "image_id", "source"):
+            if not isinstance(fields.get(field_name), str):
+                raise InputError(f"{name}: `{field_name}` is missing or no text")
+        if not isinstance(fields.get("matched"), bool):
+            raise InputError(f"{name}: `matched` is missing or neither true nor false")
+        size = fields.get("size")
+        if not (isinstance(size, list) and len(size) == 2 and all(type(x) is int for x in size)):
+            raise InputError(f"{name}: `size` is missing or not [width, height]")
+        if min(size) < 1:
+            raise InputError(f"{name}: `size` {size} is not positive")
+        similarity = fields.get("similarity")
+        if similarity is not None and not is_number(similarity):
+            raise InputError(f"{name}: `similarity` is no finite number")
+        return cls(
+            caption=fields["caption"],
+            matched=fields["matched"],
+            caption_id=fields["caption_id"],
+            image_id=fields["image_id"],
+            size=(size[0], size[1]),
+            source=fields["source"],
+            similarity=similarity,
+        )
+
 
 @dataclass(frozen=True)
 class DetectedObject:
@@ -71,6 +99,20 @@ class DetectedObject:
     """(x1, y1, x2, y2)"""
     score: float
     label: str
+
+    @classmethod
+    def from_dict(cls, fields: Any, name: str) -> "DetectedObject":
+        """Check one element of an `objects` list; `name` is what error messages call it."""
+        if not isinstance(fields, dict):
+            raise InputError(f"{name}: an object is not a JSON object")
+        box, score, label = (fields.get(key) for key in ("box", "score", "label"))
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+            raise InputError(f"{name}: `box` {box!r} is not four finite numbers [x1, y1, x2, y2]")
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise InputError(f"{name}: `box` {box} is empty or its corners are swapped")
+        if not is_number(score) or not isinstance(label, str):
+            raise InputError(f"{name}: `score` must be a finite number and `label` a text")
+        return cls(box=(box[0], box[1], box[2], box[3]), score=score, label=label)
 
 
 @dataclass(frozen=True)
@@ -118,6 +160,63 @@ class ShardIndex:
         fields["shards"] = [asdict(shard) for shard in self.shards]
         fields |= {"samples": self.samples, "matched": self.matched}
         return fields
+
+
+@dataclass(frozen=True)
+class ColumnShard:
+    """One shard's line of `column.json`."""
+
+    samples: int
+    sha256: str
+    """Of the column's file."""
+    tar_sha256: str
+    """Of the tar it was computed from: a rebuilt shard outdates its columns."""
+
+
+@dataclass(frozen=True)
+class ColumnIndex:
+    """`<column>/column.json`: which shards have their column file, and how it was made."""
+
+    column: str
+    complete: bool
+    shards: dict[str, ColumnShard]
+    """By the shard's stem."""
+    provenance: dict[str, Any]
+    format: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return asdict(self)
+
+
+def parse_column(content: bytes, name: str) -> ColumnIndex:
+    """Parse and check `column.json`; `name` is what error messages call it."""
+    fields = parse_object(content, name)
+    try:
+        if fields["format"] > FORMAT_VERSION:
+            raise InputError(f"{name}: format {fields['format']} is newer; update fusion-mre")
+        shards = {stem: ColumnShard(**shard) for stem, shard in fields["shards"].items()}
+        return ColumnIndex(fields["column"], fields["complete"], shards, fields["provenance"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{name}: damaged ({error!r}); delete it and write the column again"
+        ) from error
+
+
+def parse_object(content: bytes | str, name: str) -> dict[str, Any]:
+    """A JSON object, or an `InputError` that says where it is not one."""
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not valid JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{name}: not a JSON object")
+    return fields
+
+
+def is_number(value: Any) -> bool:
+    """A finite JSON number; `true` and `false` are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_index(directory: str | os.PathLike[str]) -> ShardIndex:

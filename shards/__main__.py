@@ -1,0 +1,173 @@
+"""`python -m shards`: raw corpora -> shards and their columns. One line and exit 2 on bad input."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards import corpora, nouns, objects, sample, verify, write
+from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
+
+EXAMPLE = """example:
+  python -m shards sample work/raw
+  python -m shards build newsclippings --news-clippings work/raw/news_clippings \\
+      --visual-news work/raw/visual_news --split train --out work/shards/train
+  python -m shards detect work/shards/train --detector torchvision
+  python -m shards nouns work/shards/train --size 1000 --out work/entities.json
+  python -m shards verify work/shards/train
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and run one command."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; run the same command again to go on"))
+    except BrokenPipeError:
+        # The reader of our output is gone; Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m shards",
+        description="Raw corpora to training shards and their columns.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, module, text in (
+        ("sample", sample, "write synthetic corpora in the raw formats"),
+        ("detect", objects, "write the objects column"),
+        ("nouns", nouns, "count the nouns of the captions: the entity vocabulary"),
+        ("verify", verify, "check every byte, key and count"),
+    ):
+        command = commands.add_parser(name, help=text, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    build = commands.add_parser("build", help="raw corpus to shards")
+    _add_build(build.add_subparsers(metavar="CORPUS", required=True))
+    return parser
+
+
+def _add_build(kinds: argparse._SubParsersAction) -> None:
+    news = kinds.add_parser("newsclippings", help="NewsCLIPpings over VisualNews")
+    news.add_argument("--news-clippings", type=Path, required=True, help="holds data/<subset>/")
+    news.add_argument("--visual-news", type=Path, required=True, help="holds origin/data.json")
+    news.add_argument(
+        "--subset",
+        nargs="+",
+        default=["merged_balanced"],
+        choices=corpora.NEWSCLIPPINGS_SUBSETS,
+        metavar="NAME",
+        help="sub-splits to unite: %(choices)s (default: merged_balanced)",
+    )
+    news.add_argument("--split", required=True, choices=("train", "val", "test"))
+    news.set_defaults(run=_build_newsclippings)
+
+    pairs = kinds.add_parser("captions", help="any CSV with the columns image,caption")
+    pairs.add_argument("--images", type=Path, required=True, help="folder of the pictures")
+    pairs.add_argument("--captions", type=Path, required=True, help="CSV: image,caption")
+    pairs.add_argument("--split", default="train", help="name of the split (default: train)")
+    pairs.add_argument(
+        "--mismatch",
+        type=float,
+        default=0.5,
+        help="share of the rows given another picture's caption (default: 0.5)",
+    )
+    pairs.add_argument(
+        "--fraction",
+        type=_range,
+        default=(0.0, 1.0),
+        metavar="A:B",
+        help="take this range of the (seeded, permuted) pictures, e.g. 0:0.9 (default: 0:1)",
+    )
+    pairs.set_defaults(run=_build_captions)
+    for parser in (news, pairs):
+        parser.add_argument("--out", type=Path, required=True, help="shard directory, one split")
+        parser.add_argument(
+            "--max-side", type=int, default=512, help="largest shorter side, pixels (default: 512)"
+        )
+        parser.add_argument("--shard-size", type=int, help="samples per tar (default: automatic)")
+        parser.add_argument("--seed", type=int, default=0, help="of the permutation (default: 0)")
+        parser.add_argument(
+            "--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)"
+        )
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form A:B") from error
+    if not 0 <= first < last <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: 0 <= A < B <= 1 is needed")
+    return first, last
+
+
+def _build_newsclippings(args: argparse.Namespace) -> None:
+    subsets = list(dict.fromkeys(args.subset))
+    corpus = corpora.newsclippings(args.news_clippings, args.visual_news, subsets, args.split)
+    _build(corpus, args)
+
+
+def _build_captions(args: argparse.Namespace) -> None:
+    if not 0 <= args.mismatch <= 1:
+        raise InputError(f"--mismatch {args.mismatch}: a share between 0 and 1 is needed")
+    corpus = corpora.captions(
+        args.images,
+        args.captions,
+        split=args.split,
+        mismatch=args.mismatch,
+        fraction=args.fraction,
+        seed=args.seed,
+    )
+    _build(corpus, args)
+
+
+def _build(corpus: corpora.Corpus, args: argparse.Namespace) -> None:
+    for name in ("max_side", "shard_size", "jobs"):
+        if (getattr(args, name) or 1) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be positive")
+    write.sample_key(corpus.split, 0)  # refuses a bad split name before any work
+    index = write.build(
+        corpus,
+        args.out,
+        max_side=args.max_side,
+        shard_size=args.shard_size,
+        seed=args.seed,
+        jobs=args.jobs,
+    )
+    _report(args.out, index)
+
+
+def _report(directory: Path, index: ShardIndex) -> None:
+    total = sum(shard.bytes for shard in index.shards)
+    print(
+        f"{directory}: {index.rows} rows = {index.samples} samples ({index.matched} matched) "
+        f"+ {index.rejects} rejects; {len(index.shards)} shards, {total / 2**20:.1f} MiB"
+    )
+    for title, values in index.provenance["report"].items():
+        print(f"  {title}: {values}")
+    if index.rejects:
+        lines = (directory / REJECTS_NAME).read_text(encoding="utf-8").splitlines()
+        reasons = Counter(parse_object(line, REJECTS_NAME)["reason"] for line in lines)
+        for reason, count in reasons.most_common(8):
+            print(f"  rejected {count}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Captions -> entity vocabulary: the most frequent nouns (`specs/promu.md` 1.6).
+
+Every caption is counted once, however many pairs it appears in. A noun is a lower-cased lemma of
+at least three letters that is no stop word.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.schema import InputError, ShardIndex, atomic_path
+from shards.stream import ShardReader
+
+MIN_LETTERS = 3
+BATCH = 512
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m shards nouns`."""
+    parser.add_argument("shards", type=Path, nargs="+", help="shard directories")
+    parser.add_argument("--size", type=int, default=1000, help="nouns kept (default: 1000)")
+    parser.add_argument("--out", type=Path, required=True, help="`.json`, or else TSV")
+    parser.add_argument(
+        "--tagger",
+        choices=("spacy", "lexicon"),
+        default="spacy",
+        help="`lexicon` needs no model: words are looked up in a noun list (default: spacy)",
+    )
+    parser.add_argument(
+        "--model", default="en_core_web_sm", help="spaCy model, name or folder (%(default)s)"
+    )
+    parser.add_argument("--proper", action="store_true", help="count proper nouns, too")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Count and write."""
+    if args.size < 1:
+        raise InputError(f"--size {args.size}: must be positive")
+    if args.tagger == "lexicon" and args.proper:
+        raise InputError("--proper needs a model: the lexicon knows no names; use --tagger spacy")
+    tag = lexicon_tagger() if args.tagger == "lexicon" else spacy_tagger(args.model, args.proper)
+    readers = [ShardReader(location) for location in args.shards]
+    texts = unique_captions(readers)
+    counts: Counter[str] = Counter()
+    for found in tqdm(tag(texts), total=len(texts), unit="caption", disable=None, desc="nouns"):
+        counts.update(found)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: args.size]
+    if len(ranked) < args.size:
+        print(f"only {len(ranked)} different nouns in {len(texts)} captions ({args.size} asked)")
+    provenance = {
+        "captions": len(texts),
+        "shards": [_fingerprint(reader.index) for reader in readers],
+        "tagger": args.tagger,
+        "model": args.model if args.tagger == "spacy" else "spacy-lookups-data",
+        "proper": args.proper,
+        "spacy": version("spacy"),
+    }
+    write_vocabulary(args.out, ranked, provenance)
+    print(
+        f"{args.out}: {len(ranked)} nouns from {len(texts)} captions; first: "
+        + ", ".join(f"{noun} {count}" for noun, count in ranked[:10])
+    )
+
+
+def unique_captions(readers: Iterable[ShardReader]) -> list[str]:
+    """Each caption once, in the order of its first appearance."""
+    captions: dict[str, None] = {}
+    for reader in readers:
+        for shard in range(len(reader.index.shards)):
+            for sample in reader.samples(shard):
+                captions.setdefault(sample.meta.caption)
+    return list(captions)
+
+
+def spacy_tagger(model: str, proper: bool):
+    """Texts -> lists of nouns, by a spaCy model's part of speech and lemma."""
+    import spacy
+
+    try:
+        pipeline = spacy.load(model, exclude=["ner", "parser"])
+    except OSError as error:
+        raise InputError(
+            f"spaCy model {model!r} is not installed: run `python -m spacy download {model}` "
+            "(or give --model DIR), or use --tagger lexicon"
+        ) from error
+    wanted = {"NOUN", "PROPN"} if proper else {"NOUN"}
+
+    def tag(texts: Iterable[str]) -> Iterator[list[str]]:
+        for doc in pipeline.pipe(texts, batch_size=BATCH):
+            yield [
+                token.lemma_.lower()
+                for token in doc
+                if token.pos_ in wanted and _counts(token, token.lemma_)
+            ]
+
+    return tag
+
+
+def lexicon_tagger():
+    """Texts -> lists of nouns, by looking words up; for machines without a tagger model.
+
+    A word is a noun if its singular is in WordNet's noun list (of `spacy-lookups-data`) and it is
+    no adverb; if the word form is also a verb or an adjective it counts only after a determiner,
+    adjective or noun, as in `a run`, `the young`, not in `children run`.
+    """
+    import spacy
+
+    try:
+        tables = _lookup_tables()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "--tagger lexicon needs the noun list: pip install spacy-lookups-data"
+        ) from error
+    pipeline = spacy.blank("en")
+
+    def tag(texts: Iterable[str]) -> Iterator[list[str]]:
+        for doc in pipeline.pipe(texts, batch_size=BATCH):
+            yield list(_lexicon_nouns(doc, tables))
+
+    return tag
+
+
+DETERMINERS = frozenset({"a", "an", "the", "this", "that", "these", "those", "some", "any", "no"})
+DETERMINERS |= {"each", "every", "another", "several", "many", "few", "two", "three", "four"}
+DETERMINERS |= {"his", "her", "its", "their", "our", "my", "your", "one"}
+PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
+
+
+def _lookup_tables() -> dict[str, Any]:
+    """Index, exceptions and rules of English lemmas by part of speech."""
+    from spacy.lookups import load_lookups
+
+    tables = load_lookups("en", ["lemma_index", "lemma_exc", "lemma_rules"])
+    return {
+        "index": {pos: set(tables.get_table("lemma_index")[pos]) for pos in PARTS_OF_SPEECH},
+        "exceptions": {pos: tables.get_table("lemma_exc")[pos] for pos in PARTS_OF_SPEECH},
+        "rules": {pos: tables.get_table("lemma_rules")[pos] for pos in PARTS_OF_SPEECH},
+    }
+
+
+def _lexicon_nouns(doc, tables: dict[str, Any]) -> Iterator[str]:
+    before = ""  # class of the previous word: det, adj, noun, or nothing of these
+    for token in doc:
+        word = token.lower_
+        noun = _lemma(word, "noun", tables)
+        other = _lemma(word, "verb", tables) or _lemma(word, "adj", tables)
+        adverb = word in tables["index"]["adv"]
+        if word in DETERMINERS:
+            before = "det"
+        elif noun and not adverb and not token.is_stop and (not other or before):
+            before = "noun"
+            if _counts(token, noun):
+                yield noun
+        else:
+            before = "adj" if _lemma(word, "adj", tables) else ""
+
+
+def _lemma(word: str, pos: str, tables: dict[str, Any]) -> str | None:
+    """The word's base form as `pos`, None if it is not known as one."""
+    index, exceptions = tables["index"][pos], tables["exceptions"][pos]
+    if word in exceptions:
+        return exceptions[word][0]
+    if word in index:
+        return word
+    for old, new in tables["rules"][pos]:
+        if word.endswith(old) and word[: len(word) - len(old)] + new in index:
+            return word[: len(word) - len(old)] + new
+    return None
+
+
+def _counts(token, lemma: str) -> bool:
+    return token.is_alpha and len(lemma) >= MIN_LETTERS and not token.is_stop and lemma.isalpha()
+
+
+def _fingerprint(index: ShardIndex) -> dict[str, Any]:
+    return {"split": index.split, "samples": index.samples, "sha256": index.shards[0].sha256}
+
+
+def write_vocabulary(path: Path, ranked: list[tuple[str, int]], provenance: dict[str, Any]) -> None:
+    """JSON if the name says so, else TSV `noun<TAB>count` under a comment with the provenance."""
+    if path.suffix == ".json":
+        content = {"provenance": provenance, "entities": ranked}
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    else:
+        lines = [f"# {json.dumps(provenance, ensure_ascii=False)}"]
+        text = "\n".join(lines + [f"{noun}\t{count}" for noun, count in ranked]) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
+    """Labels, most frequent first: of entities or of relations.
+
+    Reads what `write_vocabulary` writes (both forms), a Wikidata list `P-id<TAB>label…`, a JSON
+    list, and plain lists of one label per line. Labels may contain blanks.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    labels = _json_labels(text, path) if text.lstrip()[:1] in ("{", "[") else _line_labels(text)
+    if not labels:
+        raise InputError(f"{path}: holds no label; one label per line is expected")
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path}: label {repeated[0]!r} appears twice; remove one")
+    return labels
+
+
+def _json_labels(text: str, path: str | os.PathLike[str]) -> list[str]:
+    try:
+        content = json.loads(text)
+        entries = content["entities"] if isinstance(content, dict) else content
+        labels = [entry if isinstance(entry, str) else entry[0] for entry in entries]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: not a vocabulary ({error!r})") from error
+    if not all(isinstance(label, str) and label.strip() for label in labels):
+        raise InputError(f"{path}: holds a label that is no text")
+    return labels
+
+
+def _line_labels(text: str) -> list[str]:
+    labels = []
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            fields = line.split("\t")
+            is_property = fields[0][:1] == "P" and fields[0][1:].isdigit() and len(fields) > 1
+            labels.append(fields[1 if is_property else 0].strip())
+    return labels

@@ -1,0 +1,183 @@
+"""Writes the objects column: the boxes that a detector finds on every stored picture.
+
+Detectors: `yolo` (ultralytics, in a process of its own), `torchvision` (Faster R-CNN), and `file`
+(boxes that somebody else detected, as JSON lines).
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from shards.schema import OBJECTS, DetectedObject, InputError, is_number, parse_object
+from shards.stream import Sample, ShardReader
+from shards.write import write_column
+
+
+class Detector(Protocol):
+    """Finds objects on stored pictures."""
+
+    provenance: dict[str, Any]
+    """What the boxes depend on: weights, versions, thresholds."""
+
+    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+        """Boxes of each sample in absolute pixels of its stored picture, in any order."""
+        ...
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m shards detect`."""
+    parser.add_argument("shards", type=Path, help="shard directory")
+    parser.add_argument("--detector", choices=tuple(DETECTORS), default="yolo")
+    parser.add_argument(
+        "--weights", default="yolo11n.pt", help="of yolo: name, .pt or .yaml file (%(default)s)"
+    )
+    parser.add_argument("--boxes", type=Path, help="of file: JSON lines image_id, objects, size")
+    parser.add_argument("--keep", type=int, default=5, help="boxes kept per picture (%(default)s)")
+    parser.add_argument("--min-score", type=float, default=0.25, help="(default: %(default)s)")
+    parser.add_argument(
+        "--select",
+        choices=("max_score", "max_area"),
+        default="max_score",
+        help="what makes a box the best one (default: max_score)",
+    )
+    parser.add_argument("--batch", type=int, default=16, help="pictures at a time (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="of yolo, torchvision (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the column, shard by shard."""
+    if args.keep < 1 or args.batch < 1:
+        raise InputError("--keep and --batch must be positive")
+    reader = ShardReader(args.shards)
+    detector = DETECTORS[args.detector](args)
+    provenance = detector.provenance | {
+        "detector": args.detector,
+        "keep": args.keep,
+        "min_score": args.min_score,
+        "select": args.select,
+    }
+    found = [0, 0]
+
+    def compute(shard: int) -> bytes:
+        # Pairs share pictures: within a shard, each is looked at once.
+        samples = list(reader.samples(shard))
+        pictures = {sample.meta.image_id: sample for sample in samples}
+        boxes = _in_batches(detector.detect, list(pictures.values()), args.batch)
+        best = {
+            image_id: select(objects, args.keep, args.min_score, args.select)
+            for image_id, objects in zip(pictures, boxes, strict=True)
+        }
+        found[0] += len(samples)
+        found[1] += sum(bool(best[sample.meta.image_id]) for sample in samples)
+        return b"".join(_line(sample.key, best[sample.meta.image_id]) for sample in samples)
+
+    write_column(args.shards, OBJECTS, ".jsonl", compute, provenance, desc="detect")
+    print(
+        f"{args.shards}: objects column complete; {found[1]} of {found[0]} new pairs have objects"
+    )
+
+
+def _in_batches(
+    detect: Callable[[Sequence[Sample]], list[list[DetectedObject]]],
+    samples: Sequence[Sample],
+    size: int,
+) -> list[list[DetectedObject]]:
+    return [
+        objects
+        for start in range(0, len(samples), size)
+        for objects in detect(samples[start : start + size])
+    ]
+
+
+def select(
+    objects: Sequence[DetectedObject], keep: int, min_score: float, by: str
+) -> list[DetectedObject]:
+    """The best `keep` objects of at least `min_score`, best first; ties by position."""
+
+    def rank(item: DetectedObject) -> tuple:
+        x1, y1, x2, y2 = item.box
+        value = item.score if by == "max_score" else (x2 - x1) * (y2 - y1)
+        return (-value, item.box, item.label)
+
+    return sorted((item for item in objects if item.score >= min_score), key=rank)[:keep]
+
+
+def _line(key: str, objects: Sequence[DetectedObject]) -> bytes:
+    fields = {"key": key, "objects": [asdict(item) for item in objects]}
+    return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
+
+
+def clip(
+    box: Sequence[float], size: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[float, float, float, float] | None:
+    """A box scaled, cut at the border, rounded to 1/100 pixel; None if nothing is left."""
+    (width, height), (sx, sy) = size, scale
+    xs = [round(min(max(x * sx, 0.0), width), 2) for x in (box[0], box[2])]
+    ys = [round(min(max(y * sy, 0.0), height), 2) for y in (box[1], box[3])]
+    return (xs[0], ys[0], xs[1], ys[1]) if xs[0] < xs[1] and ys[0] < ys[1] else None
+
+
+class FileDetector:
+    """Boxes from JSON lines `{"image_id", "objects": [{"box", "score", "label"}], "size"?}`.
+
+    `size` is the [width, height] of the picture that the boxes are pixels of; without it, they
+    are taken as pixels of the stored picture, and one that leaves it by over a pixel is an error.
+    A picture without a line has no objects.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.boxes is None:
+            raise InputError("--detector file needs --boxes FILE.jsonl")
+        self.path = args.boxes
+        self.lines: dict[str, tuple[int, dict[str, Any]]] = {}
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
+        self.provenance = {"boxes": hashlib.sha256(content).hexdigest()}
+        for number, line in enumerate(content.splitlines(), start=1):
+            fields = parse_object(line, f"{self.path}: line {number}")
+            image_id = fields.get("image_id")
+            if type(image_id) is int:  # as VisualNews itself writes its ids
+                image_id = str(image_id)
+            if not isinstance(image_id, str) or not isinstance(fields.get("objects"), list):
+                raise InputError(
+                    f"{self.path}: line {number}: needs an `image_id`, a list `objects`"
+                )
+            if image_id in self.lines:
+                raise InputError(f"{self.path}: line {number}: image_id {image_id} appears twice")
+            self.lines[image_id] = (number, fields)
+
+    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+        """See `Detector`."""
+        return [self._objects(sample) for sample in samples]
+
+    def _objects(self, sample: Sample) -> list[DetectedObject]:
+        number, fields = self.lines.get(sample.meta.image_id, (0, {"objects": []}))
+        name = f"{self.path}: line {number}"
+        width, height = sample.meta.size
+        raw = fields.get("size", [width, height])
+        if not (
+            isinstance(raw, list) and len(raw) == 2 and all(is_number(x) and x > 0 for x in raw)
+        ):
+            raise InputError(f"{name}: `size` is not [width, height]")
+        found = []
+        for entry in fields["objects"]:
+            item = DetectedObject.from_dict(entry, name)
+            x1, y1, x2, y2 = item.box
+            if min(x1, y1) < -1 or x2 > raw[0] + 1 or y2 > raw[1] + 1:
+                raise InputError(
+                    f"{name}: box {list(item.box)} leaves the {raw[0]}x{raw[1]} picture; give the "
+                    "line the `size` that its boxes are pixels of"
+                )
+            box = clip(item.box, (width, height), (width / raw[0], height / raw[1]))
+            if box:
+                found.append(DetectedObject(box, item.score, item.label))
+        return found
+
+
+DETECTORS: dict[str, Callable[[argparse.Namespace], Detector]] = {"file": FileDetector}

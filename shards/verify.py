@@ -1,0 +1,148 @@
+"""Rereads a shard directory: every byte, key, count and column. Says what mends what is wrong."""
+
+import argparse
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from shards.schema import (
+    COLUMN_NAME,
+    KEY_PATTERN,
+    OBJECTS,
+    REJECTS_NAME,
+    TEACHER,
+    InputError,
+    ShardInfo,
+    parse_column,
+    parse_object,
+    read_index,
+)
+from shards.stream import ShardReader, read_objects
+
+COMMANDS = {OBJECTS: "python -m shards detect", TEACHER: "python -m pretrain.label"}
+SUFFIXES = {OBJECTS: ".jsonl", TEACHER: ".safetensors"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m shards verify`."""
+    parser.add_argument("shards", type=Path, help="shard directory")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print what was found.
+
+    Raises:
+        InputError: something is wrong.
+    """
+    index = read_index(args.shards)
+    problems = list(check(args.shards))
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise InputError(f"{args.shards}: {len(problems)} problem(s), listed above")
+    columns = [name for name in COMMANDS if (args.shards / name / COLUMN_NAME).is_file()]
+    print(
+        f"{args.shards}: complete; {index.rows} rows = {index.samples} samples "
+        f"({index.matched} matched) + {index.rejects} rejects; {len(index.shards)} shards, "
+        f"columns: {', '.join(columns) or 'none'}"
+    )
+
+
+def check(directory: Path) -> Iterator[str]:
+    """Problems, one line each; none if everything is as the index says."""
+    reader = ShardReader(directory)
+    seen: set[str] = set()
+    keys: dict[str, list[str]] = {}
+    for number, info in enumerate(tqdm(reader.index.shards, unit="shard", disable=None)):
+        problem = _checksum(directory / info.name, info.sha256)
+        if problem:
+            yield f"{problem}: delete {info.name} and index.json and run the same build again"
+            continue
+        try:
+            keys[info.stem] = _check_shard(reader, number, info, seen)
+        except InputError as error:
+            yield f"{error}: delete {info.name} and index.json and run the same build again"
+    yield from _check_rejects(directory, reader.index.rejects)
+    for column in COMMANDS:
+        for problem in _check_column(directory, column, reader.index.shards, keys):
+            yield f"{problem}: run `{COMMANDS[column]} {directory}` again"
+
+
+def _checksum(path: Path, expected: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    return None if actual == expected else f"{path}: checksum differs"
+
+
+def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[str]) -> list[str]:
+    keys, matched = [], 0
+    for sample in reader.samples(number):
+        name = f"{info.name}: {sample.key}"
+        if not KEY_PATTERN.fullmatch(sample.key):
+            raise InputError(f"{name}: key has other characters than [A-Za-z0-9_-]")
+        if sample.key in seen:
+            raise InputError(f"{name}: key appears twice")
+        seen.add(sample.key)
+        keys.append(sample.key)
+        matched += sample.meta.matched
+        try:
+            with Image.open(io.BytesIO(sample.image), formats=("JPEG",)) as image:
+                image.load()
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"{name}: picture cannot be decoded ({error})") from error
+        if image.size != sample.meta.size:
+            raise InputError(f"{name}: picture is {image.size}, its JSON says {sample.meta.size}")
+    if matched != info.matched:
+        raise InputError(f"{info.name}: {matched} matched pairs, the index says {info.matched}")
+    return keys
+
+
+def _check_rejects(directory: Path, expected: int) -> Iterator[str]:
+    path = directory / REJECTS_NAME
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            parse_object(line, f"{path}: line {number}")
+    except (OSError, UnicodeDecodeError, InputError) as error:
+        yield f"{error}: delete index.json and run the same build again"
+        return
+    if len(lines) != expected:
+        yield f"{path}: {len(lines)} lines, the index says {expected}: build again"
+
+
+def _check_column(
+    directory: Path, column: str, shards: tuple[ShardInfo, ...], keys: dict[str, list[str]]
+) -> Iterator[str]:
+    path = directory / column / COLUMN_NAME
+    if not path.is_file():
+        if (directory / column).exists():
+            yield f"{directory / column}: no {COLUMN_NAME}"
+        return
+    try:
+        index = parse_column(path.read_bytes(), str(path))
+    except InputError as error:
+        yield str(error)
+        return
+    if not index.complete:
+        yield f"{path}: the column is not finished"
+    for shard in shards:
+        part = index.shards.get(shard.stem)
+        file = directory / column / f"{shard.stem}{SUFFIXES[column]}"
+        if part is None or part.tar_sha256 != shard.sha256 or part.samples != shard.samples:
+            yield f"{file}: missing from {COLUMN_NAME}, or made from another tar"
+            continue
+        problem = _checksum(file, part.sha256)
+        if problem is None and column == OBJECTS and shard.stem in keys:
+            try:
+                read_objects(file, [key.encode() for key in keys[shard.stem]])
+            except InputError as error:
+                problem = str(error)
+        if problem:
+            yield problem

@@ -1,0 +1,309 @@
+"""Records -> tar shards, and columns beside them: parallel, resumable, the same bytes every time.
+
+Killed at any moment, a build goes on with the first shard that is not finished. What is finished
+is known from `.build/<shard>.json`, written after the tar's rename; `index.json` comes last.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from shards.corpora import Corpus, Record, Reject
+from shards.images import RejectedImage, stored_image
+from shards.schema import (
+    COLUMN_NAME,
+    INDEX_NAME,
+    KEY_PATTERN,
+    REJECTS_NAME,
+    ColumnIndex,
+    ColumnShard,
+    InputError,
+    PairMeta,
+    ShardIndex,
+    ShardInfo,
+    atomic_path,
+    parse_column,
+    parse_object,
+    read_index,
+    write_json,
+)
+
+STATE = ".build"
+MIN_SHARDS, MIN_SAMPLES, MAX_SAMPLES = 64, 32, 2048
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One tar to write: all that a worker process needs."""
+
+    name: str
+    directory: Path
+    images: Path
+    records: tuple[Record, ...]
+    where: tuple[str, ...]
+    split: str
+    max_side: int
+
+    def digest(self) -> str:
+        """Changes whenever the tar's content would."""
+        content = json.dumps([self.name, self.split, self.max_side, self.records])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def build(
+    corpus: Corpus,
+    directory: Path,
+    *,
+    max_side: int = 512,
+    shard_size: int | None = None,
+    seed: int = 0,
+    jobs: int = 1,
+) -> ShardIndex:
+    """Write a corpus as shards; a build that was interrupted goes on where it stopped.
+
+    The rows are permuted once, over the whole corpus, so that the two rows of a NewsCLIPpings
+    pair, and the captions of one picture, do not share a shard (let alone a batch).
+
+    Args:
+        directory: holds one split; an other corpus or other options in it are an error.
+        max_side: largest shorter side of a stored picture, in pixels.
+        shard_size: samples per tar; by default such that there are 64 tars or more.
+        jobs: processes; the bytes do not depend on it.
+    """
+    options = corpus.options | {"max_side": max_side, "shard_size": shard_size, "seed": seed}
+    finished = claim(directory, options)
+    if finished:
+        return finished
+    if not len(corpus.numbers):
+        reasons = Counter(reject.reason for reject in corpus.rejects).most_common(1)
+        raise InputError(f"no usable row among {corpus.rows}; most frequent reason: {reasons}")
+    numbers = np.random.default_rng([seed, 0]).permutation(corpus.numbers)
+    parts = np.array_split(numbers, shard_count(len(numbers), shard_size))
+    tasks = (
+        ShardTask(
+            name=f"{corpus.split}-{number:06d}.tar",
+            directory=directory,
+            images=corpus.images,
+            records=tuple(corpus.record(row) for row in part.tolist()),
+            where=tuple(corpus.where(row) for row in part.tolist()),
+            split=corpus.split,
+            max_side=max_side,
+        )
+        for number, part in enumerate(parts)
+    )
+    infos, rejects = [], list(corpus.rejects)
+    with tqdm(total=len(numbers), unit="pair", disable=None, desc="build") as bar:
+        for info, refused in _run(tasks, jobs):
+            infos.append(info)
+            rejects += refused
+            bar.update(info.samples + len(refused))
+    index = ShardIndex(
+        split=corpus.split,
+        shards=tuple(info for info in infos if info.samples),
+        rows=corpus.rows,
+        rejects=len(rejects),
+        provenance={
+            "options": options,
+            "report": corpus.report,
+            "versions": {name: version(name) for name in ("fusion-mre", "pillow", "webdataset")},
+        },
+    )
+    _finish(directory, index, rejects)
+    return index
+
+
+def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:
+    """Reserve a directory for these options; its index if the build was finished before.
+
+    Raises:
+        InputError: it holds, or an interrupted build prepares, something else.
+    """
+    options = json.loads(json.dumps(options))
+    state = directory / STATE / "options.json"
+    if (directory / INDEX_NAME).exists():
+        index = read_index(directory)
+        held, finished = index.provenance.get("options"), index
+    elif state.exists():
+        held, finished = parse_object(state.read_bytes(), str(state)), None
+    else:
+        foreign = sorted(path.name for path in directory.glob("*.tar"))
+        if foreign:
+            raise InputError(f"{directory}: holds {foreign[0]} but no index; choose an empty --out")
+        write_json(state, options)
+        return None
+    if held != options:
+        held = held or {}
+        names = sorted(k for k in {*held, *options} if held.get(k) != options.get(k))
+        changed = ", ".join(f"{k}: {held.get(k)} there, {options.get(k)} asked" for k in names)
+        raise InputError(
+            f"{directory}: holds another build ({changed}); delete it or choose another --out"
+        )
+    return finished
+
+
+def shard_count(samples: int, shard_size: int | None) -> int:
+    """Number of tars: at least 64 where each still gets 32 samples, none above 2,048 samples."""
+    size = shard_size or min(max(samples // MIN_SHARDS, MIN_SAMPLES), MAX_SAMPLES)
+    return -(-samples // size)
+
+
+def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, list[Reject]]]:
+    """Results in the order of the tasks; few tasks are in memory at a time."""
+    if jobs <= 1:
+        yield from map(write_shard, tasks)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting = deque()
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(write_shard, task))
+                if len(waiting) > 2 * jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a writer process was killed (out of memory?); run the same command again, "
+                "with fewer --jobs; it goes on where it stopped"
+            ) from error
+
+
+def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
+    """Write one tar, or read back what an earlier run says about it."""
+    state = task.directory / STATE / f"{task.name}.json"
+    digest = task.digest()
+    done = _finished(task, state, digest)
+    if done:
+        return done
+    samples, rejects = [], []
+    with atomic_path(task.directory / task.name) as temporary:
+        matched = 0
+        with open(temporary, "wb") as file, _tar_writer(file) as tar:
+            for record, where in zip(task.records, task.where, strict=True):
+                try:
+                    content, size = stored_image(task.images / record.image, task.max_side)
+                except RejectedImage as error:
+                    rejects.append(Reject(record.row, where, str(error)))
+                    continue
+                meta = PairMeta(
+                    caption=record.caption,
+                    matched=record.matched,
+                    caption_id=record.caption_id,
+                    image_id=record.image_id,
+                    size=size,
+                    source=record.source,
+                    similarity=record.similarity,
+                )
+                key = sample_key(task.split, record.row)
+                # Two calls: TarWriter sorts members by name, and the contract wants .jpg first.
+                tar.write({"__key__": key, "jpg": content})
+                tar.write({"__key__": key, "json": meta.to_json().encode()})
+                samples.append(key)
+                matched += record.matched
+        with open(temporary, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        info = ShardInfo(task.name, len(samples), matched, temporary.stat().st_size, sha256)
+    write_json(state, {"digest": digest, "info": asdict(info), "rejects": rejects})
+    return info, rejects
+
+
+def sample_key(split: str, row: int) -> str:
+    """The key of a raw row: unique in a split, and made of `[A-Za-z0-9_-]` alone."""
+    key = f"{split}_{row:08d}"
+    if not KEY_PATTERN.fullmatch(key):
+        raise InputError(f"split {split!r}: only letters, digits, _ and - may name a split")
+    return key
+
+
+def _tar_writer(file):
+    from webdataset import TarWriter
+
+    # A fixed time and mode: equal input must give equal bytes.
+    return TarWriter(file, encoder=False, mtime=0, mode=0o644, user="", group="")
+
+
+def _finished(task: ShardTask, state: Path, digest: str) -> tuple[ShardInfo, list[Reject]] | None:
+    path = task.directory / task.name
+    if not (state.exists() and path.exists()):
+        return None
+    saved = json.loads(state.read_bytes())
+    info = ShardInfo(**saved["info"])
+    if saved["digest"] != digest or path.stat().st_size != info.bytes:
+        return None
+    return info, [Reject(*reject) for reject in saved["rejects"]]
+
+
+def _finish(directory: Path, index: ShardIndex, rejects: list[Reject]) -> None:
+    """Rejects, then the index: the directory is complete with its last rename."""
+    if not index.samples:
+        raise InputError(f"no usable picture among {index.rows} rows; first: {rejects[:1]}")
+    names = {shard.name for shard in index.shards}
+    for path in directory.glob(f"{index.split}-*.tar"):
+        if path.name not in names:  # empty, or of an interrupted build over other raw files
+            path.unlink()
+    with atomic_path(directory / REJECTS_NAME) as temporary:
+        lines = (json.dumps(reject._asdict(), ensure_ascii=False) for reject in sorted(rejects))
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_json(directory / INDEX_NAME, index.to_dict())
+    shutil.rmtree(directory / STATE)
+
+
+def write_column(
+    directory: Path,
+    column: str,
+    suffix: str,
+    compute: Callable[[int], bytes],
+    provenance: dict[str, Any],
+    *,
+    desc: str,
+) -> ColumnIndex:
+    """Write `<column>/<shard><suffix>` for every shard that lacks it, then mark it complete.
+
+    A file is kept if it was made with the same `provenance` from the same tar; so an interrupted
+    run goes on at the first missing shard, and a changed one starts over, saying so.
+
+    Args:
+        suffix: with its dot, for example `.jsonl`.
+        compute: shard number -> the file's bytes.
+        provenance: model, options, versions; JSON.
+    """
+    index, folder = read_index(directory), Path(directory) / column
+    provenance = json.loads(json.dumps(provenance))
+    done = _column_so_far(folder, column, provenance)
+    with tqdm(index.shards, unit="shard", disable=None, desc=desc) as bar:
+        for number, shard in enumerate(bar):
+            path, known = folder / f"{shard.stem}{suffix}", done.get(shard.stem)
+            if known and known.tar_sha256 == shard.sha256 and path.is_file():
+                continue
+            content = compute(number)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            done[shard.stem] = ColumnShard(shard.samples, sha256, shard.sha256)
+            write_json(folder / COLUMN_NAME, ColumnIndex(column, False, done, provenance).to_dict())
+    shards = {shard.stem: done[shard.stem] for shard in index.shards}
+    result = ColumnIndex(column, True, shards, provenance)
+    write_json(folder / COLUMN_NAME, result.to_dict())
+    return result
+
+
+def _column_so_far(folder: Path, column: str, provenance: dict[str, Any]) -> dict[str, ColumnShard]:
+    path = folder / COLUMN_NAME
+    if not path.exists():
+        return {}
+    before = parse_column(path.read_bytes(), str(path))
+    if before.provenance == provenance:
+        return dict(before.shards)
+    print(f"{folder}: made with other options before; the column is written anew")
+    return {}
