@@ -153,9 +153,10 @@ def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:
 
 
 def shard_count(samples: int, shard_size: int | None) -> int:
-    """Number of tars: at least 64 where each still gets 32 samples, none above 2,048 samples."""
-    size = shard_size or min(max(samples // MIN_SHARDS, MIN_SAMPLES), MAX_SAMPLES)
-    return -(-samples // size)
+    """Number of tars: 64 where each still gets 32 samples, more where one had over 2,048."""
+    if shard_size:
+        return -(-samples // shard_size)
+    return max(1, min(samples // MIN_SAMPLES, MIN_SHARDS), -(-samples // MAX_SAMPLES))
 
 
 def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, list[Reject]]]:
