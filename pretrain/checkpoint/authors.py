@@ -1,0 +1,336 @@
+"""The authors' PROMU state dict <-> ours, and the part that an ALPRO state dict shares with it.
+
+Both layouts are tables, not code: one row per tensor of ours, with the names of the authors' tensors
+it consists of (a ViT's query, key and value are one matrix in timm). Layout: PROMU commit 0ef4296;
+ALPRO, from which it was forked, differs in its picture tower (TimeSformer) and in `mpm_head`.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.promu import HeadsConfig
+from shards.schema import InputError
+
+Part = Literal["student", "prompter", "prompter_image", "prompter_obj"]
+Table = dict[str, tuple[str, ...]]
+"""Our name -> the names of theirs whose rows, stacked, it is."""
+
+_BERT_EMBEDDINGS = (
+    "word_embeddings.weight",
+    "position_embeddings.weight",
+    "token_type_embeddings.weight",
+    "LayerNorm.weight",
+    "LayerNorm.bias",
+)
+_BERT_LAYER = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "attention.output.LayerNorm",
+    "intermediate.dense",
+    "output.dense",
+    "output.LayerNorm",
+)
+_VIT_STEM = {
+    "cls_token": ("embeddings.cls_token",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj.weight": ("embeddings.patch_embeddings.projection.weight",),
+    "patch_embed.proj.bias": ("embeddings.patch_embeddings.projection.bias",),
+    "norm.weight": ("layernorm.weight",),
+    "norm.bias": ("layernorm.bias",),
+}
+_VIT_LAYER = {
+    "norm1": ("layernorm_before",),
+    "attn.qkv": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+    "attn.proj": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("intermediate.dense",),
+    "mlp.fc2": ("output.dense",),
+}
+_PROJECTIONS = ("text_proj", "vision_proj")
+_HEADS = {
+    "heads.itm": "itm_head",
+    "heads.entity.0": "coe_head.0",
+    "heads.entity.2": "coe_head.2",
+    "heads.relation.0": "cir_head.0",
+    "heads.relation.2": "cir_head.2",
+}
+_SCALAR = "temp"
+# What their module holds and no forward pass of ours reads.
+_UNUSED = re.compile(
+    r"text_encoder\.bert\.embeddings\.position_ids"
+    r"|text_encoder\.cls\.predictions\..*"
+    r"|visual_encoder\.pooler\..*"
+    r"|(image|video|relation)_prompt_feat"
+)
+_PROMPTERS = re.compile(r"(prompter|prompter_image|prompter_obj)\..*")
+_ALPRO_ONLY = re.compile(r"visual_encoder\..*|mpm_head\..*|itc_token_type")
+
+
+@dataclass
+class Imported:
+    """A foreign checkpoint in our names."""
+
+    config: dict[str, Any]
+    """Content of `config.json`."""
+    state: dict[str, Tensor]
+    """Tensors under the names of `model.safetensors`."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out, resized or drawn at random: one printed line each."""
+
+
+# ---------------------------------------------------------------------- the tables
+
+
+def with_suffixes(ours: str, theirs: Iterable[str]) -> Table:
+    """The rows of one module with weight and bias."""
+    return {
+        f"{ours}.{end}": tuple(f"{name}.{end}" for name in theirs) for end in ("weight", "bias")
+    }
+
+
+def bert_table(prefix: str, layers: int, cut: int) -> Table:
+    """A BERT under `prefix` whose layers from `cut` on are fusion layers."""
+    table: Table = {
+        f"text.embeddings.{name}": (f"{prefix}embeddings.{name}",) for name in _BERT_EMBEDDINGS
+    }
+    for index in range(layers):
+        ours = f"text.encoder.layer.{index}" if index < cut else f"fusion.layer.{index - cut}"
+        for name in _BERT_LAYER:
+            table |= with_suffixes(f"{ours}.{name}", [f"{prefix}encoder.layer.{index}.{name}"])
+    return table
+
+
+def vit_table(prefix: str, layers: int) -> Table:
+    """A Hugging Face ViT under `prefix`, in timm's names."""
+    table: Table = {
+        f"vision.{ours}": tuple(prefix + name for name in theirs)
+        for ours, theirs in _VIT_STEM.items()
+    }
+    for index in range(layers):
+        for ours, theirs in _VIT_LAYER.items():
+            names = [f"{prefix}encoder.layer.{index}.{name}" for name in theirs]
+            table |= with_suffixes(f"vision.blocks.{index}.{ours}", names)
+    return table
+
+
+def promu_table(
+    *, text_layers: int, fusion_layers: int, vision_layers: int, heads: Iterable[str]
+) -> Table:
+    """The whole student; `heads`: our names of the heads that are there, `heads.itm` …"""
+    table = bert_table("text_encoder.bert.", text_layers + fusion_layers, text_layers)
+    table |= vit_table("visual_encoder.", vision_layers)
+    for name in _PROJECTIONS:
+        table |= with_suffixes(name, [name])
+    for name in heads:
+        table |= with_suffixes(name, [_HEADS[name]])
+    return table | {"heads.temperature": (_SCALAR,)}
+
+
+# ---------------------------------------------------------------------- both directions
+
+
+def to_ours(theirs: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Their tensors under our names, float32.
+
+    Raises:
+        InputError: a tensor of theirs that no row names, or a row's tensor that is missing.
+    """
+    named = {name for names in table.values() for name in names}
+    unknown, missing = sorted(set(theirs) - named), sorted(named - set(theirs))
+    if unknown or missing:
+        raise InputError(
+            "not the layout of this table: "
+            + "; ".join(
+                f"{len(names)} {what} ({', '.join(names[:6])}{', …' if names[6:] else ''})"
+                for what, names in (("unknown", unknown), ("missing", missing))
+                if names
+            )
+        )
+    return {ours: _stack([theirs[name].float() for name in names]) for ours, names in table.items()}
+
+
+def to_theirs(ours: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """The inverse of `to_ours`. Raises: InputError with what their layout has no name for."""
+    foreign = sorted(set(ours) - set(table))
+    if foreign:
+        raise InputError(
+            f"the authors' layout has no place for {len(foreign)} tensors "
+            f"({', '.join(foreign[:6])}{', …' if foreign[6:] else ''})"
+        )
+    state: dict[str, Tensor] = {}
+    for name, names in table.items():
+        state |= zip(names, ours[name].chunk(len(names)), strict=True)
+    state[_SCALAR] = state[_SCALAR].reshape(())
+    return state
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    # DeepSpeed cannot broadcast 0-dim parameters, so their scalar is a vector of one here.
+    return torch.cat(parts) if len(parts) > 1 else torch.atleast_1d(parts[0])
+
+
+# ---------------------------------------------------------------------- whole checkpoints
+
+
+def unwrap(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The flat state dict inside `restore.pt`'s and data-parallel wrappers."""
+    state = content.get("model_state_dict", content)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    strangers = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise InputError(f"not a state dict: {', '.join(map(str, strangers[:6]))} are no tensors")
+    return state
+
+
+def from_promu(
+    content: dict[str, Any],
+    *,
+    text_layers: int = 6,
+    part: Part = "student",
+    head_width: int = 64,
+) -> Imported:
+    """A checkpoint of the authors' pre-training.
+
+    Args:
+        content: `model_step_<n>.pt`, `restore.pt`, or a stage-1 prompter's file, as loaded.
+        text_layers: BERT layers that read the text alone; the rest are fusion layers.
+        part: `student`, or a dual encoder to be used as prompter: the file's own base block
+            (`prompter`: a stage-1 file) or one of the two teachers inside a student's file.
+        head_width: width of an attention head; not recorded in the file, 64 in every BERT and ViT.
+    """
+    state, notes = unwrap(content), []
+    if part in ("prompter_image", "prompter_obj"):
+        state = _below(state, f"{part}.")
+        if not state:
+            raise InputError(f"no tensors under {part}. in this file")
+    state = _leave_out(state, _PROMPTERS, "prompters (convert with --part)", notes)
+    state = _leave_out(state, _UNUSED, "unused by any objective", notes)
+    layers = count_layers(state, "text_encoder.bert.encoder.layer.")
+    if not 0 < text_layers <= layers:
+        raise InputError(f"cannot cut a BERT of {layers} layers after {text_layers}")
+    fusion_layers = layers - text_layers
+    if part != "student":
+        drawn = re.compile(
+            rf"text_encoder\.bert\.encoder\.layer\.({_numbers(text_layers, layers)})\..*"
+        )
+        state = _leave_out(state, drawn, "layers that a prompter never uses", notes)
+        state = _leave_out(state, re.compile(r"(itm|cir|coe)_head\..*"), "heads", notes)
+        fusion_layers = 0
+    vision_layers = count_layers(state, "visual_encoder.encoder.layer.")
+    present = [ours for ours, theirs in _HEADS.items() if f"{theirs}.weight" in state]
+    table = promu_table(
+        text_layers=text_layers,
+        fusion_layers=fusion_layers,
+        vision_layers=vision_layers,
+        heads=present,
+    )
+    ours = to_ours(state, table)
+    return Imported(describe(ours, head_width=head_width, vision_norm_eps=1e-12), ours, notes)
+
+
+def to_promu(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model directory's tensors in the authors' layout (their unused ones are not invented)."""
+    layout = config["encoder_layout"]
+    if layout != "split":
+        raise InputError(f"encoder_layout {layout}: the authors' layout is one BERT cut in two")
+    table = promu_table(
+        text_layers=config["text_layers"],
+        fusion_layers=config["fusion_layers"],
+        vision_layers=config["vision_layers"],
+        heads=[name for name in _HEADS if f"{name}.weight" in state],
+    )
+    return to_theirs({"heads.temperature": torch.tensor([0.07])} | state, table)
+
+
+def from_alpro(
+    content: dict[str, Any], *, text_layers: int = 6
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What an ALPRO checkpoint shares with PROMU, in our names: all but the picture tower.
+
+    Returns:
+        Tensors and notes; `pretrain.checkpoint.towers` adds a picture tower to them.
+    """
+    notes: list[str] = []
+    state = _leave_out(unwrap(content), _PROMPTERS, "prompter", notes)
+    state = _leave_out(state, _ALPRO_ONLY, "TimeSformer and mpm_head", notes)
+    state = _leave_out(state, _UNUSED, "unused by any objective", notes)
+    layers = count_layers(state, "text_encoder.bert.encoder.layer.")
+    if not 0 < text_layers <= layers:
+        raise InputError(f"cannot cut a BERT of {layers} layers after {text_layers}")
+    table = promu_table(
+        text_layers=text_layers,
+        fusion_layers=layers - text_layers,
+        vision_layers=0,
+        heads=["heads.itm"],
+    )
+    table = {ours: names for ours, names in table.items() if not ours.startswith("vision.")}
+    return to_ours(state, table), notes
+
+
+def describe(
+    state: dict[str, Tensor], *, head_width: int, vision_norm_eps: float
+) -> dict[str, Any]:
+    """`config.json` of tensors in our names: every size is read from a shape."""
+    words, width = state["text.embeddings.word_embeddings.weight"].shape
+    vision_width, _, patch, _ = state["vision.patch_embed.proj.weight"].shape
+    heads = HeadsConfig(
+        itm="heads.itm.weight" in state,
+        num_entities=_rows(state, "heads.entity.2.weight"),
+        num_relations=_rows(state, "heads.relation.2.weight"),
+        hidden_mult=max(_rows(state, f"heads.{name}.0.weight") for name in ("entity", "relation"))
+        // width
+        or HeadsConfig.hidden_mult,
+    )
+    config = FusionEncoderConfig(
+        vocab_size=words,
+        hidden_size=width,
+        num_attention_heads=max(1, width // head_width),
+        intermediate_size=len(state["text.encoder.layer.0.intermediate.dense.weight"]),
+        text_layers=count_layers(state, "text.encoder.layer."),
+        fusion_layers=count_layers(state, "fusion.layer."),
+        max_position_embeddings=len(state["text.embeddings.position_embeddings.weight"]),
+        image_size=math.isqrt(state["vision.pos_embed"].shape[1] - 1) * patch,
+        patch_size=patch,
+        vision_hidden_size=vision_width,
+        vision_layers=count_layers(state, "vision.blocks."),
+        vision_heads=max(1, vision_width // head_width),
+        vision_norm_eps=vision_norm_eps,
+        projection_size=len(state["text_proj.weight"]),
+    )
+    return {**config.to_dict(), "heads": asdict(heads)}
+
+
+def count_layers(state: Iterable[str], prefix: str) -> int:
+    """1 + the largest layer number below `prefix`; 0 where there is none."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return max((int(match[1]) + 1 for name in state if (match := pattern.match(name))), default=0)
+
+
+def _rows(state: dict[str, Tensor], name: str) -> int:
+    return len(state[name]) if name in state else 0
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _numbers(start: int, stop: int) -> str:
+    return "|".join(map(str, range(start, stop))) or "none"
+
+
+def _leave_out(
+    state: dict[str, Tensor], pattern: re.Pattern[str], reason: str, notes: list[str]
+) -> dict[str, Tensor]:
+    kept = {name: tensor for name, tensor in state.items() if not pattern.fullmatch(name)}
+    if len(kept) < len(state):
+        notes.append(f"left out {len(state) - len(kept)} tensors: {reason}")
+    return kept
