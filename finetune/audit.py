@@ -6,6 +6,7 @@ related at all: on the test rows with precision 1.00 and recall 0.98. `leakage.p
 """
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -205,8 +206,8 @@ def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
 
 
 @exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m finetune audit`; the exit status."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m finetune audit`; exit status 1 where `--strict` finds a leak."""
     parser = argparse.ArgumentParser(
         prog="python -m finetune audit",
         description="Test whether an input leaks the label.",
@@ -215,5 +216,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     results = run(args)
-    flagged = any(result.flagged for found in results.values() for result in found)
-    return int(args.strict and flagged)
+    if args.strict and any(result.flagged for found in results.values() for result in found):
+        sys.exit(1)

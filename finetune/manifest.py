@@ -1,0 +1,166 @@
+"""The file format of views: what an experiment changes in a split, which every method takes.
+
+A header line, then one line for each changed row::
+
+    {"tool": "align-noise", "params": {…}, "seed": 1, "split": "test", "sources": {file: sha256}}
+    {"row": 3, "img_id": "other.jpg", "vg": […]}
+
+A row may have `drop` (it is left out), `img_id` (another picture), `vg` and `od` (other regions),
+`no_image`. Which rows change and how is decided in `views.py`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from finetune.tasks.base import Row
+from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
+from finetune.tasks.side_inputs import is_row, parse_record, read_lines
+from pretrain.cli import InputError
+from shards.schema import atomic_path
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+KEYS = {"row", "drop", "img_id", "vg", "od", "no_image"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a view does to one row."""
+
+    drop: bool = False
+    image_id: str | None = None
+    """The picture shown instead of the row's own."""
+    vg: tuple[Region, ...] | None = None
+    """Grounded regions instead of the cached ones."""
+    od: tuple[Region, ...] | None = None
+    """Detected regions instead of the cached ones of the picture."""
+    no_image: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """A manifest."""
+
+    split: str
+    changes: Mapping[int, Change]
+    """Row number -> change, in order of rows."""
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, rows: Sequence[AnyRow], split: str) -> list[AnyRow]:
+        """The rows that remain, with the pictures that the view shows (None: taken away).
+
+        Raises:
+            InputError: made for another split, or for more rows than there are.
+        """
+        if split != self.split:
+            raise InputError(f"view: made for the {self.split} split, applied to {split}")
+        if unknown := self.changes.keys() - {row.row for row in rows}:
+            raise InputError(
+                f"view: changes row {min(unknown)}, which the {split} split lacks; "
+                "it was made from another file"
+            )
+        return [
+            self._shown(row, self.changes.get(row.row, Change()))
+            for row in rows
+            if not self.changes.get(row.row, Change()).drop
+        ]
+
+    @staticmethod
+    def _shown(row: AnyRow, change: Change) -> AnyRow:
+        if change.no_image:
+            return replace(row, image_id=None)
+        return row if change.image_id is None else replace(row, image_id=change.image_id)
+
+    def grounded(self, row: Row, cached: Mapping[int, Regions]) -> tuple[Region, ...]:
+        """The row's grounded regions under this view.
+
+        Raises:
+            InputError: its picture was exchanged and the view says nothing of the boxes in the new
+                one: boxes must move with the picture.
+        """
+        change = self.changes.get(row.row, Change())
+        if change.no_image:
+            return ()
+        if change.vg is not None:
+            return change.vg
+        if change.image_id is not None:
+            raise InputError(
+                f"view: row {row.row} shows another picture without its boxes; make the view anew "
+                "with --regions DIR"
+            )
+        return cached[row.row].regions
+
+    def detected(self, row: Row, cached: Mapping[str, Regions]) -> tuple[Region, ...]:
+        """The detected regions of the picture that `row`, as `apply` gives it, shows."""
+        change = self.changes.get(row.row, Change())
+        if change.od is not None or row.image_id is None:
+            return change.od or ()
+        return cached[row.image_id].regions
+
+
+def write_view(path: str | Path, view: View) -> None:
+    """Write a manifest atomically."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        lines.write(json.dumps({**view.header, "split": view.split}, ensure_ascii=False) + "\n")
+        for row in sorted(view.changes):
+            change = view.changes[row]
+            record: dict[str, Any] = {"row": row}
+            if change.drop:
+                record["drop"] = True
+            if change.image_id is not None:
+                record["img_id"] = change.image_id
+            for kind, regions in (("vg", change.vg), ("od", change.od)):
+                if regions is not None:
+                    record[kind] = regions_to_json(regions, kind)
+            if change.no_image:
+                record["no_image"] = True
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_view(path: str | Path) -> View:
+    """Read a manifest.
+
+    Raises:
+        InputError: naming file and line of the first damage.
+    """
+    path = Path(path)
+    changes: dict[int, Change] = {}
+    header: dict[str, Any] | None = None
+    for where, line in read_lines(path):
+        record = parse_record(json.loads, line, where)
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: expected an object")
+        if header is None:
+            header = record
+            if header.get("split") not in ("train", "val", "test"):
+                raise InputError(f"{where}: no header line with tool and split: not a view")
+            continue
+        row = record.get("row")
+        if not is_row(row) or row in changes:
+            raise InputError(f"{where}: no row number, or row {row} a second time")
+        changes[row] = _change(record, where)
+    if header is None:
+        raise InputError(f"{path}: empty; expected a header line")
+    return View(header["split"], changes, header)
+
+
+def _change(record: dict[str, Any], where: str) -> Change:
+    if unknown := record.keys() - KEYS:
+        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+    for key in ("drop", "no_image"):
+        if not isinstance(record.get(key, False), bool):
+            raise InputError(f"{where}: {key} must be true or false")
+    image_id = record.get("img_id")
+    if not (image_id is None or (isinstance(image_id, str) and image_id)):
+        raise InputError(f"{where}: img_id must be a file name")
+    anywhere = (float("inf"), float("inf"))  # the picture's size is not known here
+    regions = {
+        kind: regions_from_json(record[kind], anywhere, where)
+        for kind in ("vg", "od")
+        if kind in record
+    }
+    return Change(
+        record.get("drop", False), image_id, **regions, no_image=record.get("no_image", False)
+    )
