@@ -243,11 +243,6 @@ def draw_scene(root: Path, scene: Scene, size: int) -> None:
     image.save(root / scene.path, quality=92, subsampling=0)
 
 
-def pixel_box(box: Box, size: int) -> Box:
-    """A unit box in pixels of the picture."""
-    return tuple(round(edge * size, 1) for edge in box)
-
-
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
     """Two mild colours blended along a random direction, uint8 [side, side, 3]."""
     first, second = rng.integers(165, 238, (2, 3))

@@ -1,0 +1,154 @@
+"""Synthetic NewsCLIPpings over VisualNews: drawn scenes, captions that name what is drawn."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shards.sample_pictures import PEOPLE, Scene
+from shards.sample_world import (
+    CUE_NOUNS,
+    CUES,
+    NEUTRAL,
+    arrange,
+    draw_all,
+    made_up_name,
+    pick,
+    pick_distinct,
+    seen_box,
+    some_people,
+    write_json_lines,
+)
+
+STREAM = 0  # second number of every random key here: no two corpora share one
+SOURCES = ("guardian", "bbc", "usa_today", "washington_post")
+TOPICS = ("sport", "world", "culture", "business")
+CAPTIONS = (
+    "{who} with {things} .",
+    "{who} and {things} on {day} .",
+    "photo of {who} near {things} .",
+    "{things} beside {who} at the {place} .",
+    "{who} seen with {things} this {day} .",
+    "at the {place} {who} look at {things} .",
+    "{things} and {who} .",
+    "this {day} at the {place} : {who} , {things} .",
+    "{who} pose with {things} in the {place} .",
+    "news from the {place} : {things} next to {who} .",
+)
+DAYS = ("monday", "friday", "sunday", "morning", "evening", "weekend")
+PLACES = ("park", "city", "beach", "market", "station", "garden")
+LOOKS = {
+    "ring": "gold", "ball": "orange", "child": "little", "flag": "striped", "crown": "golden",
+    "key": "grey", "trophy": "gold", "book": "open", "camera": "black", "map": "folded",
+    "house": "brown", "tree": "green", "car": "blue", "fish": "teal", "cup": "white",
+    "umbrella": "purple", "balloon": "pink", "kite": "bright", "tower": "grey", "shirt": "green",
+    "star": "yellow",
+}  # fmt: skip
+NAMED, DESCRIBED, WITH_NAME, WITH_ROLE, DETECTED = 0.95, 0.3, 0.4, 0.4, 0.9
+"""Chances: a thing is in the caption; with its look; a person by name; a role; a box is found."""
+
+
+def write_news(root: Path, pairs: int, size: int, seed: int, workers: int) -> dict[str, int]:
+    """Write `news_clippings/` and `visual_news/` below `root`; rows by split.
+
+    `visual_news/objects.jsonl` holds the boxes for `python -m shards detect --detector file`.
+    """
+    rng = np.random.default_rng((seed, STREAM))
+    origin, scenes, articles = root / "visual_news/origin", [], []
+    pictures = {"train": pairs // 2, "val": pairs // 20, "test": pairs // 20}
+    for split, number in pictures.items():
+        first = len(scenes)
+        for index in range(first, first + number):
+            scenes.append(_scene(rng, index, seed))
+            articles.append(_article(rng, index, scenes[-1]))
+        rows = _annotations(rng, scenes[first:], first)
+        path = root / f"news_clippings/data/merged_balanced/{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"annotations": rows, "source_datasets": ["sample"]}))
+    draw_all(origin, scenes, size, workers)
+    (origin / "data.json").write_text(json.dumps(articles))
+    found = [_detections(rng, index, scene, size) for index, scene in enumerate(scenes)]
+    write_json_lines(root / "visual_news/objects.jsonl", found)
+    return {split: 2 * number for split, number in pictures.items()}
+
+
+def _scene(rng: np.random.Generator, index: int, seed: int) -> Scene:
+    source, number = SOURCES[index % 4], index // 4
+    things = pick_distinct(rng, CUE_NOUNS, rng.integers(1, 3))
+    things += pick_distinct(rng, NEUTRAL, rng.integers(1, 3))
+    nouns, boxes = arrange(rng, some_people(rng), things)
+    path = f"{source}/images/{number // 1000:04d}/{number % 1000:03d}.jpg"
+    return Scene(path, nouns, boxes, (seed, STREAM, index))
+
+
+def _article(rng: np.random.Generator, index: int, scene: Scene) -> dict:
+    """The element of `data.json` that belongs to a scene."""
+    source = SOURCES[index % 4]
+    return {
+        "id": index + 1,
+        "caption": _caption(rng, scene.nouns),
+        "topic": pick(rng, TOPICS),
+        "source": source,
+        "image_path": f"./{scene.path}",
+        "article_path": f"./{source}/articles/{index + 1}.txt",
+    }
+
+
+def _caption(rng: np.random.Generator, nouns: Sequence[str]) -> str:
+    things = [noun for noun in nouns if noun not in PEOPLE]
+    kept = [noun for noun in things if rng.random() < NAMED] or things[:1]
+    words = [f"{LOOKS[noun]} {noun}" if rng.random() < DESCRIBED else noun for noun in kept]
+    phrases = [f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words]
+    phrases = pick_distinct(rng, phrases, len(phrases))
+    people = [
+        f"{noun} {made_up_name(rng)}" if rng.random() < WITH_NAME else f"a {noun}"
+        for noun in nouns
+        if noun in PEOPLE
+    ]
+    roles = [cues[noun][1] for noun in kept for cues in CUES.values() if noun in cues]
+    if roles and rng.random() < WITH_ROLE:
+        people[-1] += f" as {pick(rng, roles)}"
+    return pick(rng, CAPTIONS).format(
+        who=" and ".join(people),
+        things=" and ".join(filter(None, [" , ".join(phrases[:-1]), phrases[-1]])),
+        day=pick(rng, DAYS),
+        place=pick(rng, PLACES),
+    )
+
+
+def _annotations(rng: np.random.Generator, scenes: Sequence[Scene], first: int) -> list[dict]:
+    """Pristine rows, each followed by its twin: the same picture with another's caption.
+
+    Every caption serves once in each way, so captions alone do not tell the two apart, and the
+    picture behind a twin's caption differs in at least one cue.
+    """
+    cues = [frozenset(CUE_NOUNS).intersection(scene.nouns) for scene in scenes]
+    order = rng.permutation(len(scenes))
+    while wrong := [i for i, j in enumerate(order) if cues[i] == cues[j]]:
+        for i in wrong:
+            k = rng.integers(len(order))
+            order[i], order[k] = order[k], order[i]
+    rows = []
+    for i, j in enumerate(order.tolist()):
+        mine, theirs = set(scenes[i].nouns), set(scenes[j].nouns)
+        pair = {
+            "image_id": first + i + 1,
+            "similarity_score": len(mine & theirs) / len(mine | theirs),
+            "source_dataset": 0,
+        }
+        rows.append({"id": first + i + 1, **pair, "falsified": False})
+        rows.append({"id": first + j + 1, **pair, "falsified": True})
+    return rows
+
+
+def _detections(rng: np.random.Generator, index: int, scene: Scene, size: int) -> dict:
+    """One line of the `file` detector: most objects, best first, things before people."""
+    found = []
+    for noun, box in zip(scene.nouns, scene.boxes, strict=True):
+        score = rng.uniform(0.4, 0.6) if noun in PEOPLE else rng.uniform(0.6, 0.95)
+        seen = {"box": seen_box(rng, box, size), "score": round(score, 3), "label": noun}
+        if rng.random() < DETECTED:
+            found.append(seen)
+    found.sort(key=lambda item: -item["score"])
+    return {"image_id": index + 1, "image": scene.path, "size": [size, size], "objects": found}
