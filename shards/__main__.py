@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards import corpora, nouns, objects, sample, verify, write
+from shards import corpora, newsclippings, nouns, objects, sample, verify, write
 from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
 
 EXAMPLE = """example:
@@ -71,7 +71,7 @@ def _add_build(kinds: argparse._SubParsersAction) -> None:
         "--subset",
         nargs="+",
         default=["merged_balanced"],
-        choices=corpora.NEWSCLIPPINGS_SUBSETS,
+        choices=newsclippings.SUBSETS,
         metavar="NAME",
         help="sub-splits to unite: %(choices)s (default: merged_balanced)",
     )
@@ -120,7 +120,7 @@ def _range(text: str) -> tuple[float, float]:
 
 def _build_newsclippings(args: argparse.Namespace) -> None:
     subsets = list(dict.fromkeys(args.subset))
-    corpus = corpora.newsclippings(args.news_clippings, args.visual_news, subsets, args.split)
+    corpus = newsclippings.newsclippings(args.news_clippings, args.visual_news, subsets, args.split)
     _build(corpus, args)
 
 

@@ -1,4 +1,4 @@
-"""Raw corpora -> records: NewsCLIPpings over VisualNews, and any `image,caption` CSV.
+"""Raw corpora -> records: what a corpus is, and any `image,caption` CSV as one.
 
 A corpus reads its small files at once and its pictures never: `write.py` opens those, in parallel.
 Every raw row ends either as a `Record` or as a `Reject`.
@@ -6,28 +6,15 @@ Every raw row ends either as a `Record` or as a `Reject`.
 
 import csv
 import hashlib
-import json
 import os
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.schema import InputError, is_number
-
-NEWSCLIPPINGS_SUBSETS = (
-    "merged_balanced",
-    "person_sbert_text_text",
-    "scene_resnet_place",
-    "semantics_clip_text_image",
-    "semantics_clip_text_text",
-)
-BLANKS = re.compile(r"[ \t\r\n]*")
-VISUAL_NEWS_SOURCES = ("guardian", "bbc", "usa_today", "washington_post")
+from shards.schema import InputError
 
 
 class Record(NamedTuple):
@@ -93,220 +80,11 @@ class ImageFolder:
 
     def _check(self, path: str) -> str | None:
         normal = os.path.normpath(path)
-        if not path or "\0" in path or not _is_text(path):
+        if not path or "\0" in path or not is_text(path):
             return "no usable image path"
         if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
             return "image path leaves the image folder"
         return None if (self.root / normal).is_file() else "image file is missing"
-
-
-def newsclippings(
-    news_clippings: Path, visual_news: Path, subsets: Sequence[str], split: str
-) -> Corpus:
-    """NewsCLIPpings rows (one sub-split or a union), looked up in VisualNews by id.
-
-    Args:
-        news_clippings: folder that holds `data/<subset>/<split>.json`.
-        visual_news: folder that holds `origin/data.json`.
-        subsets: names of sub-splits; their rows are numbered one after the other.
-        split: train, val or test.
-    """
-    rows, rejects, starts = [], [], [0]
-    for number, subset in enumerate(subsets):
-        path = _annotation_file(news_clippings, subset, split)
-        annotations = _read_annotations(path)
-        for position, annotation in enumerate(annotations):
-            problem = _annotation_problem(annotation)
-            if problem:
-                where = f"{path.name} of {subset}, annotation {position}"
-                rejects.append(Reject(starts[-1] + position, where, problem))
-            else:
-                similarity = annotation.get("similarity_score")
-                rows.append(
-                    (
-                        starts[-1] + position,
-                        number,
-                        annotation["id"],
-                        annotation["image_id"],
-                        annotation["falsified"],
-                        similarity if is_number(similarity) else np.nan,
-                    )
-                )
-        starts.append(starts[-1] + len(annotations))
-    table = np.array(
-        rows,
-        dtype=[
-            ("row", "i8"),
-            ("subset", "i1"),
-            ("id", "i8"),
-            ("image_id", "i8"),
-            ("falsified", "?"),
-            ("similarity", "f8"),
-        ],
-    )
-    del rows
-    origin = Path(visual_news) / "origin"
-    entries = read_visual_news(
-        origin / "data.json", {*table["id"].tolist(), *table["image_id"].tolist()}
-    )
-
-    def where(row: int) -> str:
-        subset = int(np.searchsorted(starts, row, side="right")) - 1
-        return f"{split}.json of {subsets[subset]}, annotation {row - starts[subset]}"
-
-    keep, coverage = _look_up(table, entries, ImageFolder(origin), where, rejects)
-    kept = table[keep]
-
-    def record(row: int) -> Record:
-        line = kept[np.searchsorted(kept["row"], row)]
-        caption_id, image_id = int(line["id"]), int(line["image_id"])
-        similarity = float(line["similarity"])
-        return Record(
-            row=row,
-            image=entries[image_id].image,
-            caption=entries[caption_id].caption.strip(),
-            matched=not line["falsified"],
-            caption_id=str(caption_id),
-            image_id=str(image_id),
-            source=subsets[line["subset"]],
-            similarity=None if np.isnan(similarity) else similarity,
-        )
-
-    return Corpus(
-        split=split,
-        images=origin,
-        numbers=kept["row"].copy(),
-        record=record,
-        where=where,
-        rejects=rejects,
-        options={"corpus": "newsclippings", "subset": list(subsets), "split": split},
-        report={"invariants": _invariants(table, starts), "coverage": coverage},
-    )
-
-
-class VisualNewsEntry(NamedTuple):
-    """The fields of a VisualNews entry that a pair needs."""
-
-    caption: str
-    image: str
-    source: str
-
-
-def read_visual_news(path: Path, wanted: set[int]) -> dict[int, VisualNewsEntry]:
-    """The wanted entries of VisualNews' `data.json`, read as a stream (the file is near 1 GB)."""
-    entries = {}
-    for entry in iterate_json_array(path):
-        if not isinstance(entry, dict) or entry.get("id") not in wanted:
-            continue
-        caption, image, source = (entry.get(k) for k in ("caption", "image_path", "source"))
-        if isinstance(caption, str) and isinstance(image, str):
-            entries[entry["id"]] = VisualNewsEntry(caption, os.path.normpath(image), str(source))
-    return entries
-
-
-def iterate_json_array(path: Path, chunk: int = 1 << 20) -> Iterator[Any]:
-    """Elements of a JSON file that is one array of objects, holding about `chunk` characters."""
-    decode, buffer, at = json.JSONDecoder().raw_decode, "", 0
-    separator = "["  # what must stand before the next element
-    try:
-        with open(path, encoding="utf-8") as file:
-            while True:
-                more = file.read(chunk)
-                buffer, at = buffer[at:] + more, 0
-                while True:
-                    start = _skip_blanks(buffer, at)
-                    if start < len(buffer) and buffer[start] == "]" and separator == ",":
-                        return
-                    if start < len(buffer) and buffer[start] != separator:
-                        raise InputError(f"{path}: not a JSON list (near {buffer[start:][:40]!r})")
-                    first = _skip_blanks(buffer, start + 1)
-                    if separator == "[" and buffer[first : first + 1] == "]":
-                        return
-                    try:
-                        element, end = decode(buffer, first)
-                    except json.JSONDecodeError:
-                        break  # cut by the chunk's end, or broken: known when no more comes
-                    yield element
-                    at, separator = end, ","
-                if not more:
-                    near = buffer[at:][:40]
-                    raise InputError(f"{path}: broken or cut short near {near!r}; fetch it again")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-
-
-def _skip_blanks(text: str, at: int) -> int:
-    return BLANKS.match(text, at).end()
-
-
-def _annotation_file(root: Path, subset: str, split: str) -> Path:
-    path = Path(root) / "data" / subset / f"{split}.json"
-    if not path.is_file():
-        found = sorted(p.parent.name for p in Path(root).glob(f"data/*/{split}.json"))
-        raise InputError(f"{path}: no such file; sub-splits with a {split}.json here: {found}")
-    return path
-
-
-def _read_annotations(path: Path) -> list[Any]:
-    try:
-        annotations = json.loads(path.read_bytes())["annotations"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not a NewsCLIPpings file ({error!r})") from error
-    if not isinstance(annotations, list):
-        raise InputError(f"{path}: `annotations` is no list")
-    return annotations
-
-
-def _annotation_problem(annotation: Any) -> str | None:
-    if not isinstance(annotation, dict):
-        return "annotation is no JSON object"
-    for name in ("id", "image_id"):
-        value = annotation.get(name)
-        if type(value) is not int or not 0 <= value < 2**63:
-            return f"`{name}` is missing or no id"
-    if not isinstance(annotation.get("falsified"), bool):
-        return "`falsified` is missing or neither true nor false"
-    return None
-
-
-def _look_up(
-    table: np.ndarray,
-    entries: dict[int, VisualNewsEntry],
-    folder: ImageFolder,
-    where: Callable[[int], str],
-    rejects: list[Reject],
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Mask of the rows whose caption and picture exist; the others join `rejects`."""
-    keep = np.ones(len(table), dtype=bool)
-    coverage = {source: Counter() for source in VISUAL_NEWS_SOURCES}
-    for number, (row, _, caption_id, image_id, _, _) in enumerate(table.tolist()):
-        caption, image = entries.get(caption_id), entries.get(image_id)
-        if caption is None or image is None:
-            missing = caption_id if caption is None else image_id
-            problem = f"VisualNews has no usable entry {missing}"
-        elif not caption.caption.strip() or not _is_text(caption.caption):
-            problem = f"VisualNews entry {caption_id} has no usable caption"
-        else:
-            problem = folder.problem(image.image)
-        counts = coverage.setdefault(image.source if image else "unknown", Counter())
-        counts["rows"] += 1
-        counts["usable"] += problem is None
-        if problem:
-            keep[number] = False
-            rejects.append(Reject(row, where(row), problem))
-    return keep, {source: dict(counts) for source, counts in coverage.items() if counts}
-
-
-def _invariants(table: np.ndarray, starts: list[int]) -> dict[str, int]:
-    """Rows that break what NewsCLIPpings promises (`specs/promu.md` 1.1); 0 everywhere is good."""
-    offsets = table["row"] - np.array(starts)[table["subset"]]
-    odd, same = offsets % 2 == 1, table["id"] == table["image_id"]
-    return {
-        "even row falsified, or odd row pristine": int((odd != table["falsified"]).sum()),
-        "pristine row of two ids": int((~table["falsified"] & ~same).sum()),
-        "falsified row of one id": int((table["falsified"] & same).sum()),
-        "matched rows minus mismatched rows": int(len(table) - 2 * table["falsified"].sum()),
-    }
 
 
 def captions(
@@ -341,7 +119,7 @@ def captions(
         if image not in chosen:
             continue
         problem = folder.problem(image)
-        if problem is None and (not caption.strip() or not _is_text(caption)):
+        if problem is None and (not caption.strip() or not is_text(caption)):
             problem = "no usable caption"
         if problem:
             rejects.append(Reject(row, where(row), problem))
@@ -415,7 +193,8 @@ def _mismatches(
     return partner
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
+    """Whether the text can be written as UTF-8: no lone surrogate of damaged bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -30,6 +30,11 @@ REJECTS_NAME = "rejects.jsonl"
 COLUMN_NAME = "column.json"
 OBJECTS = "objects"
 TEACHER = "teacher"
+TEACHER_TENSORS = ("image_feat", "object_feat", "has_object")
+COLUMN_COMMANDS = {OBJECTS: "python -m shards detect", TEACHER: "python -m pretrain.label"}
+COLUMN_SUFFIXES = {OBJECTS: ".jsonl", TEACHER: ".safetensors"}
+LEFTOVERS = ".*.tmp"
+"""Files that `atomic_path` leaves behind when its process is killed."""
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -265,7 +270,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it on success and vanishes on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:

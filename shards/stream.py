@@ -13,31 +13,37 @@ use) instead of reading up to it. Starting at sample n costs the same for every 
 """
 
 import os
-import tarfile
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.location import Location, mend, open_location
 from shards.schema import (
+    COLUMN_COMMANDS,
     COLUMN_NAME,
+    INDEX_NAME,
     OBJECTS,
     TEACHER,
+    TEACHER_TENSORS,
     ColumnIndex,
     DetectedObject,
     InputError,
     PairMeta,
     ShardInfo,
     parse_column,
+    parse_index,
     parse_object,
     read_index,
 )
 
 OPEN_SHARDS = 96
-T = TypeVar("T")
+"""Above the default number of canonical streams, so that an epoch opens each shard about once."""
+BLOCK = 512  # bytes, of a tar
 
 
 class CanonicalOrder:
@@ -152,51 +158,33 @@ class Sample:
     """image_feat (256,) f16, object_feat (256,) f16, has_object () bool."""
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Where a shard's members lie."""
-
-    path: Path
-    keys: np.ndarray
-    """(n,) bytes strings."""
-    places: np.ndarray
-    """(n, 4) int64: offset and size of the .jpg, offset and size of the .json."""
-
-
 class ShardReader:
     """Random access to the samples of a shard directory. Picklable; opens files when needed."""
 
-    def __init__(self, location: str | os.PathLike[str], *, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        location: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] = (),
+        cache: Path | None = None,
+    ) -> None:
         """
         Args:
-            location: shard directory.
+            location: shard directory, local or a URL that fsspec reads.
             columns: columns to deliver with each sample: `objects`, `teacher`.
+            cache: folder for fetched shards of a remote location; see `shards.location`.
         """
-        self.location = str(location)
-        self.directory = Path(location)
-        self.index = read_index(self.directory)
-        self.columns = tuple(columns)
-        for column in columns:
-            self._check_column(column)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._tables: dict[int, _Table] = {}
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._objects: OrderedDict[int, list[tuple[DetectedObject, ...]]] = OrderedDict()
-        self._teachers: OrderedDict[int, Any] = OrderedDict()
+        self.location = os.fspath(location)
+        self._source = open_location(location, cache)
+        content = self._source.content(INDEX_NAME)
+        if content is None:
+            read_index(location)  # raises, saying what to do
+        self.index = parse_index(content, f"{self.location}/{INDEX_NAME}")
+        self.columns = {column: self._column(column) for column in columns}
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        keep = ("location", "directory", "index", "columns")
-        return {name: getattr(self, name) for name in keep}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._clear()
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", {}).values():
-            os.close(file)
+        return self.__dict__ | {"_open": OrderedDict()}
 
     def __len__(self) -> int:
         """Samples over all shards."""
@@ -204,8 +192,8 @@ class ShardReader:
 
     def has_column(self, column: str) -> bool:
         """Whether the column is there and complete."""
-        path = self.directory / column / COLUMN_NAME
-        return path.is_file() and parse_column(path.read_bytes(), str(path)).complete
+        content = self._source.content(f"{column}/{COLUMN_NAME}")
+        return content is not None and parse_column(content, f"{column}/{COLUMN_NAME}").complete
 
     def read(self, shard: int, row: int) -> Sample:
         """The sample at an address.
@@ -213,86 +201,125 @@ class ShardReader:
         Raises:
             InputError: the shard is missing, cut, or holds something else than the index says.
         """
-        table = self._tables.get(shard)
-        if table is None:
-            table = self._tables[shard] = self._scan(shard)
-        key = table.keys[row].decode()
-        image_at, image_size, meta_at, meta_size = table.places[row].tolist()
-        file = _recent(self._files, shard, lambda: os.open(table.path, os.O_RDONLY), os.close)
-        image, meta = os.pread(file, image_size, image_at), os.pread(file, meta_size, meta_at)
-        if len(image) != image_size or len(meta) != meta_size:
-            raise InputError(f"{table.path}: {key} is cut; run `python -m shards verify`")
-        return Sample(
-            key=key,
-            image=image,
-            meta=PairMeta.parse(meta, f"{table.path}: {key}.json"),
-            objects=self._read_objects(shard, row) if OBJECTS in self.columns else None,
-            teacher=self._read_teacher(shard, row) if TEACHER in self.columns else None,
-        )
+        opened = self._open.get(shard)
+        if opened is None:
+            opened = self._open[shard] = _OpenShard(
+                self._source, self.index.shards[shard], self.columns
+            )
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shard)
+        return opened.read(row)
 
     def samples(self, shard: int) -> Iterator[Sample]:
         """All samples of a shard, in tar order."""
         for row in range(self.index.shards[shard].samples):
             yield self.read(shard, row)
 
-    def _scan(self, shard: int) -> _Table:
-        """The offset table of a shard, after checking it against the index."""
-        info = self.index.shards[shard]
-        path = self.directory / info.name
-        check_size(path, info)
-        keys, places = [], []
-        try:
-            with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    key, _, suffix = member.name.rpartition(".")
-                    if suffix == "jpg":
-                        keys.append(key)
-                        places.append([member.offset_data, member.size])
-                    elif suffix == "json" and keys and keys[-1] == key and len(places[-1]) == 2:
-                        places[-1] += [member.offset_data, member.size]
-                    else:
-                        raise InputError(f"{path}: member {member.name} is not expected there")
-        except (tarfile.TarError, OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}: damaged tar ({error}); {mend(self.location)}") from error
-        incomplete = [key for key, place in zip(keys, places, strict=True) if len(place) != 4]
-        if incomplete:
-            raise InputError(f"{path}: {incomplete[0]} has no .json; {mend(self.location)}")
-        if len(keys) != info.samples:
-            raise InputError(
-                f"{path}: {len(keys)} samples, the index says {info.samples}; {mend(self.location)}"
-            )
-        return _Table(path, np.array(keys, dtype="S"), np.array(places, dtype=np.int64))
-
-    def _check_column(self, column: str) -> ColumnIndex:
-        path = self.directory / column / COLUMN_NAME
-        if column not in (OBJECTS, TEACHER):
-            raise InputError(f"{column!r}: no such column; there are {OBJECTS} and {TEACHER}")
-        command = "python -m shards detect" if column == OBJECTS else "python -m pretrain.label"
-        if not path.is_file():
-            raise InputError(f"{self.location}: no {column} column; run `{command}` on it")
-        index = parse_column(path.read_bytes(), str(path))
+    def _column(self, column: str) -> ColumnIndex:
+        name = f"{self.location}/{column}/{COLUMN_NAME}"
+        if column not in COLUMN_COMMANDS:
+            raise InputError(f"{column!r}: no such column; there are {', '.join(COLUMN_COMMANDS)}")
+        command = f"`{COLUMN_COMMANDS[column]} {self.location}`"
+        content = self._source.content(f"{column}/{COLUMN_NAME}")
+        if content is None:
+            raise InputError(f"{self.location}: no {column} column; run {command}")
+        index = parse_column(content, name)
         for shard in self.index.shards:
             part = index.shards.get(shard.stem)
             if not index.complete or part is None or part.tar_sha256 != shard.sha256:
-                raise InputError(f"{path}: unfinished or outdated; run `{command}` again")
+                raise InputError(f"{name}: unfinished or outdated; run {command} again")
         return index
 
-    def _read_objects(self, shard: int, row: int) -> tuple[DetectedObject, ...]:
-        table, stem = self._tables[shard], self.index.shards[shard].stem
-        path = self.directory / OBJECTS / f"{stem}.jsonl"
-        return _recent(self._objects, shard, lambda: read_objects(path, table.keys))[row]
 
-    def _read_teacher(self, shard: int, row: int) -> dict[str, np.ndarray]:
-        info = self.index.shards[shard]
-        path = self.directory / TEACHER / f"{info.stem}.safetensors"
-        tensors = _recent(self._teachers, shard, lambda: _open_teacher(path, info))
-        names = ("image_feat", "object_feat", "has_object")
-        return {name: tensors.get_slice(name)[row] for name in names}
+class _OpenShard:
+    """One shard: open file, offset table, columns."""
+
+    def __init__(
+        self, source: Location, info: ShardInfo, columns: Mapping[str, ColumnIndex]
+    ) -> None:
+        self.path = source.path(info.name, info.sha256, info.bytes)
+        self.objects, self.teacher = None, None
+        self.file = os.open(self.path, os.O_RDONLY)
+        try:
+            self.members = list(scan_shard(self.file, str(self.path)))
+            if len(self.members) != info.samples:
+                raise InputError(
+                    f"{self.path}: {len(self.members)} samples, the index says {info.samples}; "
+                    f"{mend(self.path.parent)}"
+                )
+            if OBJECTS in columns:
+                path = _column_path(source, columns[OBJECTS], info.stem, ".jsonl")
+                self.objects = read_objects(path, [member.key for member in self.members])
+            if TEACHER in columns:
+                path = _column_path(source, columns[TEACHER], info.stem, ".safetensors")
+                self.teacher = _open_teacher(path, info)
+        except BaseException:
+            os.close(self.file)
+            raise
+        weakref.finalize(self, os.close, self.file)
+
+    def read(self, row: int) -> Sample:
+        member = self.members[row]
+        image = os.pread(self.file, member.image_size, member.image_at)
+        meta = os.pread(self.file, member.meta_size, member.meta_at)
+        if len(image) != member.image_size or len(meta) != member.meta_size:
+            raise InputError(f"{self.path}: {member.key} is cut; {mend(self.path.parent)}")
+        teacher = self.teacher and {
+            name: np.asarray(self.teacher.get_slice(name)[row]) for name in TEACHER_TENSORS
+        }
+        return Sample(
+            key=member.key,
+            image=image,
+            meta=PairMeta.parse(meta, f"{self.path}: {member.key}.json"),
+            objects=None if self.objects is None else self.objects[row],
+            teacher=teacher,
+        )
 
 
-def read_objects(path: Path, keys: Sequence[bytes]) -> list[tuple[DetectedObject, ...]]:
+class Member(NamedTuple):
+    """Where a sample lies in its tar, in bytes."""
+
+    key: str
+    image_at: int
+    image_size: int
+    meta_at: int
+    meta_size: int
+
+
+def scan_shard(file: int, name: str) -> Iterator[Member]:
+    """The samples of an open tar, from its headers alone.
+
+    Reads the plain USTAR that `write.py` writes. `tarfile` reads it as well, 15 times slower; that
+    counts, since every worker scans every shard once per epoch.
+
+    Raises:
+        InputError: anything but pairs of `{key}.jpg` and `{key}.json`.
+    """
+    at, image = 0, None
+    while header := os.pread(file, BLOCK, at):
+        if not any(header):
+            break  # the end mark
+        try:
+            member, size = header[:100].rstrip(b"\0").decode("ascii"), int(header[124:135], 8)
+        except ValueError as error:
+            raise InputError(f"{name}: damaged tar header at byte {at}") from error
+        if header[257:262] != b"ustar" or header[156:157] != b"0":
+            raise InputError(f"{name}: no plain tar header at byte {at}")
+        key, _, suffix = member.rpartition(".")
+        if image is None and suffix == "jpg":
+            image = (key, at + BLOCK, size)
+        elif image and suffix == "json" and key == image[0]:
+            yield Member(*image, at + BLOCK, size)
+            image = None
+        else:
+            raise InputError(f"{name}: member {member!r} at byte {at} is not expected there")
+        at += BLOCK + -(-size // BLOCK) * BLOCK
+    if image:
+        raise InputError(f"{name}: {image[0]} has no .json; the file is cut")
+
+
+def read_objects(path: Path, keys: Sequence[str]) -> list[tuple[DetectedObject, ...]]:
     """A shard's objects, in tar order, checked against the shard's keys."""
     try:
         lines = path.read_bytes().splitlines()
@@ -304,27 +331,15 @@ def read_objects(path: Path, keys: Sequence[bytes]) -> list[tuple[DetectedObject
     for number, (line, key) in enumerate(zip(lines, keys, strict=True), start=1):
         name = f"{path}: line {number}"
         fields = parse_object(line, name)
-        if fields.get("key") != key.decode() or not isinstance(fields.get("objects"), list):
-            raise InputError(f"{name}: not the objects of {key.decode()}; run detect again")
-        objects = fields["objects"]
-        result.append(
-            tuple(DetectedObject.from_dict(o, f"{name}, {key.decode()}") for o in objects)
-        )
+        objects = fields.get("objects")
+        if fields.get("key") != key or not isinstance(objects, list):
+            raise InputError(f"{name}: not the objects of {key}; run detect again")
+        result.append(tuple(DetectedObject.from_dict(item, f"{name}, {key}") for item in objects))
     return result
 
 
-def check_size(path: Path, info: ShardInfo) -> None:
-    """Raises InputError unless the file is there and as long as the index says."""
-    if not path.is_file():
-        raise InputError(f"{path}: missing; {mend(path.parent)}")
-    size = path.stat().st_size
-    if size != info.bytes:
-        raise InputError(f"{path}: {size} bytes, the index says {info.bytes}; {mend(path.parent)}")
-
-
-def mend(location: str | os.PathLike[str]) -> str:
-    """The end of a message about damaged shards."""
-    return f"run `python -m shards verify {location}` to see what to rebuild"
+def _column_path(source: Location, column: ColumnIndex, stem: str, suffix: str) -> Path:
+    return source.path(f"{column.column}/{stem}{suffix}", column.shards[stem].sha256)
 
 
 def _open_teacher(path: Path, info: ShardInfo) -> Any:
@@ -332,26 +347,9 @@ def _open_teacher(path: Path, info: ShardInfo) -> Any:
 
     try:
         tensors = safe_open(path, framework="np")
-        for name in ("image_feat", "object_feat", "has_object"):
+        for name in TEACHER_TENSORS:
             if tensors.get_slice(name).get_shape()[0] != info.samples:
                 raise InputError(f"{path}: `{name}` has not {info.samples} rows; label again")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: damaged ({error}); run pretrain.label again") from error
     return tensors
-
-
-def _recent(
-    cache: OrderedDict[int, T],
-    key: int,
-    load: Callable[[], T],
-    close: Callable[[T], None] | None = None,
-) -> T:
-    """`cache[key]`, loaded if absent; the longest unused entry goes when there are too many."""
-    if key not in cache:
-        cache[key] = load()
-        if len(cache) > OPEN_SHARDS:
-            _, old = cache.popitem(last=False)
-            if close:
-                close(old)
-    cache.move_to_end(key)
-    return cache[key]

@@ -10,11 +10,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from shards.schema import (
+    COLUMN_COMMANDS,
     COLUMN_NAME,
+    COLUMN_SUFFIXES,
     KEY_PATTERN,
     OBJECTS,
     REJECTS_NAME,
-    TEACHER,
     InputError,
     ShardInfo,
     parse_column,
@@ -22,9 +23,6 @@ from shards.schema import (
     read_index,
 )
 from shards.stream import ShardReader, read_objects
-
-COMMANDS = {OBJECTS: "python -m shards detect", TEACHER: "python -m pretrain.label"}
-SUFFIXES = {OBJECTS: ".jsonl", TEACHER: ".safetensors"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         print(problem)
     if problems:
         raise InputError(f"{args.shards}: {len(problems)} problem(s), listed above")
-    columns = [name for name in COMMANDS if (args.shards / name / COLUMN_NAME).is_file()]
+    columns = [name for name in COLUMN_COMMANDS if (args.shards / name / COLUMN_NAME).is_file()]
     print(
         f"{args.shards}: complete; {index.rows} rows = {index.samples} samples "
         f"({index.matched} matched) + {index.rejects} rejects; {len(index.shards)} shards, "
@@ -67,9 +65,9 @@ def check(directory: Path) -> Iterator[str]:
         except InputError as error:
             yield f"{error}: delete {info.name} and index.json and run the same build again"
     yield from _check_rejects(directory, reader.index.rejects)
-    for column in COMMANDS:
+    for column in COLUMN_COMMANDS:
         for problem in _check_column(directory, column, reader.index.shards, keys):
-            yield f"{problem}: run `{COMMANDS[column]} {directory}` again"
+            yield f"{problem}: run `{COLUMN_COMMANDS[column]} {directory}` again"
 
 
 def _checksum(path: Path, expected: str) -> str | None:
@@ -134,14 +132,14 @@ def _check_column(
         yield f"{path}: the column is not finished"
     for shard in shards:
         part = index.shards.get(shard.stem)
-        file = directory / column / f"{shard.stem}{SUFFIXES[column]}"
+        file = directory / column / f"{shard.stem}{COLUMN_SUFFIXES[column]}"
         if part is None or part.tar_sha256 != shard.sha256 or part.samples != shard.samples:
             yield f"{file}: missing from {COLUMN_NAME}, or made from another tar"
             continue
         problem = _checksum(file, part.sha256)
         if problem is None and column == OBJECTS and shard.stem in keys:
             try:
-                read_objects(file, [key.encode() for key in keys[shard.stem]])
+                read_objects(file, keys[shard.stem])
             except InputError as error:
                 problem = str(error)
         if problem:
