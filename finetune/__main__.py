@@ -1,15 +1,20 @@
-"""python -m finetune train | evaluate | report: every method on every task, judged one way."""
+"""`python -m finetune COMMAND`: every method on every task, judged one way."""
 
+import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from pretrain.cli import exit_on_input_error, parse_config
+from pretrain.cli import InputError, exit_on_input_error, parse_config
 
 USAGE = """usage: python -m finetune COMMAND …
 
   train     train a method on a task: select on dev, test once
   evaluate  scores and predictions of a finished run
+  view      write a view manifest: what an experiment changes in a split
+  regions   build, recover or import region caches
+  audit     test whether an input leaks the label
   report    tables and plots of any number of runs
 
 `python -m finetune COMMAND --help` explains each, with an example.
@@ -31,8 +36,7 @@ def train(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """python -m finetune evaluate RUN"""
-    from finetune.evaluate import EvaluateConfig
-    from finetune.evaluate import evaluate as run
+    from finetune.config import EvaluateConfig
 
     config = parse_config(
         EvaluateConfig,
@@ -41,22 +45,20 @@ def evaluate(argv: Sequence[str]) -> None:
         description="Scores and predictions of a finished run.",
         example="python -m finetune evaluate RUN --data DIR --split test",
     )
+    from finetune.evaluate import evaluate as run
+
     result = run(config)
     print(f"{result['split']:>5}: {figures(result)}")
 
 
-def report(argv: Sequence[str]) -> None:
-    """python -m finetune report RUN…"""
-    from finetune.report import main as run
-
-    run(argv)
-
-
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "report": report,
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {"train": train, "evaluate": evaluate}
+MODULES = {
+    "view": "finetune.views",
+    "regions": "finetune.regions",
+    "audit": "finetune.audit",
+    "report": "finetune.report",
 }
+"""Commands that are a module's `main`."""
 
 
 def figures(scores: Mapping | None) -> str:
@@ -84,15 +86,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Dispatch on the first word."""
     argv = sys.argv[1:] if argv is None else list(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE, end="")
         sys.exit(0 if argv else 2)
-    if argv[0] not in COMMANDS:
-        sys.stderr.write(f"error: unknown command {argv[0]!r}; there are {', '.join(COMMANDS)}\n")
-        sys.exit(2)
-    COMMANDS[argv[0]](argv[1:])
+    command, *rest = argv
+    if command in COMMANDS:
+        COMMANDS[command](rest)
+    elif command in MODULES:
+        importlib.import_module(MODULES[command]).main(rest)
+    else:
+        names = ", ".join([*COMMANDS, *MODULES])
+        raise InputError(f"unknown command {command!r}; there are {names}")
 
 
 if __name__ == "__main__":

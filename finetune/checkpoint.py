@@ -65,6 +65,8 @@ def save_method(
         }
         _write(model / "method.json", description)
         _write(model / "labels.json", {label: i for i, label in enumerate(task.labels)})
+        for path in model.iterdir():  # safetensors writes for the owner alone
+            path.chmod(0o644)
         if directory.exists():
             shutil.rmtree(directory)
         model.rename(directory)

@@ -78,6 +78,8 @@ class TrainConfig:
     """Longest text in word pieces; longer ones keep what is nearest to the entities."""
     fraction: float = 1.0
     """Share of the training rows, drawn by the run's seed, nested over shares."""
+    view: str | None = None
+    """View manifests, or folders of them ({split}.jsonl), separated by commas."""
     seeds: int | str = 1
     """Comma-separated seeds; each is a whole training, the result is their mean."""
     protocol: str = "standard"
@@ -109,9 +111,39 @@ class TrainConfig:
             raise ValueError(f"seeds {self.seeds!r}: expected numbers like 1,2,3") from None
 
     @property
+    def view_paths(self) -> list[Path]:
+        """The view manifests and folders."""
+        return split_paths(self.view)
+
+    @property
     def cache_dir(self) -> Path:
         """Where decoded pictures lie."""
         return cache_directory(self.cache, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Scores of a finished run."""
+
+    run: str
+    """Run directory, or one seed's directory in it."""
+    data: str
+    """Folder of the task's files."""
+    split: Literal["train", "dev", "val", "test"] = "test"
+    """Which rows."""
+    view: str | None = None
+    """View manifests, or folders of them ({split}.jsonl), separated by commas."""
+    max_missing: int = 0
+    """So many pictures may be absent; those rows are masked, and counted."""
+    cache: str | None = None
+    """Folder of decoded pictures; default $FUSION_MRE_CACHE, else `.cache` beside the run."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on CUDA, fp32 on CPU."""
+
+
+def split_paths(option: str | None) -> list[Path]:
+    """Paths separated by commas."""
+    return [Path(name.strip()) for name in (option or "").split(",") if name.strip()]
 
 
 def cache_directory(option: str | None, run: str | Path) -> Path:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from finetune import checkpoint, protocols, registry
-from finetune.config import cache_directory
-from finetune.inputs import InputOptions, LoadedSplit, load_split
+from finetune.config import EvaluateConfig, cache_directory, split_paths
+from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
 from finetune.methods.base import Method
 from finetune.tasks.base import Task
 from pretrain import distributed
@@ -20,24 +20,6 @@ from shards.schema import atomic_path, write_json
 
 SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 """Names on the command line -> names of splits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Scores of a finished run."""
-
-    run: str
-    """Run directory, or one seed's directory in it."""
-    data: str
-    """Folder of the task's files."""
-    split: Literal["train", "dev", "val", "test"] = "test"
-    """Which rows."""
-    max_missing: int = 0
-    """So many pictures may be absent; those rows are masked, and counted."""
-    cache: str | None = None
-    """Folder of decoded pictures; default $FUSION_MRE_CACHE, else `.cache` beside the run."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 on CUDA, fp32 on CPU."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +80,18 @@ def pick_precision(name: str) -> str:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Score every seed of a run again; writes `pred_{split}.jsonl` and `evaluate_{split}.json`."""
+    """Score every seed of a run again.
+
+    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`; under a view, its file's
+    name is part of theirs.
+    """
     run, split = Path(config.run), SPLITS[config.split]
     name = "dev" if split == "val" else split
+    paths = split_paths(config.view)
+    views = read_views(paths)
+    if paths and split not in views:
+        raise InputError(f"--view {config.view}: made for {', '.join(views)}, not for {split}")
+    stem = "_".join([name, *(path.stem for path in paths)])
     per_seed = []
     for directory in seed_directories(run):
         method, tokenizer, description = checkpoint.load_method(directory / "model")
@@ -110,14 +101,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             **description["inputs"],
             cache=cache_directory(config.cache, run),
             max_missing=config.max_missing,
+            views=views,
         )
         loaded = load_split(task, split, tokenizer, method, options)
         method.to(distributed.device())
         predictions = predict(method, task, loaded, pick_precision(config.precision))
-        predictions.write(directory / f"pred_{name}.jsonl")
+        predictions.write(directory / f"pred_{stem}.jsonl")
         per_seed.append({"seed": directory.name, **predictions.score(task)})
-    result = {"split": name, **protocols.aggregate(per_seed), "per_seed": per_seed}
-    write_json(run / f"evaluate_{name}.json", result)
+    result = {
+        "split": name,
+        "views": [dict(view.header) for view in views.get(split, ())],
+        **protocols.aggregate(per_seed),
+        "per_seed": per_seed,
+    }
+    write_json(run / f"evaluate_{stem}.json", result)
     return result
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from finetune import registry
 from finetune.config import TrainConfig
+from finetune.inputs import read_views
 from finetune.protocols import aggregate
 from finetune.tasks.base import Task
 from pretrain.cli import InputError, dump_config
@@ -54,7 +55,7 @@ def existing_folder(path: str) -> Path:
 def claim(out: Path, config: TrainConfig) -> None:
     """Write `config.yaml`, or refuse a directory that holds a run with other settings."""
     path, text = out / "config.yaml", dump_config(config)
-    if path.is_file():
+    if path.is_file() and any(out.glob("seed-*")):  # nothing was trained yet: free to change
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
         now = yaml.safe_load(text)
         for free in ("seeds", "cache", "out"):  # more seeds may join a run
@@ -79,7 +80,9 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
         "protocol": config.protocol,
         "leaky": False,
         "images": config.images if "image" in method.needs else "none",
-        "views": [],
+        "views": [
+            dict(view.header) for views in read_views(config.view_paths).values() for view in views
+        ],
         "dev": aggregate([seed["dev"] for seed in per_seed]),
         "test": aggregate([seed["test"] for seed in per_seed]) if tested else None,
         "per_seed": per_seed,

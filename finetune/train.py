@@ -22,7 +22,7 @@ from finetune import checkpoint, registry
 from finetune.batch import num_batches
 from finetune.config import TrainConfig
 from finetune.evaluate import pick_precision, predict
-from finetune.inputs import InputOptions, LoadedSplit, load_split
+from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
 from finetune.methods.base import Method, Source
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.tasks.base import Task
@@ -61,6 +61,7 @@ class SeedRun:
             max_length=config.max_length,
             cache=config.cache_dir,
             max_missing=config.max_missing,
+            views=read_views(config.view_paths),
         )
         whole = self.load("train")
         self.train_split = whole.subset(fraction_rows(len(whole), config.fraction, seed))

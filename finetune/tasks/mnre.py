@@ -92,12 +92,15 @@ class Mnre(Task):
             marked, is_split_into_words=True, return_attention_mask=False, verbose=False
         )["input_ids"]
         marker_ids = np.array(tokenizer.convert_tokens_to_ids(list(MARKERS)))
-        ids = [shorten(np.array(piece), marker_ids, max_length) for piece in encoded]
+        ids = [shorten(np.array(pieces), marker_ids, max_length) for pieces in encoded]
+        for row, pieces in zip(rows, ids, strict=True):
+            if np.isin(pieces, marker_ids).sum() != len(MARKERS):
+                raise InputError(f"row {row.row}: its text itself holds one of {MARKERS}")
         head_id, tail_id = marker_ids[0], marker_ids[2]
         return {
             "input_ids": ids,
-            "head_start": np.array([int(np.argmax(piece == head_id)) for piece in ids]),
-            "tail_start": np.array([int(np.argmax(piece == tail_id)) for piece in ids]),
+            "head_start": np.array([int(np.argmax(pieces == head_id)) for pieces in ids]),
+            "tail_start": np.array([int(np.argmax(pieces == tail_id)) for pieces in ids]),
             "labels": np.array([self.relation2id[row.relation] for row in rows]),
         }
 
@@ -197,15 +200,23 @@ def mark_entities(tokens: Sequence[str], head: Span, tail: Span) -> list[str]:
 
 
 def shorten(ids: np.ndarray, marker_ids: np.ndarray, max_length: int) -> np.ndarray:
-    """At most `max_length` word pieces: those nearest to a marker, with [CLS] and [SEP] around.
+    """At most `max_length` word pieces between [CLS] and [SEP]: the markers, what they enclose,
+    then the pieces nearest to a marker.
 
-    Cutting from the right, as tokenizers do, would lose entities at the end of a post; keeping the
-    pieces nearest to the markers is symmetric around them and never loses one.
+    Cutting from the right, as tokenizers do, would lose entities at the end of a post; this is
+    symmetric around the markers and never loses one.
+
+    Args:
+        marker_ids: (4,) ids of `MARKERS`.
     """
     if len(ids) <= max_length:
         return ids
     positions = np.arange(1, len(ids) - 1)
     markers = np.flatnonzero(np.isin(ids, marker_ids))
-    distance = np.abs(positions[:, None] - markers).min(axis=1)
+    distance = np.abs(positions[:, None] - markers).min(axis=1).astype(float)
+    for opening, closing in marker_ids.reshape(2, 2):
+        first, last = (np.argmax(ids == marker) for marker in (opening, closing))
+        enclosed = (positions > first) & (positions < last)
+        distance[enclosed] = np.minimum(distance[enclosed], 0.5)
     nearest = positions[np.argsort(distance, kind="stable")[: max_length - 2]]
     return ids[np.concatenate([[0], np.sort(nearest), [len(ids) - 1]])]

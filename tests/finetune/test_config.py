@@ -1,0 +1,125 @@
+"""Command line and YAML of `finetune train`; what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune import registry
+from finetune.config import parse_train
+from finetune.protocols import Protocol, aggregate, fraction_rows
+from pretrain.cli import InputError
+
+COMMON = ["--task", "mnre", "--method", "promu", "--data", "d", "--out", "runs/x"]
+CONFIGS = sorted(Path(registry.__file__).parent.glob("configs/*/*.yaml"))
+
+
+def test_defaults():
+    """promu.md §6.1."""
+    config = parse_train([*COMMON, "--init", "m"])
+    optim = config.optim
+    assert (optim.lr, optim.head_lr, optim.weight_decay) == (3e-5, 1e-3, 1e-3)
+    assert (optim.epochs, optim.warmup, optim.clip) == (15, 0.06, 1.0)
+    assert (optim.global_batch_size, config.max_length) == (16, 80)
+    assert (config.images, config.max_missing, config.seed_list) == ("required", 0, [1])
+    assert config.model.classifier == "mlp"
+    assert config.cache_dir == Path("runs/.cache").resolve()
+
+
+def test_method_section_and_yaml(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "method: mtb\ntask: mnre\noptim: {lr: 1e-4}\nseeds: 1,2,3\nmodel:\n  classifier: mlp"
+    )
+    config = parse_train(["--config", str(path), "--data", "d", "--out", "o", "--init", "m"])
+    assert (config.method, config.optim.lr, config.model.classifier) == ("mtb", 1e-4, "mlp")
+    assert config.seed_list == [1, 2, 3]
+    config = parse_train(
+        ["--config", str(path), "--data", "d", "--out", "o", "--init", "m", "--seeds", "4"]
+    )
+    assert config.seed_list == [4]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_configs(path):
+    """Each parses, names its place, and its header says how to run it."""
+    argv = ["--config", str(path), "--data", "d", "--out", "o", "--init", "m"]
+    config = parse_train(argv)
+    assert (config.task, config.method) == (path.parent.name, path.stem)
+    header = path.read_text()
+    assert f"--config finetune/configs/{path.parent.name}/{path.name}" in header
+    assert len(header.splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "exactly one of --init"),
+        (["--init", "none"], "exactly one of --init"),
+        (["--init", "a", "--architecture", "b"], "exactly one of --init"),
+        (["--init", "m", "--optim.lrr", "1"], "did you mean optim.lr"),
+        (["--init", "m", "--optim.lr", "fast"], "optim.lr"),
+        (["--init", "m", "--optim.lr", "-1"], "optim.lr must not be negative"),
+        (["--init", "m", "--optim.epochs", "0"], "optim.epochs must be at least 1"),
+        (["--init", "m", "--optim.warmup", "1.5"], "optim.warmup"),
+        (["--init", "m", "--optim.accumulation", "3"], "multiple of optim.accumulation"),
+        (["--init", "m", "--optim.precision", "fp64"], "precision"),
+        (["--init", "m", "--fraction", "0"], "fraction must be in (0, 1]"),
+        (["--init", "m", "--fraction", "1.01"], "fraction must be in (0, 1]"),
+        (["--init", "m", "--seeds", "1,a"], "expected numbers like 1,2,3"),
+        (["--init", "m", "--seeds", "1,1"], "one is repeated"),
+        (["--init", "m", "--images", "maybe"], "images"),
+        (["--init", "m", "--max_length", "4"], "max_length"),
+        (["--init", "m", "--protocol", "mine"], "there are standard"),
+        (["--init", "m", "--model.classifier", "tree"], "model.classifier"),
+        (["--init", "m", "--model.width", "3"], "model.width"),
+        (["--init", "m", "--method", "promo"], "did you mean promu?"),
+    ],
+)
+def test_refused(argv, message):
+    with pytest.raises(InputError) as error:
+        parse_train([*COMMON, *argv])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_yaml(tmp_path):
+    for content in ("method: [", "method: mtb\nunknown: 3\n"):
+        path = tmp_path / "run.yaml"
+        path.write_text(content)
+        with pytest.raises(InputError):
+            parse_train(["--config", str(path), *COMMON[:2], "--init", "m", "--data", "d"])
+    with pytest.raises(InputError):
+        parse_train(["--config", str(tmp_path / "none.yaml"), *COMMON, "--init", "m"])
+
+
+def test_entry_points(monkeypatch):
+    """A method of another package is found by name, ours win."""
+    from importlib.metadata import EntryPoint
+
+    theirs = [EntryPoint("mine", "finetune.methods.mtb:MTB", "fusion_mre.methods")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: theirs)
+    assert registry.load("methods", "mine").__name__ == "MTB"
+
+
+def test_fractions_are_nested_and_floored():
+    """focalmre.md §4.3: the sizes that it lists."""
+    sizes = {0.05: 612, 0.1: 1224, 0.2: 2449, 0.3: 3674, 0.4: 4898, 0.5: 6123, 1.0: 12247}
+    previous: set[int] = set()
+    for share, size in sizes.items():
+        rows = fraction_rows(12_247, share, seed=1)
+        assert len(rows) == size and previous < set(rows.tolist())
+        previous = set(rows.tolist())
+    assert len(fraction_rows(100, 0.29, 1)) == 29
+    assert set(fraction_rows(100, 0.5, 1)) != set(fraction_rows(100, 0.5, 2))
+
+
+def test_selection():
+    first, last = Protocol(source="a"), Protocol(source="b", ties="last")
+    assert first.improves(0.0, None) and first.improves(2.0, 1.0)
+    assert not first.improves(1.0, 1.0) and last.improves(1.0, 1.0)
+
+
+def test_aggregate():
+    one = {"f1": 1.0, "precision": 2.0, "recall": 3.0, "accuracy": 4.0}
+    two = {name: value + 2 for name, value in one.items()}
+    assert aggregate([one, two])["f1"] == {"mean": 2.0, "sd": 1.4142}
+    assert aggregate([one])["f1"] == {"mean": 1.0, "sd": None}

@@ -1,0 +1,89 @@
+"""The picture store: right pixels, everything absent counted, never a stand-in."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.tasks.images import RESIZERS, open_store
+from pretrain.cli import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    generator = np.random.default_rng(0)
+    for name, mode in (("a.png", "RGB"), ("b.png", "L"), ("c.png", "RGBA"), ("d.png", "P")):
+        image = Image.fromarray(generator.integers(0, 256, (30, 50, 3), dtype=np.uint8))
+        image.convert(mode).save(pictures / name)
+    (pictures / "empty.jpg").write_bytes(b"")
+    (pictures / "cut.png").write_bytes((pictures / "a.png").read_bytes()[:500])
+    (pictures / "inf.png").write_bytes((pictures / "a.png").read_bytes())
+    return pictures
+
+
+def store(folder, names, tmp_path, size=16, resize="squash"):
+    return open_store(folder, names, size=size, resize=resize, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("resize", RESIZERS)
+def test_pixels_equal_pillow(folder, tmp_path, resize):
+    names = ["d.png", "a.png", "b.png", "a.png", "c.png"]
+    found = store(folder, names, tmp_path, resize=resize)
+    assert found.pixels.dtype == np.uint8 and isinstance(found.pixels, np.memmap)
+    pixels = found.pixels_at(found.index_of(names))
+    for name, values in zip(names, pixels, strict=True):
+        image = RESIZERS[resize](Image.open(folder / name).convert("RGB"), 16)
+        assert image.size == (16, 16)
+        assert (values == np.asarray(image).transpose(2, 0, 1)).all()
+
+
+def test_center_crop_of_an_exact_picture(tmp_path):
+    """256 × 256 needs no resize: the crop is the middle 224."""
+    values = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    cropped = np.asarray(RESIZERS["center_crop"](Image.fromarray(values), 224))
+    assert (cropped == values[16:240, 16:240]).all()
+
+
+def test_absent_pictures_are_counted_and_zero(folder, tmp_path):
+    names = ["a.png", "gone.jpg", "empty.jpg", "cut.png"]
+    found = store(folder, names, tmp_path)
+    assert found.missing == ("gone.jpg",)
+    assert found.undecodable == ("cut.png", "empty.jpg")
+    index = found.index_of([*names, None])
+    assert (index >= 0).tolist() == [True, False, False, False, False]
+    assert not found.pixels_at(index)[1:].any()
+    found.require(allowed=3)
+    with pytest.raises(InputError, match=r"of 4 pictures 1 are missing and 2 undecodable.*gone"):
+        found.require()
+
+
+def test_missing_folder(tmp_path):
+    found = store(tmp_path / "nowhere", ["a.png"], tmp_path)
+    assert found.missing == ("a.png",) and len(found.position) == 0
+
+
+def test_built_once_and_again_when_a_file_changes(folder, tmp_path, monkeypatch):
+    names = ["a.png", "b.png"]
+    first = store(folder, names, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.tasks.images._build", lambda *a: pytest.fail("built again"))
+        assert (store(folder, names[::-1], tmp_path).pixels == first.pixels).all()
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "a.png")
+    os.utime(folder / "a.png", (1, 1))
+    changed = store(folder, names, tmp_path)
+    assert changed.pixels_at(changed.index_of(["a.png"]))[0, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_no_half_built_store(folder, tmp_path, monkeypatch):
+    """A failure while decoding leaves nothing that a later run would take for a store."""
+
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("finetune.tasks.images._decode", fail)
+    with pytest.raises(MemoryError):
+        store(folder, ["a.png"], tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
