@@ -77,7 +77,7 @@ def arrange(
     """
     side = 1 if rng.random() < 0.5 else -1
     feet = (0.13, 0.87) if len(people) == 2 else (0.5 - 0.3 * side,)
-    boxes = [place(rng, x, 0.75, 0.22, 0.44) for x in feet]
+    boxes = [place(rng, x, 0.76, 0.2, 0.42) for x in feet]
     ground = (0.5 if len(people) == 2 else 0.5 + 0.15 * side, 0.76)
     free = pick_distinct(rng, [(0.17, 0.22), (0.5, 0.22), (0.83, 0.22), ground], 4)
     order = pick_distinct(rng, things, len(things))
