@@ -20,6 +20,8 @@ class OptimConfig:
     """Peak learning rate of what `--init` holds."""
     head_lr: float = 1e-3
     """Peak learning rate of new layers."""
+    crf_lr: float = 5e-2
+    """Peak learning rate of the transition scores of a CRF."""
     weight_decay: float = 1e-3
     """AdamW decay of matrices; biases and norms have none."""
     epochs: int = 15
@@ -43,7 +45,7 @@ class OptimConfig:
         for name in ("epochs", "global_batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} must be at least 1")
-        for name in ("lr", "head_lr", "weight_decay", "clip", "min_steps", "patience"):
+        for name in ("lr", "head_lr", "crf_lr", "weight_decay", "clip", "min_steps", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optim.{name} must not be negative")
         if not 0 <= self.warmup < 1:

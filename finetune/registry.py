@@ -13,6 +13,7 @@ from pretrain.cli import InputError
 
 METHODS = {
     "mtb": "finetune.methods.mtb:MTB",
+    "bert_crf": "finetune.methods.bert_crf:BertCrf",
     "promu": "finetune.methods.promu:Promu",
 }
 TASKS = {

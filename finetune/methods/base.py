@@ -91,11 +91,19 @@ class Method(nn.Module):
         return output.logits.argmax(dim=-1).tolist()
 
     def parameter_groups(self, optim: Any) -> list[dict]:
-        """AdamW groups (`optim`: the OptimConfig): encoder at `lr`, the rest at `head_lr`."""
-        named = dict(self.named_parameters())
-        encoder = {name for name in named if name.startswith("encoder.")}
-        groups = []
-        for names, lr in ((encoder, optim.lr), (named.keys() - encoder, optim.head_lr)):
-            chosen = [(name, named[name]) for name in named if name in names]
-            groups += parameter_groups(chosen, lr=lr, weight_decay=optim.weight_decay)
-        return groups
+        """AdamW groups (`optim`: the OptimConfig): encoder at `lr`, CRF scores at `crf_lr`, the
+        rest at `head_lr`."""
+
+        def rate(name: str) -> float:
+            if name.startswith("encoder."):
+                return optim.lr
+            return optim.crf_lr if ".crf." in f".{name}" else optim.head_lr
+
+        by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            by_rate.setdefault(rate(name), []).append((name, parameter))
+        return [
+            group
+            for lr, named in by_rate.items()
+            for group in parameter_groups(named, lr=lr, weight_decay=optim.weight_decay)
+        ]

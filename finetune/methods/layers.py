@@ -1,6 +1,6 @@
 """What methods share: encoders that know a task's special tokens, and heads.
 
-B: rows, L: positions, D: hidden size, C: labels.
+B: rows, L: positions, W: words, D: hidden size, C: labels.
 """
 
 from typing import Any, Literal
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from finetune.methods.base import Source
+from finetune.batch import Batch
+from finetune.methods.base import MethodOutput, Source
+from finetune.methods.crf import LinearChainCRF
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_fusion, load_text_tower
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -37,15 +39,55 @@ def entity_states(states: Tensor, head_start: Tensor, tail_start: Tensor) -> Ten
     return torch.cat([states[rows, head_start], states[rows, tail_start]], dim=-1)
 
 
-def relation_head(
-    hidden_size: int, labels: int, kind: Literal["mlp", "linear"] = "linear"
-) -> nn.Module:
-    """(B, 2D) -> (B, C): one Linear, or Linear(2D, D)–ReLU–Linear(D, C)."""
-    if kind == "linear":
-        return nn.Linear(2 * hidden_size, labels)
-    return nn.Sequential(
-        nn.Linear(2 * hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, labels)
-    )
+class RelationHead(nn.Module):
+    """Classifier on the two opening-marker states."""
+
+    def __init__(
+        self, hidden_size: int, task: TaskInfo, classifier: Literal["mlp", "linear"]
+    ) -> None:
+        super().__init__()
+        labels = len(task.labels)
+        if classifier == "linear":
+            self.classifier = nn.Linear(2 * hidden_size, labels)
+        else:
+            self.classifier = nn.Sequential(
+                nn.Linear(2 * hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, labels)
+            )
+
+    def forward(self, states: Tensor, batch: Batch) -> MethodOutput:
+        """(B, L, D) -> logits (B, C), mean cross-entropy."""
+        pair = entity_states(states, batch.head_start, batch.tail_start)
+        logits = self.classifier(pair).float()
+        return MethodOutput(logits, relation_loss(logits, batch.labels))
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[int]:
+        """The likeliest relation."""
+        return output.logits.argmax(dim=-1).tolist()
+
+
+class TaggingHead(nn.Module):
+    """Emissions at each word's first piece, and a conditional random field over the words."""
+
+    def __init__(
+        self, hidden_size: int, task: TaskInfo, dropout: float = 0.1, mask_illegal: bool = False
+    ) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.emission = nn.Linear(hidden_size, len(task.labels))
+        self.crf = LinearChainCRF(task.labels, mask_illegal=mask_illegal)
+
+    def forward(self, states: Tensor, batch: Batch) -> MethodOutput:
+        """(B, L, D) -> emissions (B, W, C), minus the mean log-likelihood of the sentences."""
+        places = batch.word_starts[:, :, None].expand(-1, -1, states.shape[-1])
+        emissions = self.emission(self.dropout(states.gather(1, places))).float()
+        loss = None
+        if batch.labels is not None:
+            loss = -self.crf.log_likelihood(emissions, batch.labels, batch.word_mask).mean()
+        return MethodOutput(emissions, loss)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
+        """The likeliest tags (Viterbi)."""
+        return self.crf.decode(output.logits, batch.word_mask)
 
 
 def relation_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:

@@ -11,12 +11,7 @@ from transformers import BertModel
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.layers import (
-    entity_states,
-    load_text_encoder,
-    relation_head,
-    relation_loss,
-)
+from finetune.methods.layers import RelationHead, load_text_encoder
 from finetune.tasks.base import TaskInfo
 
 
@@ -36,7 +31,7 @@ class MTB(Method):
     def __init__(self, encoder: BertModel, task: TaskInfo, config: MTBConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = relation_head(encoder.config.hidden_size, len(task.labels), config.classifier)
+        self.head = RelationHead(encoder.config.hidden_size, task, config.classifier)
 
     @classmethod
     def build(cls, config: MTBConfig, task: TaskInfo, source: Source) -> tuple["MTB", Any]:
@@ -49,5 +44,4 @@ class MTB(Method):
         states = self.encoder(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask
         ).last_hidden_state  # (B, L, D)
-        logits = self.head(entity_states(states, batch.head_start, batch.tail_start)).float()
-        return MethodOutput(logits, relation_loss(logits, batch.labels))
+        return self.head(states, batch)

@@ -1,7 +1,9 @@
-"""PROMU fine-tuned: fused text and picture states (ACM MM 2023, §4.4; promu.md §6.3).
+"""PROMU fine-tuned: fused text and picture states (ACM MM 2023, §4.4; promu.md §6).
 
-`h = [e_[E1] ; e_[E2]]` from the fusion layers, Linear(2D, D)–ReLU–Linear(D, C). The paper leaves
-its classifier unspecified; this is the released code's. No auxiliary loss, no detected objects.
+Relations: `h = [e_[E1] ; e_[E2]]` from the fusion layers, Linear(2D, D)–ReLU–Linear(D, C); the
+paper leaves its classifier unspecified, this is the released code's. Entities: emissions from the
+fused state of each word's first piece, and a CRF over words (Eqs. 12–13). No auxiliary loss and no
+detected objects.
 """
 
 from dataclasses import dataclass
@@ -9,34 +11,38 @@ from typing import Any, Literal
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.layers import (
-    entity_states,
-    load_fusion_encoder,
-    relation_head,
-    relation_loss,
-)
+from finetune.methods.layers import RelationHead, TaggingHead, load_fusion_encoder
 from finetune.tasks.base import TaskInfo
 from pretrain.model.fusion_encoder import FusionEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromuConfig:
-    """Settings of PROMU's head."""
+    """Settings of PROMU's heads."""
 
     classifier: Literal["mlp", "linear"] = "mlp"
-    """mlp: as in the released code. linear: one layer."""
+    """Relations. mlp: as in the released code. linear: one layer."""
+    dropout: float = 0.1
+    """Entities: dropout before the emission layer."""
+    mask_illegal: bool = False
+    """Entities: decode only sequences that BIO allows."""
 
 
 class Promu(Method):
-    """Fusion encoder + classifier on the two start-marker states."""
+    """Fusion encoder + relation classifier or tagging CRF."""
 
     Config = PromuConfig
     needs = frozenset({"image"})
+    kinds = frozenset({"relation", "entities"})
 
     def __init__(self, encoder: FusionEncoder, task: TaskInfo, config: PromuConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = relation_head(encoder.config.hidden_size, len(task.labels), config.classifier)
+        size = encoder.config.hidden_size
+        if task.kind == "relation":
+            self.head = RelationHead(size, task, config.classifier)
+        else:
+            self.head = TaggingHead(size, task, config.dropout, config.mask_illegal)
 
     @classmethod
     def build(cls, config: PromuConfig, task: TaskInfo, source: Source) -> tuple["Promu", Any]:
@@ -45,9 +51,12 @@ class Promu(Method):
         return cls(encoder, task, config), tokenizer
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Logits (B, C); without pictures the fusion layers read the text alone."""
+        """Logits of relations or words; without pictures the fusion layers read the text alone."""
         fused = self.encoder(
             batch.pixel_values, batch.input_ids, batch.attention_mask, batch.image_mask
         ).fused_embeds  # (B, L+1+K, D), text first
-        logits = self.head(entity_states(fused, batch.head_start, batch.tail_start)).float()
-        return MethodOutput(logits, relation_loss(logits, batch.labels))
+        return self.head(fused, batch)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
+        """Relation ids, or the tag ids of each sentence."""
+        return self.head.decode(output, batch)

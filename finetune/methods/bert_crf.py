@@ -1,0 +1,52 @@
+"""BERT-CRF: text only, emissions at first pieces, CRF over words. The baseline for entities."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import BertModel
+
+from finetune.batch import Batch
+from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.layers import TaggingHead, load_text_encoder
+from finetune.tasks.base import TaskInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertCrfConfig:
+    """Settings of the tagging head."""
+
+    dropout: float = 0.1
+    """Dropout before the emission layer."""
+    mask_illegal: bool = False
+    """Decode only sequences that BIO allows."""
+
+
+class BertCrf(Method):
+    """BERT + tagging CRF."""
+
+    Config = BertCrfConfig
+    kinds = frozenset({"entities"})
+
+    def __init__(self, encoder: BertModel, task: TaskInfo, config: BertCrfConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = TaggingHead(
+            encoder.config.hidden_size, task, config.dropout, config.mask_illegal
+        )
+
+    @classmethod
+    def build(cls, config: BertCrfConfig, task: TaskInfo, source: Source) -> tuple["BertCrf", Any]:
+        """From a BERT directory or the text side of a fusion model."""
+        encoder, tokenizer = load_text_encoder(source, task)
+        return cls(encoder, task, config), tokenizer
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Emissions (B, W, C)."""
+        states = self.encoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).last_hidden_state  # (B, L, D)
+        return self.head(states, batch)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
+        """The tag ids of each sentence."""
+        return self.head.decode(output, batch)

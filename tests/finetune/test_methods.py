@@ -1,0 +1,160 @@
+"""Every registered method on every kind of task it claims: the contract of `methods/base.py`."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from finetune import registry
+from finetune.checkpoint import load_method, save_method
+from finetune.config import OptimConfig
+from finetune.inputs import InputOptions, load_split
+from finetune.methods.base import Source
+from finetune.methods.layers import entity_states
+from finetune.tasks.mnre import Mnre
+from finetune.tasks.twitter import Twitter2017
+from pretrain.cli import InputError
+
+CASES = [
+    (name, kind)
+    for name in registry.METHODS
+    for kind in sorted(registry.load("methods", name).kinds)
+]
+
+
+@pytest.fixture
+def tasks(mnre_folder, tmp_path):
+    """One small task of each kind."""
+    from PIL import Image
+
+    folder = tmp_path / "twitter"
+    (folder / "twitter2017_images").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        blocks = []
+        for i in range(20):
+            Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(
+                folder / "twitter2017_images" / f"{split}{i}.jpg"
+            )
+            words = "".join(f"{word}\t{tag}\n" for word, tag in zip(
+                ("Ann", "and", "Bob", "tonight")[: 1 + i % 4],
+                ("B-PER", "O", "B-PER", "I-PER"), strict=False))  # fmt: skip
+            blocks.append(f"IMGID:{split}{i}\n{words}\n")
+        (folder / f"{split}.txt").write_text("".join(blocks))
+    return {"relation": Mnre(mnre_folder), "entities": Twitter2017(folder)}
+
+
+def build(name, task, model):
+    method_class = registry.load("methods", name)
+    torch.manual_seed(0)
+    config = method_class.Config()
+    return method_class.build(config, task.info, Source(str(model))), config
+
+
+def options(tmp_path, images="required"):
+    return InputOptions(images=images, max_length=40, cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_contract(tmp_path, tasks, tiny_model, name, kind):
+    """Forward, backward, gradients everywhere but in what the task does not use, decode, groups."""
+    task = tasks[kind]
+    (method, tokenizer), _ = build(name, task, tiny_model)
+    split = load_split(task, "train", tokenizer, method, options(tmp_path))
+    batch = split.dataset.collate(np.arange(8))
+    output = method(batch)
+    assert output.logits.dtype == torch.float32 and output.logits.shape[0] == 8
+    assert output.logits.shape[-1] == len(task.info.labels)
+    output.loss.backward()
+    without = {n for n, p in method.named_parameters() if p.grad is None or not p.grad.any()}
+    heads = {n for n in without if not n.startswith("encoder.")}
+    assert not heads, "a head parameter without gradient"
+    assert not {n for n in without if "layer" in n and "key.bias" not in n}
+    decoded = method.eval().decode(method(batch), batch)
+    assert len(decoded) == 8
+    if kind == "entities":
+        assert list(map(len, decoded)) == batch.word_mask.sum(1).tolist()
+    optim = OptimConfig()
+    grouped = [p for group in method.parameter_groups(optim) for p in group["params"]]
+    assert sorted(map(id, grouped)) == sorted(map(id, method.parameters()))
+    assert method.needs <= {"image"} or method.needs
+    assert dataclasses.is_dataclass(method.Config) and method.Config.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_padding_and_company_change_nothing(tmp_path, tasks, tiny_model, name, kind):
+    """A row's logits do not depend on the other rows of its batch."""
+    task = tasks[kind]
+    (method, tokenizer), _ = build(name, task, tiny_model)
+    method.eval()
+    split = load_split(task, "val", tokenizer, method, options(tmp_path))
+    with torch.inference_mode():
+        together = method(split.dataset.collate(np.arange(len(split)))).logits
+        for row in range(0, len(split), 7):
+            alone = method(split.dataset.collate(np.array([row]))).logits[0]
+            if kind == "entities":
+                alone = alone[: len(split.gold[row])]
+            torch.testing.assert_close(together[row][: len(alone)], alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
+    """The reloaded method gives the same logits; a foreign tensor is refused by name."""
+    from safetensors.torch import load_file, save_file
+
+    task = tasks[kind]
+    (method, tokenizer), config = build(name, task, tiny_model)
+    split = load_split(task, "val", tokenizer, method, options(tmp_path))
+    directory = tmp_path / "model"
+    save_method(
+        directory, method, tokenizer, name=name, config=config, task=task.info,
+        inputs={"images": "required", "max_length": 40}, card="# card\n",
+    )  # fmt: skip
+    loaded, again, description = load_method(directory)
+    assert len(again) == len(tokenizer)
+    assert description["inputs"] == {"images": "required", "max_length": 40}
+    labels = json.loads((directory / "labels.json").read_text())
+    assert tuple(labels) == task.info.labels
+    batch = split.dataset.collate(np.arange(8))
+    with torch.inference_mode():
+        assert torch.equal(method.eval()(batch).logits, loaded(batch).logits)
+    head = load_file(directory / "head.safetensors")
+    save_file(head | {"head.extra": torch.zeros(1)}, directory / "head.safetensors")
+    with pytest.raises(InputError, match=r"foreign head\.extra"):
+        load_method(directory)
+    save_file(dict(list(head.items())[1:]), directory / "head.safetensors")
+    with pytest.raises(InputError, match="missing head"):
+        load_method(directory)
+    (directory / "head.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"head\.safetensors: damaged"):
+        load_method(directory)
+    (directory / "method.json").write_text('{"method": "mtb"')
+    with pytest.raises(InputError, match=r"method\.json: damaged"):
+        load_method(directory)
+
+
+def test_entity_states_against_a_loop():
+    states = torch.randn(3, 5, 4)
+    head, tail = torch.tensor([1, 0, 4]), torch.tensor([2, 3, 0])
+    found = entity_states(states, head, tail)
+    for row in range(3):
+        assert torch.equal(found[row], torch.cat([states[row, head[row]], states[row, tail[row]]]))
+
+
+def test_learning_rates(tasks, tiny_model):
+    (method, _), _ = build("promu", tasks["entities"], tiny_model)
+    optim = OptimConfig(lr=1.0, head_lr=2.0, crf_lr=3.0)
+    rates = {id(p): g["lr"] for g in method.parameter_groups(optim) for p in g["params"]}
+    for name, parameter in method.named_parameters():
+        expected = 1.0 if name.startswith("encoder") else 3.0 if "crf" in name else 2.0
+        assert rates[id(parameter)] == expected, name
+
+
+def test_pictures_switched_off(tmp_path, tasks, tiny_model):
+    (method, tokenizer), _ = build("promu", tasks["relation"], tiny_model)
+    split = load_split(tasks["relation"], "val", tokenizer, method, options(tmp_path, "none"))
+    assert split.images is None and not (tmp_path / "cache").exists()
+    batch = next(split.dataset.batches(4))
+    assert batch.pixel_values is None and batch.image_mask is None
+    assert method(batch).loss.isfinite()
