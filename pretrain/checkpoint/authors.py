@@ -1,8 +1,9 @@
 """The authors' PROMU state dict <-> ours, and the part that an ALPRO state dict shares with it.
 
-Both layouts are tables, not code: one row per tensor of ours, with the names of the authors' tensors
-it consists of (a ViT's query, key and value are one matrix in timm). Layout: PROMU commit 0ef4296;
-ALPRO, from which it was forked, differs in its picture tower (TimeSformer) and in `mpm_head`.
+Both layouts are tables, not code: one row per tensor of ours, with the names of the tensors of
+theirs that it consists of (query, key and value of a ViT are one matrix in timm). Layout: PROMU
+commit 0ef4296; ALPRO, from which it was forked, differs in its picture tower (a TimeSformer) and in
+`mpm_head`.
 """
 
 import math

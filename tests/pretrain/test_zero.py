@@ -1,0 +1,155 @@
+"""Checkpoints that DeepSpeed really wrote, against the tensors gathered in the same processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from pretrain.batch import PretrainBatch
+from pretrain.checkpoint.zero import read_zero, take
+from pretrain.cli import InputError
+from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.promu import HeadsConfig, LossConfig, Promu
+
+STAGES = (0, 1, 2, 3)
+LAUNCHES = [
+    (2, True),
+    *(pytest.param((w, f), marks=pytest.mark.slow) for w, f in [(2, False), (1, True), (1, False)]),
+]
+
+
+def tiny_promu() -> Promu:
+    torch.manual_seed(0)
+    # Odd sizes: pieces straddle ranks and need padding.
+    config = FusionEncoderConfig(
+        vocab_size=37, hidden_size=12, num_attention_heads=2, intermediate_size=21, text_layers=1,
+        fusion_layers=1, max_position_embeddings=9, image_size=16, patch_size=8,
+        vision_hidden_size=10, vision_layers=1, vision_heads=2, projection_size=5,
+    )  # fmt: skip
+    return Promu(FusionEncoder(config), HeadsConfig(), LossConfig(coe=0, cir=0))
+
+
+def batch(rank: int) -> PretrainBatch:
+    random = torch.Generator().manual_seed(rank)
+    return PretrainBatch(
+        pixel_values=torch.randint(0, 256, (2, 3, 16, 16), generator=random, dtype=torch.uint8),
+        input_ids=torch.randint(5, 37, (2, 6), generator=random),
+        attention_mask=torch.ones(2, 6, dtype=torch.int64),
+        matched=torch.tensor([True, False]),
+        ids=torch.arange(4).view(2, 2) + 4 * rank,
+        patch_weights=torch.rand(2, 4, generator=random),
+    )
+
+
+def gathered(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The whole float32 tensors, as DeepSpeed itself hands them out in the running process."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    state = {name: buffer.clone() for name, buffer in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            state[name] = parameter.detach().clone()
+        master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if master is not None:
+            state[name] = master.detach().clone().view(state[name].shape)
+    return state
+
+
+def rank_main(rank: int, world: int, frozen: bool, port: int, folder: str) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    from pretrain import engine as engines
+
+    engines.start("deepspeed")
+    for stage in STAGES:
+        tuning = Path(folder) / f"zero{stage}-{rank}.json"
+        tuning.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        model = tiny_promu()
+        model.encoder.vision.requires_grad_(not frozen)
+
+        def build(module):
+            matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+            rest = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+            groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+            optimizer = torch.optim.AdamW(groups, lr=1e-2)
+            return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+        engine = engines.DeepSpeedEngine(
+            model, build, precision="fp32", accumulation=1, clip=1.0, micro_batch_size=2,
+            tuning=str(tuning),
+        )  # fmt: skip
+        for _ in range(2):
+            engine.backward(engine(batch(rank))["loss"])
+            engine.step()
+        case = Path(folder) / f"zero{stage}"
+        engine.save(case, "step-2")
+        state = gathered(engine.module)
+        if rank == 0:
+            torch.save(state, case / "gathered.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=LAUNCHES, ids=lambda p: f"world {p[0]} frozen {p[1]}")
+def written(request, tmp_path_factory):
+    """One folder per stage, all written by the same processes; (folder, world, frozen)."""
+    pytest.importorskip("deepspeed")
+    world, frozen = request.param
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("zero")
+    mp.spawn(rank_main, args=(world, frozen, port, str(folder)), nprocs=world)
+    return folder, world, frozen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_equals_what_the_process_held(written, stage):
+    folder, _, frozen = written
+    state = read_zero(folder / f"zero{stage}" / "step-2")
+    truth = torch.load(folder / f"zero{stage}" / "gathered.pt", weights_only=True)
+    initial = tiny_promu().state_dict()
+    assert state.keys() == truth.keys() == initial.keys()
+    for name, tensor in truth.items():
+        assert state[name].dtype == torch.float32
+        assert torch.equal(state[name], tensor), name
+    changed = {name for name, tensor in state.items() if not torch.equal(tensor, initial[name])}
+    assert "heads.itm.weight" in changed
+    assert frozen != any("vision." in name for name in changed)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_missing_rank_is_named(written, stage, tmp_path):
+    folder, world, _ = written
+    if world == 1:
+        pytest.skip("one rank only")
+    for path in (folder / f"zero{stage}" / "step-2").iterdir():
+        if "rank_1" not in path.name:
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(InputError, match="written by 2 ranks, files of 1 are here"):
+        read_zero(tmp_path)
+
+
+def test_take_crosses_pieces():
+    pieces = [torch.arange(0, 3), torch.arange(3, 4), torch.arange(4, 9)]
+    for start in range(9):
+        for count in range(10 - start):
+            assert take(pieces, start, count).tolist() == list(range(start, start + count))
+    with pytest.raises(IndexError):
+        take(pieces, 5, 5)
+
+
+def test_no_deepspeed_needed():
+    """Converting must work where DeepSpeed is not installed."""
+    code = "import sys, pretrain.checkpoint.zero; assert 'deepspeed' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
