@@ -84,7 +84,7 @@ class ImageFolder:
             return "no usable image path"
         if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
             return "image path leaves the image folder"
-        return None if (self.root / normal).is_file() else "image file is missing"
+        return None if os.path.isfile(self.root / normal) else "image file is missing"
 
 
 def captions(

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 80_000_000
 MAX_JPEG_SIDE = 65_500
 MIN_SIDE = 8
 QUALITY = 90
@@ -41,6 +41,8 @@ def stored_image(path: Path, max_side: int) -> tuple[bytes, tuple[int, int]]:
             return _convert(image, content, max_side)
     except RejectedImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise RejectedImage(f"absurd size ({error})") from error
     except Image.UnidentifiedImageError as error:
         raise RejectedImage("not a JPEG, PNG, WebP, BMP or TIFF image") from error
     except Exception as error:  # Pillow's format plug-ins raise anything on damaged bytes.

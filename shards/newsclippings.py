@@ -24,10 +24,22 @@ BLANKS = re.compile(r"[ \t\r\n]*")
 SOURCES = ("guardian", "bbc", "usa_today", "washington_post")
 
 
+ROW = np.dtype(
+    [
+        ("row", "i8"),  # over all sub-splits, one after the other
+        ("subset", "i1"),
+        ("id", "i8"),
+        ("image_id", "i8"),
+        ("falsified", "?"),
+        ("similarity", "f8"),
+    ]
+)
+
+
 def newsclippings(
     news_clippings: Path, visual_news: Path, subsets: Sequence[str], split: str
 ) -> Corpus:
-    """NewsCLIPpings rows (one sub-split or a union), looked up in VisualNews by id.
+    """NewsCLIPpings rows, their captions and pictures looked up in VisualNews by id.
 
     Args:
         news_clippings: folder that holds `data/<subset>/<split>.json`.
@@ -35,44 +47,10 @@ def newsclippings(
         subsets: names of sub-splits; their rows are numbered one after the other.
         split: train, val or test.
     """
-    rows, rejects, starts = [], [], [0]
-    for number, subset in enumerate(subsets):
-        path = _annotation_file(news_clippings, subset, split)
-        annotations = _read_annotations(path)
-        for position, annotation in enumerate(annotations):
-            problem = _annotation_problem(annotation)
-            if problem:
-                where = f"{path.name} of {subset}, annotation {position}"
-                rejects.append(Reject(starts[-1] + position, where, problem))
-            else:
-                similarity = annotation.get("similarity_score")
-                rows.append(
-                    (
-                        starts[-1] + position,
-                        number,
-                        annotation["id"],
-                        annotation["image_id"],
-                        annotation["falsified"],
-                        similarity if is_number(similarity) else np.nan,
-                    )
-                )
-        starts.append(starts[-1] + len(annotations))
-    table = np.array(
-        rows,
-        dtype=[
-            ("row", "i8"),
-            ("subset", "i1"),
-            ("id", "i8"),
-            ("image_id", "i8"),
-            ("falsified", "?"),
-            ("similarity", "f8"),
-        ],
-    )
-    del rows
     origin = Path(visual_news) / "origin"
-    entries = read_visual_news(
-        origin / "data.json", {*table["id"].tolist(), *table["image_id"].tolist()}
-    )
+    table, starts, rejects = _read_table(news_clippings, subsets, split)
+    wanted = {*table["id"].tolist(), *table["image_id"].tolist()}
+    entries = read_visual_news(origin / "data.json", wanted)
 
     def where(row: int) -> str:
         subset = int(np.searchsorted(starts, row, side="right")) - 1
@@ -106,6 +84,29 @@ def newsclippings(
         options={"corpus": "newsclippings", "subset": list(subsets), "split": split},
         report={"invariants": _invariants(table, starts), "coverage": coverage},
     )
+
+
+def _read_table(
+    news_clippings: Path, subsets: Sequence[str], split: str
+) -> tuple[np.ndarray, list[int], list[Reject]]:
+    """Well-formed annotations as `ROW`s, the number of each sub-split's first row, and the rest."""
+    parts, starts, rejects = [], [0], []
+    for number, subset in enumerate(subsets):
+        annotations, rows = _read_annotations(_annotation_file(news_clippings, subset, split)), []
+        for position, annotation in enumerate(annotations):
+            row = starts[-1] + position
+            problem = _annotation_problem(annotation)
+            if problem:
+                where = f"{split}.json of {subset}, annotation {position}"
+                rejects.append(Reject(row, where, problem))
+                continue
+            similarity = annotation.get("similarity_score")
+            similarity = similarity if is_number(similarity) else np.nan
+            ids = annotation["id"], annotation["image_id"]
+            rows.append((row, number, *ids, annotation["falsified"], similarity))
+        parts.append(np.array(rows, dtype=ROW))
+        starts.append(starts[-1] + len(annotations))
+    return np.concatenate(parts), starts, rejects
 
 
 class VisualNewsEntry(NamedTuple):

@@ -1,7 +1,6 @@
 """Rereads a shard directory: every byte, key, count and column. Says what mends what is wrong."""
 
 import argparse
-import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
     COLUMN_SUFFIXES,
+    INDEX_NAME,
     KEY_PATTERN,
     OBJECTS,
     REJECTS_NAME,
@@ -23,6 +23,7 @@ from shards.schema import (
     read_index,
 )
 from shards.stream import ShardReader, read_objects
+from shards.write import build_command, file_sha256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,29 +54,31 @@ def run(args: argparse.Namespace) -> None:
 def check(directory: Path) -> Iterator[str]:
     """Problems, one line each; none if everything is as the index says."""
     reader = ShardReader(directory)
+
+    def rebuild(info: ShardInfo) -> str:
+        return f"run `rm -f {directory / info.name}; {build_command(directory)}`"
+
     seen: set[str] = set()
     keys: dict[str, list[str]] = {}
     for number, info in enumerate(tqdm(reader.index.shards, unit="shard", disable=None)):
         problem = _checksum(directory / info.name, info.sha256)
         if problem:
-            yield f"{problem}: delete {info.name} and index.json and run the same build again"
+            yield f"{problem}: {rebuild(info)}"
             continue
         try:
             keys[info.stem] = _check_shard(reader, number, info, seen)
         except InputError as error:
-            yield f"{error}: delete {info.name} and index.json and run the same build again"
+            yield f"{error}: {rebuild(info)}"
     yield from _check_rejects(directory, reader.index.rejects)
     for column in COLUMN_COMMANDS:
         for problem in _check_column(directory, column, reader.index.shards, keys):
-            yield f"{problem}: run `{COLUMN_COMMANDS[column]} {directory}` again"
+            yield f"{problem}: run `{COLUMN_COMMANDS[column]} {directory} …` again, as before"
 
 
 def _checksum(path: Path, expected: str) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+    actual = file_sha256(path)
+    if actual is None:
+        return f"{path}: missing"
     return None if actual == expected else f"{path}: checksum differs"
 
 
@@ -109,10 +112,13 @@ def _check_rejects(directory: Path, expected: int) -> Iterator[str]:
         for number, line in enumerate(lines, start=1):
             parse_object(line, f"{path}: line {number}")
     except (OSError, UnicodeDecodeError, InputError) as error:
-        yield f"{error}: delete index.json and run the same build again"
+        yield f"{error}: run `rm {directory / INDEX_NAME}; {build_command(directory)}`"
         return
     if len(lines) != expected:
-        yield f"{path}: {len(lines)} lines, the index says {expected}: build again"
+        yield (
+            f"{path}: {len(lines)} lines, the index says {expected}: "
+            f"run `rm {directory / INDEX_NAME}; {build_command(directory)}`"
+        )
 
 
 def _check_column(

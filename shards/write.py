@@ -2,11 +2,21 @@
 
 Killed at any moment, a build goes on with the first shard that is not finished. What is finished
 is known from `.build/<shard>.json`, written after the tar's rename; `index.json` comes last.
+`.build` stays: thanks to it a tar that was lost is written again alone, by the same command.
+
+Pairs carry their JPEG, although one picture serves about two pairs: with pointers into picture
+shards, each batch would need all of these at hand, and no shard could be fetched, moved or checked
+by itself. The price is disk: see `tests/bench/shards.py` for the measured factor.
 """
 
 import hashlib
 import json
-import shutil
+import multiprocessing
+import os
+import shlex
+import sys
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +35,7 @@ from shards.schema import (
     COLUMN_NAME,
     INDEX_NAME,
     KEY_PATTERN,
+    LEFTOVERS,
     REJECTS_NAME,
     ColumnIndex,
     ColumnShard,
@@ -40,6 +51,7 @@ from shards.schema import (
 )
 
 STATE = ".build"
+COMMAND_NAME = "command.txt"
 MIN_SHARDS, MIN_SAMPLES, MAX_SAMPLES = 64, 32, 2048
 
 
@@ -124,32 +136,47 @@ def build(
 
 
 def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:
-    """Reserve a directory for these options; its index if the build was finished before.
+    """Reserve a directory for these options; its index if nothing is left to write.
 
     Raises:
         InputError: it holds, or an interrupted build prepares, something else.
     """
     options = json.loads(json.dumps(options))
-    state = directory / STATE / "options.json"
+    state, index = directory / STATE / "options.json", None
     if (directory / INDEX_NAME).exists():
         index = read_index(directory)
-        held, finished = index.provenance.get("options"), index
+        held = index.provenance.get("options") or {}
     elif state.exists():
-        held, finished = parse_object(state.read_bytes(), str(state)), None
+        held = parse_object(state.read_bytes(), str(state))
     else:
         foreign = sorted(path.name for path in directory.glob("*.tar"))
         if foreign:
             raise InputError(f"{directory}: holds {foreign[0]} but no index; choose an empty --out")
-        write_json(state, options)
-        return None
+        held = options
     if held != options:
-        held = held or {}
         names = sorted(k for k in {*held, *options} if held.get(k) != options.get(k))
         changed = ", ".join(f"{k}: {held.get(k)} there, {options.get(k)} asked" for k in names)
         raise InputError(
             f"{directory}: holds another build ({changed}); delete it or choose another --out"
         )
-    return finished
+    if index and all(_is_whole(directory / shard.name, shard) for shard in index.shards):
+        return index
+    write_json(state, options)
+    with atomic_path(directory / STATE / COMMAND_NAME) as temporary:
+        temporary.write_text(shlex.join(["python", "-m", "shards", *sys.argv[1:]]) + "\n")
+    return None
+
+
+def build_command(directory: Path) -> str:
+    """The command that wrote a directory, to be run again where a tar was lost."""
+    try:
+        return (directory / STATE / COMMAND_NAME).read_text().strip()
+    except OSError:
+        return f"python -m shards build … --out {directory}"
+
+
+def _is_whole(path: Path, info: ShardInfo) -> bool:
+    return path.is_file() and path.stat().st_size == info.bytes
 
 
 def shard_count(samples: int, shard_size: int | None) -> int:
@@ -164,7 +191,10 @@ def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, lis
     if jobs <= 1:
         yield from map(write_shard, tasks)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    # Forked workers share the memory of the libraries that they need.
+    context = multiprocessing.get_context("fork")
+    arguments = {"initializer": _end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(jobs, mp_context=context, **arguments) as pool:
         waiting = deque()
         try:
             for task in tasks:
@@ -180,6 +210,17 @@ def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, lis
             ) from error
 
 
+def _end_with(parent: int) -> None:
+    """End this worker process when its parent is gone; nothing else tells it of a kill -9."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
     """Write one tar, or read back what an earlier run says about it."""
     state = task.directory / STATE / f"{task.name}.json"
@@ -187,9 +228,8 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
     done = _finished(task, state, digest)
     if done:
         return done
-    samples, rejects = [], []
+    samples, matched, rejects = 0, 0, []
     with atomic_path(task.directory / task.name) as temporary:
-        matched = 0
         with open(temporary, "wb") as file, _tar_writer(file) as tar:
             for record, where in zip(task.records, task.where, strict=True):
                 try:
@@ -207,16 +247,22 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                     similarity=record.similarity,
                 )
                 key = sample_key(task.split, record.row)
-                # Two calls: TarWriter sorts members by name, and the contract wants .jpg first.
-                tar.write({"__key__": key, "jpg": content})
-                tar.write({"__key__": key, "json": meta.to_json().encode()})
-                samples.append(key)
+                tar.write({"__key__": key, "jpg": content, "json": meta.to_json().encode()})
+                samples += 1
                 matched += record.matched
-        with open(temporary, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        info = ShardInfo(task.name, len(samples), matched, temporary.stat().st_size, sha256)
+        size, sha256 = temporary.stat().st_size, file_sha256(temporary)
+        info = ShardInfo(task.name, samples, matched, size, sha256)
     write_json(state, {"digest": digest, "info": asdict(info), "rejects": rejects})
     return info, rejects
+
+
+def file_sha256(path: Path) -> str | None:
+    """Checksum of a file; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def sample_key(split: str, row: int) -> str:
@@ -235,12 +281,11 @@ def _tar_writer(file):
 
 
 def _finished(task: ShardTask, state: Path, digest: str) -> tuple[ShardInfo, list[Reject]] | None:
-    path = task.directory / task.name
-    if not (state.exists() and path.exists()):
+    if not state.exists():
         return None
     saved = json.loads(state.read_bytes())
     info = ShardInfo(**saved["info"])
-    if saved["digest"] != digest or path.stat().st_size != info.bytes:
+    if saved["digest"] != digest or not _is_whole(task.directory / task.name, info):
         return None
     return info, [Reject(*reject) for reject in saved["rejects"]]
 
@@ -257,7 +302,14 @@ def _finish(directory: Path, index: ShardIndex, rejects: list[Reject]) -> None:
         lines = (json.dumps(reject._asdict(), ensure_ascii=False) for reject in sorted(rejects))
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     write_json(directory / INDEX_NAME, index.to_dict())
-    shutil.rmtree(directory / STATE)
+    _sweep(directory, directory / STATE)
+
+
+def _sweep(*directories: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for directory in directories:
+        for path in directory.glob(LEFTOVERS):
+            path.unlink(missing_ok=True)
 
 
 def write_column(
@@ -285,7 +337,7 @@ def write_column(
     with tqdm(index.shards, unit="shard", disable=None, desc=desc) as bar:
         for number, shard in enumerate(bar):
             path, known = folder / f"{shard.stem}{suffix}", done.get(shard.stem)
-            if known and known.tar_sha256 == shard.sha256 and path.is_file():
+            if known and known.tar_sha256 == shard.sha256 and file_sha256(path) == known.sha256:
                 continue
             content = compute(number)
             with atomic_path(path) as temporary:
@@ -296,6 +348,7 @@ def write_column(
     shards = {shard.stem: done[shard.stem] for shard in index.shards}
     result = ColumnIndex(column, True, shards, provenance)
     write_json(folder / COLUMN_NAME, result.to_dict())
+    _sweep(folder)
     return result
 
 
