@@ -40,10 +40,10 @@ DAYS = ("monday", "friday", "sunday", "morning", "evening", "weekend")
 PLACES = ("park", "city", "beach", "market", "station", "garden")
 LOOKS = {
     "ring": "gold", "ball": "orange", "child": "little", "flag": "striped", "crown": "golden",
-    "key": "grey", "trophy": "gold", "book": "open", "camera": "black", "map": "folded",
-    "house": "brown", "tree": "green", "car": "blue", "fish": "teal", "cup": "white",
-    "umbrella": "purple", "balloon": "pink", "kite": "bright", "tower": "grey", "shirt": "green",
-    "star": "yellow",
+    "key": "steel", "trophy": "gold", "book": "open", "camera": "black", "map": "folded",
+    "house": "brown", "tree": "green", "car": "blue", "fish": "teal", "cup": "dark",
+    "umbrella": "purple", "balloon": "pink", "kite": "bright", "tower": "tall", "shirt": "green",
+    "star": "shiny",
 }  # fmt: skip
 NAMED, DESCRIBED, WITH_NAME, WITH_ROLE, DETECTED = 0.95, 0.3, 0.4, 0.4, 0.9
 """Chances: a thing is in the caption; with its look; a person by name; a role; a box is found."""
