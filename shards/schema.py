@@ -231,16 +231,16 @@ def read_index(directory: str | os.PathLike[str]) -> ShardIndex:
         InputError: no index (not a shard directory, or an unfinished one), damaged, or newer.
     """
     path = Path(directory) / INDEX_NAME
-    if not path.is_file():
+    return parse_index(path.read_bytes() if path.is_file() else None, str(path))
+
+
+def parse_index(content: bytes | None, name: str) -> ShardIndex:
+    """Parse and check `index.json` (None: there is none); `name` is what error messages call it."""
+    if content is None:
         raise InputError(
-            f"{directory}: no {INDEX_NAME}: not a shard directory, or an unfinished one; "
-            "run `python -m shards build … --out` on it (a build that was interrupted resumes)"
+            f"{name.removesuffix('/' + INDEX_NAME)}: no {INDEX_NAME}: not a shard directory, or an "
+            "unfinished one; run `python -m shards build … --out` on it (it resumes)"
         )
-    return parse_index(path.read_bytes(), str(path))
-
-
-def parse_index(content: bytes, name: str) -> ShardIndex:
-    """Parse and check `index.json`; `name` is what error messages call it."""
     try:
         fields = json.loads(content)
         version = fields["format"]

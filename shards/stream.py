@@ -38,7 +38,6 @@ from shards.schema import (
     parse_column,
     parse_index,
     parse_object,
-    read_index,
 )
 
 OPEN_SHARDS = 96
@@ -176,10 +175,8 @@ class ShardReader:
         """
         self.location = os.fspath(location)
         self._source = open_location(location, cache)
-        content = self._source.content(INDEX_NAME)
-        if content is None:
-            read_index(location)  # raises, saying what to do
-        self.index = parse_index(content, f"{self.location}/{INDEX_NAME}")
+        name = f"{self.location}/{INDEX_NAME}"
+        self.index = parse_index(self._source.content(INDEX_NAME), name)
         self.columns = {column: self._column(column) for column in columns}
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
