@@ -8,7 +8,7 @@ related at all: on the test rows with precision 1.00 and recall 0.98. `leakage.p
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,9 @@ TYPE_WORDS = ("person", "organization", "location", "misc")
 Feature = Callable[[Row], Hashable]
 
 
-def crop_features(task: Task, split: str) -> dict[str, Feature]:
+def crop_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of the community's crop lists: their length, and the three slots that loaders fill."""
-    names = side_inputs.read_crop_names(
-        side_inputs.find(task.folder, "txt/mre_{split}_dict.pth", split)
-    )
+    names = side_inputs.read_crop_names(side_inputs.find(folder, "txt/mre_{split}_dict.pth", split))
     return {
         "crops: number": lambda row: len(names.values[row.row]),
         "crops: mask of 3 slots": lambda row: min(len(names.values[row.row]), 3),
@@ -43,10 +41,10 @@ def crop_features(task: Task, split: str) -> dict[str, Feature]:
     }
 
 
-def phrase_features(task: Task, split: str) -> dict[str, Feature]:
+def phrase_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of TMR's grounding phrases: the type words at their end, and their number."""
     phrases = side_inputs.read_phrases(
-        side_inputs.find(task.folder, "txt/phrase_text_{split}.json", split)
+        side_inputs.find(folder, "txt/phrase_text_{split}.json", split)
     )
     return {
         "phrases: type words": lambda row: trailing_types(phrases.values[row.row]),
@@ -64,10 +62,10 @@ def trailing_types(phrase: str) -> tuple[str, ...]:
     return tuple(types)
 
 
-def box_features(task: Task, split: str) -> dict[str, Feature]:
+def box_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of TMR's boxes in the generated pictures: their number."""
     boxes = side_inputs.read_generated_boxes(
-        side_inputs.find(task.folder, "txt/mre_dif_{split}_dict.pth", split)
+        side_inputs.find(folder, "txt/mre_dif_{split}_dict.pth", split)
     )
     return {"boxes: number": lambda row: len(boxes.values[row.row])}
 
@@ -115,17 +113,17 @@ Source = Callable[[str], dict[str, Feature]]
 
 def audit_source(
     task: Task,
+    rows: Mapping[str, Sequence[Row]],
     source: Source,
-    splits: Sequence[str] = ("val",),
     shuffle: int | None = None,
 ) -> dict[str, list[AuditResult]]:
-    """Every feature of a source, fitted on train, scored on each of `splits`.
+    """Every feature of a source, fitted on train, scored on each other split.
 
     Args:
+        rows: split -> its rows, train among them.
         shuffle: a seed; the values are then dealt out anew within each split, so that nothing can
             be left of a leak: the control that must pass.
     """
-    rows = {split: task.read(split) for split in ("train", *splits)}
     features = {split: source(split) for split in rows}
 
     def values(split: str, name: str) -> list[Hashable]:
@@ -140,12 +138,14 @@ def audit_source(
         order = np.random.Generator(np.random.PCG64(shuffle)).permutation(len(found))
         return [found[i] for i in order]
 
-    results: dict[str, list[AuditResult]] = {split: [] for split in splits}
+    gold = {split: task.gold(rows[split]) for split in rows}
+    results: dict[str, list[AuditResult]] = {split: [] for split in rows if split != "train"}
     for name in features["train"]:
-        fitted = values("train", name), [str(label) for label in task.gold(rows["train"])]
-        for split in splits:
-            labels = [str(label) for label in task.gold(rows[split])]
-            results[split].append(audit_features(*fitted, values(split, name), labels, name=name))
+        fitted = values("train", name), gold["train"]
+        for split in results:
+            results[split].append(
+                audit_features(*fitted, values(split, name), gold[split], name=name)
+            )
     return results
 
 
@@ -178,11 +178,11 @@ def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
         raise InputError(f"--task {args.task}: the audit needs one label a row")
     sources: list[Source] = []
     if args.crops:
-        sources.append(lambda split: crop_features(task, split))
+        sources.append(lambda split: crop_features(args.data, split))
     if args.phrases:
-        sources.append(lambda split: phrase_features(task, split))
+        sources.append(lambda split: phrase_features(args.data, split))
     if args.boxes:
-        sources.append(lambda split: box_features(task, split))
+        sources.append(lambda split: box_features(args.data, split))
     if args.regions:
         sources.append(lambda split: region_features(args.regions, split))
     if args.types:
@@ -192,8 +192,9 @@ def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
     if not sources:
         raise InputError("nothing to audit: give --crops, --phrases, --regions, --types, …")
     results: dict[str, list[AuditResult]] = {split: [] for split in args.split or ["val"]}
+    rows = {split: task.read(split) for split in ("train", *results)}
     for source in sources:
-        for split, found in audit_source(task, source, list(results), args.shuffle).items():
+        for split, found in audit_source(task, rows, source, args.shuffle).items():
             results[split] += found
     for split, found in results.items():
         print(f"fitted on train, scored on {split}:")

@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "help": "boxes in the wrong picture: its own row's, or grounded anew from the "
             "receiving row's phrases with --grounder (default donor)",
         },
-        grounder={"metavar": "MODEL", "help": "Grounding DINO directory or hub id"},
+        grounder={"metavar": "MODEL", "help": "of reground: Grounding DINO folder or hub id"},
+        tagger={"default": "en_core_web_sm", "help": "of reground: spaCy model, or none"},
     )  # fmt: skip
     tool(
         "aug-noise", "spoil regions", "test", ratio=ratio("share of the regions"),
@@ -134,7 +135,7 @@ def draw(args: argparse.Namespace, task: Task, split: str) -> View:
                 rows, args.ratio, args.seed, unit=args.unit, grounded=lent
             )
             if args.vg == "reground":
-                changes = _reground(changes, rows, task.image_folder(split), args.grounder)
+                changes = _reground(args, changes, rows, task.image_folder(split))
         case "aug-noise":
             p_modify = {"modify": Fraction(1), "delete": Fraction(0)}.get(args.ops, args.p_modify)
             changes = view_rules.aug_noise(
@@ -167,17 +168,21 @@ def draw(args: argparse.Namespace, task: Task, split: str) -> View:
 
 
 def _reground(
-    changes: Mapping[int, Change], rows: Sequence[Any], folder: Path, grounder: str | None
+    args: argparse.Namespace, changes: Mapping[int, Change], rows: Sequence[Any], folder: Path
 ) -> dict[int, Change]:
     """The receiving row's own phrases, looked for in the wrong picture."""
-    if grounder is None:
+    if args.grounder is None:
         raise InputError("--vg reground needs --grounder MODEL")
-    from finetune.regions import Grounder, entity_keywords
+    from finetune.grounding import Grounder, keywords, spacy_tagger
+    from finetune.regions import open_picture, pictures
 
-    ground, by_row = Grounder(grounder), {row.row: row for row in rows}
+    tag = None if args.tagger == "none" else spacy_tagger(args.tagger)
+    grounder, by_row = Grounder(args.grounder), {row.row: row for row in rows}
+    shown = pictures(folder, (change.image_id for change in changes.values()), max_missing=0)
     return {
         row: replace(
-            change, vg=ground(folder / change.image_id, entity_keywords(by_row[row])).regions
+            change,
+            vg=tuple(grounder(open_picture(shown[change.image_id]), keywords(by_row[row], tag))),
         )
         for row, change in changes.items()
     }

@@ -1,0 +1,192 @@
+"""Leak-safe regions of a row: phrases from its text, a box for each phrase, objects of the picture.
+
+Nothing here sees the label. The phrases are the two entity names, then the nouns of the post
+(FocalMRE). The published regions also asked for the entity types that the gold relation names,
+which is why their number gives the label away.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from finetune.tasks.base import Row
+from finetune.tasks.region_cache import Region
+from pretrain.cli import InputError
+from shards.objects import clip
+
+Tagger = Callable[[Sequence[str]], list[str]]
+"""Tokens -> universal part-of-speech tags, one each."""
+Keyword = tuple[str, str]
+"""(phrase, kind): kind is head, tail or noun."""
+
+JUNK = re.compile(r"RT|https?:\S*|www\.\S*|\d+|\W+")
+"""Tokens that name nothing to be seen."""
+
+
+def keywords(row: Row, tag: Tagger | None, limit: int = 4) -> list[Keyword]:
+    """Head name, tail name, then the nouns in text order; no phrase twice, `limit` at most.
+
+    A noun is a run of tokens tagged NOUN or PROPN that touches no entity. Entities come first so
+    that neither ever lacks a region.
+
+    Args:
+        row: with `tokens`, and `head` and `tail` spans where the task has them.
+        tag: None = entity names alone.
+    """
+    spans = {kind: getattr(row, kind) for kind in ("head", "tail") if hasattr(row, kind)}
+    tokens: Sequence[str] = row.tokens
+    found = [(_name(tokens[start:end]), kind) for kind, (start, end) in spans.items()]
+    if tag is not None:
+        found += [(phrase, "noun") for phrase in nouns(tokens, tag(tokens), list(spans.values()))]
+    first: dict[str, Keyword] = {}
+    for phrase, kind in found:
+        if phrase:
+            first.setdefault(phrase.lower(), (phrase, kind))
+    return list(first.values())[:limit]
+
+
+def nouns(
+    tokens: Sequence[str], tags: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Runs of nouns outside the spans, without `@` and `#`."""
+    phrases = []
+    places = range(len(tokens))
+
+    def is_noun(place: int) -> bool:
+        return tags[place] in ("NOUN", "PROPN") and not JUNK.fullmatch(tokens[place])
+
+    for noun, run in groupby(places, key=is_noun):
+        run = list(run)
+        if noun and not any(start <= place < end for start, end in spans for place in run):
+            phrases.append(" ".join(tokens[place].lstrip("@#") for place in run))
+    return phrases
+
+
+def _name(tokens: Sequence[str]) -> str:
+    """An entity's name as a query: no leading RT, no @."""
+    words = list(tokens[1:] if tokens[0] == "RT" and len(tokens) > 1 else tokens)
+    return " ".join([words[0].lstrip(".@#"), *words[1:]]).strip()
+
+
+def spacy_tagger(model: str) -> Tagger:
+    """Part-of-speech tags by a spaCy model, on the tokens as they are."""
+    import spacy
+    from spacy.tokens import Doc
+
+    try:
+        nlp = spacy.load(model, exclude=["ner", "parser", "lemmatizer"])
+    except OSError:
+        raise InputError(
+            f"spaCy model {model} is not installed: `python -m spacy download {model}`, "
+            "or --tagger none for entity names alone"
+        ) from None
+    return lambda tokens: [token.pos_ for token in nlp(Doc(nlp.vocab, words=list(tokens)))]
+
+
+class Grounder:
+    """Grounding DINO: the best box for each phrase, whatever its score."""
+
+    def __init__(self, model: str, device: str = "cpu"):
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        try:
+            self.processor = AutoProcessor.from_pretrained(model)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--grounder {model}: cannot be loaded ({str(error).splitlines()[0]}); give a "
+                "folder, or fetch one with `hf download IDEA-Research/grounding-dino-base`"
+            ) from None
+        self.model.eval().to(device)
+        self.provenance: dict[str, Any] = {
+            "model": model,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "versions": {"transformers": version("transformers")},
+            "thresholds": {"box": 0.0, "text": 0.0},
+        }
+
+    def __call__(self, picture: Image.Image, phrases: Sequence[Keyword]) -> list[Region]:
+        """One region a phrase, in their order, in absolute pixels of `picture`."""
+        import torch
+
+        if not phrases:
+            return []
+        picture = picture.convert("RGB")
+        inputs = self.processor(
+            images=[picture] * len(phrases),
+            text=[f"{phrase.lower()}." for phrase, _ in phrases],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        with torch.inference_mode():
+            output = self.model(**inputs)
+        results = self.processor.post_process_grounded_object_detection(
+            output,
+            inputs.input_ids,
+            threshold=0.0,
+            text_threshold=0.0,
+            target_sizes=[(picture.height, picture.width)] * len(phrases),
+        )
+        regions = []
+        for (phrase, kind), found in zip(phrases, results, strict=True):
+            for index in found["scores"].argsort(descending=True).tolist():
+                box = clip(found["boxes"][index].tolist(), picture.size)
+                if box is not None:  # boxes wholly outside the picture: take the next best
+                    regions.append(Region(box, float(found["scores"][index]), phrase, kind))
+                    break
+        return regions
+
+
+class ObjectDetector:
+    """torchvision's Faster R-CNN (ResNet-50 FPN v2, COCO labels): the best boxes of a picture."""
+
+    def __init__(self, weights: str, device: str = "cpu", limit: int = 3):
+        """
+        Args:
+            weights: `COCO_V1` (fetched by torchvision), or a file with its state dict.
+            limit: boxes kept a picture.
+        """
+        import torch
+        from torchvision.models import detection
+
+        published = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
+        try:
+            if weights == "COCO_V1":
+                state = published.get_state_dict(check_hash=True)
+            else:
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+            self.model = detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+            self.model.load_state_dict(state)
+        except Exception as error:  # no network, no file, a damaged or foreign file
+            raise InputError(
+                f"--detector {weights}: cannot be loaded ({str(error).splitlines()[0]}); give a "
+                f"file fetched from {published.url}, or --detector none"
+            ) from None
+        self.model.eval().to(device)
+        self.labels: list[str] = published.meta["categories"]
+        self.device, self.limit = device, limit
+        self.provenance: dict[str, Any] = {
+            "model": f"fasterrcnn_resnet50_fpn_v2 {weights}",
+            "versions": {"torchvision": version("torchvision")},
+            "thresholds": {"box": self.model.roi_heads.score_thresh},
+        }
+
+    def __call__(self, picture: Image.Image) -> list[Region]:
+        """At most `limit` regions, best first, in absolute pixels of `picture`."""
+        import torch
+        from torchvision.transforms.functional import pil_to_tensor
+
+        pixels = pil_to_tensor(picture.convert("RGB")).to(self.device) / 255
+        with torch.inference_mode():
+            (found,) = self.model([pixels])  # sorted by score
+        regions = []
+        for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+            clipped = clip(box.tolist(), picture.size)
+            if clipped is not None:
+                regions.append(Region(clipped, float(score), self.labels[int(label)]))
+        return regions[: self.limit]
