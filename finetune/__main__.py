@@ -27,8 +27,11 @@ def train(argv: Sequence[str]) -> None:
 
     config = parse_train(argv)
     from finetune.results import run
+    from pretrain import distributed
 
     result = run(config)
+    if not distributed.is_main():
+        return
     for split in ("dev", "test"):
         print(f"{split:>5}: {figures(result[split])}")
     print(f"{config.out}/result.json")

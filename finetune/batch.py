@@ -41,13 +41,16 @@ class Batch:
     """(B, 3, S, S) uint8; None: vision is off"""
     image_mask: Tensor | None = None
     """(B,) bool: False = this row has no picture (its pixels are zero)"""
+    weight: float = 1.0
+    """What the mean loss of this piece of a batch counts, so that the pieces' mean is the batch's:
+    its rows, relative to an equal share."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
         moved = {
             field.name: value.to(device, non_blocking=non_blocking)
             for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
 
@@ -102,20 +105,28 @@ class Dataset:
         return Batch(rows=torch.from_numpy(self.rows[chosen]), **tensors)
 
     def batches(
-        self, size: int, generator: np.random.Generator | None = None, parts: int = 1
+        self,
+        size: int,
+        generator: np.random.Generator | None = None,
+        *,
+        parts: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[Batch]:
         """Every row once, in batches of rows of similar length.
 
         Args:
             size: rows of a whole batch; the last one of an epoch may be smaller.
             generator: shuffles; the order is a function of its state. None: shortest first.
-            parts: each batch comes in so many pieces, one after the other (for accumulation); a
-                last batch with fewer rows than pieces is left out of this epoch.
+            parts: each batch comes in so many pieces (accumulation × processes); a last batch with
+                fewer rows than pieces is left out of this epoch.
+            rank: of `world` processes, this one takes the pieces rank, rank + world, …
         """
         for chosen in bucketed(self.lengths, size, generator):
             if len(chosen) >= parts:
-                for part in np.array_split(chosen, parts):
-                    yield self.collate(part)
+                for part in np.array_split(chosen, parts)[rank::world]:
+                    weight = len(part) * parts / len(chosen)
+                    yield replace(self.collate(part), weight=weight)
 
 
 def num_batches(rows: int, size: int, parts: int = 1) -> int:

@@ -31,15 +31,14 @@ class OptimConfig:
     global_batch_size: int = 16
     """Rows an optimiser step."""
     accumulation: int = 1
-    """Forward passes a step: each sees global_batch_size / accumulation rows."""
+    """Forward passes a step: each process sees global_batch_size / (accumulation × processes) rows
+    in each."""
     warmup: float = 0.06
     """Share of all steps in which the learning rate rises linearly; it then falls to zero."""
     clip: float = 1.0
     """Largest gradient norm; 0 = no clipping."""
     patience: int = 0
     """Stop after this many epochs without a better dev F1; 0 = never."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast on CUDA, fp32 on CPU."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "accumulation"):
@@ -50,8 +49,20 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} must not be negative")
         if not 0 <= self.warmup < 1:
             raise ValueError("optim.warmup is a share: 0 <= warmup < 1")
-        if self.global_batch_size % self.accumulation:
-            raise ValueError("optim.global_batch_size must be a multiple of optim.accumulation")
+        if self.global_batch_size < self.accumulation:
+            raise ValueError("optim.accumulation must not exceed optim.global_batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the steps are computed."""
+
+    kind: Literal["auto", "deepspeed", "single"] = "auto"
+    """auto: DeepSpeed where a launcher started us, else this process alone."""
+    deepspeed: str = "launch/zero1.json"
+    """DeepSpeed tuning (ZeRO stage 0 to 2, buckets), relative to the repository or absolute."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast on CUDA, fp32 on CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,8 @@ class TrainConfig:
     """How dev chooses the epoch: an entry of `finetune/protocols.py`."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimisation."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Processes and precision."""
 
     def __post_init__(self) -> None:
         if (self.init in (None, "none")) == (self.architecture is None):

@@ -1,11 +1,13 @@
 """Weights + split -> predictions and scores; `python -m finetune evaluate` repeats a run's."""
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune import checkpoint, protocols, registry
@@ -50,26 +52,39 @@ class Predictions:
 def predict(
     method: Method, task: Task, split: LoadedSplit, precision: str, micro_batch_size: int = 64
 ) -> Predictions:
-    """Answers for every row, on the method's device. The result is in file order."""
+    """Answers for every row, each process its share, on the method's device; in file order."""
     method.eval()
     device = next(method.parameters()).device
-    position = {row: i for i, row in enumerate(split.dataset.rows.tolist())}
-    answers: list[Any] = [None] * len(position)
-    probabilities: list[Any] = [None] * len(position)
+    relation = task.info.kind == "relation"
+    rows = split.dataset.rows.tolist()
+    mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
+    found: dict[int, tuple[Any, list[float] | None]] = {}
     with autocast(device, precision):
-        for batch in split.dataset.batches(micro_batch_size):
-            places = [position[row] for row in batch.rows.tolist()]
+        for batch in mine.batches(micro_batch_size):
             batch = batch.to(device)
             output = method(batch)
-            decoded = method.decode(output, batch)
-            for place, answer in zip(places, decoded, strict=True):
-                answers[place] = task.to_answer(answer)
-            if task.info.kind == "relation":
-                shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5)
-                for place, share in zip(places, shares.tolist(), strict=True):
-                    probabilities[place] = share
-    relation = task.info.kind == "relation"
-    return Predictions(list(position), split.gold, answers, probabilities if relation else None)
+            answers = map(task.to_answer, method.decode(output, batch))
+            shares: Iterable[list[float] | None] = itertools.repeat(None, len(batch))
+            if relation:
+                shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5).tolist()
+            pairs = zip(answers, shares, strict=True)
+            found |= zip(batch.rows.tolist(), pairs, strict=True)
+    found = merge(found)
+    return Predictions(
+        rows,
+        split.gold,
+        [found[row][0] for row in rows],
+        [found[row][1] for row in rows] if relation else None,
+    )
+
+
+def merge(found: dict[Any, Any]) -> dict[Any, Any]:
+    """The items of all processes."""
+    if distributed.world_size() == 1:
+        return found
+    parts: list[Any] = [None] * distributed.world_size()
+    torch.distributed.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def pick_precision(name: str) -> str:

@@ -12,6 +12,7 @@ from finetune.manifest import View, read_view
 from finetune.methods.base import Method
 from finetune.tasks.base import Row, Task
 from finetune.tasks.images import ImageStore, open_store
+from pretrain import distributed
 from pretrain.cli import InputError
 
 
@@ -89,6 +90,8 @@ def open_images(
 
     Those of the whole split, whatever a view shows, so that all views share one store.
     """
+    if not distributed.is_main():
+        distributed.barrier()  # one process decodes, the others find its store
     store = open_store(
         task.image_folder(split),
         [row.image_id for row in rows if row.image_id is not None],
@@ -96,6 +99,8 @@ def open_images(
         resize=method.image_resize,
         cache=options.cache,
     )
+    if distributed.is_main():
+        distributed.barrier()
     store.require(options.max_missing)
     return store
 

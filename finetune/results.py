@@ -15,6 +15,7 @@ from finetune.config import TrainConfig
 from finetune.inputs import read_views
 from finetune.protocols import aggregate
 from finetune.tasks.base import Task
+from pretrain import distributed, engine
 from pretrain.cli import InputError, dump_config
 from shards.schema import atomic_path, write_json
 
@@ -26,10 +27,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train every seed that is not finished, and write `result.json`."""
     from finetune.train import SeedRun
 
+    engine.start(config.engine.kind)
     task = registry.load("tasks", config.task)(existing_folder(config.data))
     out = Path(config.out)
-    claim(out, config)
-    if task.split_file("test") is None:
+    if distributed.is_main():
+        claim(out, config)
+    if task.split_file("test") is None and distributed.is_main():
         LOG.warning('%s: no test split: dev only, `"test": null`', config.data)
     per_seed = []
     for seed in config.seed_list:
@@ -41,7 +44,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         else:
             per_seed.append(SeedRun(config, task, seed, directory).run())
     result = summarise(config, task, per_seed)
-    write_json(out / "result.json", result)
+    if distributed.is_main():
+        write_json(out / "result.json", result)
+    distributed.barrier()
     return result
 
 

@@ -26,8 +26,9 @@ from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
 from finetune.methods.base import Method, Source
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.tasks.base import Task
+from pretrain import distributed
 from pretrain.cli import InputError
-from pretrain.engine import SingleEngine
+from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
 from pretrain.optim import adamw, linear_schedule
 from pretrain.tracking import MetricsLog
 from shards.schema import write_json
@@ -79,23 +80,28 @@ class SeedRun:
         """Train to the end; returns, and writes, this seed's `result.json`."""
         progress = self.progress
         started = time.monotonic() - progress.seconds
-        log = MetricsLog(self.directory, resume_step=progress.step)
+        log = None
+        if distributed.is_main():
+            log = MetricsLog(self.directory, resume_step=progress.step)
         while progress.epoch < self.epochs and not self.out_of_patience():
             progress.epoch += 1
             lr = self.engine.lr
             loss = self.train_epoch()
             predictions = predict(self.method, self.task, self.dev_split, self.engine.precision)
             scores = predictions.score(self.task)
-            values = {"epoch": progress.epoch, "train_loss": loss, "lr": lr}
-            log.write(progress.step, values | {f"dev_{name}": scores[name] for name in scores})
-            LOG.info(
-                "seed %d, epoch %d of %d: loss %.4f, dev F1 %.2f",
-                self.seed, progress.epoch, self.epochs, loss, scores["f1"],
-            )  # fmt: skip
+            if log:
+                values = {"epoch": progress.epoch, "train_loss": loss, "lr": lr}
+                log.write(progress.step, values | {f"dev_{name}": scores[name] for name in scores})
+                LOG.info(
+                    "seed %d, epoch %d of %d: loss %.4f, dev F1 %.2f",
+                    self.seed, progress.epoch, self.epochs, loss, scores["f1"],
+                )  # fmt: skip
             self.keep_if_best(scores["f1"])
             progress.seconds = time.monotonic() - started
             self.save_progress()
-        log.close()
+        if log:
+            log.close()
+        distributed.barrier()  # the chosen weights are on disk
         return self.finish()
 
     def train_epoch(self) -> float:
@@ -108,13 +114,21 @@ class SeedRun:
         engine.module.train()
         epoch_seed = np.random.SeedSequence([self.seed, progress.epoch])
         torch.manual_seed(int(epoch_seed.generate_state(1)[0]))
+        parts = optim.accumulation * distributed.world_size()
         batches = self.train_split.dataset.batches(
-            optim.global_batch_size, np.random.default_rng(epoch_seed), parts=optim.accumulation
+            optim.global_batch_size,
+            np.random.default_rng(epoch_seed),
+            parts=parts,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
         )
-        steps = num_batches(len(self.train_split), optim.global_batch_size, optim.accumulation)
+        steps = num_batches(len(self.train_split), optim.global_batch_size, parts)
         total = rows = 0
         bar = tqdm(
-            batches, total=steps * optim.accumulation, desc=f"epoch {progress.epoch}", disable=None
+            batches,
+            total=steps * optim.accumulation,
+            desc=f"epoch {progress.epoch}",
+            disable=None if distributed.is_main() else True,
         )
         for number, batch in enumerate(bar, start=1):
             loss = engine(batch.to(engine.device, non_blocking=True)).loss
@@ -125,11 +139,14 @@ class SeedRun:
                     f" on rows {batch.rows.tolist()} of the training file; lower --optim.lr and "
                     "--optim.head_lr, or look at these rows"
                 )
-            engine.backward(loss)
+            engine.backward(loss * batch.weight)
             engine.step()
             total, rows = total + value * len(batch), rows + len(batch)
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         progress.step += steps
+        total, rows = distributed.mean_over_ranks(
+            torch.tensor([total, rows], dtype=torch.float64, device=engine.device)
+        ).tolist()
         return total / rows
 
     def keep_if_best(self, f1: float) -> None:
@@ -139,6 +156,8 @@ class SeedRun:
         candidate = progress.epoch >= self.protocol.first_epoch or last_chance
         if candidate and self.protocol.improves(f1, progress.best_f1):
             progress.best_f1, progress.best_epoch = f1, progress.epoch
+            if not distributed.is_main():
+                return
             checkpoint.save_method(
                 self.directory / "model",
                 self.method,
@@ -161,10 +180,12 @@ class SeedRun:
         """State after a whole epoch; the previous one goes once this one is complete."""
         root, tag = self.directory / "resume", f"epoch-{self.progress.epoch}"
         self.engine.save(root, tag)
-        write_json(root / "progress.json", asdict(self.progress))
-        for old in root.glob("epoch-*"):
-            if old.name != tag:
-                shutil.rmtree(old)
+        distributed.barrier()
+        if distributed.is_main():
+            write_json(root / "progress.json", asdict(self.progress))
+            for old in root.glob("epoch-*"):
+                if old.name != tag:
+                    shutil.rmtree(old)
 
     def resume(self) -> Progress:
         """Load the last whole epoch of an interrupted seed, if there is one."""
@@ -187,7 +208,8 @@ class SeedRun:
                 continue
             loaded = self.dev_split if split == "val" else self.load(split)
             predictions = predict(method, self.task, loaded, self.engine.precision)
-            predictions.write(self.directory / f"pred_{name}.jsonl")
+            if distributed.is_main():
+                predictions.write(self.directory / f"pred_{name}.jsonl")
             result[name] = dict(predictions.score(self.task))
             images[name] = loaded.images
         result |= {
@@ -197,12 +219,14 @@ class SeedRun:
             "train_rows": len(self.train_split),
             "parameters": sum(parameter.numel() for parameter in method.parameters()),
             "seconds": round(self.progress.seconds, 1),
-            "device": str(self.engine.device),
+            "device": self.engine.device.type,
+            "processes": distributed.world_size(),
             "precision": self.engine.precision,
             "images": images,
         }
-        write_json(self.directory / "result.json", result)
-        shutil.rmtree(self.directory / "resume", ignore_errors=True)
+        if distributed.is_main():
+            write_json(self.directory / "result.json", result)
+            shutil.rmtree(self.directory / "resume", ignore_errors=True)
         return result
 
 
@@ -219,12 +243,16 @@ def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
     return method_class.build(config.model, task.info, source)
 
 
-def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[SingleEngine, int]:
+def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Engine, int]:
     """The engine, and how many epochs reach both `optim.epochs` and `optim.min_steps`."""
     optim = config.optim
-    steps = num_batches(rows, optim.global_batch_size, optim.accumulation)
+    parts = optim.accumulation * distributed.world_size()
+    steps = num_batches(rows, optim.global_batch_size, parts)
     if not steps:
-        raise InputError(f"{rows} training rows are fewer than optim.accumulation")
+        raise InputError(
+            f"{rows} training rows do not fill one row of each of the {parts} parts of a batch "
+            "(optim.accumulation × processes)"
+        )
     epochs = max(optim.epochs, -(-optim.min_steps // steps))
     total = steps * epochs
 
@@ -232,13 +260,18 @@ def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Single
         optimizer = adamw(module.parameter_groups(optim))
         return optimizer, linear_schedule(optimizer, round(optim.warmup * total), total)
 
-    engine = SingleEngine(
-        method,
-        build,
-        precision=pick_precision(optim.precision),
-        accumulation=optim.accumulation,
-        clip=optim.clip,
-    )
+    common = {
+        "precision": pick_precision(config.engine.precision),
+        "accumulation": optim.accumulation,
+        "clip": optim.clip,
+    }
+    kind = config.engine.kind
+    if kind == "deepspeed" or (kind == "auto" and torch.distributed.is_initialized()):
+        micro = max(1, optim.global_batch_size // parts)
+        tuning = config.engine.deepspeed
+        engine = DeepSpeedEngine(method, build, **common, micro_batch_size=micro, tuning=tuning)
+    else:
+        engine = SingleEngine(method, build, **common)
     return engine, epochs
 
 

@@ -170,9 +170,11 @@ def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resiz
             "undecodable": undecodable,
         }
         (building / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        if directory.exists():  # an unfinished or foreign directory of that name
-            shutil.rmtree(directory)
-        building.rename(directory)
+        try:
+            building.rename(directory)
+        except OSError:  # another run was faster with the same store
+            if not (directory / "index.json").is_file():
+                raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
