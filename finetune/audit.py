@@ -3,6 +3,8 @@
 The regions published with MNRE do. The grounding queries behind them were head, tail and the
 entity types *named by the gold relation*, so the mere number of boxes tells whether a row is
 related at all: on the test rows with precision 1.00 and recall 0.98. `leakage.py` has the method.
+
+`--overlap` looks at the rows themselves: duplicates, and posts or pictures that splits share.
 """
 
 import argparse
@@ -10,18 +12,24 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune import registry
 from finetune.leakage import THRESHOLD, AuditResult, audit_features, hashable
+from finetune.metrics import NO_RELATION
+from finetune.overlap import overlap
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, read_regions
 from pretrain.cli import InputError, exit_on_input_error
 from shards.schema import write_json
 
-__all__ = ["AuditResult", "audit_features", "audit_source", "main"]
+if TYPE_CHECKING:
+    from finetune.batch import Dataset
+
+__all__ = ["AuditResult", "audit_features", "audit_inputs", "audit_source", "main"]
 
 TYPE_WORDS = ("person", "organization", "location", "misc")
 
@@ -105,6 +113,43 @@ def file_features(pattern: str, split: str) -> dict[str, Feature]:
     return {f"file: {Path(pattern).name}": lambda row: hashable(values[row.row])}
 
 
+TEXT_COLUMNS = {"input_ids", "labels", "head_start", "tail_start", "word_starts", "word_mask"}
+
+
+def input_features(dataset: "Dataset") -> dict[str, list[Hashable]]:
+    """Of what a method is about to be fed: which slots of it are filled. The text is left out."""
+    features: dict[str, list[Hashable]] = {}
+    if dataset.image_index is not None:
+        features["image: present"] = (dataset.image_index >= 0).tolist()
+    for name, column in dataset.columns.items():
+        if name in TEXT_COLUMNS:
+            continue
+        if isinstance(column, list):
+            features[f"{name}: length"] = [len(values) for values in column]
+        elif column.dtype == bool:
+            features[f"{name}: mask"] = [str(values) for values in column.tolist()]
+    return features
+
+
+def label_of(answer: Any) -> str:
+    """The label that the audit predicts: the relation, or the entity types that a post names."""
+    if isinstance(answer, str):
+        return answer
+    return " ".join(sorted({tag[2:] for tag in answer if tag != "O"})) or NO_RELATION[0]
+
+
+def audit_inputs(
+    train: "Dataset", train_gold: Sequence[Any], dev: "Dataset", dev_gold: Sequence[Any]
+) -> list[AuditResult]:
+    """Audit the encoded inputs of a training, for its `result.json`."""
+    on_dev = input_features(dev)
+    labels = [[label_of(answer) for answer in gold] for gold in (train_gold, dev_gold)]
+    return [
+        audit_features(values, labels[0], on_dev[name], labels[1], name=name)
+        for name, values in input_features(train).items()
+    ]
+
+
 # ---- Command ------------------------------------------------------------------------------------
 
 Source = Callable[[str], dict[str, Feature]]
@@ -138,7 +183,7 @@ def audit_source(
         order = np.random.Generator(np.random.PCG64(shuffle)).permutation(len(found))
         return [found[i] for i in order]
 
-    gold = {split: task.gold(rows[split]) for split in rows}
+    gold = {split: [label_of(answer) for answer in task.gold(rows[split])] for split in rows}
     results: dict[str, list[AuditResult]] = {split: [] for split in rows if split != "train"}
     for name in features["train"]:
         fitted = values("train", name), gold["train"]
@@ -152,7 +197,8 @@ def audit_source(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m finetune audit`."""
     parser.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-    parser.add_argument("--task", default="mnre", help="a relation task")
+    parser.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
+    parser.add_argument("--overlap", action="store_true", help="duplicates; what splits share")
     parser.add_argument("--crops", action="store_true", help="the community's crop lists in DATA")
     parser.add_argument("--phrases", action="store_true", help="TMR's phrase files in DATA")
     parser.add_argument("--boxes", action="store_true", help="TMR's boxes in DATA")
@@ -174,8 +220,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
     """Audit what the options name; prints verdicts, writes `--out`."""
     task = registry.load("tasks", args.task)(args.data)
-    if task.info.kind != "relation":
-        raise InputError(f"--task {args.task}: the audit needs one label a row")
     sources: list[Source] = []
     if args.crops:
         sources.append(lambda split: crop_features(args.data, split))
@@ -189,14 +233,16 @@ def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
         sources.append(lambda split: type_features(args.types, split))
     if args.features:
         sources.append(lambda split: file_features(args.features, split))
-    if not sources:
-        raise InputError("nothing to audit: give --crops, --phrases, --regions, --types, …")
+    if not sources and not args.overlap:
+        raise InputError("nothing to audit: give --overlap, --crops, --phrases, --regions, …")
     results: dict[str, list[AuditResult]] = {split: [] for split in args.split or ["val"]}
     rows = {split: task.read(split) for split in ("train", *results)}
+    if args.overlap:
+        print("\n".join(overlap(task, rows)))
     for source in sources:
         for split, found in audit_source(task, rows, source, args.shuffle).items():
             results[split] += found
-    for split, found in results.items():
+    for split, found in results.items() if sources else ():
         print(f"fitted on train, scored on {split}:")
         for result in found:
             print(f"  {result}")

@@ -100,6 +100,34 @@ class View:
         return cached[row.image_id].regions
 
 
+def merged(views: Sequence[View]) -> View:
+    """Several views of one split as one; of two that contradict each other, the later one holds.
+
+    A later picture brings its own boxes: those of an earlier view stay with the earlier picture.
+
+    Raises:
+        InputError: they were made for different splits.
+    """
+    splits = list(dict.fromkeys(view.split for view in views))
+    if len(splits) != 1:
+        raise InputError(f"views of different splits cannot be merged: {', '.join(splits)}")
+    changes: dict[int, Change] = {}
+    for view in views:
+        for row, new in view.changes.items():
+            old = changes.get(row, Change())
+            if new.image_id is not None:
+                old = replace(old, image_id=None, vg=None, od=None)
+            changes[row] = Change(
+                drop=old.drop or new.drop,
+                image_id=new.image_id or old.image_id,
+                vg=old.vg if new.vg is None else new.vg,
+                od=old.od if new.od is None else new.od,
+                no_image=old.no_image or new.no_image,
+            )
+    header = {"tool": "merged", "views": [dict(view.header) for view in views]}
+    return View(splits[0], dict(sorted(changes.items())), header)
+
+
 def write_view(path: str | Path, view: View) -> None:
     """Write a manifest atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:

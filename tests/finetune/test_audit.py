@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score, precision_recall_fscore_support
 
-from finetune.audit import audit_features, main, trailing_types
+from finetune.audit import audit_features, audit_inputs, label_of, main, trailing_types
+from finetune.batch import Dataset
 from finetune.leakage import contingency, mutual_information
 from finetune.tasks.region_cache import Region, Regions, write_regions
 
@@ -74,6 +75,31 @@ def test_trailing_types():
     assert trailing_types("person Bob Oslo") == ()
     assert trailing_types("a person b location") == ("location",)
     assert trailing_types("person") == ("person",)
+
+
+def dataset(count, lengths, present):
+    """`count` rows whose regions column has `lengths`, and whose picture is `present`."""
+    columns = {
+        "input_ids": [np.zeros(5, dtype=np.int64)] * count,
+        "boxes": [np.zeros(n) for n in lengths],
+        "slots": np.array([[True, n > 2] for n in lengths]),
+    }
+    return Dataset(rows=np.arange(count), columns=columns, image_index=np.where(present, 0, -1))
+
+
+def test_inputs_of_a_training():
+    """Padding that follows the label is flagged, whatever its name; a missing picture is not."""
+    labels = ["None", "None", "peer"] * 70
+    lengths = [2 if label == "None" else 4 for label in labels]
+    data = dataset(210, lengths, np.arange(210) % 7 > 0)
+    verdicts = {r.feature: r.flagged for r in audit_inputs(data, labels, data, labels)}
+    assert verdicts == {"image: present": False, "boxes: length": True, "slots: mask": True}
+
+
+def test_label_of_entities():
+    assert label_of("peer") == "peer"
+    assert label_of(["O", "B-PER", "I-PER", "B-LOC", "B-PER"]) == "LOC PER"
+    assert label_of(["O"]) == "None"
 
 
 # ---- command ---------------------------------------------------------------------------------
@@ -161,6 +187,25 @@ def test_one_line_where_something_is_missing(corpus, options, capsys):
         main(["--data", str(corpus), *options])
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_overlap(corpus, capsys):
+    """The corpus repeats one sentence; two rows of a picture with unlike relations contradict."""
+    main(["--data", str(corpus), "--overlap"])
+    train, val, both = capsys.readouterr().out.splitlines()
+    assert train.startswith("train: 400 rows, 200 pictures, ") and "(first: " in train
+    assert val.startswith("val: 100 rows, 50 pictures, ")
+    assert both == "val: 1 posts in 100 rows and 0 pictures occur in train, too"
+
+
+def test_overlap_of_the_real_rows(shared_data, capsys):
+    """specs/focalmre.md §1.1: no repeated row, no shared picture, five posts of val in train."""
+    main(["--data", str(shared_data / "mnre"), "--overlap"])
+    out = capsys.readouterr().out
+    assert "train: 12247 rows, 7356 pictures, 0 repeated, 0 repeated with another" in out
+    assert "val: 5 posts in 6 rows and 0 pictures occur in train, too" in out
+    main(["--data", str(shared_data / "twitter2017"), "--task", "twitter2017", "--overlap"])
+    assert "train: 3373 rows" in capsys.readouterr().out
 
 
 # ---- the published files: validation figures ---------------------------------------------------

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from finetune.manifest import Change, View, read_view, write_view
+from finetune.manifest import Change, View, merged, read_view, write_view
 from finetune.tasks.base import Row
 from finetune.tasks.mnre import Mnre, RelationRow
 from finetune.tasks.region_cache import Region, Regions, write_regions
@@ -304,6 +304,24 @@ def test_apply_refuses_a_foreign_split():
         VIEW.apply(rows, "test")
     with pytest.raises(InputError, match="row 3, which the val split lacks"):
         VIEW.apply(rows, "val")
+
+
+def test_merged():
+    """Few labels and wrong pictures at once: the second view may change rows the first drops."""
+    rows = [Row(row=i, image_id="a.jpg") for i in range(5)]
+    few = View("val", {0: Change(drop=True), 1: Change(drop=True)}, {"tool": "fraction"})
+    spoilt = View("val", {2: Change(vg=(REGION,)), 3: Change(vg=())})
+    wrong = View("val", {i: Change(image_id="b.jpg") for i in (0, 2)}, {"tool": "align-noise"})
+    both = merged([few, spoilt, wrong])
+    shown = both.apply(rows, "val")
+    assert [(row.row, row.image_id) for row in shown] == [(2, "b.jpg"), (3, "a.jpg"), (4, "a.jpg")]
+    assert both.changes[2].vg is None and both.changes[3].vg == ()  # no boxes of another picture
+    assert [header.get("tool") for header in both.header["views"]] == [
+        "fraction", None, "align-noise"
+    ]  # fmt: skip
+    assert merged([VIEW]).changes == VIEW.changes
+    with pytest.raises(InputError, match="different splits cannot be merged: val, test"):
+        merged([few, View("test", {})])
 
 
 HEADER = json.dumps({"tool": "t", "split": "val"})
