@@ -41,6 +41,8 @@ class Batch:
     """(B, 3, S, S) uint8; None: vision is off"""
     image_mask: Tensor | None = None
     """(B,) bool: False = this row has no picture (its pixels are zero)"""
+    crop_count: Tensor | None = None
+    """(B,) int64: crops a row has in the community's files; leaks the label, to show that"""
     weight: float = 1.0
     """What the mean loss of this piece of a batch counts, so that the pieces' mean is the batch's:
     its rows, relative to an equal share."""

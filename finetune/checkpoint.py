@@ -7,8 +7,6 @@ labels.json                                 label -> id
 """
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from finetune import registry
 from finetune.methods.base import Method, Source
 from finetune.tasks.base import TaskInfo
-from pretrain.checkpoint.hub import load_strictly, save_model_directory
+from pretrain.checkpoint.hub import load_strictly, save_directory, save_model_directory
 from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder
 
@@ -38,40 +36,35 @@ def save_method(
     inputs: dict[str, Any],
     card: str,
 ) -> None:
-    """Write everything into a folder beside `directory`, then rename.
+    """Write the directory, whole or not at all.
 
     Args:
         name: the method's registered name. config: its `Config`.
-        inputs: `images` and `max_length`, with which the weights were trained.
+        inputs: the options of `InputOptions` with which the weights were trained.
         card: README.md.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        model = work / directory.name
-        _save_encoder(model, method, tokenizer, card)
-        head = {
-            key: value.detach().cpu().contiguous()
-            for key, value in method.state_dict().items()
-            if not key.startswith("encoder.")
-        }
-        save_file(head, model / "head.safetensors", metadata={"format": "pt"})
-        description = {
-            "format": FORMAT_VERSION,
-            "method": name,
-            "config": asdict(config),
-            "task": asdict(task),
-            "inputs": inputs,
-        }
-        _write(model / "method.json", description)
-        _write(model / "labels.json", {label: i for i, label in enumerate(task.labels)})
-        for path in model.iterdir():  # safetensors writes for the owner alone
+    description = {
+        "format": FORMAT_VERSION,
+        "method": name,
+        "config": asdict(config),
+        "task": asdict(task),
+        "inputs": inputs,
+    }
+    head = {
+        key: value.detach().cpu().contiguous()
+        for key, value in method.state_dict().items()
+        if not key.startswith("encoder.")
+    }
+
+    def write(folder: Path) -> None:
+        _save_encoder(folder, method, tokenizer, card)
+        save_file(head, folder / "head.safetensors", metadata={"format": "pt"})
+        _write(folder / "method.json", description)
+        _write(folder / "labels.json", {label: i for i, label in enumerate(task.labels)})
+        for path in folder.iterdir():  # safetensors writes for the owner alone
             path.chmod(0o644)
-        if directory.exists():
-            shutil.rmtree(directory)
-        model.rename(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+    save_directory(directory, write)
 
 
 def _save_encoder(directory: Path, method: Method, tokenizer: Any, card: str) -> None:

@@ -83,6 +83,11 @@ class TrainConfig:
     """Instead of --init: the same architecture and tokenizer with random weights (scratch)."""
     images: Literal["required", "none"] = "required"
     """required: a picture missing or undecodable is an error. none: vision off."""
+    captions: str | None = None
+    """A captioner whose text follows the post: NAME for caption/NAME_{split}.txt in --data (CAMIM's
+    caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split} in it."""
+    max_caption_length: int = 64
+    """Longest caption in word pieces."""
     max_missing: int = 0
     """With images required: so many may be absent per split; those rows are masked, and counted."""
     cache: str | None = None

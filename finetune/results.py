@@ -1,9 +1,9 @@
 """A run directory as a whole: its configuration, its seeds, its `result.json` (DESIGN.md §4.6)."""
 
-import hashlib
 import json
 import logging
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from finetune.inputs import read_views
 from finetune.protocols import aggregate
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
+from pretrain.checkpoint.hub import digest
 from pretrain.cli import InputError, dump_config
 from shards.schema import atomic_path, write_json
 
@@ -83,7 +84,7 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
         "task": config.task,
         "method": config.method,
         "protocol": config.protocol,
-        "leaky": False,
+        "leaky": any(seed["leaky"] for seed in per_seed),
         "images": config.images if "image" in method.needs else "none",
         "views": [
             dict(view.header) for views in read_views(config.view_paths).values() for view in views
@@ -93,28 +94,23 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
         "per_seed": per_seed,
         "provenance": {
             "config": yaml.safe_load(dump_config(config)),
-            "data": data_hashes(config, task),
+            "data": data_hashes(config, task, per_seed[0]["side_inputs"]),
             "versions": versions(),
             "seconds": round(sum(seed["seconds"] for seed in per_seed), 1),
-            "audit": None,
+            "audit": per_seed[0]["audit"],
         },
     }
 
 
-def data_hashes(config: TrainConfig, task: Task) -> dict[str, str]:
-    """sha256 of the label files, the splits, and the weights that the run started from."""
+def data_hashes(config: TrainConfig, task: Task, more: Sequence[str]) -> dict[str, str]:
+    """sha256 of label files, splits, side inputs, and the weights that the run started from."""
     folder = Path(config.data)
     paths = [folder / name for name in task.SIDE_FILES]
     paths += [path for split in ("train", "val", "test") if (path := task.split_file(split))]
     source = Path(config.architecture or config.init)
     paths += [path for name in ("config.json", "model.safetensors") if (path := source / name)]
-    return {str(path): sha256(path) for path in paths if path.is_file()}
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    paths += map(Path, more)
+    return {str(path): digest(path) for path in paths if path.is_file()}
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ epoch are functions of (seed, epoch), so a run that was cut off ends like one th
 import json
 import logging
 import math
-import random
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -18,18 +17,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from finetune import checkpoint, registry
+from finetune import checkpoint
 from finetune.batch import num_batches
+from finetune.build import build_engine, build_method, set_seed
 from finetune.config import TrainConfig
-from finetune.evaluate import pick_precision, predict
-from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
-from finetune.methods.base import Method, Source
+from finetune.evaluate import predict
+from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.cli import InputError
-from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
-from pretrain.optim import adamw, linear_schedule
 from pretrain.tracking import MetricsLog
 from shards.schema import write_json
 
@@ -60,13 +57,16 @@ class SeedRun:
         self.options = InputOptions(
             images=config.images,
             max_length=config.max_length,
+            captions=config.captions,
+            max_caption_length=config.max_caption_length,
             cache=config.cache_dir,
             max_missing=config.max_missing,
             views=read_views(config.view_paths),
         )
         whole = self.load("train")
-        self.train_split = whole.subset(fraction_rows(len(whole), config.fraction, seed))
         self.dev_split = self.load("val")
+        self.audit = audit_inputs(task, whole, self.dev_split)
+        self.train_split = whole.subset(fraction_rows(len(whole), config.fraction, seed))
         if not len(self.train_split):
             raise InputError(f"--fraction {config.fraction}: no training row is left")
         self.engine, self.epochs = build_engine(config, self.method, len(self.train_split))
@@ -165,7 +165,7 @@ class SeedRun:
                 name=self.config.method,
                 config=self.config.model,
                 task=self.task.info,
-                inputs={"images": self.config.images, "max_length": self.config.max_length},
+                inputs=self.options.remembered(),
                 card=model_card(self.config, self.seed, progress),
             )
 
@@ -223,65 +223,15 @@ class SeedRun:
             "processes": distributed.world_size(),
             "precision": self.engine.precision,
             "images": images,
+            "leaky": self.dev_split.leaky
+            or any(entry["verdict"] == "flagged" for entry in self.audit),
+            "audit": self.audit,
+            "side_inputs": [str(path) for path in self.train_split.files + self.dev_split.files],
         }
         if distributed.is_main():
             write_json(self.directory / "result.json", result)
             shutil.rmtree(self.directory / "resume", ignore_errors=True)
         return result
-
-
-def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
-    """The method with the weights, or the architecture, that the run names."""
-    method_class = registry.load("methods", config.method)
-    if task.info.kind not in method_class.kinds:
-        raise InputError(
-            f"--method {config.method} does {', '.join(sorted(method_class.kinds))}; task "
-            f"{task.info.name} is of kind {task.info.kind}"
-        )
-    random_weights = config.architecture is not None
-    source = Source(config.architecture if random_weights else config.init, random_weights)
-    return method_class.build(config.model, task.info, source)
-
-
-def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Engine, int]:
-    """The engine, and how many epochs reach both `optim.epochs` and `optim.min_steps`."""
-    optim = config.optim
-    parts = optim.accumulation * distributed.world_size()
-    steps = num_batches(rows, optim.global_batch_size, parts)
-    if not steps:
-        raise InputError(
-            f"{rows} training rows do not fill one row of each of the {parts} parts of a batch "
-            "(optim.accumulation × processes)"
-        )
-    epochs = max(optim.epochs, -(-optim.min_steps // steps))
-    total = steps * epochs
-
-    def build(module: Method):
-        optimizer = adamw(module.parameter_groups(optim))
-        return optimizer, linear_schedule(optimizer, round(optim.warmup * total), total)
-
-    common = {
-        "precision": pick_precision(config.engine.precision),
-        "accumulation": optim.accumulation,
-        "clip": optim.clip,
-    }
-    kind = config.engine.kind
-    if kind == "deepspeed" or (kind == "auto" and torch.distributed.is_initialized()):
-        micro = max(1, optim.global_batch_size // parts)
-        tuning = config.engine.deepspeed
-        engine = DeepSpeedEngine(method, build, **common, micro_batch_size=micro, tuning=tuning)
-    else:
-        engine = SingleEngine(method, build, **common)
-    return engine, epochs
-
-
-def set_seed(seed: int) -> None:
-    """Seed every generator, and prefer deterministic kernels."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
 
 
 def model_card(config: TrainConfig, seed: int, progress: Progress) -> str:

@@ -63,8 +63,9 @@ class Method(nn.Module):
 
     Config: ClassVar[type] = NoConfig
     """Frozen, keyword-only dataclass with a docstring under each field."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Inputs beyond the text, each a `Batch` field's stem: "image", "regions", "captions", …"""
+    needs: frozenset[str] = frozenset()
+    """Inputs beyond the text: "image" or keys of `finetune.inputs.PROVIDERS`. An instance may want
+    more than its class, where its settings say so."""
     kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
     """Kinds of task this method can do."""
     image_resize: ClassVar[str] = "squash"

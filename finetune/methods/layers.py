@@ -56,7 +56,10 @@ class RelationHead(nn.Module):
 
     def forward(self, states: Tensor, batch: Batch) -> MethodOutput:
         """(B, L, D) -> logits (B, C), mean cross-entropy."""
-        pair = entity_states(states, batch.head_start, batch.tail_start)
+        return self.classify(entity_states(states, batch.head_start, batch.tail_start), batch)
+
+    def classify(self, pair: Tensor, batch: Batch) -> MethodOutput:
+        """The same from the two states: (B, 2D)."""
         logits = self.classifier(pair).float()
         return MethodOutput(logits, relation_loss(logits, batch.labels))
 

@@ -41,6 +41,7 @@ class Task(ABC):
     The constructor takes the folder and reads what all splits share (the label list).
     """
 
+    folder: Path
     info: TaskInfo
     SIDE_FILES: ClassVar[tuple[str, ...]] = ()
     """File names inside the folder, beyond the splits, that decide labels (for provenance)."""

@@ -81,10 +81,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             projection_size=8,
         )
     )
-    return save_model_directory(
-        tmp_path_factory.mktemp("model") / "tiny",
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    save_model_directory(
+        directory,
         config=encoder.config.to_dict(),
         state=encoder.state_dict(),
         tokenizer=tokenizer,
         card="# tiny\n",
     )
+    return directory

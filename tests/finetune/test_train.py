@@ -115,9 +115,9 @@ def test_without_test_split(tmp_path, mnre_folder, tiny_model, caplog):
 
 def test_scratch_differs_from_init(tmp_path, mnre_folder, tiny_model):
     """--architecture takes sizes and tokenizer only."""
+    from finetune.build import build_method
     from finetune.config import parse_train
     from finetune.tasks.mnre import Mnre
-    from finetune.train import build_method
 
     common = ["--task", "mnre", "--method", "promu", "--data", str(mnre_folder), "--out", "x"]
     weights = []

@@ -1,0 +1,72 @@
+"""What a run needs before its first step: the method, the engine, the seeds."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune import registry
+from finetune.batch import num_batches
+from finetune.config import TrainConfig
+from finetune.evaluate import pick_precision
+from finetune.methods.base import Method, Source
+from finetune.tasks.base import Task
+from pretrain import distributed
+from pretrain.cli import InputError
+from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
+from pretrain.optim import adamw, linear_schedule
+
+
+def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
+    """The method with the weights, or the architecture, that the run names."""
+    method_class = registry.load("methods", config.method)
+    if task.info.kind not in method_class.kinds:
+        raise InputError(
+            f"--method {config.method} does {', '.join(sorted(method_class.kinds))}; task "
+            f"{task.info.name} is of kind {task.info.kind}"
+        )
+    random_weights = config.architecture is not None
+    source = Source(config.architecture if random_weights else config.init, random_weights)
+    return method_class.build(config.model, task.info, source)
+
+
+def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Engine, int]:
+    """The engine, and how many epochs reach both `optim.epochs` and `optim.min_steps`."""
+    optim = config.optim
+    parts = optim.accumulation * distributed.world_size()
+    steps = num_batches(rows, optim.global_batch_size, parts)
+    if not steps:
+        raise InputError(
+            f"{rows} training rows do not fill one row of each of the {parts} parts of a batch "
+            "(optim.accumulation × processes)"
+        )
+    epochs = max(optim.epochs, -(-optim.min_steps // steps))
+    total = steps * epochs
+
+    def build(module: Method):
+        optimizer = adamw(module.parameter_groups(optim))
+        return optimizer, linear_schedule(optimizer, round(optim.warmup * total), total)
+
+    common = {
+        "precision": pick_precision(config.engine.precision),
+        "accumulation": optim.accumulation,
+        "clip": optim.clip,
+    }
+    kind = config.engine.kind
+    if kind == "deepspeed" or (kind == "auto" and torch.distributed.is_initialized()):
+        micro = max(1, optim.global_batch_size // parts)
+        tuning = config.engine.deepspeed
+        engine = DeepSpeedEngine(method, build, **common, micro_batch_size=micro, tuning=tuning)
+    else:
+        engine = SingleEngine(method, build, **common)
+    return engine, epochs
+
+
+def set_seed(seed: int) -> None:
+    """Seed every generator, and prefer deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
