@@ -259,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m finetune audit",
         description="Test whether an input leaks the label.",
         epilog="example: python -m finetune audit --data DATA/mnre --crops --phrases",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)

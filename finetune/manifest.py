@@ -183,9 +183,8 @@ def _change(record: dict[str, Any], where: str) -> Change:
     image_id = record.get("img_id")
     if not (image_id is None or (isinstance(image_id, str) and image_id)):
         raise InputError(f"{where}: img_id must be a file name")
-    anywhere = (float("inf"), float("inf"))  # the picture's size is not known here
     regions = {
-        kind: regions_from_json(record[kind], anywhere, where)
+        kind: regions_from_json(record[kind], None, where)  # the picture's size is not known here
         for kind in ("vg", "od")
         if kind in record
     }

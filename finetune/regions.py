@@ -276,7 +276,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
 
     def tool(name: str, function: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        sub = tools.add_parser(name, help=text, description=text)
+        sub = tools.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example: python -m finetune regions {name} --data DATA/mnre --out REGIONS",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(function=function)
         sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
         sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
@@ -320,7 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m finetune regions",
         description="Write region caches.",
-        epilog="example: python -m finetune regions build --data DATA/mnre --out DATA/mnre/regions",
+        epilog="example: python -m finetune regions build --data DATA/mnre --out REGIONS",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)

@@ -29,13 +29,31 @@ SCOPES = {
     "all": ("train", "val", "test"),
 }
 
+RAW = argparse.RawDescriptionHelpFormatter
+EXAMPLES = {
+    "ratio": "0.05",
+    "k": "5",
+    "keep": "0.4",
+    "regions": "DATA/mnre/regions",
+    "num_grounded": "2",
+    "num_detected": "1",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands of `python -m finetune view`."""
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
 
     def tool(name: str, text: str, scope: str, **arguments: Mapping[str, Any]) -> None:
-        sub = tools.add_parser(name, help=text, description=text)
+        needed = "".join(
+            f" --{option.replace('_', '-')} {EXAMPLES[option]}"
+            for option, settings in arguments.items()
+            if settings.get("required")
+        )
+        example = f"python -m finetune view {name} --data DATA/mnre{needed} --out views/{name}"
+        sub = tools.add_parser(
+            name, help=text, description=text, epilog=f"example: {example}", formatter_class=RAW
+        )
         sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
         sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
         sub.add_argument(
@@ -196,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Write a view manifest: what an experiment changes in a split.",
         epilog="example: python -m finetune view align-noise --data DATA/mnre --ratio 0.05 "
         "--out views/align-05",
+        formatter_class=RAW,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)

@@ -115,8 +115,11 @@ def regions_to_json(regions: Iterable[Region], kind: Literal["vg", "od"]) -> lis
     return records
 
 
-def regions_from_json(records: Any, size: Sequence[int], where: str) -> tuple[Region, ...]:
+def regions_from_json(records: Any, size: Sequence[int] | None, where: str) -> tuple[Region, ...]:
     """The other way round, checked: four finite numbers, positive area, inside the picture.
+
+    Args:
+        size: [width, height] of the picture; None where it is not known.
 
     Raises:
         InputError: beginning with `where`.
@@ -129,8 +132,10 @@ def regions_from_json(records: Any, size: Sequence[int], where: str) -> tuple[Re
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise InputError(f"{where}: a region's box is four finite numbers, not {box!r}")
         x1, y1, x2, y2 = box
-        if not (-1 <= x1 < x2 <= size[0] + 1 and -1 <= y1 < y2 <= size[1] + 1):
-            raise InputError(f"{where}: box {box} is empty or outside {size[0]} × {size[1]} pixels")
+        if not (x1 < x2 and y1 < y2):
+            raise InputError(f"{where}: box {box} is empty; expected [x1, y1, x2, y2]")
+        if min(x1, y1) < -1 or (size and (x2 > size[0] + 1 or y2 > size[1] + 1)):
+            raise InputError(f"{where}: box {box} leaves its picture; boxes are absolute pixels")
         score, text = record.get("score"), record.get("phrase", record.get("label"))
         if not _is_number(score) or not isinstance(text, str):
             raise InputError(f"{where}: a region needs a score and a phrase or label")

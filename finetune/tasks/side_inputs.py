@@ -10,6 +10,7 @@ queries behind them were head, tail, *and the entity types that the gold relatio
 | `txt/phrase_text_{split}.json` (TMR) | row | words of the grounding queries | yes |
 | `txt/{split}_weight_{strong,weak}.txt` (TMR) | picture | score | no |
 | `txt/mre_{split}_dict.pth` | row | names of crop files | yes |
+| `twitter201x_{split}_dict.pth`, `{split}_img2crop.pth` | picture | crop files | no |
 | `txt/mre_dif_{split}_dict.pth` (TMR) | row | boxes in the generated picture | yes |
 | `types_{split}.jsonl` | row | (head type, tail type) | as its header says |
 
@@ -38,7 +39,8 @@ class SideInput:
     """Values of one file, keyed."""
 
     path: Path
-    keyed_by: Literal["row", "image"]
+    keyed_by: Literal["row", "image", "stem"]
+    """Row number; file name of the picture; that name up to its first dot."""
     values: Mapping[Key, Any]
     leaky: bool = False
     header: Mapping[str, Any] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class SideInput:
         Raises:
             InputError: more absent than allowed, with their number and an example.
         """
-        keys = [row.row if self.keyed_by == "row" else row.image_id for row in rows]
+        keys = [self._key(row) for row in rows]
         absent = [key for key in keys if key not in self.values]
         if len(absent) > max_missing:
             raise InputError(
@@ -60,6 +62,12 @@ class SideInput:
                 f"{self.keyed_by} {absent[0]}); complete the file, or allow that many missing"
             )
         return [self.values.get(key) for key in keys]
+
+    def _key(self, row: Row) -> Key | None:
+        if self.keyed_by == "row":
+            return row.row
+        name = row.image_id
+        return name if name is None or self.keyed_by == "image" else name.split(".")[0]
 
     def require_rows(self, count: int) -> None:
         """InputError unless a row-keyed file holds rows 0 … count - 1, no more and no fewer."""
@@ -155,6 +163,24 @@ def read_crop_names(path: str | Path) -> SideInput:
     return SideInput(path=path, keyed_by="row", values=some(values, path), leaky=True)
 
 
+def read_image_crops(path: str | Path) -> SideInput:
+    """Picture -> crop files, best first, from a `.pth`: detected objects, the same for all rows.
+
+    HVPNeT's `twitter201x_{split}_dict.pth` names the picture, MNRE's `{split}_img2crop.pth` gives
+    its name without ending, and paths instead of names.
+    """
+    path, values = Path(path), {}
+    for name, crops in _keyed_lists(path):
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{path}: key {name!r}: expected the name of a picture")
+        if not all(isinstance(crop, str) and crop for crop in crops):
+            raise InputError(f"{path}: {name}: expected names of crop files")
+        values[name] = tuple(crops)
+    dotted = any("." in name for name in values)
+    keyed_by: Literal["image", "stem"] = "image" if dotted else "stem"
+    return SideInput(path=path, keyed_by=keyed_by, values=some(values, path))
+
+
 def read_generated_boxes(path: str | Path) -> SideInput:
     """Row -> boxes in the generated 768 × 768 picture, from a `.pth` (TMR). Leaks the label.
 
@@ -206,7 +232,15 @@ def read_features(path: str | Path) -> SideInput:
 
 
 def _row_keyed(path: Path) -> Iterator[tuple[int, list[Any]]]:
-    """Items of a dict row -> list that `torch.save` wrote; nothing in it is executed."""
+    """Items of a dict from row number to list."""
+    for row, items in _keyed_lists(path):
+        if not is_row(row):
+            raise InputError(f"{path}: key {row!r}: expected a row number")
+        yield row, items
+
+
+def _keyed_lists(path: Path) -> Iterator[tuple[Any, list[Any]]]:
+    """Items of a dict of lists that `torch.save` wrote; nothing in it is executed."""
     import torch
 
     try:
@@ -219,11 +253,11 @@ def _row_keyed(path: Path) -> Iterator[tuple[int, list[Any]]]:
             f"{path}: not a file of plain lists and tensors ({reason}); download it again"
         ) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a dict from row number to list")
-    for row, items in content.items():
-        if not is_row(row) or not isinstance(items, list):
-            raise InputError(f"{path}: key {row!r}: expected a row number and its list")
-        yield row, items
+        raise InputError(f"{path}: expected a dict of lists")
+    for key, items in content.items():
+        if not isinstance(items, list):
+            raise InputError(f"{path}: key {key!r}: expected a list")
+        yield key, items
 
 
 def with_header(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:

@@ -13,6 +13,7 @@ from finetune.tasks.side_inputs import (
     read_crop_names,
     read_features,
     read_generated_boxes,
+    read_image_crops,
     read_phrases,
     read_scores,
     read_types,
@@ -63,6 +64,16 @@ def test_phrases_and_crops_leak_and_are_keyed_by_row(tmp_path):
         crops.require_rows(3)
     with pytest.raises(InputError, match=r"row 1 is too many"):
         crops.require_rows(1)
+
+
+def test_crops_of_pictures_by_name_or_stem(tmp_path):
+    """One of 1,000 pictures of Twitter-2015 has no crops: absent entries need leave."""
+    for ending in (".jpg", ""):
+        crops = read_image_crops(save(tmp_path, {f"a{ending}": ["1.png"], f"b{ending}": ["2.png"]}))
+        assert crops.of(ROWS, max_missing=1) == [("1.png",), ("2.png",), None] and not crops.leaky
+    for damage in ({0: ["x.png"]}, {"a.jpg": [1]}, {"a.jpg": "x.png"}, {}):
+        with pytest.raises(InputError):
+            read_image_crops(save(tmp_path, damage))
 
 
 def test_scores_keep_the_last_line_and_count_conflicts(tmp_path):
