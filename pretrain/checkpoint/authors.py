@@ -195,7 +195,7 @@ def unwrap(content: dict[str, Any]) -> dict[str, Tensor]:
 def from_promu(
     content: dict[str, Any],
     *,
-    text_layers: int = 6,
+    text_layers: int | None = None,
     part: Part = "student",
     head_width: int = 64,
 ) -> Imported:
@@ -203,7 +203,7 @@ def from_promu(
 
     Args:
         content: `model_step_<n>.pt`, `restore.pt`, or a stage-1 prompter's file, as loaded.
-        text_layers: BERT layers that read the text alone; the rest are fusion layers.
+        text_layers: BERT layers that read the text alone, None = half; the rest are fusion layers.
         part: `student`, or a dual encoder to be used as prompter: the file's own base block
             (`prompter`: a stage-1 file) or one of the two teachers inside a student's file.
         head_width: width of an attention head; not recorded in the file, 64 in every BERT and ViT.
@@ -216,14 +216,12 @@ def from_promu(
     state = _leave_out(state, _PROMPTERS, "prompters (convert with --part)", notes)
     state = _leave_out(state, _UNUSED, "unused by any objective", notes)
     layers = count_layers(state, "text_encoder.bert.encoder.layer.")
-    if not 0 < text_layers <= layers:
-        raise InputError(f"cannot cut a BERT of {layers} layers after {text_layers}")
+    text_layers = cut_after(layers, text_layers)
     fusion_layers = layers - text_layers
     if part != "student":
-        drawn = re.compile(
-            rf"text_encoder\.bert\.encoder\.layer\.({_numbers(text_layers, layers)})\..*"
-        )
-        state = _leave_out(state, drawn, "layers that a prompter never uses", notes)
+        unused = "|".join(str(text_layers + i) for i in range(fusion_layers)) or "none"
+        above = re.compile(rf"text_encoder\.bert\.encoder\.layer\.({unused})\..*")
+        state = _leave_out(state, above, "layers that a prompter never uses", notes)
         state = _leave_out(state, re.compile(r"(itm|cir|coe)_head\..*"), "heads", notes)
         fusion_layers = 0
     vision_layers = count_layers(state, "visual_encoder.encoder.layer.")
@@ -235,7 +233,7 @@ def from_promu(
         heads=present,
     )
     ours = to_ours(state, table)
-    return Imported(describe(ours, head_width=head_width, vision_norm_eps=1e-12), ours, notes)
+    return Imported(describe(ours, head_width=head_width), ours, notes)
 
 
 def to_promu(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -253,43 +251,36 @@ def to_promu(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tens
 
 
 def from_alpro(
-    content: dict[str, Any], *, text_layers: int = 6
-) -> tuple[dict[str, Tensor], list[str]]:
-    """What an ALPRO checkpoint shares with PROMU, in our names: all but the picture tower.
+    content: dict[str, Any], *, text_layers: int | None = None, head_width: int = 64
+) -> Imported:
+    """What an ALPRO checkpoint shares with PROMU: all but the picture tower.
 
-    Returns:
-        Tensors and notes; `pretrain.checkpoint.towers` adds a picture tower to them.
+    `pretrain.checkpoint.towers.add_vision` gives it one.
     """
     notes: list[str] = []
     state = _leave_out(unwrap(content), _PROMPTERS, "prompter", notes)
     state = _leave_out(state, _ALPRO_ONLY, "TimeSformer and mpm_head", notes)
     state = _leave_out(state, _UNUSED, "unused by any objective", notes)
     layers = count_layers(state, "text_encoder.bert.encoder.layer.")
-    if not 0 < text_layers <= layers:
-        raise InputError(f"cannot cut a BERT of {layers} layers after {text_layers}")
+    text_layers = cut_after(layers, text_layers)
+    fusion_layers = layers - text_layers
     table = promu_table(
-        text_layers=text_layers,
-        fusion_layers=layers - text_layers,
-        vision_layers=0,
-        heads=["heads.itm"],
+        text_layers=text_layers, fusion_layers=fusion_layers, vision_layers=0, heads=["heads.itm"]
     )
     table = {ours: names for ours, names in table.items() if not ours.startswith("vision.")}
-    return to_ours(state, table), notes
+    ours = to_ours(state, table)
+    return Imported(describe(ours, head_width=head_width), ours, notes)
 
 
-def describe(
-    state: dict[str, Tensor], *, head_width: int, vision_norm_eps: float
-) -> dict[str, Any]:
+def describe(state: dict[str, Tensor], *, head_width: int) -> dict[str, Any]:
     """`config.json` of tensors in our names: every size is read from a shape."""
     words, width = state["text.embeddings.word_embeddings.weight"].shape
-    vision_width, _, patch, _ = state["vision.patch_embed.proj.weight"].shape
+    mlp = next((t for n, t in state.items() if re.fullmatch(r"heads\.\w+\.0\.weight", n)), None)
     heads = HeadsConfig(
         itm="heads.itm.weight" in state,
         num_entities=_rows(state, "heads.entity.2.weight"),
         num_relations=_rows(state, "heads.relation.2.weight"),
-        hidden_mult=max(_rows(state, f"heads.{name}.0.weight") for name in ("entity", "relation"))
-        // width
-        or HeadsConfig.hidden_mult,
+        hidden_mult=HeadsConfig.hidden_mult if mlp is None else len(mlp) // width,
     )
     config = FusionEncoderConfig(
         vocab_size=words,
@@ -299,15 +290,30 @@ def describe(
         text_layers=count_layers(state, "text.encoder.layer."),
         fusion_layers=count_layers(state, "fusion.layer."),
         max_position_embeddings=len(state["text.embeddings.position_embeddings.weight"]),
-        image_size=math.isqrt(state["vision.pos_embed"].shape[1] - 1) * patch,
-        patch_size=patch,
-        vision_hidden_size=vision_width,
-        vision_layers=count_layers(state, "vision.blocks."),
-        vision_heads=max(1, vision_width // head_width),
-        vision_norm_eps=vision_norm_eps,
         projection_size=len(state["text_proj.weight"]),
+        **(_describe_vision(state, head_width) if "vision.pos_embed" in state else {}),
     )
     return {**config.to_dict(), "heads": asdict(heads)}
+
+
+def _describe_vision(state: dict[str, Tensor], head_width: int) -> dict[str, Any]:
+    width, _, patch, _ = state["vision.patch_embed.proj.weight"].shape
+    return {
+        "image_size": math.isqrt(state["vision.pos_embed"].shape[1] - 1) * patch,
+        "patch_size": patch,
+        "vision_hidden_size": width,
+        "vision_layers": count_layers(state, "vision.blocks."),
+        "vision_heads": max(1, width // head_width),
+        "vision_norm_eps": 1e-12,
+    }
+
+
+def cut_after(layers: int, wanted: int | None) -> int:
+    """How many of a BERT's layers read the text alone: `wanted`, or half of them."""
+    text_layers = max(1, layers // 2) if wanted is None else wanted
+    if not 0 < text_layers <= layers:
+        raise InputError(f"--text-layers {text_layers}: the BERT has {layers} layers")
+    return text_layers
 
 
 def count_layers(state: Iterable[str], prefix: str) -> int:
@@ -322,10 +328,6 @@ def _rows(state: dict[str, Tensor], name: str) -> int:
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _numbers(start: int, stop: int) -> str:
-    return "|".join(map(str, range(start, stop))) or "none"
 
 
 def _leave_out(

@@ -1,5 +1,6 @@
-"""Model cards, written from what a run recorded."""
+"""Model cards (the README.md of a release), written from what a run recorded."""
 
+import hashlib
 import platform
 from pathlib import Path
 from typing import Any
@@ -7,60 +8,117 @@ from typing import Any
 import torch
 import yaml
 
+from pretrain import distributed
 from pretrain.tracking import read_metrics
-from shards.schema import INDEX_NAME, read_index
+from shards.schema import INDEX_NAME
+
+_LOADING = """\
+```python
+from transformers import AutoTokenizer
+from pretrain.model.fusion_encoder import FusionEncoder
+
+encoder = FusionEncoder.from_pretrained("this directory, or its hub id")
+tokenizer = AutoTokenizer.from_pretrained("this directory, or its hub id")
+```
+
+Fine-tune: `python -m finetune train --task mnre --method promu --data DIR --out RUN --init THIS`"""
+
+_CITING = """\
+- Method: Xuming Hu et al., "Prompt Me Up: Unleashing the Power of Alignments for Multimodal Entity
+  and Relation Extraction", ACM Multimedia 2023.
+- Text layers start from BERT (Devlin et al., NAACL 2019), the picture tower is a ViT (Dosovitskiy
+  et al., ICLR 2021), where the table above says so.
+- Name the corpus as its publishers ask: NewsCLIPpings (Luo et al., EMNLP 2021) over VisualNews (Liu
+  et al., EMNLP 2021), if that is what the data line names."""
+
+_LICENCE = """\
+Code and this card: Apache-2.0. The weights carry the terms of the corpora and of the checkpoints
+they were trained from; those of the source checkpoint must be kept when passing them on."""
+
+
+def card(title: str, sections: dict[str, str]) -> str:
+    """A card with the hub's YAML header, the given sections, then licence, loading and citing."""
+    header = yaml.safe_dump(
+        {
+            "library_name": "fusion-mre",
+            "license": "apache-2.0",
+            "tags": ["multimodal", "relation-extraction", "named-entity-recognition"],
+        }
+    )
+    whole = {"Load": _LOADING, **sections, "Licence": _LICENCE, "Cite": _CITING}
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in whole.items())
+    return f"---\n{header}---\n\n# {title}\n\n{body}\n"
+
+
+def encoder_card(origin: str) -> str:
+    """The card of an encoder of which nothing is known but where it came from."""
+    return card("Fusion encoder (text, picture, fusion layers)", {"Origin": origin})
 
 
 def pretraining_card(config: dict[str, Any], run_dir: Path, *, samples_per_epoch: int) -> str:
-    """The README.md of a pre-trained model directory (Markdown with the hub's YAML header)."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
+    """The card of a finished pre-training run.
+
+    Args:
+        config: its resolved configuration. run_dir: holds `metrics.jsonl`.
+        samples_per_epoch: pairs of the training shards.
+    """
     last: dict[str, float] = {}
-    for line in lines:
-        last |= {key: value for key, value in line.items() if key.endswith("_loss") or "val_" in key}
-    figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(last.items()))
-    train = config["data"]["train"]
-    digest = _index_digest(train)
-    header = yaml.safe_dump(
-        {"library_name": "fusion-mre", "license": "apache-2.0", "tags": ["multimodal", "relation-extraction"]}
+    for line in read_metrics(run_dir / "metrics.jsonl"):
+        last |= {k: v for k, v in line.items() if k.endswith("_loss") or "val_" in k}
+    train, optim, loss = config["data"]["train"], config["optim"], config["loss"]
+    objectives = [name for name in ("itm", "cit", "coe", "cir") if loss[name]]
+    settings = {
+        "data": f"`{train}`, {samples_per_epoch} pairs, index sha256 `{_index_digest(train)}`",
+        "steps": optim["steps"],
+        "objectives (weight)": ", ".join(f"{name} ({loss[name]:g})" for name in objectives),
+        "peak learning rate": f"{optim['lr']:g}",
+        "weight decay": f"{optim['weight_decay']:g}",
+        "precision": config["engine"]["precision"],
+        "seed": config["seed"],
+        "initialised from": config["model"]["init"] or "random weights",
+        "prompter": config["prompter"]["source"],
+        "hardware": hardware(),
+    }
+    losses = {k: v for k, v in last.items() if "val_" not in k}
+    validation = {k: v for k, v in last.items() if "val_" in k}
+    return card(
+        "Fusion encoder, pre-trained with Fusion-MRE",
+        {
+            "Training": table(settings),
+            "Losses at the end": table(losses),
+            "Validation": f"Pairs of `{config['data']['val']}`; no figure here chose a checkpoint: "
+            "it is that of the last step. Recall is over the matched pairs of that sample.\n\n"
+            + table(validation),
+        },
     )
-    return f"""---
-{header}---
 
-# Fusion encoder, pre-trained with Fusion-MRE
 
-Text tower, vision tower and fusion layers after PROMU (Hu et al., "Prompt Me Up", MM 2023).
+def conversion_card(facts: dict[str, Any], notes: list[str]) -> str:
+    """The card of a converted checkpoint: what it was, and what was left out or drawn."""
+    listed = "\n".join(f"- {note}" for note in notes) or "- nothing left out or resized"
+    return card(
+        "Fusion encoder, converted with Fusion-MRE",
+        {"Converted from": f"{table(facts)}\n\n{listed}"},
+    )
 
-```python
-from pretrain.model.fusion_encoder import FusionEncoder
-encoder = FusionEncoder.from_pretrained("this directory or hub id")
-```
 
-Fine-tune: `python -m finetune train --task mnre --method promu --data DIR --out RUN --init THIS`
+def table(values: dict[str, Any]) -> str:
+    """A two-column Markdown table; floats with four significant digits."""
+    rows = [
+        f"| {name} | {f'{value:.4g}' if isinstance(value, float) else value} |"
+        for name, value in values.items()
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows])
 
-## Training
 
-- data: `{train}` ({samples_per_epoch} pairs, index sha256 {digest})
-- steps: {config["optim"]["steps"]}, objectives: {", ".join(k for k in ("itm", "cit", "coe", "cir") if config["loss"][k])}
-- prompter: {config["prompter"]["source"]}
-- hardware: {torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"}, torch {torch.__version__}
-
-| last value of | |
-|---|---|
-{figures}
-
-Validation pairs come from `{config["data"]["val"]}`; recall is over matched pairs of that sample.
-
-## Licence
-
-Code and this card: Apache-2.0. The weights carry the terms of the corpora they were trained on.
-"""
+def hardware() -> str:
+    """Where this process runs, for example `8 x NVIDIA H200, torch 2.15.0`."""
+    name = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine() + " CPU"
+    )
+    return f"{distributed.world_size()} x {name}, torch {torch.__version__}"
 
 
 def _index_digest(location: str) -> str:
-    import hashlib
-
     path = Path(location) / INDEX_NAME
-    if not path.is_file():
-        return "unknown (remote)"
-    read_index(location)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "unknown (remote)"

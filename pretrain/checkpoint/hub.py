@@ -1,10 +1,10 @@
 """A released model: one directory, local or on the Hugging Face hub, without pickle.
 
-    config.json               architecture, `model_type: fusion-mre`, format version, heads
-    model.safetensors         every tensor, float32
-    tokenizer.json …          what `AutoTokenizer.from_pretrained` reads
-    preprocessor_config.json  size, mean, std
-    README.md                 model card
+config.json               architecture, `model_type: fusion-mre`, format version, heads
+model.safetensors         every tensor, float32
+tokenizer.json …          what `AutoTokenizer.from_pretrained` reads
+preprocessor_config.json  size, mean, std
+README.md                 model card
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +22,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertModel, PreTrainedTokenizerBase
 
+from pretrain.checkpoint.card import encoder_card
+from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
 from shards.schema import InputError, write_json
 
+__all__ = ["push_to_hub", "resolve"]  # of this module's vocabulary, though they live in `remote`
+
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 Source = str | os.PathLike[str]
-
-
-def resolve(source: Source, *, revision: str | None = None) -> Path:
-    """A local directory for `source`: itself, or a hub id's snapshot.
-
-    With HF_HUB_OFFLINE=1 only the local hub cache is looked at.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists() or str(source).startswith(("/", ".")) or str(source).count("/") != 1:
-        raise InputError(f"{source}: no such model directory (expected {CONFIG_NAME} in it)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.md", "*.model"]
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{source}: neither a local model directory nor a reachable hub model ({reason})"
-        ) from error
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` of a local directory, of whatever model type."""
-    path = directory / CONFIG_NAME
+    path = _member(directory, CONFIG_NAME)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{directory}: not a model directory: no {CONFIG_NAME}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged (not a JSON object)")
@@ -69,22 +50,35 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """`model.safetensors` of a local directory as float32 CPU tensors."""
-    path = directory / WEIGHTS_NAME
+    path = _member(directory, WEIGHTS_NAME)
     try:
         state = load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{directory}: not a model directory: no {WEIGHTS_NAME}") from None
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged safetensors file ({error})") from error
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor.float()).all():
-            raise InputError(f"{path}: tensor {name} holds NaN or infinity")
+    except (SafetensorError, AttributeError, KeyError) as error:
+        raise InputError(f"{path}: damaged or unknown safetensors file ({error})") from error
+    check_values(state, str(path))
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def check_values(state: dict[str, Tensor], name: str) -> None:
+    """Raises: InputError for the first tensor that is no finite 16- or 32-bit float."""
+    for key, tensor in state.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(
+                f"{name}: tensor {key} is {str(tensor.dtype).removeprefix('torch.')}; "
+                "only float32, float16 and bfloat16 are read"
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name}: tensor {key} holds NaN or infinity")
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """Load every tensor, or raise InputError with the list of missing, foreign, misshapen ones."""
-    expected = module.state_dict()
+    check_fits(module.state_dict(), state, name)
+    module.load_state_dict(state)
+
+
+def check_fits(expected: dict[str, Tensor], state: dict[str, Tensor], name: str) -> None:
+    """Raises: InputError with the list of missing, foreign, misshapen tensors."""
     problems = [f"missing {key}" for key in expected if key not in state]
     problems += [f"foreign {key}" for key in state if key not in expected]
     problems += [
@@ -95,7 +89,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> Non
     if problems:
         shown = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
         raise InputError(f"{name}: {shown}")
-    module.load_state_dict(state)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -104,7 +97,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
     if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
 
 
 def load_promu(
@@ -160,9 +159,7 @@ def load_text_tower(
     return stack_text_layers(encoder), tokenizer
 
 
-def init_encoder(
-    source: Source, architecture: FusionEncoderConfig
-) -> tuple[FusionEncoder, str]:
+def init_encoder(source: Source, architecture: FusionEncoderConfig) -> tuple[FusionEncoder, str]:
     """An encoder of `architecture` whose towers start from another model directory.
 
     Both towers and projections must fit; only fusion layers may be missing at the source (it may
@@ -202,45 +199,98 @@ def save_model_directory(
     state: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     card: str,
-) -> Path:
-    """Write a model directory: everything into a folder beside `out`, then one rename."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+) -> None:
+    """Write a model directory, whole or not at all; at an fsspec URL, upload and verify it.
+
+    Raises:
+        InputError: `out` holds something that is no model directory; it is left as it is.
+    """
+
+    def write(folder: Path) -> None:
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-        tokenizer.save_pretrained(temporary)
+        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        tokenizer.save_pretrained(folder)
         preprocessor = {
             "size": {"height": config["image_size"], "width": config["image_size"]},
             "resample": "bicubic",
             "image_mean": list(config["image_mean"]),
             "image_std": list(config["image_std"]),
         }
-        (temporary / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        write_json(folder / "preprocessor_config.json", preprocessor)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    save_directory(out, write)
+
+
+def save_directory(out: Source, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside `out`, then one rename; at an fsspec URL, an upload."""
+    if is_remote(str(out)):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            store(Path(folder), str(out))
+        return
+    out = Path(out)
+    if out.exists() and not (out / CONFIG_NAME).is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is no model directory; choose another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        write(temporary)
         temporary.chmod(0o755)
         if out.exists():
             shutil.rmtree(out)
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return out
+
+
+def save_encoder(out: Source, encoder: FusionEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A model directory of an encoder without pre-training heads."""
+    save_model_directory(
+        out,
+        config=encoder.config.to_dict(),
+        state=encoder.state_dict(),
+        tokenizer=tokenizer,
+        card=encoder_card("Saved from a running program; how it was trained is not recorded."),
+    )
 
 
 def save_architecture(
     out: Source, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """What a model directory holds beside weights: lets a run's checkpoints be read on their own."""
+    """What a model directory holds beside weights: lets a run's checkpoints be read alone."""
     tokenizer.save_pretrained(out)
     write_json(Path(out) / CONFIG_NAME, config)
 
 
-def weights_digest(directory: Path) -> str:
-    """SHA-256 of the weights file: the identity of a model directory."""
-    with (directory / WEIGHTS_NAME).open("rb") as file:
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of its weights, the identity of a model directory."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A training state dict (`Promu`) under the names of `model.safetensors`."""
+    return {
+        "heads.temperature" if key == "temperature" else key.removeprefix("encoder."): value
+        for key, value in state.items()
+    }
+
+
+def _member(directory: Path, name: str) -> Path:
+    """A file of a model directory that really lies in it (or in the hub cache behind it)."""
+    path = directory / name
+    if not path.is_file():
+        raise InputError(f"{directory}: not a model directory: no {name}")
+    home = directory.resolve()
+    # A snapshot of the hub cache is made of links into the `blobs` folder beside it.
+    allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise InputError(
+            f"{path}: a link out of the directory (to {path.resolve()}); copy the file"
+        )
+    return path
 
 
 def _training_name(key: str) -> str:

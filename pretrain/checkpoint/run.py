@@ -58,4 +58,3 @@ class RunCheckpoints:
         for folder in self.root.glob("step-*"):
             if not (folder / MARKER).is_file():
                 shutil.rmtree(folder)
-

@@ -7,14 +7,16 @@ added at the joint, and padding is masked as keys.
 """
 
 import os
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertEncoder
 
 CONFIG_VERSION = 1
@@ -255,9 +257,41 @@ class FusionEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], *, revision: str | None = None
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> "FusionEncoder":
-        """Load a model directory or hub id. Raises: InputError with the list of what is wrong."""
-        from pretrain.checkpoint.hub import load_fusion
+        """Load a model directory, hub id or fsspec URL; its tokenizer: `AutoTokenizer` on the same.
 
-        return load_fusion(source, revision=revision)[0]
+        Args:
+            revision: branch, tag or commit of a hub id.
+            local_files_only: never reach for the network (HF_HUB_OFFLINE=1 does the same).
+
+        Raises:
+            InputError: with the list of what is wrong.
+        """
+        from pretrain.checkpoint.hub import load_fusion, resolve
+
+        directory = resolve(source, revision=revision, local_files_only=local_files_only)
+        return load_fusion(directory)[0]
+
+    def save_pretrained(
+        self, out: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Write a model directory (or, at an fsspec URL, upload one) with a minimal card."""
+        from pretrain.checkpoint.hub import save_encoder
+
+        save_encoder(out, self, tokenizer)
+
+    def push_to_hub(
+        self, repo_id: str, tokenizer: PreTrainedTokenizerBase, *, private: bool = False
+    ) -> str:
+        """Upload as a model directory; returns the URL of the commit."""
+        from pretrain.checkpoint.hub import push_to_hub, save_encoder
+
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder) / "model"
+            save_encoder(directory, self, tokenizer)
+            return push_to_hub(directory, repo_id, private=private)

@@ -1,0 +1,273 @@
+"""Any known checkpoint -> model directory, and back out."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from pretrain.checkpoint import authors, hub, towers
+from pretrain.checkpoint.authors import Imported
+from pretrain.checkpoint.card import conversion_card
+from pretrain.checkpoint.remote import fetch, is_remote
+from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.checkpoint.untrusted import load_pickle
+from pretrain.checkpoint.zero import read_zero
+from pretrain.cli import exit_on_input_error
+from pretrain.model.promu import Promu
+from shards.schema import InputError, atomic_path
+
+_EXAMPLES = """\
+examples:
+  python -m pretrain.convert runs/base out/model                 newest checkpoint of a run
+  python -m pretrain.convert runs/base/checkpoints/step-500 out  that one
+  python -m pretrain.convert model_step_85000.pt out             the authors' PROMU
+  python -m pretrain.convert restore.pt teacher --part prompter_image
+  python -m pretrain.convert bert-base-uncased out --vision vit_base_patch16_224.orig_in21k
+  python -m pretrain.convert openai/clip-vit-base-patch32 teacher
+  python -m pretrain.convert out/model promu.pt --to promu
+"""
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Convert and report."""
+    args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    logging.set_verbosity_error()  # its load reports; what they say is checked and printed here
+    logging.disable_progress_bar()
+    source = fetch(args.source) if is_remote(args.source) else Path(args.source)
+    kind = detect(source, args.source) if args.kind == "auto" else args.kind
+    if kind == "clip":
+        return _write_clip(args)
+    imported, tokenizer = _READERS[kind](source, args)
+    if args.image_size:
+        imported = towers.resize_positions(imported, args.image_size)
+    check(imported, args.source)
+    facts = {
+        "source": f"`{args.source}` ({kind})",
+        "tensors": f"{len(imported.state)}, float32",
+        "parameters": f"{sum(tensor.numel() for tensor in imported.state.values()):,}",
+    }
+    written = _WRITERS[args.target](args.out, imported, tokenizer, facts)
+    for note in imported.notes:
+        print(note)
+    print(f"{facts['tensors']}, {facts['parameters']} parameters -> {args.out}")
+    if written:
+        print(f"sha256 {hub.digest(written)}  {written}")
+
+
+def detect(source: Path, name: str) -> str:
+    """Which kind of checkpoint this is. Raises: InputError where none is recognised."""
+    if source.is_file():
+        keys = list(authors.unwrap(load_pickle(source)))
+        timesformer = any(key.startswith("visual_encoder.model.") for key in keys)
+        return "alpro" if timesformer else "promu"
+    if (source / "checkpoints").is_dir() or _is_step(source):
+        return "deepspeed"
+    if source.suffix in (".pt", ".pth", ".bin"):
+        raise InputError(f"{name}: no such file")
+    content = hub.read_config(hub.resolve(name))
+    kinds = {"fusion-mre": "model", "bert": "bert+vit", "clip": "clip"}
+    kind = kinds.get(str(content.get("model_type")))
+    if not kind:
+        raise InputError(
+            f"{name}: model_type {content.get('model_type')!r} is none of {list(kinds)}"
+        )
+    return kind
+
+
+def check(imported: Imported, name: str) -> None:
+    """Raises: InputError unless the tensors are finite and exactly those of the configuration."""
+    hub.check_values(imported.state, name)
+    with torch.device("meta"):  # shapes only: the model is not built a second time
+        expected = Promu.from_config(imported.config).released_state()
+    if "heads.temperature" not in imported.state:
+        del expected["heads.temperature"]
+    hub.check_fits(expected, imported.state, name)
+
+
+# ---------------------------------------------------------------------- sources
+
+
+def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    if not _is_step(source):
+        steps = RunCheckpoints(source, keep=1).complete_steps()
+        if not steps:
+            raise InputError(f"{source}: no complete checkpoint in {source / 'checkpoints'}")
+        source = source / "checkpoints" / f"step-{steps[-1]}"
+    architecture = source.parents[1] / "architecture"
+    if (source / "state.pt").is_file():
+        state = load_pickle(source / "state.pt")["model"]
+    else:
+        state = read_zero(source)
+    imported = Imported(
+        hub.read_config(architecture), hub.released_names(state), [f"checkpoint {source.name}"]
+    )
+    return imported, hub.load_tokenizer(architecture)
+
+
+def _read_promu(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    content = load_pickle(source)
+    imported = authors.from_promu(content, text_layers=args.text_layers, part=args.part)
+    return imported, _tokenizer(args, imported.config["vocab_size"])
+
+
+def _read_alpro(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    vit = towers.read_vit(_vision(args))
+    text = authors.from_alpro(load_pickle(source), text_layers=args.text_layers)
+    imported = towers.add_vision(text, vit, seed=args.seed)
+    return imported, _tokenizer(args, imported.config["vocab_size"])
+
+
+def _read_towers(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    vit = towers.read_vit(_vision(args))
+    bert, tokenizer = towers.read_bert(args.source)
+    layout = {"text_layers": args.text_layers, "layout": args.encoder_layout}
+    return towers.from_towers(bert, vit, seed=args.seed, **layout), tokenizer
+
+
+def _read_model(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    directory = hub.resolve(args.source)
+    imported = Imported(hub.read_config(directory), hub.read_weights(directory))
+    return imported, hub.load_tokenizer(directory)
+
+
+_READERS: dict[str, Callable[[Path, argparse.Namespace], tuple[Imported, Any]]] = {
+    "deepspeed": _read_run,
+    "promu": _read_promu,
+    "alpro": _read_alpro,
+    "bert+vit": _read_towers,
+    "model": _read_model,
+}
+
+
+def _is_step(source: Path) -> bool:
+    return (source / "state.pt").is_file() or any(source.glob("*model_states.pt"))
+
+
+def _vision(args: argparse.Namespace) -> str:
+    if not args.vision:
+        raise InputError(
+            f"{args.source} has no picture tower of ours: give --vision, a timm ViT such as "
+            "vit_base_patch16_224.orig_in21k, or a directory of one"
+        )
+    return args.vision
+
+
+def _tokenizer(args: argparse.Namespace, vocab_size: int) -> Any:
+    tokenizer = hub.load_tokenizer(hub.resolve(args.tokenizer))
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"--tokenizer {args.tokenizer}: {len(tokenizer)} word pieces, the model {vocab_size}"
+        )
+    return tokenizer
+
+
+# ---------------------------------------------------------------------- targets
+
+
+def _write_model(
+    out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]
+) -> Path | None:
+    card = conversion_card(facts, imported.notes)
+    hub.save_model_directory(
+        out, config=imported.config, state=imported.state, tokenizer=tokenizer, card=card
+    )
+    return None if is_remote(out) else Path(out) / hub.WEIGHTS_NAME
+
+
+def _write_promu(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> Path:
+    state = authors.to_promu(imported.config, imported.state)
+    with atomic_path(out) as temporary:
+        torch.save(state, temporary)
+    return Path(out)
+
+
+def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> Path | None:
+    encoder = towers.encoder_of(imported)
+
+    def write(folder: Path) -> None:
+        hub.stack_text_layers(encoder).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    hub.save_directory(out, write)
+    return None if is_remote(out) else Path(out) / hub.WEIGHTS_NAME
+
+
+def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> Path | None:
+    hub.save_directory(out, partial(towers.write_timm, imported=imported))
+    return None if is_remote(out) else Path(out) / hub.WEIGHTS_NAME
+
+
+_WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], Path | None]] = {
+    "model": _write_model,
+    "promu": _write_promu,
+    "bert": _write_bert,
+    "timm": _write_timm,
+}
+
+
+def _write_clip(args: argparse.Namespace) -> None:
+    raise InputError("clip")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.convert",
+        description="Convert a checkpoint into a model directory, or a model directory back out.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="SRC", help="file, run, checkpoint, directory, hub id or fsspec URL")
+    add("out", metavar="OUT", help="directory, file for --to promu, or fsspec URL")
+    add(
+        "--from",
+        dest="kind",
+        default="auto",
+        choices=("auto", *_READERS, "clip"),
+        help="what SRC is (default: found out)",
+    )
+    add(
+        "--to",
+        dest="target",
+        default="model",
+        choices=tuple(_WRITERS),
+        help="model directory; the authors' layout; a tower alone (default: model)",
+    )
+    add("--vision", metavar="VIT", help="timm name or directory of the ViT for a BERT or ALPRO")
+    add(
+        "--tokenizer",
+        default="bert-base-uncased",
+        metavar="DIR",
+        help="tokenizer for a promu or alpro file, which has none (default: bert-base-uncased)",
+    )
+    add(
+        "--text-layers",
+        type=int,
+        metavar="N",
+        help="where a BERT is cut: layers that read the text alone (default: half of them)",
+    )
+    add(
+        "--encoder-layout",
+        default="split",
+        choices=("split", "two_bert", "shared_twice"),
+        help="for bert+vit: one BERT cut in two, a copy for fusion, or the same layers again",
+    )
+    add(
+        "--part",
+        default="student",
+        choices=("student", "prompter", "prompter_image", "prompter_obj"),
+        help="for promu: the student, a stage-1 file as prompter, or a teacher inside the student",
+    )
+    add("--image-size", type=int, metavar="PIXELS", help="resize the position table for this size")
+    add("--seed", type=int, default=0, help="of what no source has (projections)")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

