@@ -106,9 +106,11 @@ def spacy_tagger(model: str, proper: bool):
 def lexicon_tagger():
     """Texts -> lists of nouns, by looking words up; for machines without a tagger model.
 
-    A word is a noun if its singular is in WordNet's noun list (of `spacy-lookups-data`) and it is
-    no adverb; if the word form is also a verb or an adjective it counts only after a determiner,
-    adjective or noun, as in `a run`, `the young`, not in `children run`.
+    A word is a noun if WordNet's noun list (of `spacy-lookups-data`) has its singular and it is no
+    adverb. Where the form could be a verb or an adjective as well, its neighbours decide: it must
+    follow a determiner or adjective (`the run`), or, as a verb's base form, a singular noun
+    (`tennis ball`, but `children run`, `dog runs`), or open the caption as a plural (`dogs`); an
+    adjective must not precede a noun (`black dog`).
     """
     import spacy
 
@@ -146,20 +148,28 @@ def _lookup_tables() -> dict[str, Any]:
 
 
 def _lexicon_nouns(doc, tables: dict[str, Any]) -> Iterator[str]:
-    before = ""  # class of the previous word: det, adj, noun, or nothing of these
-    for token in doc:
+    before = ""  # class of the previous word: det, adj, noun (singular), or none of these
+    for position, token in enumerate(doc):
         word = token.lower_
-        noun = _lemma(word, "noun", tables)
-        other = _lemma(word, "verb", tables) or _lemma(word, "adj", tables)
-        adverb = word in tables["index"]["adv"]
+        noun, verb, adj = (_lemma(word, pos, tables) for pos in ("noun", "verb", "adj"))
+        following = [t.lower_ for t in doc[position + 1 : position + 2] if not t.is_stop]
         if word in DETERMINERS:
             before = "det"
-        elif noun and not adverb and not token.is_stop and (not other or before):
-            before = "noun"
+            continue
+        if verb or adj:
+            modifies = adj and any(_lemma(text, "noun", tables) for text in following)
+            compound = before == "noun" and verb in (word, None)
+            plural_start = position == 0 and noun != word
+            fits = before in ("det", "adj") or compound or plural_start
+            is_noun = noun and fits and not modifies
+        else:
+            is_noun = noun
+        if is_noun and not token.is_stop and word not in tables["index"]["adv"]:
+            before = "noun" if noun == word else ""
             if _counts(token, noun):
                 yield noun
         else:
-            before = "adj" if _lemma(word, "adj", tables) else ""
+            before = "adj" if adj else ""
 
 
 def _lemma(word: str, pos: str, tables: dict[str, Any]) -> str | None:

@@ -6,15 +6,19 @@ Detectors: `yolo` (ultralytics, in a process of its own), `torchvision` (Faster 
 
 import argparse
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from shards.schema import OBJECTS, DetectedObject, InputError, is_number, parse_object
 from shards.stream import Sample, ShardReader
-from shards.write import write_column
+from shards.write import file_sha256, write_column
+from shards.yolo import YoloDetector
 
 
 class Detector(Protocol):
@@ -24,7 +28,10 @@ class Detector(Protocol):
     """What the boxes depend on: weights, versions, thresholds."""
 
     def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
-        """Boxes of each sample in absolute pixels of its stored picture, in any order."""
+        """Boxes of each sample in absolute pixels of its stored picture, in any order.
+
+        They may leave the picture, and score too little: `run` cuts and selects.
+        """
         ...
 
 
@@ -33,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="shard directory")
     parser.add_argument("--detector", choices=tuple(DETECTORS), default="yolo")
     parser.add_argument(
-        "--weights", default="yolo11n.pt", help="of yolo: name, .pt or .yaml file (%(default)s)"
+        "--weights",
+        help="of yolo: name, .pt or .yaml (default: yolo11n.pt); of torchvision: a name, which is "
+        "downloaded (default: COCO_V1), or a file",
     )
     parser.add_argument("--boxes", type=Path, help="of file: JSON lines image_id, objects, size")
     parser.add_argument("--keep", type=int, default=5, help="boxes kept per picture (%(default)s)")
@@ -50,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the column, shard by shard."""
-    if args.keep < 1 or args.batch < 1:
-        raise InputError("--keep and --batch must be positive")
+    if args.keep < 1 or args.batch < 1 or not 0 <= args.min_score <= 1:
+        raise InputError("--keep and --batch must be positive, --min-score between 0 and 1")
     reader = ShardReader(args.shards)
     detector = DETECTORS[args.detector](args)
     provenance = detector.provenance | {
@@ -68,8 +77,10 @@ def run(args: argparse.Namespace) -> None:
         pictures = {sample.meta.image_id: sample for sample in samples}
         boxes = _in_batches(detector.detect, list(pictures.values()), args.batch)
         best = {
-            image_id: select(objects, args.keep, args.min_score, args.select)
-            for image_id, objects in zip(pictures, boxes, strict=True)
+            image_id: select(
+                clipped(objects, sample.meta.size), args.keep, args.min_score, args.select
+            )
+            for (image_id, sample), objects in zip(pictures.items(), boxes, strict=True)
         }
         found[0] += len(samples)
         found[1] += sum(bool(best[sample.meta.image_id]) for sample in samples)
@@ -106,18 +117,21 @@ def select(
     return sorted((item for item in objects if item.score >= min_score), key=rank)[:keep]
 
 
+def clipped(objects: Sequence[DetectedObject], size: tuple[int, int]) -> list[DetectedObject]:
+    """The objects with their boxes cut at the picture's border; those outside it are gone."""
+    cut = [(clip(item.box, size), item) for item in objects]
+    return [DetectedObject(box, round(item.score, 4), item.label) for box, item in cut if box]
+
+
 def _line(key: str, objects: Sequence[DetectedObject]) -> bytes:
     fields = {"key": key, "objects": [asdict(item) for item in objects]}
     return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
 
-def clip(
-    box: Sequence[float], size: tuple[int, int], scale: tuple[float, float] = (1.0, 1.0)
-) -> tuple[float, float, float, float] | None:
-    """A box scaled, cut at the border, rounded to 1/100 pixel; None if nothing is left."""
-    (width, height), (sx, sy) = size, scale
-    xs = [round(min(max(x * sx, 0.0), width), 2) for x in (box[0], box[2])]
-    ys = [round(min(max(y * sy, 0.0), height), 2) for y in (box[1], box[3])]
+def clip(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """A box cut at the picture's border, rounded to 1/100 pixel; None if nothing is left."""
+    xs = [round(min(max(x, 0.0), size[0]), 2) for x in (box[0], box[2])]
+    ys = [round(min(max(y, 0.0), size[1]), 2) for y in (box[1], box[3])]
     return (xs[0], ys[0], xs[1], ys[1]) if xs[0] < xs[1] and ys[0] < ys[1] else None
 
 
@@ -174,10 +188,92 @@ class FileDetector:
                     f"{name}: box {list(item.box)} leaves the {raw[0]}x{raw[1]} picture; give the "
                     "line the `size` that its boxes are pixels of"
                 )
-            box = clip(item.box, (width, height), (width / raw[0], height / raw[1]))
-            if box:
-                found.append(DetectedObject(box, item.score, item.label))
+            scale = (width / raw[0], height / raw[1]) * 2
+            box = tuple(value * factor for value, factor in zip(item.box, scale, strict=True))
+            found.append(DetectedObject(box, item.score, item.label))
         return found
 
 
-DETECTORS: dict[str, Callable[[argparse.Namespace], Detector]] = {"file": FileDetector}
+class TorchvisionDetector:
+    """Faster R-CNN (`fasterrcnn_resnet50_fpn_v2`) with COCO's 91 classes."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+        import torchvision
+
+        weights = args.weights or "COCO_V1"
+        self.device = torch.device(args.device)
+        self.model, self.labels = faster_rcnn(weights, args.min_score)
+        self.model.eval().to(self.device)
+        file = Path(weights)
+        self.provenance = {
+            "model": "fasterrcnn_resnet50_fpn_v2",
+            "weights": file_sha256(file) if file.is_file() else weights,
+            "torchvision": torchvision.__version__,
+            "batch": args.batch,
+        }
+
+    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+        """See `Detector`."""
+        import torch
+        from torchvision.transforms.functional import pil_to_tensor
+
+        pictures = [Image.open(io.BytesIO(sample.image)).convert("RGB") for sample in samples]
+        tensors = [pil_to_tensor(picture).to(self.device) / 255 for picture in pictures]
+        with torch.inference_mode():
+            results = self.model(tensors)
+        return [
+            [
+                DetectedObject(tuple(box), score, self.labels[label])
+                for box, score, label in zip(
+                    *(result[name].tolist() for name in ("boxes", "scores", "labels")), strict=True
+                )
+            ]
+            for result in results
+        ]
+
+
+def faster_rcnn(weights: str, min_score: float) -> tuple[Any, Sequence[str]]:
+    """The model and its class names.
+
+    Args:
+        weights: name of torchvision weights, or a file that holds their state dict.
+    """
+    import torch
+    from torchvision.models import detection
+
+    published = detection.FasterRCNN_ResNet50_FPN_V2_Weights
+    model = detection.fasterrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, num_classes=91, box_score_thresh=min_score
+    )
+    try:
+        if Path(weights).is_file():
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        else:
+            state = published[weights].get_state_dict(progress=True)
+        model.load_state_dict(state)
+    except KeyError as error:
+        raise InputError(f"--weights {weights}: neither a file nor torchvision weights") from error
+    except Exception as error:  # network, pickle and shape errors have no common ancestor
+        raise InputError(f"--weights {weights}: cannot be loaded ({error})") from error
+    return model, published.COCO_V1.meta["categories"]
+
+
+class Yolo:
+    """ultralytics, behind a pipe; see `shards.yolo`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        weights = args.weights or "yolo11n.pt"
+        self.process = YoloDetector(weights, args.device, args.min_score)
+        self.provenance = self.process.provenance | {"batch": args.batch}
+
+    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+        """See `Detector`."""
+        return self.process.detect([sample.image for sample in samples])
+
+
+DETECTORS: dict[str, Callable[[argparse.Namespace], Detector]] = {
+    "yolo": Yolo,
+    "torchvision": TorchvisionDetector,
+    "file": FileDetector,
+}

@@ -2,7 +2,8 @@
 
 A shard directory holds one split::
 
-    train-000000.tar …     members {key}.jpg and {key}.json, in that order, keys [A-Za-z0-9_-]
+    train-000000.tar …     members {key}.jpg and {key}.json, in that order, keys [A-Za-z0-9_-];
+                           matched pairs first
     index.json             written last, by rename: its presence means "complete"
     rejects.jsonl          every raw row that did not become a sample, with the reason
     objects/column.json    a column: one file per shard, written later, replaceable alone

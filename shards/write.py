@@ -107,12 +107,12 @@ def build(
             name=f"{corpus.split}-{number:06d}.tar",
             directory=directory,
             images=corpus.images,
-            records=tuple(corpus.record(row) for row in part.tolist()),
-            where=tuple(corpus.where(row) for row in part.tolist()),
+            records=tuple(corpus.record(row) for row in part),
+            where=tuple(corpus.where(row) for row in part),
             split=corpus.split,
             max_side=max_side,
         )
-        for number, part in enumerate(parts)
+        for number, part in enumerate(_matched_first(corpus, part) for part in parts)
     )
     infos, rejects = [], list(corpus.rejects)
     with tqdm(total=len(numbers), unit="pair", disable=None, desc="build") as bar:
@@ -133,6 +133,14 @@ def build(
     )
     _finish(directory, index, rejects)
     return index
+
+
+def _matched_first(corpus: Corpus, part: np.ndarray) -> list[int]:
+    """The rows of one shard, matched pairs first: its first `ShardInfo.matched` rows are them.
+
+    So a contrastive-only training finds its pairs without reading a single mismatched one.
+    """
+    return sorted(part.tolist(), key=lambda row: not corpus.record(row).matched)
 
 
 def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:

@@ -37,7 +37,7 @@ def news(tmp_path_factory) -> Path:
         articles.append(
             {
                 "id": 7 * number,
-                "caption": f"Caption {number} of a dog",
+                "caption": f"A caption {number} of the dog",
                 "image_path": path,
                 "source": source,
                 "topic": "t",

@@ -1,0 +1,246 @@
+"""The objects column: selection, boxes from files, the two detectors, resume."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from shards.__main__ import main
+from shards.objects import clip, select
+from shards.schema import DetectedObject, InputError
+from shards.stream import ShardReader
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def thing(box, score, label="dog"):
+    return DetectedObject(tuple(map(float, box)), score, label)
+
+
+def test_select():
+    large, sure, weak = (
+        thing([0, 0, 9, 9], 0.5),
+        thing([0, 0, 2, 2], 0.9),
+        thing([0, 0, 99, 9], 0.2),
+    )
+    objects = [weak, large, sure]
+    assert select(objects, 5, 0.25, "max_score") == [sure, large]
+    assert select(objects, 5, 0.25, "max_area") == [large, sure]
+    assert select(objects, 2, 0.0, "max_area") == [weak, large]
+    assert select(objects, 1, 0.25, "max_score") == [sure]
+    assert select([], 1, 0.25, "max_score") == []
+    equal = [thing([0, 0, 3, 3], 0.5), thing([0, 0, 2, 3], 0.5)]
+    assert select(equal, 2, 0, "max_score") == select(equal[::-1], 2, 0, "max_score")
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 4)),
+        ((-5, -5, 99, 99), (0, 0, 20, 10)),
+        ((1.23456, 0, 2, 9.999), (1.23, 0, 2, 10.0)),
+        ((21, 0, 30, 5), None),
+        ((3, 3, 3, 4), None),
+        ((float("nan"), 0, 5, 5), None),
+    ],
+)
+def test_clip(box, expected):
+    assert clip(box, (20, 10)) == expected
+
+
+@pytest.fixture
+def shards(news_shards, tmp_path) -> Path:
+    shutil.copytree(news_shards, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def write_lines(path: Path, *lines) -> Path:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def detect(shards, file, *options):
+    main(["detect", str(shards), "--detector", "file", "--boxes", str(file), *options])
+
+
+def objects_of(shards) -> dict[str, set]:
+    """By picture; all pairs of a picture must have the same."""
+    reader, found = ShardReader(shards, columns=["objects"]), {}
+    for shard in range(8):
+        for sample in reader.samples(shard):
+            found.setdefault(sample.meta.image_id, set()).add(sample.objects)
+    assert len(found) == 40 and all(len(objects) == 1 for objects in found.values())
+    return {image_id: next(iter(objects)) for image_id, objects in found.items()}
+
+
+def test_boxes_from_a_file(shards, tmp_path, capsys):
+    objects = [
+        {"box": [0, 0, 10, 10], "score": 0.3, "label": "cat"},
+        {"box": [20, 5, 48.6, 20], "score": 0.8, "label": "tennis ball"},
+        {"box": [0, 0, 5, 5], "score": 0.1, "label": "ant"},
+    ]
+    twice = [{"box": [40, 20, 80, 60], "score": 0.5, "label": "dog"}]
+    lines = [
+        {"image_id": "7", "objects": objects},
+        {"image_id": 14, "objects": twice, "size": [96, 64]},
+        {"image_id": "no such picture", "objects": objects},
+    ]
+    detect(shards, write_lines(tmp_path / "boxes.jsonl", *lines))
+    assert "4 of 80 new pairs have objects" in capsys.readouterr().out
+    found = objects_of(shards)
+    assert found["7"] == (
+        thing([20, 5, 48, 20], 0.8, "tennis ball"),
+        thing([0, 0, 10, 10], 0.3, "cat"),
+    )
+    assert found["14"] == (thing([20, 10, 40, 30], 0.5),)
+    assert sum(bool(objects) for objects in found.values()) == 2
+    detect(shards, tmp_path / "boxes.jsonl", "--keep", "1", "--min-score", "0.05")
+    output = capsys.readouterr().out
+    assert "other options" in output
+    assert [len(objects) for objects in objects_of(shards).values()].count(1) == 2
+    main(["verify", str(shards)])
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ({"objects": []}, "image_id"),
+        ({"image_id": "7"}, "objects"),
+        ({"image_id": "7", "objects": [5]}, "not a JSON object"),
+        ({"image_id": "7", "objects": [{"score": 1, "label": "a"}]}, "box"),
+        ({"image_id": "7", "objects": [{"box": [0, 0, 9, 9], "label": "a"}]}, "score"),
+        ({"image_id": "7", "objects": [{"box": [0, 0, 9, 9], "score": 1}]}, "label"),
+        ({"image_id": "7", "objects": [{"box": [9, 0, 0, 9], "score": 1, "label": ""}]}, "swapped"),
+        ({"image_id": "7", "objects": [{"box": [0, 0, 90, 9], "score": 1, "label": ""}]}, "size"),
+        ({"image_id": "7", "objects": [], "size": [0, 5]}, "size"),
+        ('{"image_id": "7", "objects": [{"box": [NaN,0,1,1], "score": 1, "label": ""}]}', "finite"),
+        (
+            '{"image_id": "7", "objects": [{"box": [0,0,1,1], "score": 1e999, "label": ""}]}',
+            "score",
+        ),
+    ],
+)
+def test_damaged_boxes_are_named(shards, tmp_path, capsys, line, problem):
+    text = line if isinstance(line, str) else json.dumps(line)
+    (tmp_path / "b.jsonl").write_text('{"image_id": "0", "objects": []}\n' + text + "\n")
+    with pytest.raises(SystemExit) as stopped:
+        detect(shards, tmp_path / "b.jsonl")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(error.splitlines()) == 1
+    assert "b.jsonl: line 2" in error and problem in error
+    assert not ShardReader(shards).has_column("objects")
+
+
+def test_a_picture_listed_twice(shards, tmp_path, capsys):
+    line = {"image_id": "7", "objects": []}
+    with pytest.raises(SystemExit):
+        detect(shards, write_lines(tmp_path / "b.jsonl", line, line))
+    assert "line 2: image_id 7 appears twice" in capsys.readouterr().err
+
+
+def test_yolo_of_random_weights(shards):
+    """Wiring: the process starts offline, answers for every picture, and always the same."""
+    if not find_spec("ultralytics"):
+        pytest.skip("needs the extra `yolo`")
+    options = ["--weights", "yolo11n.yaml", "--min-score", "0", "--keep", "3"]
+    main(["detect", str(shards), "--detector", "yolo", *options])
+    before = (shards / "objects" / "train-000003.jsonl").read_bytes()
+    objects_of(shards)
+    provenance = json.loads((shards / "objects" / "column.json").read_text())["provenance"]
+    assert provenance["model"] == "yolo11n.yaml" and "ultralytics" in provenance
+    assert "ultralytics" not in sys.modules
+    (shards / "objects" / "train-000003.jsonl").unlink()
+    main(["detect", str(shards), "--detector", "yolo", *options])
+    assert (shards / "objects" / "train-000003.jsonl").read_bytes() == before
+
+
+def test_yolo_without_its_weights(shards, tmp_path, capsys):
+    if not find_spec("ultralytics"):
+        pytest.skip("needs the extra `yolo`")
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    with pytest.raises(SystemExit) as stopped:
+        main(["detect", str(shards), "--weights", str(tmp_path / "broken.pt")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and len(error.splitlines()) == 1
+    assert "broken.pt" in error and "--detector torchvision" in error
+
+
+def test_torchvision_of_random_weights(shards, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from torchvision.models import detection
+
+    from shards import objects
+
+    def small(weights, min_score):
+        torch.manual_seed(0)
+        model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+            weights=None,
+            weights_backbone=None,
+            num_classes=91,
+            box_score_thresh=0.0,
+            min_size=64,
+            max_size=64,
+        )
+        return model, ["name"] * 91
+
+    monkeypatch.setattr(objects, "faster_rcnn", small)
+    options = ["--min-score", "0", "--keep", "2"]
+    main(["detect", str(shards), "--detector", "torchvision", *options])
+    found = objects_of(shards)
+    assert any(found.values()) and {o.label for f in found.values() for o in f} == {"name"}
+
+
+@pytest.mark.parametrize("content", [None, b"no weights"])
+def test_torchvision_weights_that_cannot_be_loaded(tmp_path, content):
+    pytest.importorskip("torch")
+    from shards.objects import faster_rcnn
+
+    if content:
+        (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"w\.pth"):
+        faster_rcnn(str(tmp_path / "w.pth"), 0.5)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_during_detect(shards, tmp_path, kills):
+    lines = [
+        {"image_id": 7 * n, "objects": [{"box": [0, 0, n + 1, 9], "score": 0.5, "label": "dog"}]}
+        for n in range(40)
+    ]
+    file = write_lines(tmp_path / "boxes.jsonl", *lines)
+    shutil.copytree(shards, tmp_path / "plain")
+    detect(tmp_path / "plain", file)
+    command = [sys.executable, "-c", SLOW_DETECT, "detect", str(shards)]
+    command += ["--detector", "file", "--boxes", str(file)]
+    delays, hits = random.Random(kills), 0
+    for _ in range(kills):
+        process = subprocess.Popen(command, cwd=ROOT)
+        while process.poll() is None and not list(shards.glob("objects/.*.tmp")):
+            time.sleep(0.001)
+        time.sleep(delays.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        hits += process.wait() == -signal.SIGKILL
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert hits >= 3
+    for path in (tmp_path / "plain" / "objects").iterdir():
+        assert (shards / "objects" / path.name).read_bytes() == path.read_bytes()
+    assert not list(shards.glob("objects/.*.tmp"))
+
+
+# Every rename waits a little, so that kills hit all stages of it.
+SLOW_DETECT = """
+import os, sys, time
+replace = os.replace
+os.replace = lambda *paths: (time.sleep(0.01), replace(*paths), time.sleep(0.01))
+from shards.__main__ import main
+main(sys.argv[1:])
+"""

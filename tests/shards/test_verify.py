@@ -1,0 +1,135 @@
+"""`verify` finds every kind of damage, and the command it prints mends it."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from shards.__main__ import main
+from shards.schema import InputError
+from shards.verify import check
+from shards.write import file_sha256
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def shards(news_shards, tmp_path) -> Path:
+    """With an objects column."""
+    shutil.copytree(news_shards, tmp_path / "train")
+    box = {"box": [0, 0, 9, 9], "score": 1, "label": "dog"}
+    lines = [json.dumps({"image_id": 7 * n, "objects": [box]}) for n in range(40)]
+    (tmp_path / "boxes.jsonl").write_text("\n".join(lines))
+    options = ["--detector", "file", "--boxes", str(tmp_path / "boxes.jsonl")]
+    main(["detect", str(tmp_path / "train"), *options])
+    return tmp_path / "train"
+
+
+@pytest.fixture(scope="module")
+def built(news, tmp_path_factory) -> Path:
+    """Built through the command line, which `verify` then knows."""
+    out = tmp_path_factory.mktemp("built") / "train"
+    raw = ["--news-clippings", str(news / "nc"), "--visual-news", str(news / "vn")]
+    options = ["--split", "train", "--shard-size", "10", "--jobs", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "shards", "build", "newsclippings", *raw, *options]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(content)
+
+
+def test_a_whole_directory_passes(shards, capsys):
+    assert list(check(shards)) == []
+    main(["verify", str(shards)])
+    output = capsys.readouterr().out
+    assert "80 rows = 80 samples (40 matched) + 0 rejects; 8 shards, columns: objects" in output
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "train-000002.tar").unlink(),
+        lambda d: flip(d / "train-000002.tar", 700),
+        lambda d: (d / "train-000002.tar").write_bytes(b""),
+        lambda d: shutil.copy(d / "train-000001.tar", d / "train-000002.tar"),
+    ],
+)
+def test_the_printed_command_mends_a_tar(built, damage, capsys):
+    before = {path.name: path.read_bytes() for path in built.glob("[!.]*.*")}
+    damage(built)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(built)])
+    output = capsys.readouterr()
+    assert stopped.value.code == 2 and "1 problem(s)" in output.err
+    (line,) = [text for text in output.out.splitlines() if "train-000002.tar: " in text]
+    command = line.split("run `")[1].rstrip("`")
+    assert command.startswith(f"rm -f {built}/train-000002.tar; python -m shards build")
+    command = command.replace("; python", f"; {shlex.quote(sys.executable)}")
+    subprocess.run(command, shell=True, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert {path.name: path.read_bytes() for path in built.glob("[!.]*.*")} == before
+    assert list(check(built)) == []
+
+
+def rewrite(directory: Path, change) -> None:
+    """Change one sample of a tar, and the index so that size and checksum agree."""
+    path = directory / "train-000002.tar"
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    change(samples)
+    with open(path, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+        for sample in samples:
+            tar.write({k: v for k, v in sample.items() if k in ("__key__", "jpg", "json")})
+    index = json.loads((directory / "index.json").read_text())
+    index["shards"][2] |= {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    (directory / "index.json").write_text(json.dumps(index))
+    shutil.rmtree(directory / "objects")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda s: s.pop(), "9 samples, the index says 10"),
+        (lambda s: s[4].update(__key__="a b"), "other characters"),
+        (lambda s: s[4].update(__key__=s[3]["__key__"]), "appears twice"),
+        (lambda s: s[4].update(jpg=b"no picture"), "cannot be decoded"),
+        (lambda s: s[4].update(jpg=s[4]["jpg"][:-300]), "cannot be decoded"),
+        (lambda s: s[4].pop("json"), "is not expected there"),
+        (lambda s: s[4].update(json=s[4]["json"].replace(b"[48", b"[47")), "its JSON says"),
+        (lambda s: s[4].update(json=b"{"), "not valid JSON"),
+        (lambda s: [x.update(json=x["json"].replace(b"false", b"true")) for x in s], "matched"),
+    ],
+)
+def test_wrong_contents_are_found(shards, change, problem):
+    rewrite(shards, change)
+    found = list(check(shards))
+    assert len(found) == 1 and problem in found[0] and "train-000002" in found[0]
+
+
+def test_wrong_rejects_and_columns_are_found(shards):
+    (shards / "rejects.jsonl").write_text('{"row": 5}\n')
+    (shards / "objects" / "train-000001.jsonl").write_text("")
+    (shards / "objects" / "train-000004.jsonl").unlink()
+    first, second, third = check(shards)
+    assert "rejects.jsonl: 1 lines, the index says 0" in first and "rm" in first
+    assert "train-000001.jsonl: checksum differs: run `python -m shards detect" in second
+    assert "train-000004.jsonl: missing" in third
+    column = json.loads((shards / "objects" / "column.json").read_text())
+    (shards / "objects" / "column.json").write_text(json.dumps(column | {"complete": False}))
+    assert any("not finished" in line for line in check(shards))
+    (shards / "objects" / "column.json").write_text("{")
+    assert any("not valid JSON" in line for line in check(shards))
+    (shards / "objects" / "column.json").unlink()
+    assert any("no column.json" in line for line in check(shards))
+
+
+def test_not_a_shard_directory(tmp_path):
+    with pytest.raises(InputError, match="not a shard directory"):
+        list(check(tmp_path))
