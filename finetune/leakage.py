@@ -99,61 +99,64 @@ def audit_features(
     overall = Counter(train_labels)
     majority = max(overall, key=lambda label: (overall[label], label))
     none = next((label for label in NO_RELATION if label in overall), None)
-
-    def most_frequent(labels: Iterable[str]) -> dict[Hashable, str]:
-        counts = contingency(train_features, labels)
-        rank = Counter(labels)
-        return {
-            value: max(row, key=lambda label: (row[label], rank[label], label))
-            for value, row in counts.items()
-        }
-
-    table = most_frequent(train_labels)
-    guesses = [table.get(value, majority) for value in dev_features]
-    binary = most_frequent([label if label == none else "related" for label in train_labels])
-    related = [binary.get(value, none) != none for value in dev_features]
-    truth = [label != none for label in dev_labels]
-    hits = sum(g == t for g, t in zip(guesses, dev_labels, strict=True))
-    right = sum(g == t != none for g, t in zip(guesses, dev_labels, strict=True))
-    positives = sum(guess != none for guess in guesses)
-    detected = prf(
-        sum(g and t for g, t in zip(related, truth, strict=True)), sum(related), sum(truth)
-    )
+    table = most_frequent(train_features, train_labels)
+    binary = most_frequent(train_features, [label != none for label in train_labels])
     counts = contingency(train_features, train_labels)
+    guesses = [table.get(value, majority) for value in dev_features]
+    related = [binary.get(value, majority != none) for value in dev_features]
     return AuditResult(
         feature=name,
         values=len(counts),
         mutual_information=mutual_information(counts),
         label_entropy=_entropy(overall.values()),
-        majority_accuracy=_percent(sum(label == majority for label in dev_labels), dev_labels),
-        look_up=LookUp(
-            accuracy=_percent(hits, dev_labels),
-            **prf(right, positives, sum(truth)),
-            positives=positives,
-        ),
-        related=Detection(
-            accuracy=_percent(sum(g == t for g, t in zip(related, truth, strict=True)), dev_labels),
-            precision=detected["precision"],
-            recall=detected["recall"],
-        ),
+        majority_accuracy=_accuracy([majority] * len(dev_labels), dev_labels),
+        look_up=_look_up(guesses, dev_labels, none),
+        related=_detection(related, [label != none for label in dev_labels]),
         contingency=_shown(counts),
     )
 
 
+def most_frequent(
+    features: Iterable[Hashable], labels: Sequence[Hashable]
+) -> dict[Hashable, Hashable]:
+    """Value -> its most frequent label; of equals, the one that is more frequent altogether."""
+    overall = Counter(labels)
+    return {
+        value: max(row, key=lambda label: (row[label], overall[label], label))
+        for value, row in contingency(features, labels).items()
+    }
+
+
+def _look_up(guesses: Sequence[Hashable], gold: Sequence[str], none: str | None) -> LookUp:
+    right = sum(guess == label != none for guess, label in zip(guesses, gold, strict=True))
+    positives = sum(guess != none for guess in guesses)
+    return LookUp(
+        accuracy=_accuracy(guesses, gold),
+        **prf(right, positives, sum(label != none for label in gold)),
+        positives=positives,
+    )
+
+
+def _detection(related: Sequence[Hashable], truth: Sequence[bool]) -> Detection:
+    hits = sum(guess and label for guess, label in zip(related, truth, strict=True))
+    scores = prf(hits, sum(related), sum(truth))
+    return Detection(_accuracy(related, truth), scores["precision"], scores["recall"])
+
+
 def contingency(
-    features: Iterable[Hashable], labels: Iterable[str]
-) -> dict[Hashable, Counter[str]]:
+    features: Iterable[Hashable], labels: Iterable[Hashable]
+) -> dict[Hashable, Counter[Hashable]]:
     """Value -> label -> rows."""
-    counts: dict[Hashable, Counter[str]] = {}
+    counts: dict[Hashable, Counter[Hashable]] = {}
     for value, label in zip(features, labels, strict=True):
         counts.setdefault(value, Counter())[label] += 1
     return counts
 
 
-def mutual_information(counts: Mapping[Hashable, Counter[str]]) -> float:
+def mutual_information(counts: Mapping[Hashable, Counter[Hashable]]) -> float:
     """Bits that the value tells about the label: H(label) - H(label | value)."""
     total = sum(row.total() for row in counts.values())
-    labels: Counter[str] = Counter()
+    labels: Counter[Hashable] = Counter()
     for row in counts.values():
         labels.update(row)
     given = sum(row.total() / total * _entropy(row.values()) for row in counts.values())
@@ -171,11 +174,12 @@ def _entropy(counts: Iterable[int]) -> float:
     return -sum(count / total * math.log2(count / total) for count in counts)
 
 
-def _percent(part: int, whole: Sequence[Any]) -> float:
-    return 100 * part / len(whole) if whole else 0.0
+def _accuracy(guesses: Sequence[Hashable], gold: Sequence[Hashable]) -> float:
+    hits = sum(guess == label for guess, label in zip(guesses, gold, strict=True))
+    return 100 * hits / len(gold) if gold else 0.0
 
 
-def _shown(counts: Mapping[Hashable, Counter[str]]) -> dict[str, dict[str, int]]:
+def _shown(counts: Mapping[Hashable, Counter[Hashable]]) -> dict[str, dict[str, int]]:
     order = sorted(counts, key=lambda value: (-counts[value].total(), str(value)))
     shown = {str(value): dict(counts[value].most_common()) for value in order[:SHOWN_VALUES]}
     if rest := order[SHOWN_VALUES:]:

@@ -117,19 +117,22 @@ def aug_noise(
             if modify
             else None
         )
-    return {
-        row: Change(
-            **{
-                kind: tuple(
-                    region
-                    for place, old in enumerate(true[row][kind].regions)
-                    if (region := places.get(place, old)) is not None
-                )
-                for kind, places in kinds.items()
-            }
+    return {row: _spoilt(true[row], kinds) for row, kinds in spoilt.items()}
+
+
+def _spoilt(
+    true: Mapping[str, Regions], spoilt: Mapping[str, Mapping[int, Region | None]]
+) -> Change:
+    """The regions of a row after its spoilt ones (None: deleted) have taken their places."""
+    after = {
+        kind: tuple(
+            region
+            for place, old in enumerate(true[kind].regions)
+            if (region := places.get(place, old)) is not None
         )
-        for row, kinds in spoilt.items()
+        for kind, places in spoilt.items()
     }
+    return Change(**after)
 
 
 def random_box(

@@ -15,7 +15,7 @@ from typing import Any
 from finetune import registry, view_rules
 from finetune.manifest import Change, View, read_view, write_view
 from finetune.tasks import side_inputs
-from finetune.tasks.base import Task
+from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, read_regions
 from pretrain.cli import InputError, exit_on_input_error
 
@@ -28,90 +28,6 @@ SCOPES = {
     "train+dev": ("train", "val"),
     "all": ("train", "val", "test"),
 }
-
-RAW = argparse.RawDescriptionHelpFormatter
-EXAMPLES = {
-    "ratio": "0.05",
-    "k": "5",
-    "keep": "0.4",
-    "regions": "DATA/mnre/regions",
-    "num_grounded": "2",
-    "num_detected": "1",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommands of `python -m finetune view`."""
-    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
-
-    def tool(name: str, text: str, scope: str, **arguments: Mapping[str, Any]) -> None:
-        needed = "".join(
-            f" --{option.replace('_', '-')} {EXAMPLES[option]}"
-            for option, settings in arguments.items()
-            if settings.get("required")
-        )
-        example = f"python -m finetune view {name} --data DATA/mnre{needed} --out views/{name}"
-        sub = tools.add_parser(
-            name, help=text, description=text, epilog=f"example: {example}", formatter_class=RAW
-        )
-        sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-        sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
-        sub.add_argument(
-            "--out", required=True, type=Path, help="folder for {split}.jsonl, or one .jsonl file"
-        )
-        sub.add_argument("--seed", type=int, default=1, help="default 1")
-        sub.add_argument(
-            "--scope", choices=SCOPES, default=scope, help=f"splits to change; default {scope}"
-        )
-        for option, settings in arguments.items():
-            sub.add_argument(f"--{option.replace('_', '-')}", **settings)
-
-    def ratio(text: str) -> dict[str, Any]:
-        return {"required": True, "type": share, "metavar": "SHARE", "help": f"{text}, in [0, 1]"}
-
-    regions = {"type": Path, "metavar": "DIR", "help": "region cache: regions_vg_*, regions_od"}
-    tool(
-        "align-noise", "give rows wrong pictures", "all", ratio=ratio("share of the rows"),
-        unit={"choices": ["row", "tweet"], "default": "row", "help": "what moves (default row)"},
-        regions=regions,
-        vg={
-            "choices": ["donor", "reground"], "default": "donor",
-            "help": "boxes in the wrong picture: its own row's, or grounded anew from the "
-            "receiving row's phrases with --grounder (default donor)",
-        },
-        grounder={"metavar": "MODEL", "help": "of reground: Grounding DINO folder or hub id"},
-        tagger={"default": "en_core_web_sm", "help": "of reground: spaCy model, or none"},
-    )  # fmt: skip
-    tool(
-        "aug-noise", "spoil regions", "test", ratio=ratio("share of the regions"),
-        regions={**regions, "required": True},
-        ops={"choices": ["both", "modify", "delete"], "default": "both", "help": "default both"},
-        p_modify={
-            "type": share, "default": Fraction(1, 2), "metavar": "SHARE",
-            "help": "with both: chance of a random box rather than deletion (default 0.5)",
-        },
-    )  # fmt: skip
-    tool(
-        "fraction", "keep a share of the rows", "train", ratio=ratio("share of the rows"),
-        stratified={"action": "store_true", "help": "the same share of each relation"},
-    )  # fmt: skip
-    tool(
-        "kshot", "keep K rows of each relation", "train",
-        k={"required": True, "type": positive, "help": "rows of each relation"},
-        include_none={
-            "action": argparse.BooleanOptionalAction, "default": True,
-            "help": "limit the rows without a relation, too (default: yes)",
-        },
-    )  # fmt: skip
-    tool(
-        "image-drop", "take pictures away", "all", keep=ratio("share of the pictures to keep"),
-    )  # fmt: skip
-    tool(
-        "region-grid", "keep the first regions of each kind", "all",
-        regions={**regions, "required": True},
-        num_grounded={"required": True, "type": int, "help": "grounded regions a row"},
-        num_detected={"required": True, "type": int, "help": "detected regions a picture"},
-    )  # fmt: skip
 
 
 def share(text: str) -> Fraction:
@@ -132,20 +48,90 @@ def positive(text: str) -> int:
     return int(text)
 
 
+RATIO = {"required": True, "type": share, "metavar": "SHARE", "help": "of rows, in [0, 1]"}
+REGIONS = {"type": Path, "metavar": "DIR", "help": "region cache: regions_vg_*, regions_od"}
+TOOLS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "align-noise": ("give rows wrong pictures", "all", {
+        "--ratio": RATIO,
+        "--unit": {"choices": ["row", "tweet"], "default": "row",
+                   "help": "what gets a wrong picture; default row"},
+        "--regions": REGIONS,
+        "--vg": {"choices": ["donor", "reground"], "default": "donor",
+                 "help": "boxes in the wrong picture: those of its own row, or grounded anew "
+                 "from the receiving row's phrases; default donor"},
+        "--grounder": {"metavar": "MODEL", "help": "of reground: Grounding DINO, folder or id"},
+        "--tagger": {"default": "en_core_web_sm", "help": "of reground: spaCy model, or none"},
+    }),
+    "aug-noise": ("spoil regions", "test", {
+        "--ratio": RATIO | {"help": "of regions, in [0, 1]"},
+        "--regions": REGIONS | {"required": True},
+        "--ops": {"choices": ["both", "modify", "delete"], "default": "both",
+                  "help": "default both"},
+        "--p-modify": {"type": share, "default": Fraction(1, 2), "metavar": "SHARE",
+                       "help": "of both: chance of a random box, not deletion; default 0.5"},
+    }),
+    "fraction": ("keep a share of the rows", "train", {
+        "--ratio": RATIO,
+        "--stratified": {"action": "store_true", "help": "the same share of each relation"},
+    }),
+    "kshot": ("keep K rows of each relation", "train", {
+        "--k": {"required": True, "type": positive, "help": "rows of each relation"},
+        "--include-none": {"action": argparse.BooleanOptionalAction, "default": True,
+                           "help": "limit rows without a relation, too; default yes"},
+    }),
+    "image-drop": ("take pictures away", "all", {
+        "--keep": RATIO | {"help": "of pictures, in [0, 1], that stay"},
+    }),
+    "region-grid": ("keep the first regions of each kind", "all", {
+        "--regions": REGIONS | {"required": True},
+        "--num-grounded": {"required": True, "type": int, "help": "grounded regions a row"},
+        "--num-detected": {"required": True, "type": int, "help": "detected regions a picture"},
+    }),
+}  # fmt: skip
+"""Name -> (help, default scope, options)."""
+
+
+EXAMPLES = {
+    "--ratio": "0.05",
+    "--k": "5",
+    "--keep": "0.4",
+    "--regions": "DATA/mnre",
+    "--num-grounded": "2",
+    "--num-detected": "1",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands of `python -m finetune view`."""
+    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
+    for name, (text, scope, options) in TOOLS.items():
+        required = [option for option, settings in options.items() if settings.get("required")]
+        values = "".join(f" {option} {EXAMPLES[option]}" for option in required)
+        sub = tools.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog="example: "
+            f"python -m finetune view {name} --data DATA/mnre{values} --out views/{name}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
+        sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
+        sub.add_argument(
+            "--out", required=True, type=Path, help="folder for {split}.jsonl, or one .jsonl file"
+        )
+        sub.add_argument("--seed", type=int, default=1, help="default 1")
+        sub.add_argument(
+            "--scope", choices=SCOPES, default=scope, help=f"splits to change; default {scope}"
+        )
+        for option, settings in options.items():
+            sub.add_argument(option, **settings)
+
+
 def draw(args: argparse.Namespace, task: Task, split: str) -> View:
     """The view of one split that the options describe."""
     rows = task.read(split)
-    sources = [task.split_file(split)]
-    grounded: Mapping[int, Regions] = {}
-    detected: Mapping[str, Regions] = {}
-    if folder := getattr(args, "regions", None):
-        cache = read_regions(side_inputs.find(folder, "regions_vg_{split}.jsonl", split))
-        cache.require_rows(len(rows))
-        grounded, sources = cache.values, [*sources, cache.path]
-        if (folder / "regions_od.jsonl").is_file():
-            cache = read_regions(folder / "regions_od.jsonl")
-            cache.of(rows)
-            detected, sources = cache.values, [*sources, cache.path]
+    grounded, detected, paths = _regions(args, rows, split)
     match args.tool:
         case "align-noise":
             lent = grounded if args.regions and args.vg == "donor" else None
@@ -155,9 +141,9 @@ def draw(args: argparse.Namespace, task: Task, split: str) -> View:
             if args.vg == "reground":
                 changes = _reground(args, changes, rows, task.image_folder(split))
         case "aug-noise":
-            p_modify = {"modify": Fraction(1), "delete": Fraction(0)}.get(args.ops, args.p_modify)
+            chance = {"both": args.p_modify, "modify": 1, "delete": 0}[args.ops]
             changes = view_rules.aug_noise(
-                rows, grounded, detected, args.ratio, args.seed, p_modify=float(p_modify)
+                rows, grounded, detected, args.ratio, args.seed, p_modify=float(chance)
             )
         case "fraction":
             changes = view_rules.fraction(rows, args.ratio, args.seed, stratified=args.stratified)
@@ -169,20 +155,37 @@ def draw(args: argparse.Namespace, task: Task, split: str) -> View:
             changes = view_rules.region_grid(
                 rows, grounded, detected, args.num_grounded, args.num_detected
             )
-    common = {"tool", "data", "task", "out", "seed", "scope", "regions", "command"}
-    params = {
-        name: float(value) if isinstance(value, Fraction) else value
-        for name, value in sorted(vars(args).items())
-        if name not in common
-    }
-    header = {
+    return View(split, changes, _header(args, split, [task.split_file(split), *paths]))
+
+
+def _regions(
+    args: argparse.Namespace, rows: Sequence[Row], split: str
+) -> tuple[Mapping[int, Regions], Mapping[str, Regions], list[Path]]:
+    """Grounded and detected regions and the files that hold them; empty without `--regions`."""
+    folder = getattr(args, "regions", None)
+    if folder is None:
+        return {}, {}, []
+    grounded = read_regions(side_inputs.find(folder, "regions_vg_{split}.jsonl", split))
+    grounded.require_rows(len(rows))
+    path = folder / "regions_od.jsonl"
+    if not path.is_file():
+        return grounded.values, {}, [grounded.path]
+    detected = read_regions(path)
+    detected.of(rows)
+    return grounded.values, detected.values, [grounded.path, path]
+
+
+def _header(args: argparse.Namespace, split: str, sources: Sequence[Path]) -> dict[str, Any]:
+    """What decided the view; nothing of where its files lie, so that it is the same anywhere."""
+    names = [option.removeprefix("--").replace("-", "_") for option in TOOLS[args.tool][2]]
+    values = {name: getattr(args, name) for name in names if name != "regions"}
+    return {
         "tool": args.tool,
-        "params": params,
+        "params": {k: float(v) if isinstance(v, Fraction) else v for k, v in values.items()},
         "seed": args.seed,
         "split": split,
         "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
     }
-    return View(split, changes, header)
 
 
 def _reground(
@@ -214,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Write a view manifest: what an experiment changes in a split.",
         epilog="example: python -m finetune view align-noise --data DATA/mnre --ratio 0.05 "
         "--out views/align-05",
-        formatter_class=RAW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
