@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +26,7 @@ from finetune.tasks.region_cache import Regions, read_regions
 from pretrain.cli import InputError, exit_on_input_error
 from shards.schema import write_json
 
-if TYPE_CHECKING:
-    from finetune.batch import Dataset
-
-__all__ = ["AuditResult", "audit_features", "audit_inputs", "audit_source", "main"]
+__all__ = ["AuditResult", "audit_features", "audit_source", "main"]
 
 TYPE_WORDS = ("person", "organization", "location", "misc")
 
@@ -113,41 +110,11 @@ def file_features(pattern: str, split: str) -> dict[str, Feature]:
     return {f"file: {Path(pattern).name}": lambda row: hashable(values[row.row])}
 
 
-TEXT_COLUMNS = {"input_ids", "labels", "head_start", "tail_start", "word_starts", "word_mask"}
-
-
-def input_features(dataset: "Dataset") -> dict[str, list[Hashable]]:
-    """Of what a method is about to be fed: which slots of it are filled. The text is left out."""
-    features: dict[str, list[Hashable]] = {}
-    if dataset.image_index is not None:
-        features["image: present"] = (dataset.image_index >= 0).tolist()
-    for name, column in dataset.columns.items():
-        if name in TEXT_COLUMNS:
-            continue
-        if isinstance(column, list):
-            features[f"{name}: length"] = [len(values) for values in column]
-        elif column.dtype == bool:
-            features[f"{name}: mask"] = [str(values) for values in column.tolist()]
-    return features
-
-
 def label_of(answer: Any) -> str:
     """The label that the audit predicts: the relation, or the entity types that a post names."""
     if isinstance(answer, str):
         return answer
     return " ".join(sorted({tag[2:] for tag in answer if tag != "O"})) or NO_RELATION[0]
-
-
-def audit_inputs(
-    train: "Dataset", train_gold: Sequence[Any], dev: "Dataset", dev_gold: Sequence[Any]
-) -> list[AuditResult]:
-    """Audit the encoded inputs of a training, for its `result.json`."""
-    on_dev = input_features(dev)
-    labels = [[label_of(answer) for answer in gold] for gold in (train_gold, dev_gold)]
-    return [
-        audit_features(values, labels[0], on_dev[name], labels[1], name=name)
-        for name, values in input_features(train).items()
-    ]
 
 
 # ---- Command ------------------------------------------------------------------------------------

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score, precision_recall_fscore_support
 
-from finetune.audit import audit_features, audit_inputs, label_of, main, trailing_types
-from finetune.batch import Dataset
+from finetune.audit import audit_features, label_of, main, trailing_types
 from finetune.leakage import contingency, mutual_information
 from finetune.tasks.region_cache import Region, Regions, write_regions
 
@@ -75,25 +74,6 @@ def test_trailing_types():
     assert trailing_types("person Bob Oslo") == ()
     assert trailing_types("a person b location") == ("location",)
     assert trailing_types("person") == ("person",)
-
-
-def dataset(count, lengths, present):
-    """`count` rows whose regions column has `lengths`, and whose picture is `present`."""
-    columns = {
-        "input_ids": [np.zeros(5, dtype=np.int64)] * count,
-        "boxes": [np.zeros(n) for n in lengths],
-        "slots": np.array([[True, n > 2] for n in lengths]),
-    }
-    return Dataset(rows=np.arange(count), columns=columns, image_index=np.where(present, 0, -1))
-
-
-def test_inputs_of_a_training():
-    """Padding that follows the label is flagged, whatever its name; a missing picture is not."""
-    labels = ["None", "None", "peer"] * 70
-    lengths = [2 if label == "None" else 4 for label in labels]
-    data = dataset(210, lengths, np.arange(210) % 7 > 0)
-    verdicts = {r.feature: r.flagged for r in audit_inputs(data, labels, data, labels)}
-    assert verdicts == {"image: present": False, "boxes: length": True, "slots: mask": True}
 
 
 def test_label_of_entities():
