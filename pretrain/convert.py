@@ -15,6 +15,7 @@ from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.remote import fetch, is_remote
 from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.checkpoint.teacher import write_clip
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
 from pretrain.cli import exit_on_input_error
@@ -41,8 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     source = fetch(args.source) if is_remote(args.source) else Path(args.source)
     kind = detect(source, args.source) if args.kind == "auto" else args.kind
-    if kind == "clip":
-        return _write_clip(args)
+    if kind == "clip":  # stays a CLIP: our text tower is a BERT
+        print(f"{write_clip(args.out, args.source)} -> {args.out}")
+        return report_digest(args.out)
     imported, tokenizer = _READERS[kind](source, args)
     if args.image_size:
         imported = towers.resize_positions(imported, args.image_size)
@@ -52,12 +54,18 @@ def main(argv: list[str] | None = None) -> None:
         "tensors": f"{len(imported.state)}, float32",
         "parameters": f"{sum(tensor.numel() for tensor in imported.state.values()):,}",
     }
-    written = _WRITERS[args.target](args.out, imported, tokenizer, facts)
+    _WRITERS[args.target](args.out, imported, tokenizer, facts)
     for note in imported.notes:
         print(note)
     print(f"{facts['tensors']}, {facts['parameters']} parameters -> {args.out}")
-    if written:
-        print(f"sha256 {hub.digest(written)}  {written}")
+    report_digest(args.out)
+
+
+def report_digest(out: str) -> None:
+    """Print the SHA-256 of what was written (of an upload it was compared already)."""
+    if not is_remote(out):
+        path = Path(out) / hub.WEIGHTS_NAME if Path(out).is_dir() else Path(out)
+        print(f"sha256 {hub.digest(path)}  {path}")
 
 
 def detect(source: Path, name: str) -> str:
@@ -170,24 +178,20 @@ def _tokenizer(args: argparse.Namespace, vocab_size: int) -> Any:
 # ---------------------------------------------------------------------- targets
 
 
-def _write_model(
-    out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]
-) -> Path | None:
+def _write_model(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
     card = conversion_card(facts, imported.notes)
     hub.save_model_directory(
         out, config=imported.config, state=imported.state, tokenizer=tokenizer, card=card
     )
-    return None if is_remote(out) else Path(out) / hub.WEIGHTS_NAME
 
 
-def _write_promu(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> Path:
+def _write_promu(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
     state = authors.to_promu(imported.config, imported.state)
     with atomic_path(out) as temporary:
         torch.save(state, temporary)
-    return Path(out)
 
 
-def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> Path | None:
+def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
     encoder = towers.encoder_of(imported)
 
     def write(folder: Path) -> None:
@@ -195,24 +199,18 @@ def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, A
         tokenizer.save_pretrained(folder)
 
     hub.save_directory(out, write)
-    return None if is_remote(out) else Path(out) / hub.WEIGHTS_NAME
 
 
-def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> Path | None:
+def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
     hub.save_directory(out, partial(towers.write_timm, imported=imported))
-    return None if is_remote(out) else Path(out) / hub.WEIGHTS_NAME
 
 
-_WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], Path | None]] = {
+_WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], None]] = {
     "model": _write_model,
     "promu": _write_promu,
     "bert": _write_bert,
     "timm": _write_timm,
 }
-
-
-def _write_clip(args: argparse.Namespace) -> None:
-    raise InputError("clip")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,12 +15,15 @@ from transformers import (
     BertForMaskedLM,
     BertModel,
     BertTokenizerFast,
+    CLIPConfig,
+    CLIPModel,
     ViTConfig,
     ViTModel,
 )
 
 from pretrain import convert
 from pretrain.checkpoint import authors, hub
+from pretrain.checkpoint.teacher import load_prompter
 from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder
 
@@ -335,6 +339,41 @@ def test_another_activation_is_found_out(bert_dir, vit_dir, tmp_path, capsys):
         run(folder, tmp_path / "out", "--vision", vit_dir, "--text-layers", 2)
     assert "computes something else" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------- CLIP as prompter
+
+
+@torch.inference_mode()
+def test_clip_as_prompter(tokenizer_dir, tmp_path, capsys):
+    torch.manual_seed(3)
+    tower = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**tower, "vocab_size": WORDS, "hidden_size": 16, "eos_token_id": 3, "bos_token_id": 2}
+    vision = {**tower, "hidden_size": 24, "image_size": SIDE, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    clip = randomised(CLIPModel(config))
+    clip.logit_scale.data = torch.tensor(2.0)
+    source = shutil.copytree(tokenizer_dir, tmp_path / "clip")
+    clip.half().save_pretrained(source)
+    pixels = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    (source / "preprocessor_config.json").write_text(json.dumps(pixels))
+    run(source, tmp_path / "teacher")
+    assert "float32" in capsys.readouterr().out
+    prompter = load_prompter(tmp_path / "teacher")
+    assert prompter.temperature == pytest.approx(np.exp(-2.0), rel=1e-4)
+
+    clip = clip.float()
+    raw = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    mean, std = (torch.tensor(pixels[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
+    ids, mask = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]]), torch.tensor([[1] * 4, [1, 1, 1, 0]])
+    expected = clip(input_ids=ids, attention_mask=mask, pixel_values=(raw / 255 - mean) / std)
+    encoder = prompter.encoder
+    image_feat = encoder.image_feat(encoder.encode_image(raw))
+    text_feat = encoder.text_feat(encoder.encode_text(ids, mask))
+    torch.testing.assert_close(image_feat, expected.image_embeds, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(text_feat, expected.text_embeds, rtol=1e-4, atol=1e-5)
+    logits = image_feat @ text_feat.T / prompter.temperature
+    torch.testing.assert_close(logits, expected.logits_per_image, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------------- out: towers alone

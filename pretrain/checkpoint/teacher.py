@@ -1,0 +1,82 @@
+"""Frozen prompters from a model directory: one of ours, or an open CLIP."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import CLIPModel, PreTrainedTokenizerBase
+
+from pretrain.checkpoint import hub
+from pretrain.checkpoint.card import table
+from pretrain.model.clip import ClipEncoder
+from pretrain.model.fusion_encoder import FusionEncoder
+from shards.schema import InputError, parse_object, write_json
+
+_PREPROCESSOR = "preprocessor_config.json"
+
+
+class Prompter(NamedTuple):
+    """What labelling and prompt banks need."""
+
+    encoder: FusionEncoder | ClipEncoder
+    """Has `encode_image`, `image_feat`, `encode_text`, `text_feat` and `config`."""
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float
+    """Learned by the prompter; similarities are divided by it."""
+
+
+def load_prompter(source: hub.Source, *, revision: str | None = None) -> Prompter:
+    """A fusion model directory with its temperature, or a CLIP, local or on the hub.
+
+    Raises:
+        InputError: neither of the two, or with the list of what is wrong.
+    """
+    directory = hub.resolve(source, revision=revision)
+    kind = hub.read_config(directory).get("model_type")
+    if kind == "clip":
+        clip = read_clip(directory)
+        return Prompter(clip, hub.load_tokenizer(directory), clip.temperature)
+    promu, tokenizer = hub.load_promu(directory)
+    return Prompter(promu.encoder, tokenizer, promu.clamped_temperature().item())
+
+
+def read_clip(directory: Path) -> ClipEncoder:
+    """A `transformers` CLIP with the pixel statistics of its own preprocessor, float32."""
+    path = directory / _PREPROCESSOR
+    if not path.is_file():
+        raise InputError(f"{directory}: a CLIP without {_PREPROCESSOR} (its pixel statistics)")
+    preprocessor = parse_object(path.read_bytes(), str(path))
+    try:
+        clip, report = CLIPModel.from_pretrained(
+            directory, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        statistics = {key: tuple(preprocessor[key]) for key in ("image_mean", "image_std")}
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"{directory}: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")
+    hub.check_values(clip.state_dict(), str(directory))
+    return ClipEncoder(clip.eval(), **statistics)
+
+
+def write_clip(out: hub.Source, source: hub.Source) -> str:
+    """Copy a CLIP, of whatever dtype and file format, as float32 safetensors; what was written."""
+    directory = hub.resolve(source)
+    encoder, tokenizer = read_clip(directory), hub.load_tokenizer(directory)
+    state = encoder.clip.state_dict()
+    summary = (
+        f"{len(state)} tensors, float32, {sum(t.numel() for t in state.values()):,} parameters"
+    )
+
+    def write(folder: Path) -> None:
+        encoder.clip.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        path = directory / _PREPROCESSOR
+        write_json(folder / _PREPROCESSOR, parse_object(path.read_bytes(), str(path)))
+        facts = table({"source": f"`{source}`", "tensors": summary})
+        text = f"# CLIP as a prompter of Fusion-MRE\n\n{facts}\n\nThe licence is the source's.\n"
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+    hub.save_directory(out, write)
+    return summary

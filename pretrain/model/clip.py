@@ -1,0 +1,60 @@
+"""A `transformers` CLIP behind the methods of `FusionEncoder` that a prompter needs.
+
+An openly published CLIP can stand in for PROMU's own first stage (§4.3 leaves the prompter's
+training open): it has seen far more pairs than NewsCLIPpings holds.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import CLIPModel
+
+
+@dataclass(frozen=True)
+class ClipSizes:
+    """The part of `FusionEncoderConfig` that labelling reads."""
+
+    image_size: int
+    projection_size: int
+
+
+class ClipEncoder(nn.Module):
+    """Both towers of a CLIP. B: rows, L: tokens, D: widths of the towers, E: projection size."""
+
+    def __init__(
+        self, clip: CLIPModel, *, image_mean: tuple[float, ...], image_std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        self.config = ClipSizes(
+            image_size=clip.config.vision_config.image_size,
+            projection_size=clip.config.projection_dim,
+        )
+        statistics = torch.tensor([image_mean, image_std]) * 255
+        self.register_buffer("pixel_statistics", statistics.view(2, 3, 1, 1), persistent=False)
+
+    @property
+    def temperature(self) -> float:
+        """CLIP multiplies similarities by exp(logit_scale); we divide by this."""
+        return (-self.clip.logit_scale.float()).exp().item()
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L) -> (B, D) state of the end-of-text token."""
+        return self.clip.text_model(input_ids, attention_mask=attention_mask).pooler_output
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8, or floats normalised already -> (B, D) class token."""
+        if pixel_values.dtype == torch.uint8:
+            mean, std = self.pixel_statistics
+            pixel_values = (pixel_values.to(mean.dtype) - mean) / std
+        return self.clip.vision_model(pixel_values).pooler_output
+
+    def text_feat(self, pooled: Tensor) -> Tensor:
+        """(B, D) of `encode_text` -> (B, E) unit vectors, float32."""
+        return normalize(self.clip.text_projection(pooled).float(), dim=-1)
+
+    def image_feat(self, pooled: Tensor) -> Tensor:
+        """(B, D) of `encode_image` -> (B, E) unit vectors, float32."""
+        return normalize(self.clip.visual_projection(pooled).float(), dim=-1)
