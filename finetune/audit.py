@@ -23,6 +23,7 @@ from finetune.overlap import overlap
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, read_regions
+from finetune.views import whole
 from pretrain.cli import InputError, exit_on_input_error
 from shards.schema import write_json
 
@@ -178,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", action="append", choices=["val", "test"], help="score on it; default val"
     )
     parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="control: deal the values out anew"
+        "--shuffle", type=whole, metavar="SEED", help="control: deal the values out anew"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--strict", action="store_true", help="exit 1 if anything is flagged")

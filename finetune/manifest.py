@@ -2,7 +2,8 @@
 
 A header line, then one line for each changed row::
 
-    {"tool": "align-noise", "params": {…}, "seed": 1, "split": "test", "sources": {file: sha256}}
+    {"tool": "align-noise", "params": {…}, "seed": 1, "split": "test", "sources": {file: sha256},
+     "leaky": false}
     {"row": 3, "img_id": "other.jpg", "vg": […]}
 
 A row may have `drop` (it is left out), `img_id` (another picture), `vg` and `od` (other regions),
@@ -47,6 +48,11 @@ class View:
     changes: Mapping[int, Change]
     """Row number -> change, in order of rows."""
     header: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def leaky(self) -> bool:
+        """Whether it holds regions that the label has shaped."""
+        return bool(self.header.get("leaky", False))
 
     def apply(self, rows: Sequence[AnyRow], split: str) -> list[AnyRow]:
         """The rows that remain, with the pictures that the view shows (None: taken away).
@@ -124,7 +130,11 @@ def merged(views: Sequence[View]) -> View:
                 od=old.od if new.od is None else new.od,
                 no_image=old.no_image or new.no_image,
             )
-    header = {"tool": "merged", "views": [dict(view.header) for view in views]}
+    header = {
+        "tool": "merged",
+        "views": [dict(view.header) for view in views],
+        "leaky": any(view.leaky for view in views),
+    }
     return View(splits[0], dict(sorted(changes.items())), header)
 
 

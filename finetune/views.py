@@ -16,7 +16,8 @@ from finetune import registry, view_rules
 from finetune.manifest import Change, View, read_view, write_view
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
-from finetune.tasks.region_cache import Regions, read_regions
+from finetune.tasks.region_cache import read_regions
+from finetune.tasks.side_inputs import SideInput
 from pretrain.cli import InputError, exit_on_input_error
 
 __all__ = ["Change", "View", "main", "read_view", "write_view"]
@@ -41,10 +42,17 @@ def share(text: str) -> Fraction:
     return value
 
 
+def whole(text: str) -> int:
+    """0, 1, 2, …"""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def positive(text: str) -> int:
-    """A whole number above zero."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    """1, 2, …"""
+    if whole(text) == 0:
+        raise argparse.ArgumentTypeError("0 is not above zero")
     return int(text)
 
 
@@ -84,13 +92,11 @@ TOOLS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     }),
     "region-grid": ("keep the first regions of each kind", "all", {
         "--regions": REGIONS | {"required": True},
-        "--num-grounded": {"required": True, "type": int, "help": "grounded regions a row"},
-        "--num-detected": {"required": True, "type": int, "help": "detected regions a picture"},
+        "--num-grounded": {"required": True, "type": whole, "help": "grounded regions a row"},
+        "--num-detected": {"required": True, "type": whole, "help": "detected regions a picture"},
     }),
 }  # fmt: skip
 """Name -> (help, default scope, options)."""
-
-
 EXAMPLES = {
     "--ratio": "0.05",
     "--k": "5",
@@ -120,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--out", required=True, type=Path, help="folder for {split}.jsonl, or one .jsonl file"
         )
-        sub.add_argument("--seed", type=int, default=1, help="default 1")
+        sub.add_argument("--seed", type=whole, default=1, help="default 1")
         sub.add_argument(
             "--scope", choices=SCOPES, default=scope, help=f"splits to change; default {scope}"
         )
@@ -131,7 +137,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def draw(args: argparse.Namespace, task: Task, split: str) -> View:
     """The view of one split that the options describe."""
     rows = task.read(split)
-    grounded, detected, paths = _regions(args, rows, split)
+    caches = _caches(args, rows, split)
+    grounded, detected = (cache.values if cache else {} for cache in caches)
     match args.tool:
         case "align-noise":
             lent = grounded if args.regions and args.vg == "donor" else None
@@ -155,36 +162,39 @@ def draw(args: argparse.Namespace, task: Task, split: str) -> View:
             changes = view_rules.region_grid(
                 rows, grounded, detected, args.num_grounded, args.num_detected
             )
-    return View(split, changes, _header(args, split, [task.split_file(split), *paths]))
+    return View(split, changes, _header(args, split, task, [c for c in caches if c]))
 
 
-def _regions(
+def _caches(
     args: argparse.Namespace, rows: Sequence[Row], split: str
-) -> tuple[Mapping[int, Regions], Mapping[str, Regions], list[Path]]:
-    """Grounded and detected regions and the files that hold them; empty without `--regions`."""
+) -> tuple[SideInput | None, SideInput | None]:
+    """Grounded and detected regions, each None where it was not given."""
     folder = getattr(args, "regions", None)
     if folder is None:
-        return {}, {}, []
+        return None, None
     grounded = read_regions(side_inputs.find(folder, "regions_vg_{split}.jsonl", split))
     grounded.require_rows(len(rows))
-    path = folder / "regions_od.jsonl"
-    if not path.is_file():
-        return grounded.values, {}, [grounded.path]
-    detected = read_regions(path)
+    if not (folder / "regions_od.jsonl").is_file():
+        return grounded, None
+    detected = read_regions(folder / "regions_od.jsonl")
     detected.of(rows)
-    return grounded.values, detected.values, [grounded.path, path]
+    return grounded, detected
 
 
-def _header(args: argparse.Namespace, split: str, sources: Sequence[Path]) -> dict[str, Any]:
+def _header(
+    args: argparse.Namespace, split: str, task: Task, caches: Sequence[SideInput]
+) -> dict[str, Any]:
     """What decided the view; nothing of where its files lie, so that it is the same anywhere."""
     names = [option.removeprefix("--").replace("-", "_") for option in TOOLS[args.tool][2]]
     values = {name: getattr(args, name) for name in names if name != "regions"}
+    paths = [task.split_file(split), *(cache.path for cache in caches)]
     return {
         "tool": args.tool,
         "params": {k: float(v) if isinstance(v, Fraction) else v for k, v in values.items()},
         "seed": args.seed,
         "split": split,
-        "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
+        "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+        "leaky": any(cache.leaky for cache in caches),
     }
 
 

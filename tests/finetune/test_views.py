@@ -415,6 +415,17 @@ def test_command_writes_equal_bytes(corpus, tmp_path, tool):
         view.apply(Mnre(data).read(view.split), view.split)
 
 
+def test_leaky_regions_make_a_leaky_view(corpus, tmp_path):
+    data, cache = corpus
+    path = cache / "regions_vg_val.jsonl"
+    path.write_text(path.read_text().replace('"leaky": false', '"leaky": true', 1))
+    argv = ["align-noise", "--data", str(data), "--ratio", "0.2", "--regions", str(cache)]
+    main([*argv, "--out", str(tmp_path / "out")])
+    views = [read_view(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "val")]
+    assert [view.leaky for view in views] == [False, True]
+    assert merged(views[1:]).leaky
+
+
 def test_command_one_file(corpus, tmp_path):
     out = tmp_path / "half.jsonl"
     main(["fraction", "--data", str(corpus[0]), "--ratio", "0.5", "--out", str(out)])
@@ -431,6 +442,8 @@ def test_command_one_file(corpus, tmp_path):
         ("align-noise --ratio 0.1 --vg reground --scope dev", "needs --grounder"),
         ("aug-noise --ratio 0.1 --regions . --scope dev", "none of regions_vg_val.jsonl"),
         ("kshot --k 0", "above zero"),
+        ("kshot --k 2 --seed -1", "not a whole number"),
+        ("region-grid --num-grounded -1 --num-detected 0 --regions .", "not a whole number"),
         ("fraction --ratio 0.1 --task mnist", "unknown"),
     ],
 )
