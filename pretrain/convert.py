@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def report_digest(out: str) -> None:
 def detect(source: Path, name: str) -> str:
     """Which kind of checkpoint this is. Raises: InputError where none is recognised."""
     if source.is_file():
-        keys = list(authors.unwrap(load_pickle(source)))
+        with _about(source):
+            keys = authors.unwrap(load_pickle(source))
         timesformer = any(key.startswith("visual_encoder.model.") for key in keys)
         return "alpro" if timesformer else "promu"
     if (source / "checkpoints").is_dir() or _is_step(source):
@@ -91,8 +93,13 @@ def detect(source: Path, name: str) -> str:
 def check(imported: Imported, name: str) -> None:
     """Raises: InputError unless the tensors are finite and exactly those of the configuration."""
     hub.check_values(imported.state, name)
-    with torch.device("meta"):  # shapes only: the model is not built a second time
-        expected = Promu.from_config(imported.config).released_state()
+    try:
+        with torch.device("meta"):  # shapes only: the model is not built a second time
+            expected = Promu.from_config(imported.config).released_state()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{name}: its configuration describes no model of ours: {error}"
+        ) from error
     if "heads.temperature" not in imported.state:
         del expected["heads.temperature"]
     hub.check_fits(expected, imported.state, name)
@@ -120,13 +127,16 @@ def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
 
 def _read_promu(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     content = load_pickle(source)
-    imported = authors.from_promu(content, text_layers=args.text_layers, part=args.part)
+    with _about(source):
+        imported = authors.from_promu(content, text_layers=args.text_layers, part=args.part)
     return imported, _tokenizer(args, imported.config["vocab_size"])
 
 
 def _read_alpro(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     vit = towers.read_vit(_vision(args))
-    text = authors.from_alpro(load_pickle(source), text_layers=args.text_layers)
+    content = load_pickle(source)
+    with _about(source):
+        text = authors.from_alpro(content, text_layers=args.text_layers)
     imported = towers.add_vision(text, vit, seed=args.seed)
     return imported, _tokenizer(args, imported.config["vocab_size"])
 
@@ -151,6 +161,16 @@ _READERS: dict[str, Callable[[Path, argparse.Namespace], tuple[Imported, Any]]] 
     "bert+vit": _read_towers,
     "model": _read_model,
 }
+
+
+@contextmanager
+def _about(source: Path) -> Iterator[None]:
+    """Errors inside name the file."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if str(source) in text else f"{source}: {text}") from None
 
 
 def _is_step(source: Path) -> bool:

@@ -182,14 +182,14 @@ def _stack(parts: list[Tensor]) -> Tensor:
 # ---------------------------------------------------------------------- whole checkpoints
 
 
-def unwrap(content: dict[str, Any]) -> dict[str, Tensor]:
+def unwrap(content: Any) -> dict[str, Tensor]:
     """The flat state dict inside `restore.pt`'s and data-parallel wrappers."""
-    state = content.get("model_state_dict", content)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    strangers = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if strangers:
-        raise InputError(f"not a state dict: {', '.join(map(str, strangers[:6]))} are no tensors")
-    return state
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise InputError("not a state dict (names and tensors, nothing else)")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def from_promu(
@@ -310,6 +310,10 @@ def _describe_vision(state: dict[str, Tensor], head_width: int) -> dict[str, Any
 
 def cut_after(layers: int, wanted: int | None) -> int:
     """How many of a BERT's layers read the text alone: `wanted`, or half of them."""
+    if not layers:
+        raise InputError(
+            "no BERT in it (text_encoder.bert.encoder.layer.*): neither PROMU nor ALPRO"
+        )
     text_layers = max(1, layers // 2) if wanted is None else wanted
     if not 0 < text_layers <= layers:
         raise InputError(f"--text-layers {text_layers}: the BERT has {layers} layers")

@@ -84,11 +84,9 @@ def _check_archive(path: Path) -> None:
 
 def _refusal(message: str) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", message)
-    if named:
-        return (
-            f"refused: loading it would run `{named[1]}`; only tensors and plain containers are "
-            "read. Ask for a safetensors file, or save its state dict alone where you trust it"
-        )
-    if "memo" in message or "pickle data was truncated" in message or "opcode" in message:
-        return "damaged or no PyTorch checkpoint (its pickle is incomplete)"
-    return f"refused by PyTorch's safe loader ({message.splitlines()[0][:160]})"
+    if not named:
+        return "damaged or no PyTorch checkpoint (or one that needs its own code to load)"
+    return (
+        f"refused: loading it would run `{named[1]}`; only tensors and plain containers are "
+        "read. Ask for a safetensors file, or save its state dict alone where you trust it"
+    )
