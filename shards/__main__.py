@@ -142,7 +142,6 @@ def _build(corpus: corpora.Corpus, args: argparse.Namespace) -> None:
     for name in ("max_side", "shard_size", "jobs"):
         if (getattr(args, name) or 1) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive")
-    write.sample_key(corpus.split, 0)  # refuses a bad split name before any work
     index = write.build(
         corpus,
         args.out,

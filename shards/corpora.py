@@ -125,7 +125,7 @@ def captions(
             rejects.append(Reject(row, where(row), problem))
         else:
             usable.append(row)
-    partner = _mismatches(lines, usable, mismatch, np.random.default_rng([seed, 2]))
+    partner = _mismatches(csv_file, lines, usable, mismatch, np.random.default_rng([seed, 2]))
 
     def record(row: int) -> Record:
         image = lines[row][0]
@@ -172,7 +172,11 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
 
 
 def _mismatches(
-    lines: list[tuple[str, str]], usable: list[int], share: float, random: np.random.Generator
+    path: Path,
+    lines: list[tuple[str, str]],
+    usable: list[int],
+    share: float,
+    random: np.random.Generator,
 ) -> dict[int, int]:
     """Row -> row whose caption it gets instead, for `share` of the usable rows."""
     own: dict[str, set[str]] = {}
@@ -187,7 +191,7 @@ def _mismatches(
                 break
         else:
             raise InputError(
-                f"no wrong caption found for image {lines[row][0]}: the corpus holds too few "
+                f"{path}: no wrong caption found for image {lines[row][0]}: there are too few "
                 "different pictures; use --mismatch 0"
             )
     return partner

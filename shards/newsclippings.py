@@ -121,11 +121,13 @@ def read_visual_news(path: Path, wanted: set[int]) -> dict[int, VisualNewsEntry]
     """The wanted entries of VisualNews' `data.json`, read as a stream (the file is near 1 GB)."""
     entries = {}
     for entry in iterate_json_array(path):
-        if not isinstance(entry, dict) or entry.get("id") not in wanted:
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if type(number) is not int or number not in wanted:
             continue
         caption, image, source = (entry.get(k) for k in ("caption", "image_path", "source"))
         if isinstance(caption, str) and isinstance(image, str):
-            entries[entry["id"]] = VisualNewsEntry(caption, os.path.normpath(image), str(source))
+            source = source if source in SOURCES else "unknown"
+            entries[number] = VisualNewsEntry(caption, os.path.normpath(image), source)
     return entries
 
 
@@ -156,7 +158,7 @@ def iterate_json_array(path: Path, chunk: int = 1 << 20) -> Iterator[Any]:
                 if not more:
                     near = buffer[at:][:40]
                     raise InputError(f"{path}: broken or cut short near {near!r}; fetch it again")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 
@@ -203,7 +205,7 @@ def _look_up(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Mask of the rows whose caption and picture exist; the others join `rejects`."""
     keep = np.ones(len(table), dtype=bool)
-    coverage = {source: Counter() for source in SOURCES}
+    coverage = {source: Counter() for source in (*SOURCES, "unknown")}
     for number, (row, _, caption_id, image_id, _, _) in enumerate(table.tolist()):
         caption, image = entries.get(caption_id), entries.get(image_id)
         if caption is None or image is None:
@@ -213,7 +215,7 @@ def _look_up(
             problem = f"VisualNews entry {caption_id} has no usable caption"
         else:
             problem = folder.problem(image.image)
-        counts = coverage.setdefault(image.source if image else "unknown", Counter())
+        counts = coverage[image.source if image else "unknown"]
         counts["rows"] += 1
         counts["usable"] += problem is None
         if problem:

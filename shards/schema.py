@@ -36,6 +36,8 @@ COLUMN_COMMANDS = {OBJECTS: "python -m shards detect", TEACHER: "python -m pretr
 COLUMN_SUFFIXES = {OBJECTS: ".jsonl", TEACHER: ".safetensors"}
 LEFTOVERS = ".*.tmp"
 """Files that `atomic_path` leaves behind when its process is killed."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.tar")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -121,6 +123,20 @@ class DetectedObject:
         return cls(box=(box[0], box[1], box[2], box[3]), score=score, label=label)
 
 
+def _check(good: Any, what: str) -> None:
+    if not good:
+        raise ValueError(f"wrong {what}")
+
+
+def _check_counts(*counts: Any) -> None:
+    for count in counts:
+        _check(type(count) is int and count >= 0, f"count {count!r}")
+
+
+def _check_sha256(text: Any) -> None:
+    _check(isinstance(text, str) and SHA256.fullmatch(text), f"sha256 {text!r}")
+
+
 @dataclass(frozen=True)
 class ShardInfo:
     """One line of the index."""
@@ -130,6 +146,11 @@ class ShardInfo:
     matched: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        _check(SHARD_NAME.fullmatch(self.name), f"shard name {self.name!r}")
+        _check_counts(self.samples, self.matched, self.bytes)
+        _check_sha256(self.sha256)
 
     @property
     def stem(self) -> str:
@@ -178,6 +199,11 @@ class ColumnShard:
     tar_sha256: str
     """Of the tar it was computed from: a rebuilt shard outdates its columns."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self.samples)
+        _check_sha256(self.sha256)
+        _check_sha256(self.tar_sha256)
+
 
 @dataclass(frozen=True)
 class ColumnIndex:
@@ -201,9 +227,13 @@ def parse_column(content: bytes, name: str) -> ColumnIndex:
     try:
         if fields["format"] > FORMAT_VERSION:
             raise InputError(f"{name}: format {fields['format']} is newer; update fusion-mre")
+        _check(type(fields["complete"]) is bool, "`complete`")
+        _check(fields["column"] in COLUMN_COMMANDS, f"column {fields['column']!r}")
         shards = {stem: ColumnShard(**shard) for stem, shard in fields["shards"].items()}
         return ColumnIndex(fields["column"], fields["complete"], shards, fields["provenance"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{name}: damaged ({error!r}); delete it and write the column again"
         ) from error
@@ -243,8 +273,9 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
             "unfinished one; run `python -m shards build … --out` on it (it resumes)"
         )
     try:
-        fields = json.loads(content)
+        fields = parse_object(content, name)
         version = fields["format"]
+        _check_counts(version, fields["rows"], fields["rejects"])
         if version > FORMAT_VERSION:
             raise InputError(
                 f"{name}: format {version} is newer than {FORMAT_VERSION}; update fusion-mre"
@@ -259,9 +290,10 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
         )
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{name}: damaged index ({error!r}); build the shards again") from error
-    if (index.samples, index.samples + index.rejects) != (fields.get("samples"), index.rows):
+    totals = (index.samples, index.matched, index.samples + index.rejects)
+    if totals != (fields.get("samples"), fields.get("matched"), index.rows):
         raise InputError(f"{name}: totals disagree with the shard list; build the shards again")
     return index
 

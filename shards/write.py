@@ -93,6 +93,8 @@ def build(
         shard_size: samples per tar; by default such that there are 64 tars or more.
         jobs: processes; the bytes do not depend on it.
     """
+    if not KEY_PATTERN.fullmatch(corpus.split):
+        raise InputError(f"split {corpus.split!r}: only letters, digits, _ and - may name a split")
     options = corpus.options | {"max_side": max_side, "shard_size": shard_size, "seed": seed}
     finished = claim(directory, options)
     if finished:
@@ -254,7 +256,7 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                     source=record.source,
                     similarity=record.similarity,
                 )
-                key = sample_key(task.split, record.row)
+                key = f"{task.split}_{record.row:08d}"  # unique, whatever the file was called
                 tar.write({"__key__": key, "jpg": content, "json": meta.to_json().encode()})
                 samples += 1
                 matched += record.matched
@@ -271,14 +273,6 @@ def file_sha256(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
-
-
-def sample_key(split: str, row: int) -> str:
-    """The key of a raw row: unique in a split, and made of `[A-Za-z0-9_-]` alone."""
-    key = f"{split}_{row:08d}"
-    if not KEY_PATTERN.fullmatch(key):
-        raise InputError(f"split {split!r}: only letters, digits, _ and - may name a split")
-    return key
 
 
 def _tar_writer(file):

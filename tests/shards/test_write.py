@@ -316,7 +316,9 @@ def test_column_goes_on_where_it_stopped(shards):
 def test_column_of_other_provenance_or_tar_is_redone(shards, news, capsys):
     def run(provenance: dict) -> list[int]:
         done: list[int] = []
-        write_column(shards, "c", ".x", lambda n: done.append(n) or b"x", provenance, desc="test")
+        write_column(
+            shards, "objects", ".jsonl", lambda n: done.append(n) or b"x", provenance, desc="test"
+        )
         return done
 
     assert run({"min": 1}) == list(range(8))
@@ -324,7 +326,7 @@ def test_column_of_other_provenance_or_tar_is_redone(shards, news, capsys):
     assert run({"min": 2}) == list(range(8))
     assert "other options" in capsys.readouterr().out
     index = json.loads((shards / "index.json").read_text())
-    index["shards"][4]["sha256"] = "another"
+    index["shards"][4]["sha256"] = "0" * 64
     (shards / "index.json").write_text(json.dumps(index))
     assert run({"min": 2}) == [4]
 
