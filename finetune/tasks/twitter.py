@@ -9,11 +9,8 @@ orphan `I-` tags of 2015 stay.
 
     {"tokens": ["Bob", "in", "Oslo"], "tags": ["B-PER", "O", "B-LOC"], "image": "17.jpg"}
 
-for entities: `tags` are BIO over any types; `image` is a file name in the picture folder, or null.
-For relations (read by `tasks/mnre.py`) a row names two spans, start included and end excluded::
-
-    {"tokens": ["Bob", "in", "Oslo"], "head": [0, 1], "tail": [2, 3], "image": "17.jpg",
-     "relation": "/per/loc/place_of_residence"}
+`tags` are BIO over any types; `image` is a file name in the picture folder, or null. The task is
+called `entities`. For relations in your own posts see `relations.py`.
 
 Every damage is an `InputError` naming file and line; no row is skipped or repaired in silence.
 """
