@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import grounding, regions
+from finetune import grounding, regions, views
 from finetune.grounding import Grounder, keywords, nouns
+from finetune.manifest import read_view
 from finetune.regions import find_crops, main, resumable
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.region_cache import Region, read_regions
@@ -306,6 +307,18 @@ def test_phrases_of_a_batch_do_not_touch_each_other(grounding_dino):
     assert np.allclose(alone.box, beside.box, atol=0.05)
     assert alone.score == pytest.approx(beside.score, abs=1e-4)
     assert grounder(picture, []) == []
+
+
+def test_reground_looks_for_the_receiving_rows_phrases(corpus, tmp_path, grounding_dino):
+    """`view align-noise --vg reground`: a wrong picture, and boxes of the own phrases in it."""
+    data, _ = corpus
+    out = tmp_path / "view.jsonl"
+    options = ["--vg", "reground", "--grounder", str(grounding_dino), "--tagger", "none"]
+    argv = ["align-noise", "--data", str(data), "--ratio", "0.34", "--out", str(out), *options]
+    views.main(argv)
+    (change,) = read_view(out).changes.values()
+    assert change.image_id is not None
+    assert [(r.text, r.kind) for r in change.vg] == [("Bob", "head"), ("Oslo", "tail")]
 
 
 @pytest.mark.parametrize(
