@@ -157,7 +157,10 @@ def crop_names(folder: Path, split: str) -> Mapping[int, Sequence[str]]:
         return side_inputs.read_crop_names(path).values
     names: dict[int, list[str]] = defaultdict(list)
     for path in sorted((folder / "img_vg" / split / "crops").glob("*_pred_yolo_crop_*.png")):
-        names[int(path.name.split("_")[0])].append(path.name)
+        row, _, _ = path.name.partition("_")
+        if not row.isdecimal():
+            raise InputError(f"{path}: expected a name like 12_pred_yolo_crop_3.png: row, query")
+        names[int(row)].append(path.name)
     if not names:
         raise InputError(f"{folder}: neither txt/mre_{split}_dict.pth nor img_vg/{split}/crops")
     return names
