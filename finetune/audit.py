@@ -24,8 +24,7 @@ from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, read_regions
 from finetune.views import whole
-from pretrain.cli import InputError, exit_on_input_error
-from shards.schema import write_json
+from pretrain.cli import InputError, exit_on_input_error, write_json
 
 __all__ = ["AuditResult", "audit_features", "audit_source", "main"]
 

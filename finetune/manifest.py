@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
 from finetune.tasks.side_inputs import is_row, parse_record, read_lines
-from pretrain.cli import InputError
-from shards.schema import atomic_path
+from pretrain.cli import InputError, atomic_path
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 KEYS = {"row", "drop", "img_id", "vg", "od", "no_image"}

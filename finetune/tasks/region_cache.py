@@ -26,8 +26,7 @@ from finetune.tasks.side_inputs import (
     some,
     with_header,
 )
-from pretrain.cli import InputError
-from shards.schema import atomic_path
+from pretrain.cli import InputError, atomic_path
 
 
 @dataclass(frozen=True)
