@@ -37,11 +37,13 @@ class OptimConfig:
     """Share of all steps in which the learning rate rises linearly; it then falls to zero."""
     clip: float = 1.0
     """Largest gradient norm; 0 = no clipping."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on dev; the last epoch always has one."""
     patience: int = 0
     """Stop after this many epochs without a better dev F1; 0 = never."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch_size", "accumulation"):
+        for name in ("epochs", "evaluate_every", "global_batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} must be at least 1")
         for name in ("lr", "head_lr", "crf_lr", "weight_decay", "clip", "min_steps", "patience"):

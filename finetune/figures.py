@@ -61,6 +61,31 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> 
     _save(figure, path)
 
 
+def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Losses and validation figures over steps.
+
+    Args:
+        lines: a pre-training run's `metrics.jsonl`.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    panels = (
+        ("loss", [name for name in names if "loss" in name]),
+        ("validation (%)", [name for name in names if name.startswith("val_")]),
+    )
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (title, shown) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name in shown:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axes.plot(*zip(*points, strict=True), label=name.removeprefix("val_"))
+        axes.set_xlabel("step")
+        axes.set_title(title)
+        if shown:
+            axes.legend(fontsize="small", frameon=False)
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

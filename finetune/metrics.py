@@ -1,7 +1,8 @@
 """Scores in percent, by the field's conventions (hvpnet.md §5): relations, then entities."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,6 +38,71 @@ def prf(correct: int, claimed: int, related: int) -> dict[str, float]:
         "precision": 100 * precision,
         "recall": 100 * recall,
     }
+
+
+def relation_scores_by_label(
+    gold: Sequence[str], predicted: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Relation -> one-vs-rest f1, precision, recall in percent and `support` (focalmre.md §4.5).
+
+    Relations that `gold` has, without the negative class, most frequent first.
+    """
+    correct = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
+    claimed, true = Counter(predicted), Counter(gold)
+    none = next((name for name in NO_RELATION if name in true), None)
+    return {
+        name: {**prf(correct[name], claimed[name], count), "support": count}
+        for name, count in sorted(true.items(), key=lambda item: (-item[1], item[0]))
+        if name != none
+    }
+
+
+def macro_f1(by_label: Mapping[str, Mapping[str, float]]) -> float:
+    """Unweighted mean of the labels' F1, in percent."""
+    return float(np.mean([scores["f1"] for scores in by_label.values()])) if by_label else 0.0
+
+
+def scores_by_frequency(
+    gold: Sequence[str],
+    predicted: Sequence[str],
+    train_counts: Mapping[str, int],
+    edges: Sequence[int] = (0, 20, 100, 200, 500, 1000),
+) -> dict[str, dict[str, float]]:
+    """Micro scores of the relations whose number of training rows falls into each bin (dgfpt.md
+    §4.3): "20–100" -> f1, precision, recall in percent and `support`. A predicted relation counts
+    in its own bin, whatever the row's is."""
+    result = {}
+    none = next((name for name in NO_RELATION if name in train_counts), None)
+    for low, high in pairwise(edges):
+        inside = {n for n, count in train_counts.items() if low <= count < high and n != none}
+        correct = sum(g == p and g in inside for g, p in zip(gold, predicted, strict=True))
+        claimed, true = (sum(name in inside for name in names) for names in (predicted, gold))
+        result[f"{low}–{high}"] = {**prf(correct, claimed, true), "support": true}
+    return result
+
+
+def bootstrap_interval(
+    counts: np.ndarray, *, draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of micro F1, in percent, over rows drawn with replacement.
+
+    Args:
+        counts: (N, 3): of each row what is right, claimed, true (`relation_counts`).
+    """
+    generator = np.random.default_rng(seed)
+    share = np.full(len(counts), 1 / len(counts))
+    sums = generator.multinomial(len(counts), share, size=draws) @ counts  # (draws, 3)
+    f1 = 200 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1)
+    low, high = np.quantile(f1, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def relation_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
+    """(N, 3) int: right and related, predicted as related, related."""
+    gold, predicted = np.asarray(gold), np.asarray(predicted)
+    none = next((name for name in NO_RELATION if name in gold), None)
+    claimed, related = predicted != none, gold != none
+    return np.stack([(gold == predicted) & related, claimed, related], axis=1).astype(np.int64)
 
 
 # ---- Named entities: hvpnet.md §5.2 -------------------------------------------------------------
@@ -117,3 +183,14 @@ def _entity_counts(
         claimed.update(kind for kind, _, _ in given)
         true.update(kind for kind, _, _ in wanted)
     return correct, claimed, true
+
+
+def entity_counts(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """(N, 3) int: of each sentence the entities predicted rightly, predicted, true."""
+    rows = [
+        [counter.total() for counter in _entity_counts([g], [p], "fixed")]
+        for g, p in zip(gold, predicted, strict=True)
+    ]
+    return np.array(rows, dtype=np.int64)

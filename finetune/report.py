@@ -1,16 +1,17 @@
-"""Any number of runs -> one Markdown report with a table and plots."""
+"""Any number of runs -> one report: Markdown and a self-contained HTML page, tables and plots."""
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import figures
-from finetune.protocols import METRICS
+from finetune import figures, pages, tables
+from finetune.tables import Results
 from pretrain.cli import InputError
 from pretrain.tracking import read_metrics
-from shards.schema import atomic_path
+from shards.schema import write_json
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,45 +21,71 @@ def main(argv: Sequence[str]) -> None:
         description="Tables and plots of finished runs.",
         epilog="example: python -m finetune report runs/mtb runs/promu --out report.md",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
-    parser.add_argument("--out", default="report.md", help="Markdown; its PNGs lie beside it")
-    arguments = parser.parse_args(argv)
-    write_report([Path(run) for run in arguments.runs], Path(arguments.out))
-    print(arguments.out)
-
-
-def write_report(runs: Sequence[Path], out: Path) -> None:
-    """The report on `runs` in their order; plots are `{out stem}_f1.png` and `…_curves.png`."""
-    names = run_names(runs)
-    results = {name: read_result(run) for name, run in zip(names, runs, strict=True)}
-    bars, curves = (out.with_name(f"{out.stem}_{kind}.png") for kind in ("f1", "curves"))
-    figures.bars(results, bars)
-    lines = {
-        f"{name} {seed.name}" if len(results[name]["per_seed"]) > 1 else name: read_metrics(
-            seed / "metrics.jsonl"
-        )
-        for name, run in zip(names, runs, strict=True)
-        for seed in sorted(run.glob("seed-*"))
-        if (seed / "metrics.jsonl").is_file()
-    }
-    figures.curves(lines, curves)
-    text = "\n".join(
-        [
-            "# Results",
-            "",
-            *table(results),
-            "",
-            "Percent; mean ± standard deviation over seeds. The epoch is chosen on dev, test is "
-            "read once. Rows marked *leaky* use inputs that tell the label and are not comparable.",
-            "",
-            f"![F1 of every run]({bars.name})",
-            "",
-            f"![training loss and dev F1]({curves.name})",
-            "",
-        ]
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
+    parser.add_argument(
+        "--out", default="report.md", type=Path, help="Markdown; HTML and PNGs lie beside it"
     )
-    with atomic_path(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    parser.add_argument(
+        "--pretraining", metavar="DIR", type=Path, help="pre-training run: adds its curves"
+    )
+    parser.add_argument(
+        "--summary", metavar="FILE", type=Path, help="JSON: {run}_f1 on test, in percent"
+    )
+    parser.add_argument("--seconds", type=float, help="duration to note in the summary")
+    args = parser.parse_args(argv)
+    runs = dict(zip(run_names(args.runs), args.runs, strict=True))
+    results = {name: read_result(run) for name, run in runs.items()}
+    pretraining = read_pretraining(args.pretraining) if args.pretraining else []
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    pages.write(args.out, "Results", build(runs, results, pretraining, args.out))
+    print(f"{args.out}\n{args.out.with_suffix('.html')}")
+    if args.summary:
+        write_json(args.summary, summary(results, pretraining, args.seconds))
+        print(args.summary)
+
+
+def build(
+    runs: Mapping[str, Path],
+    results: Results,
+    pretraining: Sequence[Mapping[str, float]],
+    out: Path,
+) -> list[pages.Section]:
+    """The sections of the report; plots are written beside `out`."""
+    bars, curves, losses = (
+        out.with_name(f"{out.stem}_{kind}.png") for kind in ("f1", "curves", "pretraining")
+    )
+    figures.bars(results, bars)
+    figures.curves(training_curves(runs), curves)
+    answers = {name: tables.read_predictions(run) for name, run in runs.items()}
+    sections = [
+        pages.Section(
+            "Runs",
+            "Percent; mean ± standard deviation over seeds; in brackets the 95 % bootstrap "
+            "interval of test F1 over rows. The epoch is chosen on dev, test is read once. Rows "
+            "marked *leaky* use an input that tells the label: comparable with nothing else.",
+            [tables.main_table(results, answers)],
+            [("F1 of every run", bars), ("training loss and dev F1", curves)],
+        )
+    ]
+    if table := tables.fraction_table(results):
+        sections.append(pages.Section("Few labels", "Test F1 over shares of train.", [table]))
+    if table := tables.view_table(results):
+        sections.append(pages.Section("Views", "What each changed run was shown.", [table]))
+    for task, kind in dict.fromkeys((r["task"], r["kind"]) for r in results.values()):
+        chosen = {name: answers[name] for name in answers if results[name]["task"] == task}
+        if kind == "relation" and any(chosen.values()):
+            sections.append(tables.relation_section(task, results, chosen))
+        if table := tables.published_table(task, results):
+            note = "Their protocols and inputs differ, as the last column says."
+            sections.append(pages.Section(f"Published on {task}", note, [table]))
+    if pretraining:
+        figures.pretraining(pretraining, losses)
+        note = "Losses and validation figures (percent) over steps."
+        sections.append(pages.Section("Pre-training", note, [], [("pre-training", losses)]))
+    return sections
+
+
+# ---- Reading -------------------------------------------------------------------------------------
 
 
 def read_result(run: Path) -> dict[str, Any]:
@@ -72,40 +99,47 @@ def read_result(run: Path) -> dict[str, Any]:
         raise InputError(f"{path}: damaged ({error})") from None
 
 
+def read_pretraining(run: Path) -> list[dict[str, float]]:
+    """The metrics of a pre-training run."""
+    if not (run / "metrics.jsonl").is_file():
+        raise InputError(f"--pretraining {run}: no metrics.jsonl in it")
+    return read_metrics(run / "metrics.jsonl")
+
+
+def training_curves(runs: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:
+    """Label -> metrics of each seed of each run."""
+    found = {}
+    for name, run in runs.items():
+        paths = sorted(run.glob("seed-*/metrics.jsonl"))
+        for path in paths:
+            label = name if len(paths) == 1 else f"{name} {path.parent.name}"
+            found[label] = read_metrics(path)
+    return found
+
+
 def run_names(runs: Sequence[Path]) -> list[str]:
     """Folder names, with as many parents as it takes to tell them apart."""
-    depth = 1
     paths = [run.resolve().parts for run in runs]
     if len(set(paths)) < len(paths):
         raise InputError("the same run is named twice")
+    depth = 1
     while len({parts[-depth:] for parts in paths}) < len(paths):
         depth += 1
     return ["/".join(parts[-depth:]) for parts in paths]
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Markdown rows: one run each, test figures, and dev F1."""
-    head = ["run", "task", "method", "images", "labels", "seeds", "dev F1"]
-    head += [f"test {name}" for name in ("F1", "P", "R", "accuracy")]
-    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * 6 + "---:|" * 5]
+def summary(
+    results: Results, pretraining: Sequence[Mapping[str, float]], seconds: float | None
+) -> dict[str, float | None]:
+    """`{run}_f1` on test (a share stays last: `promu_10pct` -> `promu_f1_10pct`), the last
+    validation of pre-training, and the duration."""
+    found: dict[str, float | None] = {}
     for name, result in results.items():
-        config = result["provenance"]["config"]
-        cells = [
-            name + (" *leaky*" if result["leaky"] else ""),
-            result["task"],
-            result["method"],
-            result["images"],
-            f"{100 * config['fraction']:g} %",
-            str(len(result["per_seed"])),
-            figure(result["dev"]["f1"]),
-        ]
-        test = result["test"]
-        cells += ["–" if test is None else figure(test[metric]) for metric in METRICS]
-        rows.append("| " + " | ".join(cells) + " |")
-    return rows
-
-
-def figure(value: Mapping[str, float | None]) -> str:
-    """mean ± sd with two decimals."""
-    deviation = "" if value["sd"] is None else f" ± {value['sd']:.2f}"
-    return f"{value['mean']:.2f}{deviation}"
+        stem, share = re.fullmatch(r"(.*?)((?:_\d+pct)?)", name).groups()
+        found[f"{stem}_f1{share}"] = result["test"]["f1"]["mean"] if result["test"] else None
+    for key, value in (("itm_accuracy", "val_itm_accuracy"), ("recall_at_1", "val_recall@1")):
+        if values := [line[value] for line in pretraining if value in line]:
+            found[key] = round(values[-1], 4)
+    if seconds is not None:
+        found["seconds"] = seconds
+    return found

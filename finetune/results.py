@@ -82,6 +82,7 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
     tested = all(seed["test"] is not None for seed in per_seed)
     return {
         "task": config.task,
+        "kind": task.info.kind,
         "method": config.method,
         "protocol": config.protocol,
         "leaky": any(seed["leaky"] for seed in per_seed),

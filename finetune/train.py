@@ -4,11 +4,13 @@ An unfinished seed goes on after its last whole epoch (`seed-N/resume/`). Order 
 epoch are functions of (seed, epoch), so a run that was cut off ends like one that was not.
 """
 
+import itertools
 import json
 import logging
 import math
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,22 +89,30 @@ class SeedRun:
             progress.epoch += 1
             lr = self.engine.lr
             loss = self.train_epoch()
-            predictions = predict(self.method, self.task, self.dev_split, self.engine.precision)
-            scores = predictions.score(self.task)
+            values = {"epoch": progress.epoch, "train_loss": loss, "lr": lr}
+            last = progress.epoch == self.epochs
+            if last or progress.epoch % self.config.optim.evaluate_every == 0:
+                values |= self.evaluate()
             if log:
-                values = {"epoch": progress.epoch, "train_loss": loss, "lr": lr}
-                log.write(progress.step, values | {f"dev_{name}": scores[name] for name in scores})
+                log.write(progress.step, values)
+                dev = f", dev F1 {values['dev_f1']:.2f}" if "dev_f1" in values else ""
                 LOG.info(
-                    "seed %d, epoch %d of %d: loss %.4f, dev F1 %.2f",
-                    self.seed, progress.epoch, self.epochs, loss, scores["f1"],
+                    "seed %d, epoch %d of %d: loss %.4f%s",
+                    self.seed, progress.epoch, self.epochs, loss, dev,
                 )  # fmt: skip
-            self.keep_if_best(scores["f1"])
             progress.seconds = time.monotonic() - started
             self.save_progress()
         if log:
             log.close()
         distributed.barrier()  # the chosen weights are on disk
         return self.finish()
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores on dev; keeps the weights where the protocol prefers them."""
+        found = predict(self.method, self.task, self.dev_split, self.engine.precision)
+        scores = found.score(self.task)
+        self.keep_if_best(scores["f1"])
+        return {f"dev_{name}": value for name, value in scores.items()}
 
     def train_epoch(self) -> float:
         """One pass over the training rows; returns the mean loss a row.
@@ -169,6 +179,13 @@ class SeedRun:
                 card=model_card(self.config, self.seed, progress),
             )
 
+    def train_counts(self) -> dict[str, int]:
+        """Relations of the training rows, or tags of their words: how often each was seen."""
+        gold = self.train_split.gold
+        relation = self.task.info.kind == "relation"
+        counts = Counter(gold if relation else itertools.chain.from_iterable(gold))
+        return {label: counts[label] for label in self.task.info.labels}
+
     def out_of_patience(self) -> bool:
         """Whether dev has not improved for `optim.patience` epochs."""
         patience, progress = self.config.optim.patience, self.progress
@@ -217,6 +234,7 @@ class SeedRun:
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
             "train_rows": len(self.train_split),
+            "train_counts": self.train_counts(),
             "parameters": sum(parameter.numel() for parameter in method.parameters()),
             "seconds": round(self.progress.seconds, 1),
             "device": self.engine.device.type,

@@ -1,0 +1,125 @@
+"""The report: every figure in it is a figure of the runs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from finetune import metrics, pages, published
+from finetune.__main__ import main
+from finetune.report import run_names, summary
+
+
+@pytest.fixture
+def runs(tmp_path, mnre_folder, tiny_model):
+    common = f"train --task mnre --data {mnre_folder} --optim.epochs 1 --optim.lr 1e-3"
+    for name, options in {
+        "mtb": f"--method mtb --init {tiny_model}",
+        "promu": f"--method promu --init {tiny_model} --seeds 1,2",
+        "promu_10pct": f"--method promu --architecture {tiny_model} --fraction 0.1",
+    }.items():
+        main(f"{common} {options} --out {tmp_path}/runs/{name}".split())
+    return tmp_path / "runs"
+
+
+def test_report_and_summary(tmp_path, runs):
+    pretraining = tmp_path / "pretrain"
+    pretraining.mkdir()
+    (pretraining / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "val_itm_accuracy": 81.5, "val_recall@1": 30.25}\n'
+    )
+    out = tmp_path / "report" / "report.md"
+    names = ("mtb", "promu", "promu_10pct")
+    main(
+        f"report {' '.join(str(runs / name) for name in names)} --out {out} --seconds 12 "
+        f"--pretraining {pretraining} --summary {tmp_path}/s.json".split()
+    )
+    text = out.read_text()
+    results = {name: json.loads((runs / name / "result.json").read_text()) for name in names}
+    for name, result in results.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        assert f"{result['test']['f1']['mean']:.2f}" in row
+        assert f"{result['test']['accuracy']['mean']:.2f}" in row
+    assert " ± " in next(line for line in text.splitlines() if line.startswith("| promu |"))
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found == {
+        "mtb_f1": results["mtb"]["test"]["f1"]["mean"],
+        "promu_f1": results["promu"]["test"]["f1"]["mean"],
+        "promu_f1_10pct": results["promu_10pct"]["test"]["f1"]["mean"],
+        "itm_accuracy": 81.5,
+        "recall_at_1": 30.25,
+        "seconds": 12,
+    }
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert pictures == ["report_f1.png", "report_curves.png", "report_pretraining.png"]
+    for picture in pictures:
+        assert (out.parent / picture).read_bytes().startswith(b"\x89PNG")
+    page = out.with_suffix(".html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert 'src="report' not in page and "http" not in page
+    assert "Published" not in text  # these rows are not the published ones
+    assert "## Few labels" in text and "## Relations of mnre" in text and "macro F1" in text
+
+
+def test_missing_runs_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(tmp_path / "none")])
+    assert stopped.value.code == 2 and "no result.json" in capsys.readouterr().err
+
+
+def test_names_tell_runs_apart(tmp_path):
+    runs = [tmp_path / "a" / "x", tmp_path / "b" / "x"]
+    assert run_names(runs) == ["a/x", "b/x"]
+
+
+def test_summary_without_test():
+    assert summary({"mtb": {"test": None}}, [], None) == {"mtb_f1": None}
+
+
+def test_cells_are_escaped():
+    table = pages.Table(["a|b", "<x>"], [["1 *leaky*", "2"]], numeric=1)
+    assert table.markdown() == ["| a\\|b | <x> |", "| --- | ---: |", "| 1 *leaky* | 2 |"]
+    assert "<em>leaky</em>" in table.html() and "&lt;x&gt;" in table.html()
+
+
+def test_scores_by_label_equal_scikit_learn():
+    generator = np.random.default_rng(0)
+    names = np.array(["None", "a", "b", "c", "d"])
+    for _ in range(100):
+        gold, predicted = names[generator.integers(0, 5, (2, 40))].tolist()
+        found = metrics.relation_scores_by_label(gold, predicted)
+        labels = list(found)
+        expected = f1_score(gold, predicted, labels=labels, average=None, zero_division=0)
+        assert [found[name]["f1"] for name in labels] == pytest.approx((100 * expected).tolist())
+        assert metrics.macro_f1(found) == pytest.approx(100 * expected.mean())
+        assert "None" not in found
+        assert sum(scores["support"] for scores in found.values()) == 40 - gold.count("None")
+
+
+def test_frequency_bins():
+    train = {"None": 50, "a": 10, "b": 30, "c": 40}
+    gold = ["a", "b", "c", "None", "b"]
+    predicted = ["b", "b", "b", "a", "None"]
+    found = metrics.scores_by_frequency(gold, predicted, train, edges=(0, 20, 100))
+    assert found["0–20"] == {"f1": 0, "precision": 0, "recall": 0, "support": 1}
+    assert found["20–100"]["precision"] == pytest.approx(100 / 3)
+    assert found["20–100"]["recall"] == pytest.approx(100 / 3)
+
+
+def test_bootstrap_covers_the_score():
+    generator = np.random.default_rng(0)
+    gold = np.array(["None", "a", "b"])[generator.integers(0, 3, 600)]
+    predicted = np.where(generator.random(600) < 0.7, gold, "a")
+    counts = metrics.relation_counts(gold, predicted)
+    f1 = 200 * counts[:, 0].sum() / counts[:, 1:].sum()
+    low, high = metrics.bootstrap_interval(counts)
+    assert low < f1 < high and 3 < high - low < 12
+    assert (low, high) == metrics.bootstrap_interval(counts)
+
+
+def test_published_figures_are_percent():
+    for entry in published.FIGURES:
+        precision, recall, f1 = map(float, entry.figures)
+        assert 40 < min(precision, recall, f1) <= max(precision, recall, f1) < 100
