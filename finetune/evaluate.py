@@ -16,9 +16,8 @@ from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
 from finetune.methods.base import Method
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.cli import InputError
+from pretrain.cli import InputError, atomic_path, write_json
 from pretrain.engine import autocast
-from shards.schema import atomic_path, write_json
 
 SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 """Names on the command line -> names of splits."""

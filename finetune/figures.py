@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.schema import atomic_path
+from pretrain.cli import atomic_path
 
 
 def bars(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 from finetune import figures, pages, tables
 from finetune.tables import Results
-from pretrain.cli import InputError
+from pretrain.cli import InputError, write_json
 from pretrain.tracking import read_metrics
-from shards.schema import write_json
 
 
 def main(argv: Sequence[str]) -> None:

@@ -17,8 +17,7 @@ from finetune.protocols import aggregate
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from pretrain.checkpoint.hub import digest
-from pretrain.cli import InputError, dump_config
-from shards.schema import atomic_path, write_json
+from pretrain.cli import InputError, atomic_path, dump_config, write_json
 
 LOG = logging.getLogger(__name__)
 PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")

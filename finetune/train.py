@@ -28,9 +28,8 @@ from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split,
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.cli import InputError
+from pretrain.cli import InputError, write_json
 from pretrain.tracking import MetricsLog
-from shards.schema import write_json
 
 LOG = logging.getLogger(__name__)
 
