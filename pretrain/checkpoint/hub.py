@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertModel, PreTrainedTokenizerBase
+from transformers import BertModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
 from shards.schema import InputError, write_json
 
@@ -97,10 +97,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
     if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if (directory / CONFIG_NAME).is_file() and read_config(directory).get(
+        "model_type"
+    ) == MODEL_TYPE:
+        options["config"] = PreTrainedConfig()  # `transformers` knows no model of ours, and warns
     try:
-        return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error

@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertEncoder
 
 CONFIG_VERSION = 1
+MODEL_TYPE = "fusion-mre"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class FusionEncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        return {"model_type": "fusion-mre", "format_version": CONFIG_VERSION, **asdict(self)}
+        return {"model_type": MODEL_TYPE, "format_version": CONFIG_VERSION, **asdict(self)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "FusionEncoderConfig":
@@ -99,8 +100,8 @@ class FusionEncoderConfig:
         Raises:
             ValueError: not a fusion-mre config, a newer format, or an unknown key.
         """
-        if content.get("model_type") != "fusion-mre":
-            raise ValueError(f"model_type is {content.get('model_type')!r}, not 'fusion-mre'")
+        if content.get("model_type") != MODEL_TYPE:
+            raise ValueError(f"model_type is {content.get('model_type')!r}, not {MODEL_TYPE!r}")
         if content.get("format_version", 0) > CONFIG_VERSION:
             raise ValueError(
                 f"format_version {content['format_version']} is newer than {CONFIG_VERSION}; "
