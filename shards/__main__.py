@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards import corpora, newsclippings, nouns, objects, sample, verify, write
+from shards import captions, corpora, newsclippings, nouns, objects, sample, verify, write
 from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
 
 EXAMPLE = """example:
@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         ("sample", sample, "write synthetic corpora in the raw formats"),
         ("detect", objects, "write the objects column"),
         ("nouns", nouns, "count the nouns of the captions: the entity vocabulary"),
+        ("captions", captions, "generate captions, or convert published ones"),
         ("verify", verify, "check every byte, key and count"),
     ):
         command = commands.add_parser(name, help=text, description=module.__doc__)

@@ -1,0 +1,235 @@
+"""Generated captions: a vision-language model describes every picture of a folder.
+
+`generate` needs no network if the model is a folder. `convert` turns the caption files that CAMIM
+published (one Python dict a line, `img_id` and `text`) into an `image,caption` CSV, and back.
+"""
+
+import argparse
+import ast
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from shards.images import RejectedImage, stored_image
+from shards.schema import InputError, atomic_path, parse_object, write_json
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MAX_SIDE = 512  # captioners scale their input down themselves
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `python -m shards captions`."""
+    commands = parser.add_subparsers(metavar="ACTION", required=True)
+    generate = commands.add_parser("generate", help="describe the pictures of a folder")
+    generate.add_argument("images", type=Path, help="folder, searched with its subfolders")
+    generate.add_argument("--model", required=True, help="Hugging Face id or folder")
+    generate.add_argument("--out", type=Path, required=True, help=".csv, or .txt as CAMIM has it")
+    generate.add_argument("--prompt", default="a photo of", help="(default: %(default)r)")
+    generate.add_argument("--batch", type=int, default=8, help="(default: %(default)s)")
+    generate.add_argument("--max-new-tokens", type=int, default=60, help="(default: %(default)s)")
+    generate.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    generate.set_defaults(action=run_generate)
+    convert = commands.add_parser("convert", help="CAMIM .txt to .csv, or .csv to .txt")
+    convert.add_argument("file", type=Path)
+    convert.add_argument("--out", type=Path, required=True, help=".csv or .txt")
+    convert.set_defaults(action=run_convert)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generate or convert."""
+    if args.out.suffix not in WRITERS:
+        raise InputError(f"--out {args.out}: the name must end in {' or '.join(WRITERS)}")
+    args.action(args)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """Read either format, write the one that `--out` names."""
+    captions = read_captions(args.file)
+    write_captions(args.out, captions)
+    print(f"{args.out}: {len(captions)} captions")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Describe all pictures; after an interruption, those that are left.
+
+    What is done is kept in `<out>.part`, and the model, prompt, versions and the pictures that
+    could not be read in `<out>.json`.
+    """
+    if args.batch < 1 or args.max_new_tokens < 1:
+        raise InputError("--batch and --max-new-tokens must be positive")
+    images = find_images(args.images)
+    captioner = Captioner(args.model, args.prompt, args.max_new_tokens, args.device)
+    part = args.out.with_name(f"{args.out.name}.part")
+    done = _read_part(part, captioner.provenance)
+    rejects: dict[str, str] = {}
+    left = [name for name in images if name not in done]
+    with open(part, "a", encoding="utf-8") as file:
+        for start in tqdm(range(0, len(left), args.batch), unit="batch", disable=None):
+            batch = _open_batch(args.images, left[start : start + args.batch], rejects)
+            captions = captioner.describe(list(batch.values())) if batch else []
+            for name, caption in zip(batch, captions, strict=True):
+                done[name] = caption
+                file.write(json.dumps({"image": name, "caption": caption}) + "\n")
+            file.flush()
+    write_captions(args.out, {name: done[name] for name in images if name in done})
+    about = captioner.provenance | {"rejects": rejects}
+    write_json(args.out.with_name(f"{args.out.name}.json"), about)
+    part.unlink()
+    print(f"{args.out}: {len(images)} pictures = {len(done)} captions + {len(rejects)} rejects")
+
+
+def find_images(folder: Path) -> list[str]:
+    """Pictures below a folder, as relative paths, sorted."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    images = sorted(path.relative_to(folder).as_posix() for path in paths)
+    if not images:
+        raise InputError(f"{folder}: no picture in it ({', '.join(SUFFIXES)})")
+    return images
+
+
+class Captioner:
+    """A `transformers` image-text-to-text model, decoding greedily."""
+
+    def __init__(self, model: str, prompt: str, max_new_tokens: int, device: str) -> None:
+        import transformers
+
+        try:
+            self.processor = transformers.AutoProcessor.from_pretrained(model)
+            self.model = transformers.AutoModelForImageTextToText.from_pretrained(model)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--model {model}: no captioner can be loaded ({reason})") from error
+        self.model.eval().to(device)
+        self.prompt, self.max_new_tokens, self.device = prompt, max_new_tokens, device
+        self.provenance = {
+            "model": model,
+            "revision": getattr(self.model.config, "_commit_hash", None),
+            "prompt": prompt,
+            "max_new_tokens": max_new_tokens,
+            "transformers": transformers.__version__,
+        }
+
+    def describe(self, images: Sequence[Image.Image]) -> list[str]:
+        """One caption per picture, without the prompt."""
+        import torch
+
+        text = self.prompt
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}, {"type": "text", "text": self.prompt}]
+            message = [{"role": "user", "content": content}]
+            text = self.processor.apply_chat_template(message, add_generation_prompt=True)
+        inputs = self.processor(
+            images=list(images), text=[text] * len(images), return_tensors="pt", padding=True
+        ).to(self.device)
+        with torch.inference_mode():
+            tokens = self.model.generate(
+                **inputs, max_new_tokens=self.max_new_tokens, do_sample=False
+            )
+        asked = self.processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+        answers = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        return [
+            " ".join(answer.removeprefix(question).split())
+            for question, answer in zip(asked, answers, strict=True)
+        ]
+
+
+def _open_batch(
+    folder: Path, names: Sequence[str], rejects: dict[str, str]
+) -> dict[str, Image.Image]:
+    images = {}
+    for name in names:
+        try:
+            content, _ = stored_image(folder / name, MAX_SIDE)
+        except RejectedImage as error:
+            rejects[name] = str(error)
+            continue
+        images[name] = Image.open(io.BytesIO(content)).convert("RGB")
+    return images
+
+
+def _read_part(path: Path, provenance: dict[str, Any]) -> dict[str, str]:
+    """Captions of an interrupted run of the same model and prompt; starts the file otherwise."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    done = {}
+    if lines and lines[0] == json.dumps(provenance):
+        for line in lines[1:-1]:  # what follows the last line end was cut by the interruption
+            fields = parse_object(line, str(path))
+            done[fields["image"]] = fields["caption"]
+    elif lines:
+        print(f"{path}: of another model or prompt; starting anew")
+    with atomic_path(path) as temporary:
+        kept = [{"image": name, "caption": caption} for name, caption in done.items()]
+        text = "".join(f"{json.dumps(line)}\n" for line in (provenance, *kept))
+        temporary.write_text(text, encoding="utf-8")
+    return done
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Picture -> caption, of a CAMIM file or an `image,caption` CSV of one caption a picture.
+
+    CAMIM's texts may be empty or begin with a line end; blanks at both ends are cut.
+    """
+    captions: dict[str, str] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    rows = _csv_rows(text, path) if path.suffix == ".csv" else _camim_rows(text, path)
+    for number, (image, caption) in enumerate(rows, start=1):
+        if image in captions:
+            raise InputError(f"{path}: row {number}: a second caption of {image}")
+        captions[image] = caption.strip()
+    if not captions:
+        raise InputError(f"{path}: holds no caption")
+    return captions
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        for line in csv.DictReader(io.StringIO(text, newline="")):
+            yield line["image"] or "", line["caption"] or ""
+    except (KeyError, csv.Error) as error:
+        raise InputError(f"{path}: no CSV with `image` and `caption` ({error!r})") from error
+
+
+def _camim_rows(text: str, path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            fields = ast.literal_eval(line)
+            image, caption = fields["img_id"], fields["text"]
+        except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
+            raise InputError(f"{path}: line {number}: no CAMIM caption ({error!r})") from error
+        if not (isinstance(image, str) and isinstance(caption, str)):
+            raise InputError(f"{path}: line {number}: `img_id` and `text` must be texts")
+        yield image, caption
+
+
+def write_captions(path: Path, captions: dict[str, str]) -> None:
+    """Write the format that the suffix names."""
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        WRITERS[path.suffix](file, captions)
+
+
+def _write_csv(file: Any, captions: dict[str, str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("image", "caption"))
+    writer.writerows(captions.items())
+
+
+def _write_camim(file: Any, captions: dict[str, str]) -> None:
+    for image, caption in captions.items():
+        file.write(f"{ ({'img_id': image, 'text': caption})!r}\n")
+
+
+WRITERS = {".csv": _write_csv, ".txt": _write_camim}

@@ -1,0 +1,201 @@
+"""Speed of writing, resuming and reading shards, as ratios measured in one run.
+
+    python tests/bench/bench_shards.py [--pictures 200] [--pairs 71072]
+
+Each figure is the median of interleaved repetitions; the spread says how noisy the machine was.
+Reading is measured on a corpus of `--pairs` tiny pictures, whose build also gives the memory of all
+processes together.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import webdataset
+from PIL import Image, ImageFilter
+
+from shards.corpora import captions
+from shards.images import QUALITY
+from shards.stream import CanonicalOrder, RankBatches, ShardReader
+from shards.write import build
+
+ROOT = Path(__file__).resolve().parents[2]
+REPETITIONS = 5
+BATCH = 128
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=200, help="of 1280x960 (default: 200)")
+    parser.add_argument("--pairs", type=int, default=20_000, help="tiny ones (default: 20,000)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        csv_file = photographs(root / "raw", args.pictures)
+        print("| what | median | spread | ratio |\n|---|---|---|---|")
+        writer(root, csv_file)
+        note = memory(root, args.pairs)
+        reader(root / "news")
+        print(f"\n{note}")
+        duplicates(root, csv_file)
+
+
+def photographs(folder: Path, number: int) -> Path:
+    """Pictures with the file size of photographs: smooth shapes plus a little grain."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    lines = ["image,caption"]
+    for index in range(number):
+        coarse = random.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((1280, 960), Image.Resampling.BICUBIC)
+        grain = random.normal(0, 12, (960, 1280, 3))
+        image = Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+        image.filter(ImageFilter.GaussianBlur(0.7)).save(folder / f"{index}.jpg", quality=90)
+        lines += [f"{index}.jpg,caption {index} {n}" for n in range(2)]
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return folder / "captions.csv"
+
+
+def compare(name: str, alone: Callable[[], object], ours: Callable[[], object], unit: int) -> None:
+    """One line of the table: ours, and the ratio to `alone`; both do `unit` things per call."""
+    times: dict[str, list[float]] = {"alone": [], "ours": []}
+    for _ in range(REPETITIONS):
+        for which, function in (("alone", alone), ("ours", ours)):
+            start = time.perf_counter()
+            function()
+            times[which].append(time.perf_counter() - start)
+    middle = {which: statistics.median(values) for which, values in times.items()}
+    spread = max(times["ours"]) / min(times["ours"])
+    ratio = middle["alone"] / middle["ours"]
+    print(f"| {name} | {unit / middle['ours']:,.0f}/s | x{spread:.2f} | {ratio:.2f} |", flush=True)
+
+
+def writer(root: Path, csv_file: Path) -> None:
+    """One process, against decode + resize + encode of the same pictures and nothing else."""
+    corpus = captions(csv_file.parent, csv_file, mismatch=0)
+    contents = [(csv_file.parent / corpus.record(n).image).read_bytes() for n in range(corpus.rows)]
+
+    def alone() -> None:
+        for content in contents:
+            with Image.open(io.BytesIO(content)) as image:
+                image.draft("RGB", (683, 512))
+                resized = image.resize((683, 512), Image.Resampling.LANCZOS)
+                resized.save(io.BytesIO(), "JPEG", quality=QUALITY)
+
+    runs = iter(range(REPETITIONS))
+    compare(
+        "build, pairs/s (1 process) vs decode + resize + encode alone",
+        alone,
+        lambda: build(corpus, root / f"shards{next(runs)}"),
+        len(contents),
+    )
+
+
+def reader(directory: Path) -> None:
+    """Access by address, against webdataset's sequential reading; and resuming."""
+    counts = [shard.samples for shard in ShardReader(directory).index.shards]
+    order = CanonicalOrder(counts, seed=0)
+    addresses = [(0, *at) for at in order.epoch(0).tolist()]
+    urls = [str(path) for path in sorted(directory.glob("*.tar"))]
+
+    def read_all(batches: list) -> None:
+        reader = ShardReader(directory)
+        for _, shard, row in batches:
+            reader.read(shard, row)
+
+    def resume() -> None:
+        order = CanonicalOrder(counts, seed=0)
+        start = int(0.9 * len(addresses)) // BATCH * BATCH
+        batches = RankBatches(order, rank=0, world=1, micro_batch_size=BATCH, start=start)
+        read_all(next(iter(batches)))
+
+    compare(
+        "read in canonical order, pairs/s vs webdataset, tar order",
+        lambda: sum(1 for _ in webdataset.WebDataset(urls, shardshuffle=False)),
+        lambda: read_all(addresses),
+        len(addresses),
+    )
+    compare(
+        "resume at 90 % of an epoch (first batch), vs reading up to there",
+        lambda: read_all(addresses[: int(0.9 * len(addresses))]),
+        resume,
+        1,
+    )
+
+
+def duplicates(root: Path, csv_file: Path) -> None:
+    """Disk for pairs that carry their picture, against one copy of each picture."""
+    directory = root / "shards0"
+    reader, stored, once = ShardReader(directory), 0, {}
+    for shard in range(len(reader.index.shards)):
+        for sample in reader.samples(shard):
+            stored += len(sample.image)
+            once[sample.meta.image_id] = len(sample.image)
+    raw = sum(path.stat().st_size for path in csv_file.parent.glob("*.jpg"))
+    factor = stored / sum(once.values())
+    per_pair = stored / len(reader) / 1024
+    print(f"\nPictures: {per_pair:.0f} KiB a pair; carrying them costs x{factor:.2f} the disk of")
+    print(f"one copy each, and x{stored / raw:.2f} that of the raw files ({raw / 2**20:.0f} MiB).")
+
+
+def memory(root: Path, pairs: int) -> str:
+    """Peak of the proportional set size over all processes of a build of `pairs` rows."""
+    origin = root / "vn" / "origin"
+    origin.mkdir(parents=True)
+    articles, rows = [], []
+    for number in range(pairs // 2):
+        path = f"bbc/images/{number // 1000:04d}/{number}.jpg"
+        (origin / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (number % 256, number // 256 % 256, 0)).save(origin / path)
+        caption = f"Caption number {number} " + "of some length " * 5
+        article = {"id": number, "caption": caption, "image_path": f"./{path}", "source": "bbc"}
+        articles.append(article | {"topic": "t", "article_path": f"./bbc/{number}.txt"})
+        other = (number + 1) % (pairs // 2)
+        rows.append({"id": number, "image_id": number, "falsified": False})
+        rows.append({"id": number, "image_id": other, "falsified": True})
+    (origin / "data.json").write_text(json.dumps(articles))
+    path = root / "nc" / "data" / "merged_balanced" / "train.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"annotations": rows}))
+    del articles, rows
+    raw = ["--news-clippings", str(root / "nc"), "--visual-news", str(root / "vn")]
+    options = ["--split", "train", "--out", str(root / "news"), "--jobs", "2"]
+    command = [sys.executable, "-m", "shards", "build", "newsclippings", *raw, *options]
+    start, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, proportional_memory(process.pid))
+        time.sleep(0.2)
+    seconds = time.perf_counter() - start
+    return (
+        f"Build of {pairs:,} pairs, 2 processes: {peak / 2**20:.0f} MiB at most, {seconds:.0f} s."
+    )
+
+
+def proportional_memory(pid: int) -> int:
+    """Bytes of a process and its children, shared pages divided among their users."""
+    total = 0
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for process in (str(pid), *children):
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    except OSError:
+        pass  # it ended meanwhile
+    return total
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
