@@ -1,6 +1,7 @@
 """A raw picture file -> the JPEG bytes that a shard stores, or the reason why not."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,11 @@ def stored_image(path: Path, max_side: int) -> tuple[bytes, tuple[int, int]]:
     if not content:
         raise RejectedImage("empty image file")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        # Pillow's warnings (odd EXIF, many pixels) are either settled below or a reject.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(content), formats=FORMATS) as image,
+        ):
             return _convert(image, content, max_side)
     except RejectedImage:
         raise

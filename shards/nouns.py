@@ -24,7 +24,7 @@ BATCH = 512
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m shards nouns`."""
-    parser.add_argument("shards", type=Path, nargs="+", help="shard directories")
+    parser.add_argument("shards", nargs="+", help="shard directories, local or remote")
     parser.add_argument("--size", type=int, default=1000, help="nouns kept (default: 1000)")
     parser.add_argument("--out", type=Path, required=True, help="`.json`, or else TSV")
     parser.add_argument(

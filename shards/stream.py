@@ -250,7 +250,7 @@ class _OpenShard:
                 self.objects = read_objects(path, [member.key for member in self.members])
             if TEACHER in columns:
                 path = _column_path(source, columns[TEACHER], info.stem, ".safetensors")
-                self.teacher = _open_teacher(path, info)
+                self.teacher = open_teacher(path, info.samples)
         except BaseException:
             os.close(self.file)
             raise
@@ -339,14 +339,16 @@ def _column_path(source: Location, column: ColumnIndex, stem: str, suffix: str) 
     return source.path(f"{column.column}/{stem}{suffix}", column.shards[stem].sha256)
 
 
-def _open_teacher(path: Path, info: ShardInfo) -> Any:
+def open_teacher(path: Path, samples: int) -> Any:
+    """A shard's teacher features, memory-mapped, after checking their names and shapes."""
     from safetensors import SafetensorError, safe_open
 
     try:
         tensors = safe_open(path, framework="np")
         for name in TEACHER_TENSORS:
-            if tensors.get_slice(name).get_shape()[0] != info.samples:
-                raise InputError(f"{path}: `{name}` has not {info.samples} rows; label again")
+            shape = tensors.get_slice(name).get_shape()
+            if shape[0] != samples or len(shape) != (1 if name == "has_object" else 2):
+                raise InputError(f"{path}: `{name}` is {shape} for {samples} samples; label again")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: damaged ({error}); run pretrain.label again") from error
     return tensors

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -14,15 +15,16 @@ from shards.schema import (
     COLUMN_SUFFIXES,
     INDEX_NAME,
     KEY_PATTERN,
-    OBJECTS,
     REJECTS_NAME,
+    TEACHER,
+    TEACHER_TENSORS,
     InputError,
     ShardInfo,
     parse_column,
     parse_object,
     read_index,
 )
-from shards.stream import ShardReader, read_objects
+from shards.stream import ShardReader, open_teacher, read_objects
 from shards.write import build_command, file_sha256
 
 
@@ -143,10 +145,20 @@ def _check_column(
             yield f"{file}: missing from {COLUMN_NAME}, or made from another tar"
             continue
         problem = _checksum(file, part.sha256)
-        if problem is None and column == OBJECTS and shard.stem in keys:
-            try:
+        try:
+            if problem is None and column == TEACHER:
+                _check_teacher(file, shard.samples)
+            elif problem is None and shard.stem in keys:
                 read_objects(file, keys[shard.stem])
-            except InputError as error:
-                problem = str(error)
+        except InputError as error:
+            problem = str(error)
         if problem:
             yield problem
+
+
+def _check_teacher(file: Path, samples: int) -> None:
+    tensors = open_teacher(file, samples)
+    for name in TEACHER_TENSORS:
+        values = tensors.get_tensor(name)
+        if not np.isfinite(values).all():
+            raise InputError(f"{file}: `{name}` holds values that are not finite")

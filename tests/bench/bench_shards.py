@@ -30,7 +30,6 @@ from shards.write import build
 
 ROOT = Path(__file__).resolve().parents[2]
 REPETITIONS = 5
-BATCH = 128
 
 
 def main() -> None:
@@ -108,16 +107,19 @@ def reader(directory: Path) -> None:
     addresses = [(0, *at) for at in order.epoch(0).tolist()]
     urls = [str(path) for path in sorted(directory.glob("*.tar"))]
 
-    def read_all(batches: list) -> None:
+    def read_all(batch: list, decode: bool = False) -> None:
         reader = ShardReader(directory)
-        for _, shard, row in batches:
-            reader.read(shard, row)
+        for _, shard, row in batch:
+            sample = reader.read(shard, row)
+            if decode:
+                Image.open(io.BytesIO(sample.image)).load()
+
+    consumed = int(0.9 * len(addresses))
 
     def resume() -> None:
         order = CanonicalOrder(counts, seed=0)
-        start = int(0.9 * len(addresses)) // BATCH * BATCH
-        batches = RankBatches(order, rank=0, world=1, micro_batch_size=BATCH, start=start)
-        read_all(next(iter(batches)))
+        batches = RankBatches(order, rank=0, world=1, micro_batch_size=1, start=consumed)
+        read_all(next(iter(batches)), decode=True)
 
     compare(
         "read in canonical order, pairs/s vs webdataset, tar order",
@@ -126,8 +128,8 @@ def reader(directory: Path) -> None:
         len(addresses),
     )
     compare(
-        "resume at 90 % of an epoch (first batch), vs reading up to there",
-        lambda: read_all(addresses[: int(0.9 * len(addresses))]),
+        "resume at 90 % of an epoch to its first picture, vs decoding up to there",
+        lambda: read_all(addresses[:consumed], decode=True),
         resume,
         1,
     )

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import webdataset
+from safetensors.numpy import save
 
 from shards.__main__ import main
-from shards.schema import InputError
+from shards.schema import TEACHER_TENSORS, InputError
 from shards.verify import check
-from shards.write import file_sha256
+from shards.write import file_sha256, write_column
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,6 +130,25 @@ def test_wrong_rejects_and_columns_are_found(shards):
     assert any("not valid JSON" in line for line in check(shards))
     (shards / "objects" / "column.json").unlink()
     assert any("no column.json" in line for line in check(shards))
+
+
+def test_teacher_features_are_checked(shards):
+    def features(value: float, rows: int = 10) -> bytes:
+        tensors = {name: np.full((rows, 256), value, np.float16) for name in TEACHER_TENSORS[:2]}
+        return save(tensors | {"has_object": np.ones(rows, bool)})
+
+    def label(compute) -> None:
+        shutil.rmtree(shards / "teacher", ignore_errors=True)
+        write_column(shards, "teacher", ".safetensors", compute, {}, desc="test")
+
+    label(lambda shard: features(1.0))
+    assert list(check(shards)) == []
+    label(lambda shard: features(np.nan if shard == 3 else 1.0))
+    (line,) = check(shards)
+    assert "train-000003.safetensors: `image_feat` holds values that are not finite" in line
+    label(lambda shard: features(1.0, 9 if shard == 3 else 10))
+    (line,) = check(shards)
+    assert "train-000003" in line and "for 10 samples" in line
 
 
 def test_not_a_shard_directory(tmp_path):
