@@ -27,14 +27,15 @@ def train(argv: Sequence[str]) -> None:
 
     config = parse_train(argv)
     from finetune.results import run
+    from finetune.sweep import sweep
     from pretrain import distributed
 
-    result = run(config)
+    result = sweep(config, run) if config.sweep else run(config)
     if not distributed.is_main():
         return
     for split in ("dev", "test"):
         print(f"{split:>5}: {figures(result[split])}")
-    print(f"{config.out}/result.json")
+    print(f"{config.out}/{'sweep' if config.sweep else 'result'}.json")
 
 
 def evaluate(argv: Sequence[str]) -> None:

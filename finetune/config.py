@@ -18,6 +18,8 @@ class OptimConfig:
 
     lr: float = 3e-5
     """Peak learning rate of what `--init` holds."""
+    layer_decay: float = 1.0
+    """Each encoder layer learns at so much of the rate of the layer above it."""
     head_lr: float = 1e-3
     """Peak learning rate of new layers."""
     crf_lr: float = 5e-2
@@ -49,6 +51,8 @@ class OptimConfig:
         for name in ("lr", "head_lr", "crf_lr", "weight_decay", "clip", "min_steps", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optim.{name} must not be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError("optim.layer_decay must be in (0, 1]")
         if not 0 <= self.warmup < 1:
             raise ValueError("optim.warmup is a share: 0 <= warmup < 1")
         if self.global_batch_size < self.accumulation:
@@ -104,6 +108,8 @@ class TrainConfig:
     """Comma-separated seeds; each is a whole training, the result is their mean."""
     protocol: str = "standard"
     """How dev chooses the epoch: an entry of `finetune/protocols.py`."""
+    sweep: str | None = None
+    """KEY=VALUE,VALUE;KEY=…: a run for each combination in a folder of its own; dev chooses."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimisation."""
     engine: EngineConfig = field(default_factory=EngineConfig)

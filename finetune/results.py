@@ -63,7 +63,7 @@ def claim(out: Path, config: TrainConfig) -> None:
     if path.is_file() and any(out.glob("seed-*")):  # nothing was trained yet: free to change
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
         now = yaml.safe_load(text)
-        for free in ("seeds", "cache", "out"):  # more seeds may join a run
+        for free in ("seeds", "cache", "out", "sweep"):  # more seeds may join a run
             before.pop(free, None)
             now.pop(free, None)
         if differing := [key for key in now if before.get(key) != now[key]]:

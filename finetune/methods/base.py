@@ -23,6 +23,8 @@ its own, so a finished run can be the `--init` of the next. Everything else is n
 `optim.head_lr` and is saved as `head.safetensors`.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,12 +94,13 @@ class Method(nn.Module):
         return output.logits.argmax(dim=-1).tolist()
 
     def parameter_groups(self, optim: Any) -> list[dict]:
-        """AdamW groups (`optim`: the OptimConfig): encoder at `lr`, CRF scores at `crf_lr`, the
-        rest at `head_lr`."""
+        """AdamW groups (`optim`: the OptimConfig): encoder at `lr`, less below its top where
+        `layer_decay` says so, CRF scores at `crf_lr`, the rest at `head_lr`."""
+        below = layers_above(name for name, _ in self.named_parameters())
 
         def rate(name: str) -> float:
             if name.startswith("encoder."):
-                return optim.lr
+                return optim.lr * optim.layer_decay ** below[name]
             return optim.crf_lr if ".crf." in f".{name}" else optim.head_lr
 
         by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {}
@@ -108,3 +111,33 @@ class Method(nn.Module):
             for lr, named in by_rate.items()
             for group in parameter_groups(named, lr=lr, weight_decay=optim.weight_decay)
         ]
+
+
+def layers_above(names: Iterable[str]) -> dict[str, int]:
+    """How many layers of the encoder lie above each parameter.
+
+    Stacks are recognised by `….layer.3.…` or `….blocks.3.…`; one called `fusion` lies above the
+    others. Embeddings lie below all layers; what is in no stack (norms, projections) above.
+    """
+    places: dict[str, tuple[str, int]] = {}
+    height: dict[str, int] = {}
+    names = list(names)
+    for name in names:
+        if found := re.search(r"^(.*)\.(?:layer|blocks)\.(\d+)\.", name):
+            stack, index = found[1], int(found[2])
+            places[name] = stack, index
+            height[stack] = max(height.get(stack, 0), index + 1)
+    fusion = sum(layers for stack, layers in height.items() if stack.endswith("fusion"))
+    deepest = fusion + max(
+        (n for stack, n in height.items() if not stack.endswith("fusion")), default=0
+    )
+    result = {}
+    for name in names:
+        if name in places:
+            stack, index = places[name]
+            on_top = 0 if stack.endswith("fusion") else fusion
+            result[name] = on_top + height[stack] - 1 - index
+        else:
+            is_embedding = any(part in name for part in ("embed", "cls_token"))
+            result[name] = deepest if is_embedding else 0
+    return result

@@ -7,6 +7,7 @@ import pytest
 from finetune import registry
 from finetune.config import parse_train
 from finetune.protocols import Protocol, aggregate, fraction_rows
+from finetune.sweep import points
 from pretrain.cli import InputError
 
 COMMON = ["--task", "mnre", "--method", "promu", "--data", "d", "--out", "runs/x"]
@@ -64,6 +65,7 @@ def test_shipped_configs(path):
         (["--init", "m", "--optim.lr", "-1"], "optim.lr must not be negative"),
         (["--init", "m", "--optim.epochs", "0"], "optim.epochs must be at least 1"),
         (["--init", "m", "--optim.warmup", "1.5"], "optim.warmup"),
+        (["--init", "m", "--optim.layer_decay", "0"], "optim.layer_decay"),
         (["--init", "m", "--optim.accumulation", "17"], "must not exceed"),
         (["--init", "m", "--engine.precision", "fp64"], "precision"),
         (["--init", "m", "--fraction", "0"], "fraction must be in (0, 1]"),
@@ -126,3 +128,22 @@ def test_aggregate():
     two = {name: value + 2 for name, value in one.items()}
     assert aggregate([one, two])["f1"] == {"mean": 2.0, "sd": 1.4142}
     assert aggregate([one])["f1"] == {"mean": 1.0, "sd": None}
+
+
+def test_sweep_points():
+    config = parse_train([*COMMON, "--init", "m", "--sweep", "optim.lr=1e-5,3e-5; seeds=4"])
+    found = points(config)
+    assert list(found) == ["optim.lr=1e-5,seeds=4", "optim.lr=3e-5,seeds=4"]
+    first, second = found.values()
+    assert (first.optim.lr, second.optim.lr, first.seed_list) == (1e-5, 3e-5, [4])
+    assert first.out == "runs/x/optim.lr=1e-5,seeds=4" and first.sweep is None
+    assert first.model == config.model and first.optim.head_lr == config.optim.head_lr
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    ["optim.lr", "=3", "optim.lrr=1", "optim.lr=fast", "optim.lr=-1", "optim=1", "task.x=1"],
+)
+def test_bad_sweep(sweep):
+    with pytest.raises(InputError, match="--sweep"):
+        points(parse_train([*COMMON, "--init", "m", "--sweep", sweep]))

@@ -11,7 +11,7 @@ from finetune import registry
 from finetune.checkpoint import load_method, save_method
 from finetune.config import OptimConfig
 from finetune.inputs import InputOptions, load_split
-from finetune.methods.base import Source
+from finetune.methods.base import Source, layers_above
 from finetune.methods.layers import entity_states
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.twitter import Twitter2017
@@ -149,6 +149,32 @@ def test_learning_rates(tasks, tiny_model):
     for name, parameter in method.named_parameters():
         expected = 1.0 if name.startswith("encoder") else 3.0 if "crf" in name else 2.0
         assert rates[id(parameter)] == expected, name
+
+
+def test_layer_decay(tasks, tiny_model):
+    """Two stacks of one layer under one fusion layer: halved once, twice, three times."""
+    (method, _), _ = build("promu", tasks["relation"], tiny_model)
+    optim = OptimConfig(lr=1.0, head_lr=5.0, layer_decay=0.5)
+    rates = {id(p): g["lr"] for g in method.parameter_groups(optim) for p in g["params"]}
+    expected = {
+        "head.classifier.0.weight": 5.0,
+        "encoder.fusion.layer.0.output.dense.weight": 1.0,
+        "encoder.text.encoder.layer.0.output.dense.weight": 0.5,
+        "encoder.vision.blocks.0.mlp.fc1.weight": 0.5,
+        "encoder.text.embeddings.word_embeddings.weight": 0.25,
+        "encoder.vision.patch_embed.proj.weight": 0.25,
+        "encoder.vision.norm.weight": 1.0,
+    }
+    named = dict(method.named_parameters())
+    assert {name: rates[id(named[name])] for name in expected} == expected
+
+
+def test_layers_above_in_a_plain_bert(tasks, tiny_model):
+    (method, _), _ = build("mtb", tasks["relation"], tiny_model)
+    above = layers_above(name for name, _ in method.named_parameters())
+    assert above["encoder.encoder.layer.1.output.dense.weight"] == 0
+    assert above["encoder.encoder.layer.0.output.dense.weight"] == 1
+    assert above["encoder.embeddings.word_embeddings.weight"] == 2
 
 
 def test_pictures_switched_off(tmp_path, tasks, tiny_model):

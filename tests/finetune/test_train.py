@@ -171,3 +171,48 @@ def test_accumulation_gives_the_same_updates(tmp_path, mnre_folder, tiny_model):
     curves = [lines(tmp_path / parts / "seed-1" / "metrics.jsonl") for parts in ("1", "4")]
     for one, four in zip(*curves, strict=True):
         assert one["train_loss"] == pytest.approx(four["train_loss"], abs=1e-4)
+
+
+def test_sweep_takes_the_best_on_dev(tmp_path, mnre_folder, tiny_model):
+    sweep = ("--optim.epochs", "8", "--sweep", "optim.head_lr=1e-9,3e-3;optim.warmup=0.1")
+    places = f"--data {mnre_folder} --out {tmp_path}/sweep --init {tiny_model}"
+    main([*f"train --task mnre --method promu --optim.lr 1e-3 {places}".split(), *sweep])
+    found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert found["best"] == "optim.head_lr=3e-3,optim.warmup=0.1"
+    assert set(found["dev"]) == {found["best"], "optim.head_lr=1e-9,optim.warmup=0.1"}
+    best = json.loads((tmp_path / "sweep" / found["best"] / "result.json").read_text())
+    assert best["test"] == found["test"]
+
+
+def test_dev_is_read_every_few_epochs(tmp_path, mnre_folder, tiny_model):
+    options = ("--optim.epochs", "5", "--optim.evaluate_every", "2")
+    train(mnre_folder, tmp_path / "run", tiny_model, *options)
+    curve = lines(tmp_path / "run" / "seed-1" / "metrics.jsonl")
+    assert ["dev_f1" in line for line in curve] == [False, True, False, True, True]
+
+
+def test_patience(tmp_path, mnre_folder, tiny_model):
+    """Nothing is learned at rate 0: the first epoch stays the best, two more are allowed."""
+    still = ("--optim.lr", "0", "--optim.head_lr", "0", "--optim.epochs", "9")
+    result = train(mnre_folder, tmp_path / "run", tiny_model, *still, "--optim.patience", "2")
+    seed = result["per_seed"][0]
+    assert (seed["best_epoch"], seed["epochs"]) == (1, 3)
+
+
+def test_protocol_decides_between_equal_epochs(tmp_path, mnre_folder, tiny_model):
+    still = ("--optim.lr", "0", "--optim.head_lr", "0", "--optim.epochs", "4")
+    best = {
+        protocol: train(
+            mnre_folder, tmp_path / protocol, tiny_model, *still, "--protocol", protocol
+        )["per_seed"][0]["best_epoch"]
+        for protocol in ("standard", "hvpnet", "hvpnet_ner", "camim")
+    }
+    assert best == {"standard": 1, "hvpnet": 4, "hvpnet_ner": 4, "camim": 4}
+
+
+def test_few_labels_get_enough_steps(tmp_path, mnre_folder, tiny_model):
+    """12 rows are one batch an epoch: 7 steps need 7 epochs."""
+    options = ("--fraction", "0.1", "--optim.min_steps", "7")
+    seed = train(mnre_folder, tmp_path / "run", tiny_model, *options)["per_seed"][0]
+    assert (seed["train_rows"], seed["steps"], seed["epochs"]) == (12, 7, 7)
+    assert sum(seed["train_counts"].values()) == 12
