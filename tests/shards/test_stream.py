@@ -205,6 +205,44 @@ def test_workers_read_the_same(news_shards, method):
     worker.join()
 
 
+class Keys:
+    """A dataset as `pretrain.data` has one: addresses in, one batch out."""
+
+    def __init__(self, reader):
+        self.reader = reader
+
+    def __getitems__(self, addresses):
+        return [(epoch, self.reader.read(shard, row).key) for epoch, shard, row in addresses]
+
+
+def test_ranks_and_loader_workers_give_one_sequence(news_shards):
+    """World sizes 1, 2, 4, each with 0, 1, 2 loader workers: the same keys for two epochs."""
+    data = pytest.importorskip("torch.utils.data")
+    reader = ShardReader(news_shards)
+    order = CanonicalOrder([info.samples for info in reader.index.shards], seed=5)
+    every_key = {sample.key for shard in range(8) for sample in reader.samples(shard)}
+    sequences = []
+    for world, workers in itertools.product((1, 2, 4), (0, 1, 2)):
+        micro = 16 // world
+        ranks = [
+            data.DataLoader(
+                Keys(reader),
+                batch_sampler=RankBatches(order, rank=rank, world=world, micro_batch_size=micro),
+                num_workers=workers,
+                collate_fn=list,
+            )
+            for rank in range(world)
+        ]
+        steps = [list(itertools.islice(loader, 160 // 16)) for loader in ranks]
+        sequences.append(
+            [steps[r][g][j] for g in range(10) for j in range(micro) for r in range(world)]
+        )
+    assert all(sequence == sequences[0] for sequence in sequences)
+    for epoch in (0, 1):
+        keys = [key for at, key in sequences[0] if at == epoch]
+        assert len(keys) == 80 and set(keys) == every_key
+
+
 def damage_index(directory: Path, **changes) -> None:
     index = json.loads((directory / "index.json").read_text())
     index["shards"][2] |= changes
