@@ -8,9 +8,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from shards.schema import InputError
+from shards.schema import InputError, atomic_path, write_json
 
-__all__ = ["InputError", "dump_config", "exit_on_input_error", "parse_config"]
+# The first two and the last are the shards' own, passed on: fine-tuning does not import shards.schema.
+__all__ = [
+    "InputError",
+    "atomic_path",
+    "dump_config",
+    "exit_on_input_error",
+    "parse_config",
+    "write_json",
+]
 
 Config = TypeVar("Config")
 
@@ -107,7 +115,11 @@ def _one_line(message: str) -> str:
 
 def _nearest(message: str, parser: Any) -> str:
     """` (did you mean …?)` for the unknown key that a parser message names."""
-    named = re.findall(r"(?:[Uu]nrecognized arguments: --|does not accept option ')([\w.]+)", message)
+    named = re.findall(r"[Uu]nrecognized arguments: --([\w.]+)", message)
+    named += [
+        f"{group}.{key}"
+        for group, key in re.findall(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    ]
     known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     for key in named:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)

@@ -33,6 +33,8 @@ class DataConfig:
     """Shard directory (path or fsspec URL) to train on."""
     val: str | None = None
     """Shard directory to validate on."""
+    matched_only: bool = False
+    """Train on matched pairs alone: mismatched ones teach nothing under CIT alone."""
     max_length: int = 80
     """Longest caption in word pieces, specials included (paper)."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -195,5 +197,7 @@ class PretrainConfig:
                 "prompter.source: COE and CIR need a prompter (train one with configs/prompter.yaml "
                 "and run `python -m pretrain.label`), or set loss.coe and loss.cir to 0"
             )
+        if self.data.matched_only and self.loss.itm:
+            raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")
         if self.loss.coe and not self.prompter.entities:
             raise ValueError("prompter.entities: COE needs a vocabulary (`python -m shards nouns`)")

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     _WRITERS[args.target](args.out, imported, tokenizer, facts)
     for note in imported.notes:
         print(note)
-    print(f"{facts['tensors']}, {facts['parameters']} parameters -> {args.out}")
+    print(f"{len(imported.state)} tensors, float32, {facts['parameters']} parameters -> {args.out}")
     report_digest(args.out)
 
 

@@ -19,7 +19,7 @@ from pretrain.data import decode, squash
 from pretrain.distributed import device as pick_device
 from pretrain.engine import autocast
 from pretrain.model.fusion_encoder import FusionEncoder
-from shards.schema import OBJECTS, TEACHER, InputError
+from shards.schema import COLUMN_NAME, OBJECTS, TEACHER, InputError
 from shards.stream import Sample, ShardReader
 from shards.write import write_column
 
@@ -61,8 +61,8 @@ def label(
 
     provenance = {
         "prompter": str(prompter),
-        "prompter_sha256": hub.weights_digest(directory),
-        "objects_sha256": reader.column_digest(OBJECTS),
+        "prompter_sha256": hub.digest(directory / hub.WEIGHTS_NAME),
+        "objects_sha256": hub.digest(Path(shards) / OBJECTS / COLUMN_NAME),
         "image_size": encoder.config.image_size,
         "precision": precision,
     }

@@ -72,11 +72,9 @@ def train(config: PretrainConfig) -> Path:
     done = checkpoints.resume(engine)
 
     dataset = pair_dataset(reader, tokenizer, config, augment=True)
-    order = CanonicalOrder(
-        [shard.samples for shard in reader.index.shards],
-        seed=config.seed,
-        streams=config.data.streams,
-    )
+    # Matched pairs stand first in every shard.
+    counts = [s.matched if config.data.matched_only else s.samples for s in reader.index.shards]
+    order = CanonicalOrder(counts, seed=config.seed, streams=config.data.streams)
     batches = RankBatches(
         order,
         rank=distributed.rank(),
@@ -101,6 +99,7 @@ def run_steps(engine, stream, config, done, accumulation, checkpoints, report, t
     """Steps done+1 … optim.steps."""
     total, log = config.optim.steps, config.log
     sums: dict[str, Tensor] = {}
+    logged = done
     engine.module.train()
     for step in range(done + 1, total + 1):
         # Dropout is a function of (seed, step, rank): a resumed run repeats it without saved state.
@@ -119,8 +118,8 @@ def run_steps(engine, stream, config, done, accumulation, checkpoints, report, t
         if report:
             report.advance()
         if step % log.every == 0 or step == total:
-            log_losses(sums, step, min(log.every, step - done), engine.lr, report)
-            sums = {}
+            log_losses(sums, step, step - logged, engine.lr, report)
+            sums, logged = {}, step
         if config.data.val and (
             step == total or (log.validate_every and step % log.validate_every == 0)
         ):

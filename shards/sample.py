@@ -20,7 +20,7 @@ from shards.sample_mnre import write_mnre
 from shards.sample_news import write_news
 from shards.sample_pictures import PEOPLE
 from shards.sample_twitter import write_twitter
-from shards.sample_world import CUE_NOUNS, CUES, NEUTRAL, TYPE_NOUNS
+from shards.sample_world import CUE_NOUNS, CUES, NEUTRAL, TYPE_NOUNS, write_lines
 from shards.schema import InputError, write_json
 
 PROVENANCE = "sample.json"
@@ -93,7 +93,8 @@ def write_sample(
     seed: int = SampleOptions.seed,
     workers: int = 1,
 ) -> None:
-    """Write `news_clippings/`, `visual_news/`, `mnre/`, `twitter2017/` and `sample.json` to `out`.
+    """Write `news_clippings/`, `visual_news/`, `mnre/`, `twitter2017/`, `relations.tsv` (the words
+    that captions use for the cues, a relation vocabulary) and `sample.json` to `out`.
 
     The folder appears complete or not at all. One that already holds this sample is left alone.
 
@@ -123,6 +124,8 @@ def write_sample(
             "mnre": write_mnre(unfinished, options.rows, size, seed, workers),
             "twitter2017": write_twitter(unfinished, size, seed, workers),
         }
+        words = [word for cues in CUES.values() for _, word in cues.values()]
+        write_lines(unfinished / "relations.tsv", [f"R{i}\t{word}" for i, word in enumerate(words)])
         write_json(unfinished / PROVENANCE, _provenance(options, counts))
         unfinished.chmod(0o755)  # mkdtemp's is the owner's alone
         os.replace(unfinished, out)

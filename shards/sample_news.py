@@ -12,6 +12,7 @@ from shards.sample_world import (
     CUES,
     NEUTRAL,
     arrange,
+    close_up,
     draw_all,
     made_up_name,
     pick,
@@ -35,7 +36,19 @@ CAPTIONS = (
     "this {day} at the {place} : {who} , {things} .",
     "{who} pose with {things} in the {place} .",
     "news from the {place} : {things} next to {who} .",
+    "this image shows {who} with {things} .",
 )
+CLOSE_UPS = (
+    "{things} .",
+    "this is an image of {things} .",
+    "an image of {things} is shown here .",
+    "{things} this {day} .",
+    "at the {place} : {things} .",
+    "news from the {place} : {things} .",
+)
+"""Captions of pictures without people. Here and in `ROLE` stand the words of the prompts: a text
+tower that learns its English from these captions alone can then read a prompt."""
+ROLE = " this image shows the relation of {} ."
 DAYS = ("monday", "friday", "sunday", "morning", "evening", "weekend")
 PLACES = ("park", "city", "beach", "market", "station", "garden")
 LOOKS = {
@@ -45,6 +58,8 @@ LOOKS = {
     "umbrella": "purple", "balloon": "pink", "kite": "bright", "tower": "tall", "shirt": "green",
     "star": "shiny",
 }  # fmt: skip
+CLOSE_UP = 0.5
+"""Share of pictures that show one thing alone, as the pictures of many news items do."""
 NAMED, DESCRIBED, WITH_NAME, WITH_ROLE, DETECTED = 0.95, 0.3, 0.4, 0.4, 0.9
 """Chances: a thing is in the caption; with its look; a person by name; a role; a box is found."""
 
@@ -75,9 +90,12 @@ def write_news(root: Path, pairs: int, size: int, seed: int, workers: int) -> di
 
 def _scene(rng: np.random.Generator, index: int, seed: int) -> Scene:
     source, number = SOURCES[index % 4], index // 4
-    things = pick_distinct(rng, CUE_NOUNS, rng.integers(1, 3))
-    things += pick_distinct(rng, NEUTRAL, rng.integers(1, 3))
-    nouns, boxes = arrange(rng, some_people(rng), things)
+    if rng.random() < CLOSE_UP:
+        nouns, boxes = close_up(rng, pick(rng, (*CUE_NOUNS, *NEUTRAL)))
+    else:
+        things = pick_distinct(rng, CUE_NOUNS, rng.integers(1, 3))
+        things += pick_distinct(rng, NEUTRAL, rng.integers(1, 3))
+        nouns, boxes = arrange(rng, some_people(rng), things)
     path = f"{source}/images/{number // 1000:04d}/{number % 1000:03d}.jpg"
     return Scene(path, nouns, boxes, (seed, STREAM, index))
 
@@ -107,23 +125,25 @@ def _caption(rng: np.random.Generator, nouns: Sequence[str]) -> str:
         if noun in PEOPLE
     ]
     roles = [cues[noun][1] for noun in kept for cues in CUES.values() if noun in cues]
-    if roles and rng.random() < WITH_ROLE:
-        people[-1] += f" as {pick(rng, roles)}"
-    return pick(rng, CAPTIONS).format(
+    role = ROLE.format(pick(rng, roles)) if roles and people and rng.random() < WITH_ROLE else ""
+    caption = pick(rng, CAPTIONS if people else CLOSE_UPS).format(
         who=" and ".join(people),
         things=" and ".join(filter(None, [" , ".join(phrases[:-1]), phrases[-1]])),
         day=pick(rng, DAYS),
         place=pick(rng, PLACES),
     )
+    return caption + role
 
 
 def _annotations(rng: np.random.Generator, scenes: Sequence[Scene], first: int) -> list[dict]:
     """Pristine rows, each followed by its twin: the same picture with another's caption.
 
     Every caption serves once in each way, so captions alone do not tell the two apart, and the
-    picture behind a twin's caption differs in at least one cue.
+    picture behind a twin's caption differs in at least one cue (without cues: in its thing).
     """
-    cues = [frozenset(CUE_NOUNS).intersection(scene.nouns) for scene in scenes]
+    cues = [
+        frozenset(CUE_NOUNS).intersection(scene.nouns) or frozenset(scene.nouns) for scene in scenes
+    ]
     order = rng.permutation(len(scenes))
     while wrong := [i for i, j in enumerate(order) if cues[i] == cues[j]]:
         for i in wrong:

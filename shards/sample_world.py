@@ -89,6 +89,15 @@ def arrange(
     return (*people, *order), tuple(boxes)
 
 
+def close_up(
+    rng: np.random.Generator, thing: str
+) -> tuple[tuple[str, ...], tuple[Box, ...]]:
+    """One thing alone, anywhere and of any size: its noun and unit box."""
+    side = rng.uniform(0.3, 0.9)
+    x, y = rng.uniform(side / 2, 1 - side / 2, 2)
+    return (thing,), (place(rng, x, y, side, side),)
+
+
 def place(rng: np.random.Generator, x: float, y: float, width: float, height: float) -> Box:
     """A unit box of this size with its centre near (x, y), inside the picture."""
     x, y = x + rng.uniform(-0.02, 0.02), y + rng.uniform(-0.03, 0.03)

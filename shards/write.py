@@ -63,7 +63,6 @@ class ShardTask:
     directory: Path
     images: Path
     records: tuple[Record, ...]
-    where: tuple[str, ...]
     split: str
     max_side: int
 
@@ -110,7 +109,6 @@ def build(
             directory=directory,
             images=corpus.images,
             records=tuple(corpus.record(row) for row in part),
-            where=tuple(corpus.where(row) for row in part),
             split=corpus.split,
             max_side=max_side,
         )
@@ -241,11 +239,11 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
     samples, matched, rejects = 0, 0, []
     with atomic_path(task.directory / task.name) as temporary:
         with open(temporary, "wb") as file, _tar_writer(file) as tar:
-            for record, where in zip(task.records, task.where, strict=True):
+            for record in task.records:
                 try:
                     content, size = stored_image(task.images / record.image, task.max_side)
                 except RejectedImage as error:
-                    rejects.append(Reject(record.row, where, str(error)))
+                    rejects.append(Reject(record.row, str(error)))
                     continue
                 meta = PairMeta(
                     caption=record.caption,

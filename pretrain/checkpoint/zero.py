@@ -14,6 +14,9 @@ unpickles whatever the files hold.
 
 import math
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,35 @@ def read_zero(folder: Path) -> dict[str, Tensor]:
     for name, source in models[0]["shared_params"].items():
         state[name] = state[source]
     return state
+
+
+def reshard(folder: Path) -> Path:
+    """`step-N/` -> `step-N-universal/` beside it, which any world size and ZeRO stage 1-3 resumes.
+
+    Weights, moments and step counts are carried over, by DeepSpeed's own converter. An engine
+    loads the result if its DeepSpeed configuration says `"checkpoint": {"load_universal": true}`.
+    The converter unpickles: only for checkpoints of one's own runs.
+
+    Raises:
+        InputError: stage 0 (it needs no conversion: resume it as it is), or the converter failed.
+    """
+    if not any(folder.glob("*optim_states.pt")):
+        raise InputError(f"{folder}: no ZeRO partitions; a stage 0 checkpoint resumes anywhere")
+    out = folder.with_name(f"{folder.name}-universal")
+    # Without --inject_missing_state it accepts Megatron's checkpoints alone.
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--inject_missing_state",
+    ]
+    command += ["--input_folder", str(folder), "--output_folder", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        shutil.rmtree(out, ignore_errors=True)
+        reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise InputError(f"{folder}: DeepSpeed's ds_to_universal failed ({reason[0]})")
+    return out
 
 
 def take(pieces: Sequence[Tensor], start: int, count: int) -> Tensor:
