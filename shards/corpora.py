@@ -36,8 +36,6 @@ class Reject(NamedTuple):
     """A raw row that does not become a sample."""
 
     row: int
-    where: str
-    """File and line or element, to find the row again."""
     reason: str
 
 
@@ -53,6 +51,7 @@ class Corpus:
     record: Callable[[int], Record]
     """Raw row number -> record."""
     where: Callable[[int], str]
+    """Raw row number -> file and line or element, to find the row again."""
     rejects: Sequence[Reject]
     options: dict[str, Any]
     """What selects these rows: part of the provenance, and what a resumed build must repeat."""
@@ -122,7 +121,7 @@ def captions(
         if problem is None and (not caption.strip() or not is_text(caption)):
             problem = "no usable caption"
         if problem:
-            rejects.append(Reject(row, where(row), problem))
+            rejects.append(Reject(row, problem))
         else:
             usable.append(row)
     partner = _mismatches(csv_file, lines, usable, mismatch, np.random.default_rng([seed, 2]))

@@ -13,6 +13,7 @@ MAX_JPEG_SIDE = 65_500
 MIN_SIDE = 8
 QUALITY = 90
 ORIENTATION = 0x0112  # EXIF tag
+SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
 
 
 class RejectedImage(ValueError):
@@ -38,12 +39,11 @@ def stored_image(path: Path, max_side: int) -> tuple[bytes, tuple[int, int]]:
     if not content:
         raise RejectedImage("empty image file")
     try:
-        # Pillow's warnings (odd EXIF, many pixels) are either settled below or a reject.
         with (
-            warnings.catch_warnings(action="ignore"),
+            warnings.catch_warnings(action="always", record=True) as odd,
             Image.open(io.BytesIO(content), formats=FORMATS) as image,
         ):
-            return _convert(image, content, max_side)
+            return _convert(image, content, max_side, odd)
     except RejectedImage:
         raise
     except Image.DecompressionBombError as error:
@@ -54,25 +54,29 @@ def stored_image(path: Path, max_side: int) -> tuple[bytes, tuple[int, int]]:
         raise RejectedImage(f"damaged image ({type(error).__name__}: {error})") from error
 
 
-def _convert(image: Image.Image, content: bytes, max_side: int) -> tuple[bytes, tuple[int, int]]:
+def _convert(
+    image: Image.Image, content: bytes, max_side: int, odd: list
+) -> tuple[bytes, tuple[int, int]]:
+    """Keep or encode; `odd` collects Pillow's warnings, which must not come again in training."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise RejectedImage(f"absurd size {width}x{height}")
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_JPEG_SIDE:
         raise RejectedImage(f"absurd size {width}x{height}")
     scale = max_side / min(width, height)
-    upright = image.getexif().get(ORIENTATION, 1) == 1
-    if image.format == "JPEG" and image.mode in ("RGB", "L") and upright and scale >= 1:
-        image.load()  # a damaged file must not enter a shard
-        return content, image.size
+    orientation = image.getexif().get(ORIENTATION, 1)
     if scale < 1:
         image.draft(None, (round(width * scale), round(height * scale)))
+    image.load()  # a damaged file must not enter a shard
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1
+    if plain and scale >= 1 and not odd:
+        return content, image.size
     image = to_rgb(ImageOps.exif_transpose(image))
     if scale < 1:
         # From the size before draft(), whose own rounding would shift the aspect ratio.
         size = (max(round(width * scale), 1), max(round(height * scale), 1))
-        rotated = (image.width > image.height) != (width > height) and width != height
-        image = image.resize(size[::-1] if rotated else size, Image.Resampling.LANCZOS)
+        size = size[::-1] if orientation in SIDEWAYS else size
+        image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue(), image.size

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def newsclippings(
         subset = int(np.searchsorted(starts, row, side="right")) - 1
         return f"{split}.json of {subsets[subset]}, annotation {row - starts[subset]}"
 
-    keep, coverage = _look_up(table, entries, ImageFolder(origin), where, rejects)
+    keep, coverage = _look_up(table, entries, ImageFolder(origin), rejects)
     kept = table[keep]
 
     def record(row: int) -> Record:
@@ -97,8 +97,7 @@ def _read_table(
             row = starts[-1] + position
             problem = _annotation_problem(annotation)
             if problem:
-                where = f"{split}.json of {subset}, annotation {position}"
-                rejects.append(Reject(row, where, problem))
+                rejects.append(Reject(row, problem))
                 continue
             similarity = annotation.get("similarity_score")
             similarity = similarity if is_number(similarity) else np.nan
@@ -200,7 +199,6 @@ def _look_up(
     table: np.ndarray,
     entries: dict[int, VisualNewsEntry],
     folder: ImageFolder,
-    where: Callable[[int], str],
     rejects: list[Reject],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Mask of the rows whose caption and picture exist; the others join `rejects`."""
@@ -220,7 +218,7 @@ def _look_up(
         counts["usable"] += problem is None
         if problem:
             keep[number] = False
-            rejects.append(Reject(row, where(row), problem))
+            rejects.append(Reject(row, problem))
     return keep, {source: dict(counts) for source, counts in coverage.items() if counts}
 
 

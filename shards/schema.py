@@ -144,6 +144,7 @@ class ShardInfo:
     name: str
     samples: int
     matched: int
+    """Matched pairs; they are the first ones in the tar."""
     bytes: int
     sha256: str
 

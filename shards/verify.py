@@ -94,6 +94,8 @@ def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[st
             raise InputError(f"{name}: key appears twice")
         seen.add(sample.key)
         keys.append(sample.key)
+        if sample.meta.matched and matched < len(keys) - 1:
+            raise InputError(f"{name}: a matched pair behind a mismatched one")
         matched += sample.meta.matched
         try:
             with Image.open(io.BytesIO(sample.image), formats=("JPEG",)) as image:

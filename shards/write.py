@@ -108,11 +108,11 @@ def build(
             name=f"{corpus.split}-{number:06d}.tar",
             directory=directory,
             images=corpus.images,
-            records=tuple(corpus.record(row) for row in part),
+            records=_matched_first(corpus.record(row) for row in part.tolist()),
             split=corpus.split,
             max_side=max_side,
         )
-        for number, part in enumerate(_matched_first(corpus, part) for part in parts)
+        for number, part in enumerate(parts)
     )
     infos, rejects = [], list(corpus.rejects)
     with tqdm(total=len(numbers), unit="pair", disable=None, desc="build") as bar:
@@ -131,16 +131,16 @@ def build(
             "versions": {name: version(name) for name in ("fusion-mre", "pillow", "webdataset")},
         },
     )
-    _finish(directory, index, rejects)
+    _finish(directory, index, rejects, corpus.where)
     return index
 
 
-def _matched_first(corpus: Corpus, part: np.ndarray) -> list[int]:
-    """The rows of one shard, matched pairs first: its first `ShardInfo.matched` rows are them.
+def _matched_first(records: Iterable[Record]) -> tuple[Record, ...]:
+    """A shard's rows in their tar order: its first `ShardInfo.matched` ones are the matched pairs.
 
-    So a contrastive-only training finds its pairs without reading a single mismatched one.
+    So a training on matched pairs alone finds them without reading a mismatched one.
     """
-    return sorted(part.tolist(), key=lambda row: not corpus.record(row).matched)
+    return tuple(sorted(records, key=lambda record: not record.matched))
 
 
 def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:
@@ -290,17 +290,24 @@ def _finished(task: ShardTask, state: Path, digest: str) -> tuple[ShardInfo, lis
     return info, [Reject(*reject) for reject in saved["rejects"]]
 
 
-def _finish(directory: Path, index: ShardIndex, rejects: list[Reject]) -> None:
+def _finish(
+    directory: Path, index: ShardIndex, rejects: list[Reject], where: Callable[[int], str]
+) -> None:
     """Rejects, then the index: the directory is complete with its last rename."""
     if not index.samples:
-        raise InputError(f"no usable picture among {index.rows} rows; first: {rejects[:1]}")
+        first = f"{where(rejects[0].row)}: {rejects[0].reason}"
+        raise InputError(f"no usable picture among {index.rows} rows; the first: {first}")
     names = {shard.name for shard in index.shards}
     for path in directory.glob(f"{index.split}-*.tar"):
         if path.name not in names:  # empty, or of an interrupted build over other raw files
             path.unlink()
-    with atomic_path(directory / REJECTS_NAME) as temporary:
-        lines = (json.dumps(reject._asdict(), ensure_ascii=False) for reject in sorted(rejects))
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    with (
+        atomic_path(directory / REJECTS_NAME) as temporary,
+        open(temporary, "w", encoding="utf-8") as file,
+    ):
+        for row, reason in sorted(rejects):
+            line = {"row": row, "where": where(row), "reason": reason}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_json(directory / INDEX_NAME, index.to_dict())
     _sweep(directory, directory / STATE)
 

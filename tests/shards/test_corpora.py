@@ -79,7 +79,7 @@ def test_broken_annotations_are_rejects(tiny, row, reason):
     assert corpus.numbers.tolist() == [0] and corpus.rows == 2
     (reject,) = corpus.rejects
     assert reject.row == 1 and reason in reject.reason
-    assert reject.where == "train.json of merged_balanced, annotation 1"
+    assert corpus.where(reject.row) == "train.json of merged_balanced, annotation 1"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_broken_csv_rows_are_rejects(tmp_path, picture):
     (tmp_path / "c.csv").write_bytes(content.encode() + b"\xc3\xbc 1.jpg,\xff\n")
     corpus = captions(tmp_path, tmp_path / "c.csv", mismatch=0)
     assert [corpus.record(row).caption for row in corpus.numbers.tolist()] == ["fine"]
-    reasons = [(reject.where, reject.reason) for reject in corpus.rejects]
+    reasons = [(corpus.where(reject.row), reject.reason) for reject in corpus.rejects]
     assert reasons == [
         ("c.csv row 2", "no usable caption"),
         ("c.csv row 3", "no usable caption"),

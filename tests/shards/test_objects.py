@@ -230,7 +230,7 @@ def test_kill_9_during_detect(shards, tmp_path, kills):
         process.send_signal(signal.SIGKILL)
         hits += process.wait() == -signal.SIGKILL
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert hits >= 3
+    assert hits >= 0.75 * kills
     for path in (tmp_path / "plain" / "objects").iterdir():
         assert (shards / "objects" / path.name).read_bytes() == path.read_bytes()
     assert not list(shards.glob("objects/.*.tmp"))

@@ -107,6 +107,7 @@ def rewrite(directory: Path, change) -> None:
         (lambda s: s[4].update(json=s[4]["json"].replace(b"[48", b"[47")), "its JSON says"),
         (lambda s: s[4].update(json=b"{"), "not valid JSON"),
         (lambda s: [x.update(json=x["json"].replace(b"false", b"true")) for x in s], "matched"),
+        (lambda s: s.reverse(), "behind a mismatched one"),
     ],
 )
 def test_wrong_contents_are_found(shards, change, problem):

@@ -69,6 +69,8 @@ def test_tars_follow_the_contract(news, news_shards):
         }
     assert (index["rows"], index["samples"], index["rejects"], index["matched"]) == (80, 80, 0, 40)
     for shard in index["shards"]:
+        matched = [meta["matched"] for name, _, meta in found if name == shard["name"]]
+        assert matched == sorted(matched, reverse=True) and sum(matched) == shard["matched"]
         content = (news_shards / shard["name"]).read_bytes()
         assert shard["sha256"] == hashlib.sha256(content).hexdigest()
         assert shard["bytes"] == len(content) and shard["samples"] == 10
@@ -210,7 +212,7 @@ def slow_corpus(tmp_path_factory, picture) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("slow")
     lines = ["image,caption"]
     for number in range(60):
-        picture(root / "images" / f"{number}.jpg", size=(1600, 1200), seed=number)
+        picture(root / "images" / f"{number}.jpg", size=(1024, 768), seed=number)
         if number % 10 == 9:
             (root / "images" / f"{number}.jpg").write_bytes(b"broken")
         lines += [f"{number}.jpg,caption {n} of {number}" for n in range(3)]
@@ -221,12 +223,12 @@ def slow_corpus(tmp_path_factory, picture) -> tuple[Path, Path]:
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_during_build(slow_corpus, tmp_path, kills):
     images, file = slow_corpus
-    options = ["--images", str(images), "--captions", str(file), "--shard-size", "6", "--jobs", "2"]
+    options = ["--images", str(images), "--captions", str(file), "--shard-size", "3", "--jobs", "2"]
     command = [sys.executable, "-m", "shards", "build", "captions", *options, "--out"]
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     subprocess.run([*command, str(plain)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     hits = kill_and_resume([*command, str(killed)], killed, kills, seed=kills)
-    assert hits >= 3
+    assert hits >= 0.75 * kills
     assert contents(killed) == contents(plain)
     index = read_index(killed)
     assert (index.rows, index.samples, index.rejects) == (180, 162, 18)
