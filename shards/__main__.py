@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ EXAMPLE = """example:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run one command."""
     parser = _parser()
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
+    args.command = shlex.join(["python", "-m", "shards", *argv])
     try:
         args.run(args)
     except InputError as error:
@@ -150,6 +153,7 @@ def _build(corpus: corpora.Corpus, args: argparse.Namespace) -> None:
         shard_size=args.shard_size,
         seed=args.seed,
         jobs=args.jobs,
+        command=args.command,
     )
     _report(args.out, index)
 

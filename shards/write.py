@@ -6,15 +6,13 @@ is known from `.build/<shard>.json`, written after the tar's rename; `index.json
 
 Pairs carry their JPEG, although one picture serves about two pairs: with pointers into picture
 shards, each batch would need all of these at hand, and no shard could be fetched, moved or checked
-by itself. The price is disk: see `tests/bench/shards.py` for the measured factor.
+by itself. The price is disk: see `tests/bench/bench_shards.py` for the measured factor.
 """
 
 import hashlib
 import json
 import multiprocessing
 import os
-import shlex
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -80,6 +78,7 @@ def build(
     shard_size: int | None = None,
     seed: int = 0,
     jobs: int = 1,
+    command: str = "",
 ) -> ShardIndex:
     """Write a corpus as shards; a build that was interrupted goes on where it stopped.
 
@@ -91,11 +90,12 @@ def build(
         max_side: largest shorter side of a stored picture, in pixels.
         shard_size: samples per tar; by default such that there are 64 tars or more.
         jobs: processes; the bytes do not depend on it.
+        command: the command line, for `verify` to print where a tar must be written again.
     """
     if not KEY_PATTERN.fullmatch(corpus.split):
         raise InputError(f"split {corpus.split!r}: only letters, digits, _ and - may name a split")
     options = corpus.options | {"max_side": max_side, "shard_size": shard_size, "seed": seed}
-    finished = claim(directory, options)
+    finished = claim(directory, options, command)
     if finished:
         return finished
     if not len(corpus.numbers):
@@ -143,7 +143,7 @@ def _matched_first(records: Iterable[Record]) -> tuple[Record, ...]:
     return tuple(sorted(records, key=lambda record: not record.matched))
 
 
-def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:
+def claim(directory: Path, options: dict[str, Any], command: str) -> ShardIndex | None:
     """Reserve a directory for these options; its index if nothing is left to write.
 
     Raises:
@@ -171,14 +171,14 @@ def claim(directory: Path, options: dict[str, Any]) -> ShardIndex | None:
         return index
     write_json(state, options)
     with atomic_path(directory / STATE / COMMAND_NAME) as temporary:
-        temporary.write_text(shlex.join(["python", "-m", "shards", *sys.argv[1:]]) + "\n")
+        temporary.write_text(command or f"python -m shards build … --out {directory}")
     return None
 
 
 def build_command(directory: Path) -> str:
     """The command that wrote a directory, to be run again where a tar was lost."""
     try:
-        return (directory / STATE / COMMAND_NAME).read_text().strip()
+        return (directory / STATE / COMMAND_NAME).read_text()
     except OSError:
         return f"python -m shards build … --out {directory}"
 

@@ -118,9 +118,11 @@ def main() -> None:
 
 
 def _load(weights: str) -> tuple[Any, str]:
-    import torch
-    import ultralytics
-
+    try:
+        import torch
+        import ultralytics
+    except ImportError as error:
+        sys.exit(f"{error}; pip install 'fusion-mre[yolo]'")
     ultralytics.SETTINGS["sync"] = False
     torch.manual_seed(0)  # random weights, of a .yaml, must not differ between runs
     return ultralytics.YOLO(weights), ultralytics.__version__
