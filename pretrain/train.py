@@ -44,6 +44,12 @@ def train(config: PretrainConfig) -> Path:
     except ValueError as error:
         raise InputError(str(error)) from error
 
+    checkpoints = RunCheckpoints(run_dir, keep=config.checkpoint.keep)
+    if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
+        if distributed.is_main():
+            print(f"{run_dir}: finished before, at step {config.optim.steps}", flush=True)
+        return run_dir / "model"
+
     torch.manual_seed(config.seed)
     needs_teacher = bool(config.loss.coe or config.loss.cir)
     reader = open_reader(config.data.train, teacher=needs_teacher)
@@ -68,7 +74,6 @@ def train(config: PretrainConfig) -> Path:
     )
     if needs_teacher:
         encode_banks(model, config, engine.device)
-    checkpoints = RunCheckpoints(run_dir, keep=config.checkpoint.keep)
     done = checkpoints.resume(engine)
 
     dataset = pair_dataset(reader, tokenizer, config, augment=True)
