@@ -93,6 +93,7 @@ def detect(source: Path, name: str) -> str:
 def check(imported: Imported, name: str) -> None:
     """Raises: InputError unless the tensors are finite and exactly those of the configuration."""
     hub.check_values(imported.state, name)
+    hub.check_size(imported.config, imported.state, name)
     try:
         with torch.device("meta"):  # shapes only: the model is not built a second time
             expected = Promu.from_config(imported.config).released_state()
@@ -114,9 +115,14 @@ def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
         if not steps:
             raise InputError(f"{source}: no complete checkpoint in {source / 'checkpoints'}")
         source = source / "checkpoints" / f"step-{steps[-1]}"
-    architecture = source.parents[1] / "architecture"
+    architecture = source.resolve().parents[1] / "architecture"
+    if not architecture.is_dir():
+        raise InputError(f"{source}: no {architecture}: not a checkpoint of this trainer")
     if (source / "state.pt").is_file():
-        state = load_pickle(source / "state.pt")["model"]
+        state = load_pickle(source / "state.pt")
+        if not isinstance(state, dict) or "model" not in state:
+            raise InputError(f"{source / 'state.pt'}: holds no `model`")
+        state = state["model"]
     else:
         state = read_zero(source)
     imported = Imported(
@@ -143,9 +149,10 @@ def _read_alpro(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
 
 def _read_towers(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     vit = towers.read_vit(_vision(args))
-    bert, tokenizer = towers.read_bert(args.source)
+    directory = hub.resolve(args.source)
+    bert = hub.read_bert(directory).eval()
     layout = {"text_layers": args.text_layers, "layout": args.encoder_layout}
-    return towers.from_towers(bert, vit, seed=args.seed, **layout), tokenizer
+    return towers.from_towers(bert, vit, seed=args.seed, **layout), hub.load_tokenizer(directory)
 
 
 def _read_model(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:

@@ -321,9 +321,10 @@ def cut_after(layers: int, wanted: int | None) -> int:
 
 
 def count_layers(state: Iterable[str], prefix: str) -> int:
-    """1 + the largest layer number below `prefix`; 0 where there is none."""
+    """How many layers have tensors below `prefix`."""
+    # Counted, not read from the largest number: a file must not be able to ask for 10^9 layers.
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return max((int(match[1]) + 1 for name in state if (match := pattern.match(name))), default=0)
+    return len({match[1] for name in state if (match := pattern.match(name))})
 
 
 def _rows(state: dict[str, Tensor], name: str) -> int:

@@ -14,18 +14,25 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertModel, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
+from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
-from pretrain.model.promu import LossConfig, Promu
+from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from shards.schema import InputError, write_json
 
 __all__ = ["push_to_hub", "resolve"]  # of this module's vocabulary, though they live in `remote`
@@ -33,6 +40,7 @@ __all__ = ["push_to_hub", "resolve"]  # of this module's vocabulary, though they
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 Source = str | os.PathLike[str]
+Model = TypeVar("Model", bound=PreTrainedModel)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -69,6 +77,21 @@ def check_values(state: dict[str, Tensor], name: str) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise InputError(f"{name}: tensor {key} holds NaN or infinity")
+
+
+def check_size(content: dict[str, Any], state: dict[str, Tensor], name: str) -> None:
+    """Raises: InputError where `config.json` would have us build far more than is stored."""
+    stored = sum(tensor.numel() for tensor in state.values())
+    try:
+        least = FusionEncoderConfig.from_dict(content).least_parameters
+        heads = HeadsConfig(**content.get("heads", {}))
+        least += (heads.num_entities + heads.num_relations) * (heads.hidden_mult + 1)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: {CONFIG_NAME}: {error}") from error
+    if least > 4 * stored + 1_000_000:  # smaller differences are listed tensor by tensor
+        raise InputError(
+            f"{name}: {CONFIG_NAME} describes at least {least:,} parameters, {stored:,} are stored"
+        )
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
@@ -114,8 +137,9 @@ def load_promu(
 ) -> tuple[Promu, PreTrainedTokenizerBase]:
     """A pre-training checkpoint with its heads and temperature."""
     directory = resolve(source, revision=revision)
-    model = _fusion_config(directory, lambda content: Promu.from_config(content, loss))
     state = read_weights(directory)
+    check_size(read_config(directory), state, str(directory))
+    model = _fusion_config(directory, lambda content: Promu.from_config(content, loss))
     load_strictly(model, {_training_name(key): state[key] for key in state}, str(directory))
     return model, load_tokenizer(directory)
 
@@ -129,11 +153,13 @@ def load_fusion(
         random_weights: the same architecture and tokenizer, freshly initialised.
     """
     directory = resolve(source, revision=revision)
+    state = {} if random_weights else read_weights(directory)
+    if not random_weights:
+        check_size(read_config(directory), state, str(directory))
     encoder = _fusion_config(
         directory, lambda content: FusionEncoder(FusionEncoderConfig.from_dict(content))
     )
     if not random_weights:
-        state = read_weights(directory)
         encoder_state = {key: state[key] for key in state if not key.startswith("heads.")}
         load_strictly(encoder, encoder_state, str(directory))
     return encoder, load_tokenizer(directory)
@@ -150,16 +176,44 @@ def load_text_tower(
     directory = resolve(source, revision=revision)
     content = read_config(directory)
     if content.get("model_type") == "bert":
-        from transformers import BertConfig
-
-        options = {"add_pooling_layer": False, "attn_implementation": "sdpa"}
-        if random_weights:
-            bert = BertModel(BertConfig.from_pretrained(directory), add_pooling_layer=False)
-        else:
-            bert = BertModel.from_pretrained(directory, dtype=torch.float32, **options)
+        bert = (
+            BertModel(BertConfig.from_pretrained(directory), add_pooling_layer=False)
+            if random_weights
+            else read_bert(directory)
+        )
         return bert, load_tokenizer(directory)
     encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
     return stack_text_layers(encoder), tokenizer
+
+
+def read_bert(directory: Path) -> BertModel:
+    """A Hugging Face BERT without pooler, float32. Raises: InputError, see `read_transformers`."""
+    return read_transformers(BertModel, directory, add_pooling_layer=False)
+
+
+def read_transformers(model_class: type[Model], directory: Path, **options: Any) -> Model:
+    """A `transformers` model of a local directory, float32.
+
+    Raises:
+        InputError: another kind of model, a pickle that would run code, or tensors that are missing
+            (`transformers` alone would draw those at random).
+    """
+    kind, wanted = read_config(directory).get("model_type"), model_class.config_class.model_type
+    if kind != wanted:
+        raise InputError(f"{directory}: model_type is {kind!r}, not {wanted!r}")
+    pickled = directory / "pytorch_model.bin"
+    if pickled.is_file() and not any(directory.glob("*.safetensors")):
+        load_pickle(pickled)  # refuses in one line what `transformers` would refuse in twenty
+    options |= {"attn_implementation": "sdpa", "dtype": torch.float32, "local_files_only": True}
+    try:
+        model, report = model_class.from_pretrained(directory, output_loading_info=True, **options)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{directory}: {str(error).strip().splitlines()[0]}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")
+    check_values(model.state_dict(), str(directory))
+    return model
 
 
 def init_encoder(source: Source, architecture: FusionEncoderConfig) -> tuple[FusionEncoder, str]:

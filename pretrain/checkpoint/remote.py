@@ -13,6 +13,7 @@ from shards.schema import InputError
 
 # Written last: a directory without it is not a model directory, so half an upload is not one.
 _LAST = "config.json"
+_PICKLED = "pytorch_model.bin"
 _RELEASED = ("*.json", "*.safetensors", "*.txt", "*.md", "*.model")
 
 
@@ -38,7 +39,10 @@ def resolve(
 
     options = {"revision": revision, "local_files_only": local_files_only}
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_RELEASED), **options))
+        folder = Path(snapshot_download(name, allow_patterns=list(_RELEASED), **options))
+        if not any(folder.glob("*.safetensors")):  # an old BERT or CLIP; read without its pickle
+            snapshot_download(name, allow_patterns=[_PICKLED], **options)
+        return folder
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

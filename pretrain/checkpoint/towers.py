@@ -9,44 +9,17 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from transformers import BertModel, PreTrainedTokenizerBase
+from transformers import BertModel
 
 from pretrain.checkpoint.authors import Imported, bert_table, cut_after, to_ours
 from pretrain.checkpoint.hub import (
     CONFIG_NAME,
     WEIGHTS_NAME,
-    Source,
     check_fits,
     load_strictly,
-    load_tokenizer,
-    read_config,
-    resolve,
 )
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards.schema import InputError, write_json
-
-
-def read_bert(source: Source) -> tuple[BertModel, PreTrainedTokenizerBase]:
-    """A Hugging Face BERT directory or hub id: (model without pooler, tokenizer).
-
-    Raises:
-        InputError: another kind of model, or tensors that are missing (`transformers` alone would
-            draw those at random).
-    """
-    directory = resolve(source)
-    kind = read_config(directory).get("model_type")
-    if kind != "bert":
-        raise InputError(f"{source}: model_type is {kind!r}, not 'bert'")
-    try:
-        bert, report = BertModel.from_pretrained(
-            directory, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{source}: {str(error).splitlines()[0]}") from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise InputError(f"{source}: {len(missing)} tensors are missing, for example {missing[0]}")
-    return bert.eval(), load_tokenizer(directory)
 
 
 def read_vit(source: str) -> VisionTransformer:

@@ -11,13 +11,15 @@ import tempfile
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from transformers.models.bert.modeling_bert import BertEncoder
+
+from shards.schema import is_number
 
 CONFIG_VERSION = 1
 MODEL_TYPE = "fusion-mre"
@@ -111,11 +113,27 @@ class FusionEncoderConfig:
         unknown = set(content) - names - {"model_type", "format_version", "heads"}
         if unknown:
             raise ValueError(f"unknown keys {sorted(unknown)}")
-        values = {key: content[key] for key in names & set(content)}
-        for key in ("image_mean", "image_std"):
-            if key in values:
-                values[key] = tuple(values[key])
+        values = {}
+        for field in fields(cls):
+            if field.name in content:
+                values[field.name] = _checked(field.name, field.type, content[field.name])
         return cls(**values)
+
+    @property
+    def least_parameters(self) -> int:
+        """A lower bound of the number of parameters, by arithmetic: nothing is built for it."""
+        fusion = 0 if self.encoder_layout == "shared_twice" else self.fusion_layers
+        bert = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
+        vit = 12 * self.vision_hidden_size**2
+        words = self.vocab_size + self.max_position_embeddings
+        patches = self.grid**2 + 3 * self.patch_size**2
+        return (
+            words * self.hidden_size
+            + (self.text_layers + fusion) * bert
+            + patches * self.vision_hidden_size
+            + self.vision_layers * vit
+            + self.projection_size * (self.hidden_size + self.vision_hidden_size)
+        )
 
     def bert_config(self, num_layers: int) -> BertConfig:
         """The `transformers` configuration of `num_layers` of our BERT layers."""
@@ -131,6 +149,22 @@ class FusionEncoderConfig:
             layer_norm_eps=self.layer_norm_eps,
             attn_implementation="sdpa",
         )
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """A value from `config.json`, if it is of its field's kind."""
+    if get_origin(kind) is Literal:
+        good = value in get_args(kind)
+    elif get_origin(kind) is tuple:
+        good = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
+        value = tuple(value) if good else value
+    elif kind is int:
+        good = type(value) is int and value >= (0 if name == "fusion_layers" else 1)
+    else:
+        good = is_number(value) and value >= 0
+    if not good:
+        raise ValueError(f"{name} cannot be {value!r}")
+    return value
 
 
 @dataclass

@@ -331,6 +331,27 @@ def test_image_size(bert_dir, vit_dir, tmp_path, capsys):
     torch.testing.assert_close(encoder.encode_image(pixels), vit.forward_features(pixels))
 
 
+def test_bert_of_before_safetensors(references, tokenizer_dir, vit_dir, tmp_path, capsys):
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "bert")
+    references[0].config.save_pretrained(folder)
+    state = references[0].state_dict()
+    torch.save(state, folder / "pytorch_model.bin")
+    run(folder, tmp_path / "out", "--vision", vit_dir)
+    ours = load_file(tmp_path / "out/model.safetensors")
+    name = "encoder.layer.3.output.dense.weight"
+    assert torch.equal(ours["fusion.layer.1.output.dense.weight"], state[f"bert.{name}"])
+
+    torch.save(state | {"x": exit}, folder / "pytorch_model.bin")
+    with pytest.raises(SystemExit) as stop:
+        run(folder, tmp_path / "evil", "--vision", vit_dir)
+    assert stop.value.code == 2
+    del state["bert.encoder.layer.2.output.dense.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(SystemExit):
+        run(folder, tmp_path / "missing", "--vision", vit_dir)
+    assert "1 tensors missing, for example encoder.layer.2" in capsys.readouterr().err
+
+
 def test_another_activation_is_found_out(bert_dir, vit_dir, tmp_path, capsys):
     folder = shutil.copytree(bert_dir, tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())

@@ -107,6 +107,12 @@ DIRECTORIES = {
         lambda d: edit_config(d, projection_size=5),
         "text_proj.weight is (4, 8), expected (5, 8)",
     ),
+    "giant": (
+        lambda d: edit_config(d, vocab_size=10**12),
+        "config.json describes at least 8,000,000,002,336 parameters, 2,792 are stored",
+    ),
+    "endless": (lambda d: edit_config(d, text_layers=10**9), "parameters, 2,792 are stored"),
+    "senseless": (lambda d: edit_config(d, patch_size=0), "config.json: patch_size cannot be 0"),
     "another model": (
         lambda d: edit_config(d, model_type="llama"),
         "model_type 'llama' is none of ['fusion-mre', 'bert', 'clip']",
@@ -248,3 +254,19 @@ def test_links_within_a_hub_snapshot_are_followed(sound, tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         load_pickle(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        FusionEncoderConfig(),
+        FusionEncoderConfig(encoder_layout="shared_twice"),
+        FusionEncoderConfig(vision_hidden_size=192, vision_heads=3, fusion_layers=0),
+    ],
+    ids=lambda config: f"{config.encoder_layout} {config.vision_hidden_size}",
+)
+def test_least_parameters_is_a_bound(config):
+    with torch.device("meta"):
+        stored = sum(tensor.numel() for tensor in FusionEncoder(config).state_dict().values())
+    assert 0.6 * stored < config.least_parameters <= stored
