@@ -19,9 +19,9 @@ from pretrain.data import decode, squash
 from pretrain.distributed import device as pick_device
 from pretrain.engine import autocast
 from pretrain.model.fusion_encoder import FusionEncoder
+from shards.columns import write_column
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER, InputError
 from shards.stream import Sample, ShardReader
-from shards.write import write_column
 
 
 @exit_on_input_error
@@ -35,8 +35,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("shards", help="shard directory with an objects column")
     parser.add_argument("--prompter", required=True, help="model directory or hub id")
     parser.add_argument("--batch-size", type=int, default=256, help="pictures per forward pass")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default=None,
-                        help="default: bf16 on a GPU, else fp32")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default=None,
+        help="default: bf16 on a GPU, else fp32",
+    )
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     label(args.shards, args.prompter, batch_size=args.batch_size, precision=args.precision)
 
@@ -47,7 +51,9 @@ def label(
     """Write the teacher column of a shard directory; resumes shard by shard."""
     reader = ShardReader(shards)
     if not reader.has_column(OBJECTS):
-        raise InputError(f"{shards}: no objects column; run `python -m shards detect {shards}` first")
+        raise InputError(
+            f"{shards}: no objects column; run `python -m shards detect {shards}` first"
+        )
     reader = ShardReader(shards, columns=[OBJECTS])
     directory = hub.resolve(prompter)
     encoder, _ = hub.load_fusion(directory)

@@ -15,9 +15,17 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from shards.schema import OBJECTS, DetectedObject, InputError, is_number, parse_object
-from shards.stream import Sample, ShardReader
-from shards.write import file_sha256, write_column
+from shards.columns import write_column
+from shards.schema import (
+    OBJECTS,
+    DetectedObject,
+    InputError,
+    file_sha256,
+    is_number,
+    parse_object,
+)
+from shards.shard import Sample
+from shards.stream import ShardReader
 from shards.yolo import YoloDetector
 
 

@@ -14,6 +14,7 @@ A shard directory holds one split::
 Whatever reads or writes these files takes names and shapes from here.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -320,3 +321,19 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     with atomic_path(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
+
+
+def sweep(*directories: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for directory in directories:
+        for path in directory.glob(LEFTOVERS):
+            path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str | None:
+    """Checksum of a file; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None

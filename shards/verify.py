@@ -20,12 +20,14 @@ from shards.schema import (
     TEACHER_TENSORS,
     InputError,
     ShardInfo,
+    file_sha256,
     parse_column,
     parse_object,
     read_index,
 )
-from shards.stream import ShardReader, open_teacher, read_objects
-from shards.write import build_command, file_sha256
+from shards.shard import open_teacher, read_objects
+from shards.stream import ShardReader
+from shards.write import build_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Records -> tar shards, and columns beside them: parallel, resumable, the same bytes every time.
+"""Records -> tar shards: parallel, resumable, the same bytes every time.
 
 Killed at any moment, a build goes on with the first shard that is not finished. What is finished
 is known from `.build/<shard>.json`, written after the tar's rename; `index.json` comes last.
@@ -30,21 +30,18 @@ from tqdm import tqdm
 from shards.corpora import Corpus, Record, Reject
 from shards.images import RejectedImage, stored_image
 from shards.schema import (
-    COLUMN_NAME,
     INDEX_NAME,
     KEY_PATTERN,
-    LEFTOVERS,
     REJECTS_NAME,
-    ColumnIndex,
-    ColumnShard,
     InputError,
     PairMeta,
     ShardIndex,
     ShardInfo,
     atomic_path,
-    parse_column,
+    file_sha256,
     parse_object,
     read_index,
+    sweep,
     write_json,
 )
 
@@ -264,15 +261,6 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
     return info, rejects
 
 
-def file_sha256(path: Path) -> str | None:
-    """Checksum of a file; None if there is none."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-
-
 def _tar_writer(file):
     from webdataset import TarWriter
 
@@ -309,62 +297,4 @@ def _finish(
             line = {"row": row, "where": where(row), "reason": reason}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_json(directory / INDEX_NAME, index.to_dict())
-    _sweep(directory, directory / STATE)
-
-
-def _sweep(*directories: Path) -> None:
-    """Remove the temporary files of processes that were killed."""
-    for directory in directories:
-        for path in directory.glob(LEFTOVERS):
-            path.unlink(missing_ok=True)
-
-
-def write_column(
-    directory: Path,
-    column: str,
-    suffix: str,
-    compute: Callable[[int], bytes],
-    provenance: dict[str, Any],
-    *,
-    desc: str,
-) -> ColumnIndex:
-    """Write `<column>/<shard><suffix>` for every shard that lacks it, then mark it complete.
-
-    A file is kept if it was made with the same `provenance` from the same tar; so an interrupted
-    run goes on at the first missing shard, and a changed one starts over, saying so.
-
-    Args:
-        suffix: with its dot, for example `.jsonl`.
-        compute: shard number -> the file's bytes.
-        provenance: model, options, versions; JSON.
-    """
-    index, folder = read_index(directory), Path(directory) / column
-    provenance = json.loads(json.dumps(provenance))
-    done = _column_so_far(folder, column, provenance)
-    with tqdm(index.shards, unit="shard", disable=None, desc=desc) as bar:
-        for number, shard in enumerate(bar):
-            path, known = folder / f"{shard.stem}{suffix}", done.get(shard.stem)
-            if known and known.tar_sha256 == shard.sha256 and file_sha256(path) == known.sha256:
-                continue
-            content = compute(number)
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-            sha256 = hashlib.sha256(content).hexdigest()
-            done[shard.stem] = ColumnShard(shard.samples, sha256, shard.sha256)
-            write_json(folder / COLUMN_NAME, ColumnIndex(column, False, done, provenance).to_dict())
-    shards = {shard.stem: done[shard.stem] for shard in index.shards}
-    result = ColumnIndex(column, True, shards, provenance)
-    write_json(folder / COLUMN_NAME, result.to_dict())
-    _sweep(folder)
-    return result
-
-
-def _column_so_far(folder: Path, column: str, provenance: dict[str, Any]) -> dict[str, ColumnShard]:
-    path = folder / COLUMN_NAME
-    if not path.exists():
-        return {}
-    before = parse_column(path.read_bytes(), str(path))
-    if before.provenance == provenance:
-        return dict(before.shards)
-    print(f"{folder}: made with other options before; the column is written anew")
-    return {}
+    sweep(directory, directory / STATE)

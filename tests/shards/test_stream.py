@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from shards import location
+from shards.columns import write_column
 from shards.schema import InputError
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
-from shards.write import write_column
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 

@@ -13,9 +13,9 @@ import webdataset
 from safetensors.numpy import save
 
 from shards.__main__ import main
-from shards.schema import TEACHER_TENSORS, InputError
+from shards.columns import write_column
+from shards.schema import TEACHER_TENSORS, InputError, file_sha256
 from shards.verify import check
-from shards.write import file_sha256, write_column
 
 ROOT = Path(__file__).resolve().parents[2]
 

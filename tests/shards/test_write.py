@@ -17,10 +17,11 @@ import pytest
 import webdataset
 
 from shards import write
+from shards.columns import write_column
 from shards.corpora import captions
 from shards.newsclippings import newsclippings
 from shards.schema import InputError, read_index
-from shards.write import build, shard_count, write_column
+from shards.write import build, shard_count
 
 ROOT = Path(__file__).resolve().parents[2]
 
