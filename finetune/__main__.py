@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -89,6 +90,8 @@ def with_positional(argv: Sequence[str], name: str) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Dispatch on the first word."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    # DeepSpeed's launcher puts this first; the rank comes from the environment.
+    argv = [word for word in argv if not re.fullmatch(r"--local[-_]rank=-?\d+", word)]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

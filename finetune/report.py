@@ -70,7 +70,7 @@ def build(
         sections.append(pages.Section("Few labels", "Test F1 over shares of train.", [table]))
     if table := tables.view_table(results):
         sections.append(pages.Section("Views", "What each changed run was shown.", [table]))
-    for task, kind in dict.fromkeys((r["task"], r["kind"]) for r in results.values()):
+    for task, kind in dict.fromkeys((r["task"], r["provenance"]["kind"]) for r in results.values()):
         chosen = {name: answers[name] for name in answers if results[name]["task"] == task}
         if kind == "relation" and any(chosen.values()):
             sections.append(tables.relation_section(task, results, chosen))

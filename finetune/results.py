@@ -81,7 +81,6 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
     tested = all(seed["test"] is not None for seed in per_seed)
     return {
         "task": config.task,
-        "kind": task.info.kind,
         "method": config.method,
         "protocol": config.protocol,
         "leaky": any(seed["leaky"] for seed in per_seed),
@@ -94,6 +93,7 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
         "per_seed": per_seed,
         "provenance": {
             "config": yaml.safe_load(dump_config(config)),
+            "kind": task.info.kind,
             "data": data_hashes(config, task, per_seed[0]["side_inputs"]),
             "versions": versions(),
             "seconds": round(sum(seed["seconds"] for seed in per_seed), 1),

@@ -43,7 +43,7 @@ def main_table(results: Results, answers: Mapping[str, Sequence[Answers]]) -> pa
         if test is not None:
             cells = [figure(test[metric]) for metric in METRICS]
             if answers[name]:
-                cells[0] += interval(result["kind"], answers[name])
+                cells[0] += interval(result["provenance"]["kind"], answers[name])
         rows.append(
             [
                 name + (" *leaky*" if result["leaky"] else ""),

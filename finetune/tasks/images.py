@@ -68,8 +68,10 @@ class ImageStore:
 
     def pixels_at(self, index: np.ndarray) -> np.ndarray:
         """(B, 3, S, S) uint8 of positions `index`; zeros where it is -1."""
-        values = np.zeros((len(index), *self.pixels.shape[1:]), dtype=np.uint8)
         present = index >= 0
+        if present.all():
+            return np.asarray(self.pixels[index])
+        values = np.zeros((len(index), *self.pixels.shape[1:]), dtype=np.uint8)
         values[present] = self.pixels[index[present]]
         return values
 

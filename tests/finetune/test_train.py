@@ -28,6 +28,10 @@ def lines(path: Path) -> list[dict]:
 def test_result_and_files(tmp_path, mnre_folder, tiny_model, method):
     """Two seeds: every file is there, the figures are those of the predictions."""
     result = train(mnre_folder, tmp_path / "run", tiny_model, "--seeds", "1,2", method=method)
+    assert list(result) == [
+        *("task", "method", "protocol", "leaky", "images", "views", "dev", "test"),
+        *("per_seed", "provenance"),
+    ]
     assert (result["task"], result["method"], result["leaky"]) == ("mnre", method, False)
     assert result["images"] == ("required" if method == "promu" else "none")
     assert [seed["seed"] for seed in result["per_seed"]] == [1, 2]
