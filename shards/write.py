@@ -4,9 +4,10 @@ Killed at any moment, a build goes on with the first shard that is not finished.
 is known from `.build/<shard>.json`, written after the tar's rename; `index.json` comes last.
 `.build` stays: thanks to it a tar that was lost is written again alone, by the same command.
 
-Pairs carry their JPEG, although one picture serves about two pairs: with pointers into picture
-shards, each batch would need all of these at hand, and no shard could be fetched, moved or checked
-by itself. The price is disk: see `tests/bench/bench_shards.py` for the measured factor.
+Pairs carry their JPEG, although one picture serves about two pairs. With pointers into picture
+shards, each batch would need all of those at hand (now it needs one shard per canonical stream: 64
+of 542 for 1.1 M pairs), and no shard could be fetched, moved or checked by itself. The price is
+disk, twice as much (measured: `tests/bench/bench_shards.py`): near 80 GB for 1.1 M pairs, not 36.
 """
 
 import hashlib
@@ -91,28 +92,16 @@ def build(
     """
     if not KEY_PATTERN.fullmatch(corpus.split):
         raise InputError(f"split {corpus.split!r}: only letters, digits, _ and - may name a split")
+    if not len(corpus.numbers):
+        reasons = Counter(reject.reason for reject in corpus.rejects).most_common(1)
+        raise InputError(f"no usable row among {corpus.rows}; most frequent reason: {reasons}")
     options = corpus.options | {"max_side": max_side, "shard_size": shard_size, "seed": seed}
     finished = claim(directory, options, command)
     if finished:
         return finished
-    if not len(corpus.numbers):
-        reasons = Counter(reject.reason for reject in corpus.rejects).most_common(1)
-        raise InputError(f"no usable row among {corpus.rows}; most frequent reason: {reasons}")
-    numbers = np.random.default_rng([seed, 0]).permutation(corpus.numbers)
-    parts = np.array_split(numbers, shard_count(len(numbers), shard_size))
-    tasks = (
-        ShardTask(
-            name=f"{corpus.split}-{number:06d}.tar",
-            directory=directory,
-            images=corpus.images,
-            records=_matched_first(corpus.record(row) for row in part.tolist()),
-            split=corpus.split,
-            max_side=max_side,
-        )
-        for number, part in enumerate(parts)
-    )
+    tasks = _tasks(corpus, directory, max_side=max_side, shard_size=shard_size, seed=seed)
     infos, rejects = [], list(corpus.rejects)
-    with tqdm(total=len(numbers), unit="pair", disable=None, desc="build") as bar:
+    with tqdm(total=len(corpus.numbers), unit="pair", disable=None, desc="build") as bar:
         for info, refused in _run(tasks, jobs):
             infos.append(info)
             rejects += refused
@@ -130,6 +119,22 @@ def build(
     )
     _finish(directory, index, rejects, corpus.where)
     return index
+
+
+def _tasks(
+    corpus: Corpus, directory: Path, *, max_side: int, shard_size: int | None, seed: int
+) -> Iterator[ShardTask]:
+    numbers = np.random.default_rng([seed, 0]).permutation(corpus.numbers)
+    parts = np.array_split(numbers, shard_count(len(numbers), shard_size))
+    for number, part in enumerate(parts):
+        yield ShardTask(
+            name=f"{corpus.split}-{number:06d}.tar",
+            directory=directory,
+            images=corpus.images,
+            records=_matched_first(corpus.record(row) for row in part.tolist()),
+            split=corpus.split,
+            max_side=max_side,
+        )
 
 
 def _matched_first(records: Iterable[Record]) -> tuple[Record, ...]:
@@ -196,7 +201,8 @@ def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, lis
     if jobs <= 1:
         yield from map(write_shard, tasks)
         return
-    # Forked workers share the memory of the libraries that they need.
+    import webdataset  # noqa: F401 - forked workers share the libraries that are loaded before
+
     context = multiprocessing.get_context("fork")
     arguments = {"initializer": _end_with, "initargs": (os.getpid(),)}
     with ProcessPoolExecutor(jobs, mp_context=context, **arguments) as pool:
