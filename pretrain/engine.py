@@ -41,17 +41,25 @@ def start(kind: Literal["auto", "deepspeed", "single"]) -> str:
     if kind == "single" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("engine.kind single cannot run in several processes; use deepspeed")
     if kind == "deepspeed":
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        import deepspeed
-        from deepspeed.accelerator import get_accelerator
-
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        deepspeed.init_distributed(
-            get_accelerator().communication_backend_name(), auto_mpi_discovery=False
-        )
+        _init_deepspeed()
     if torch.cuda.is_available() and distributed.device().type == "cuda":
         torch.cuda.set_device(distributed.device())
     return kind
+
+
+def _init_deepspeed() -> None:
+    os.environ.setdefault("DS_ACCELERATOR", distributed.device().type)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import sets its own
+    if get_accelerator().device_name() == "cpu":
+        # A collective for CPU inference, compiled at start-up by all ranks at once, for a minute
+        # or more, with a compiler that need not be there. Training uses gloo's.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = get_accelerator().communication_backend_name()
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False)
 
 
 class SingleEngine:
