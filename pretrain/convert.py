@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from pretrain.checkpoint import authors, hub, towers
+from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.remote import fetch, is_remote
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> None:
 def report_digest(out: str) -> None:
     """Print the SHA-256 of what was written (of an upload it was compared already)."""
     if not is_remote(out):
-        path = Path(out) / hub.WEIGHTS_NAME if Path(out).is_dir() else Path(out)
-        print(f"sha256 {hub.digest(path)}  {path}")
+        path = Path(out) / strict.WEIGHTS_NAME if Path(out).is_dir() else Path(out)
+        print(f"sha256 {strict.digest(path)}  {path}")
 
 
 def detect(source: Path, name: str) -> str:
@@ -80,7 +80,7 @@ def detect(source: Path, name: str) -> str:
         return "deepspeed"
     if source.suffix in (".pt", ".pth", ".bin"):
         raise InputError(f"{name}: no such file")
-    content = hub.read_config(hub.resolve(name))
+    content = strict.read_config(hub.resolve(name))
     kinds = {"fusion-mre": "model", "bert": "bert+vit", "clip": "clip"}
     kind = kinds.get(str(content.get("model_type")))
     if not kind:
@@ -92,8 +92,8 @@ def detect(source: Path, name: str) -> str:
 
 def check(imported: Imported, name: str) -> None:
     """Raises: InputError unless the tensors are finite and exactly those of the configuration."""
-    hub.check_values(imported.state, name)
-    hub.check_size(imported.config, imported.state, name)
+    strict.check_values(imported.state, name)
+    strict.check_size(imported.config, imported.state, name)
     try:
         with torch.device("meta"):  # shapes only: the model is not built a second time
             expected = Promu.from_config(imported.config).released_state()
@@ -103,7 +103,7 @@ def check(imported: Imported, name: str) -> None:
         ) from error
     if "heads.temperature" not in imported.state:
         del expected["heads.temperature"]
-    hub.check_fits(expected, imported.state, name)
+    strict.check_fits(expected, imported.state, name)
 
 
 # ---------------------------------------------------------------------- sources
@@ -126,7 +126,7 @@ def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     else:
         state = read_zero(source)
     imported = Imported(
-        hub.read_config(architecture), hub.released_names(state), [f"checkpoint {source.name}"]
+        strict.read_config(architecture), hub.released_names(state), [f"checkpoint {source.name}"]
     )
     return imported, hub.load_tokenizer(architecture)
 
@@ -157,7 +157,7 @@ def _read_towers(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]
 
 def _read_model(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     directory = hub.resolve(args.source)
-    imported = Imported(hub.read_config(directory), hub.read_weights(directory))
+    imported = Imported(strict.read_config(directory), strict.read_weights(directory))
     return imported, hub.load_tokenizer(directory)
 
 

@@ -7,6 +7,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import table
+from pretrain.checkpoint.strict import read_config, read_transformers
 from pretrain.model.clip import ClipEncoder
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.schema import InputError, parse_object, write_json
@@ -31,7 +32,7 @@ def load_prompter(source: hub.Source, *, revision: str | None = None) -> Prompte
         InputError: neither of the two, or with the list of what is wrong.
     """
     directory = hub.resolve(source, revision=revision)
-    kind = hub.read_config(directory).get("model_type")
+    kind = read_config(directory).get("model_type")
     if kind == "clip":
         clip = read_clip(directory)
         return Prompter(clip, hub.load_tokenizer(directory), clip.temperature)
@@ -49,7 +50,7 @@ def read_clip(directory: Path) -> ClipEncoder:
         statistics = {key: tuple(preprocessor[key]) for key in ("image_mean", "image_std")}
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: no `image_mean` and `image_std`") from error
-    return ClipEncoder(hub.read_transformers(CLIPModel, directory).eval(), **statistics)
+    return ClipEncoder(read_transformers(CLIPModel, directory).eval(), **statistics)
 
 
 def write_clip(out: hub.Source, source: hub.Source) -> str:

@@ -12,12 +12,7 @@ from torch import Tensor
 from transformers import BertModel
 
 from pretrain.checkpoint.authors import Imported, bert_table, cut_after, to_ours
-from pretrain.checkpoint.hub import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    check_fits,
-    load_strictly,
-)
+from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, check_fits, load_strictly
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards.schema import InputError, write_json
 

@@ -27,7 +27,7 @@ MODEL_TYPE = "fusion-mre"
 
 @dataclass(frozen=True, kw_only=True)
 class FusionEncoderConfig:
-    """Architecture: what `config.json` of a model directory stores. Defaults: BERT-base + ViT-B/16."""
+    """Architecture: what `config.json` of a model directory stores. Default: BERT-base, ViT-B/16."""
 
     vocab_size: int = 30522
     """Word pieces of the tokenizer."""
@@ -43,7 +43,7 @@ class FusionEncoderConfig:
     """BERT layers that read text and picture together; 0 = dual encoder (a prompter)."""
     encoder_layout: Literal["split", "two_bert", "shared_twice"] = "split"
     """split: one BERT cut in two (released code, pre-training). two_bert: two whole BERTs (the
-    paper read literally). shared_twice: the text layers run again as fusion (released MRE class)."""
+    paper read literally). shared_twice: the text layers again as fusion (released MRE class)."""
     max_position_embeddings: int = 512
     """Longest text in word pieces."""
     hidden_dropout: float = 0.1
@@ -83,7 +83,8 @@ class FusionEncoderConfig:
                 f"model.hidden_size {self.hidden_size} is no multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        if self.encoder_layout == "shared_twice" and self.fusion_layers not in (0, self.text_layers):
+        shared = self.encoder_layout == "shared_twice"
+        if shared and self.fusion_layers not in (0, self.text_layers):
             raise ValueError("model.encoder_layout shared_twice needs fusion_layers == text_layers")
 
     @property
@@ -195,10 +196,8 @@ class FusionEncoder(nn.Module):
             num_classes=0,
             norm_layer=partial(nn.LayerNorm, eps=config.vision_norm_eps),
         )
-        same_width = config.vision_hidden_size == config.hidden_size
-        self.bridge = (
-            nn.Identity() if same_width else nn.Linear(config.vision_hidden_size, config.hidden_size)
-        )
+        widths = config.vision_hidden_size, config.hidden_size
+        self.bridge = nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths)
         if config.fusion_layers and config.encoder_layout != "shared_twice":
             self.fusion = BertEncoder(config.bert_config(config.fusion_layers))
             self.fusion.apply(self.text._init_weights)

@@ -1,0 +1,141 @@
+"""Reading other people's directories strictly: nothing missing, foreign, or out of place.
+
+Everything here raises `InputError` with one line that names the file and lists what is wrong.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pretrain.checkpoint.untrusted import load_pickle
+from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.promu import HeadsConfig
+from shards.schema import InputError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+Model = TypeVar("Model", bound=PreTrainedModel)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json` of a local directory, of whatever model type."""
+    path = _member(directory, CONFIG_NAME)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged (not a JSON object)")
+    return content
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """`model.safetensors` of a local directory as float32 CPU tensors."""
+    path = _member(directory, WEIGHTS_NAME)
+    try:
+        state = load_file(path)
+    except (SafetensorError, AttributeError, KeyError) as error:
+        raise InputError(f"{path}: damaged or unknown safetensors file ({error})") from error
+    check_values(state, str(path))
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def check_values(state: dict[str, Tensor], name: str) -> None:
+    """Raises: InputError for the first tensor that is no finite 16- or 32-bit float."""
+    for key, tensor in state.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(
+                f"{name}: tensor {key} is {str(tensor.dtype).removeprefix('torch.')}; "
+                "only float32, float16 and bfloat16 are read"
+            )
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{name}: tensor {key} holds NaN or infinity")
+
+
+def check_size(content: dict[str, Any], state: dict[str, Tensor], name: str) -> None:
+    """Raises: InputError where `config.json` would have us build far more than is stored."""
+    stored = sum(tensor.numel() for tensor in state.values())
+    try:
+        least = FusionEncoderConfig.from_dict(content).least_parameters
+        heads = HeadsConfig(**content.get("heads", {}))
+        least += (heads.num_entities + heads.num_relations) * (heads.hidden_mult + 1)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: {CONFIG_NAME}: {error}") from error
+    if least > 4 * stored + 1_000_000:  # smaller differences are listed tensor by tensor
+        raise InputError(
+            f"{name}: {CONFIG_NAME} describes at least {least:,} parameters, {stored:,} are stored"
+        )
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load every tensor, or raise InputError with the list of missing, foreign, misshapen ones."""
+    check_fits(module.state_dict(), state, name)
+    module.load_state_dict(state)
+
+
+def check_fits(expected: dict[str, Tensor], state: dict[str, Tensor], name: str) -> None:
+    """Raises: InputError with the list of missing, foreign, misshapen tensors."""
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"foreign {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
+        raise InputError(f"{name}: {shown}")
+
+
+def read_transformers(model_class: type[Model], directory: Path, **options: Any) -> Model:
+    """A `transformers` model of a local directory, float32.
+
+    Raises:
+        InputError: another kind of model, a pickle that would run code, or tensors that are missing
+            (`transformers` alone would draw those at random).
+    """
+    kind, wanted = read_config(directory).get("model_type"), model_class.config_class.model_type
+    if kind != wanted:
+        raise InputError(f"{directory}: model_type is {kind!r}, not {wanted!r}")
+    pickled = directory / "pytorch_model.bin"
+    if pickled.is_file() and not any(directory.glob("*.safetensors")):
+        load_pickle(pickled)  # refuses in one line what `transformers` would refuse in twenty
+    options |= {"attn_implementation": "sdpa", "dtype": torch.float32, "local_files_only": True}
+    try:
+        model, report = model_class.from_pretrained(directory, output_loading_info=True, **options)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{directory}: {str(error).strip().splitlines()[0]}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")
+    check_values(model.state_dict(), str(directory))
+    return model
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of its weights, the identity of a model directory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _member(directory: Path, name: str) -> Path:
+    """A file of a model directory that really lies in it (or in the hub cache behind it)."""
+    path = directory / name
+    if not path.is_file():
+        raise InputError(f"{directory}: not a model directory: no {name}")
+    home = directory.resolve()
+    # A snapshot of the hub cache is made of links into the `blobs` folder beside it.
+    allowed = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise InputError(
+            f"{path}: a link out of the directory (to {path.resolve()}); copy the file"
+        )
+    return path
