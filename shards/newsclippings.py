@@ -58,9 +58,10 @@ def newsclippings(
 
     keep, coverage = _look_up(table, entries, ImageFolder(origin), rejects)
     kept = table[keep]
+    numbers = np.ascontiguousarray(kept["row"])  # searchsorted would copy a strided one each time
 
     def record(row: int) -> Record:
-        line = kept[np.searchsorted(kept["row"], row)]
+        line = kept[np.searchsorted(numbers, row)]
         caption_id, image_id = int(line["id"]), int(line["image_id"])
         similarity = float(line["similarity"])
         return Record(
@@ -77,7 +78,7 @@ def newsclippings(
     return Corpus(
         split=split,
         images=origin,
-        numbers=kept["row"].copy(),
+        numbers=numbers,
         record=record,
         where=where,
         rejects=rejects,
