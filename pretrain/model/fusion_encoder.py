@@ -27,7 +27,7 @@ MODEL_TYPE = "fusion-mre"
 
 @dataclass(frozen=True, kw_only=True)
 class FusionEncoderConfig:
-    """Architecture: what `config.json` of a model directory stores. Default: BERT-base, ViT-B/16."""
+    """Architecture: what `config.json` of a model directory stores. Default: BERT- and ViT-base."""
 
     vocab_size: int = 30522
     """Word pieces of the tokenizer."""
