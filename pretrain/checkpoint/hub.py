@@ -126,8 +126,8 @@ def read_bert(directory: Path) -> BertModel:
 def init_encoder(source: Source, architecture: FusionEncoderConfig) -> tuple[FusionEncoder, str]:
     """An encoder of `architecture` whose towers start from another model directory.
 
-    Both towers and projections must fit; only fusion layers may be missing at the source (it may
-    be a prompter) and are then drawn at random.
+    Both towers and projections must fit. Fusion layers alone may be on one side only: a prompter
+    has none. Those missing at the source are drawn at random, those not wanted are left there.
 
     Returns:
         The encoder, and one line that says what was loaded and what was not.
@@ -135,13 +135,13 @@ def init_encoder(source: Source, architecture: FusionEncoderConfig) -> tuple[Fus
     directory = resolve(source)
     state = {k: v for k, v in read_weights(directory).items() if not k.startswith("heads.")}
     encoder = FusionEncoder(architecture)
-    drawn = {
-        key: tensor
-        for key, tensor in encoder.state_dict().items()
-        if key.startswith("fusion.") and not any(name.startswith("fusion.") for name in state)
-    }
-    load_strictly(encoder, state | drawn, str(directory))
-    return encoder, f"{len(state)} tensors loaded, {len(drawn)} fusion tensors drawn at random"
+    theirs = {key for key in state if key.startswith("fusion.")}
+    ours = {key: value for key, value in encoder.state_dict().items() if key.startswith("fusion.")}
+    drawn = {} if theirs else ours
+    kept = state if ours else {key: state[key] for key in state.keys() - theirs}
+    load_strictly(encoder, kept | drawn, str(directory))
+    notes = f"{len(kept)} tensors loaded, {len(drawn)} fusion tensors drawn at random"
+    return encoder, notes + (f", {len(theirs)} left" if len(kept) < len(state) else "")
 
 
 def stack_text_layers(encoder: FusionEncoder) -> BertModel:
