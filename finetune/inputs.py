@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.batch import Dataset
+from finetune.batch import MULTIPLE, Dataset
 from finetune.leakage import audit_features
 from finetune.manifest import View, read_view
 from finetune.methods.base import Method
@@ -109,11 +109,23 @@ def load_split(
     loaded = LoadedSplit(rows, task.gold(rows), dataset)
     if options.captions:
         loaded = add_captions(loaded, task, split, tokenizer, options)
+    check_length(loaded, task, split, method)
     if "image" in method.needs and options.images == "required":
         loaded = add_images(loaded, task, split, original, method, options)
     for need in sorted(method.needs - {"image"}):
         loaded = PROVIDERS[need](loaded, task, split)
     return loaded
+
+
+def check_length(loaded: LoadedSplit, task: Task, split: str, method: Method) -> None:
+    """Refuse texts, padding included, for which the encoder has no position."""
+    limit = getattr(method.encoder.config, "max_position_embeddings", None)
+    longest = max(loaded.dataset.lengths, default=0)
+    if limit is not None and -(-longest // MULTIPLE) * MULTIPLE > limit:
+        raise InputError(
+            f"{task.split_file(split)}: a text of {longest} word pieces, but the model has "
+            f"{limit} positions; lower --max_length or --max_caption_length"
+        )
 
 
 def add_images(

@@ -40,7 +40,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         finished = directory / "result.json"
         if finished.is_file():
             LOG.info("%s: finished before", directory)
-            per_seed.append(json.loads(finished.read_text(encoding="utf-8")))
+            per_seed.append(read_json(finished, "remove the seed's folder to train it again"))
         else:
             per_seed.append(SeedRun(config, task, seed, directory).run())
     result = summarise(config, task, per_seed)
@@ -61,7 +61,10 @@ def claim(out: Path, config: TrainConfig) -> None:
     """Write `config.yaml`, or refuse a directory that holds a run with other settings."""
     path, text = out / "config.yaml", dump_config(config)
     if path.is_file() and any(out.glob("seed-*")):  # nothing was trained yet: free to change
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, ValueError, TypeError):
+            raise InputError(f"{path}: damaged; choose another --out or remove it") from None
         now = yaml.safe_load(text)
         for free in ("seeds", "cache", "out", "sweep"):  # more seeds may join a run
             before.pop(free, None)
@@ -73,6 +76,14 @@ def claim(out: Path, config: TrainConfig) -> None:
             )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object that an earlier start wrote."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); {advice}") from None
 
 
 def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -> dict[str, Any]:

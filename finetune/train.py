@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import pickle
 import shutil
 import time
 from collections import Counter
@@ -32,6 +33,8 @@ from pretrain.cli import InputError, write_json
 from pretrain.tracking import MetricsLog
 
 LOG = logging.getLogger(__name__)
+DAMAGED = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
+"""What reading a cut or foreign checkpoint raises."""
 
 
 @dataclass
@@ -208,8 +211,15 @@ class SeedRun:
         path = self.directory / "resume" / "progress.json"
         if not path.is_file():
             return Progress()
-        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
-        self.engine.load(path.parent, f"epoch-{progress.epoch}")
+        try:
+            progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+            self.engine.load(path.parent, f"epoch-{progress.epoch}")
+        except DAMAGED as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"{path.parent}: cannot go on from there ({reason}); remove {self.directory} to "
+                "train this seed anew"
+            ) from None
         LOG.info("%s: goes on after epoch %d", self.directory, progress.epoch)
         return progress
 

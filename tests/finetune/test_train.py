@@ -220,3 +220,49 @@ def test_few_labels_get_enough_steps(tmp_path, mnre_folder, tiny_model):
     seed = train(mnre_folder, tmp_path / "run", tiny_model, *options)["per_seed"][0]
     assert (seed["train_rows"], seed["steps"], seed["epochs"]) == (12, 7, 7)
     assert sum(seed["train_counts"].values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.yaml", "config.yaml: damaged"),
+        ("seed-1/result.json", "result.json: damaged"),
+        ("seed-1/resume/progress.json", "cannot go on from there"),
+        ("seed-1/resume/epoch-1/state.pt", "cannot go on from there"),
+    ],
+)
+def test_damaged_run_directory(
+    tmp_path, mnre_folder, tiny_model, monkeypatch, capsys, name, message
+):
+    calm = SeedRun.train_epoch
+
+    def dying(self):
+        if self.progress.epoch == 2:
+            raise KeyboardInterrupt
+        return calm(self)
+
+    out = tmp_path / "run"
+    if "resume" in name:
+        monkeypatch.setattr(SeedRun, "train_epoch", dying)
+        with pytest.raises(SystemExit):
+            train(mnre_folder, out, tiny_model)
+        monkeypatch.setattr(SeedRun, "train_epoch", calm)
+    else:
+        train(mnre_folder, out, tiny_model)
+    (out / name).write_bytes(b"{")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train(mnre_folder, out, tiny_model)
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and last.startswith("error: ") and message in last
+
+
+def test_text_longer_than_the_model(tmp_path, mnre_folder, tiny_model, capsys):
+    short = tmp_path / "short"
+    shutil.copytree(tiny_model, short)
+    content = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 8}
+    (short / "config.json").write_text(json.dumps(content))
+    places = f"--data {mnre_folder} --out {tmp_path}/run --architecture {short}"
+    with pytest.raises(SystemExit):
+        main(f"train --task mnre --method promu {places}".split())
+    assert "the model has 8 positions; lower --max_length" in capsys.readouterr().err
