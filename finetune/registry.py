@@ -18,7 +18,7 @@ METHODS = {
 }
 TASKS = {
     "mnre": "finetune.tasks.mnre:Mnre",
-    "relations": "finetune.tasks.own_relations:OwnRelations",
+    "relations": "finetune.tasks.relations:OwnRelations",
     "twitter2015": "finetune.tasks.twitter:Twitter2015",
     "twitter2017": "finetune.tasks.twitter:Twitter2017",
     "entities": "finetune.tasks.twitter:OwnEntities",

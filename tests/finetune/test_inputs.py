@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune.__main__ import main
 from finetune.batch import Batch
@@ -142,3 +143,24 @@ def test_batch_moves_tensors_only():
     batch = Batch(rows=torch.arange(2), input_ids=ids, attention_mask=ids.bool(), weight=0.5)
     moved = batch.to(torch.device("meta"))
     assert moved.input_ids.is_meta and moved.weight == 0.5 and moved.labels is None
+
+
+def test_own_rows_train(tmp_path, tiny_model):
+    """With a row that has no picture: masked, not an error."""
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(data / "images" / "a.jpg")
+    good = {"tokens": ["Ann", "and", "Bob"], "head": [0, 1], "tail": [2, 3], "relation": "peer"}
+    rows = [good | {"image": "a.jpg"}, good | {"image": None, "relation": "None"}] * 8
+    for split in ("train", "val"):
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (data / f"{split}.jsonl").write_text(lines)
+    main(
+        f"train --task relations --method promu --data {data} --init {tiny_model} "
+        f"--out {tmp_path}/run --optim.epochs 1".split()
+    )
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["per_seed"][0]["images"]["train"] == {
+        "found": 1, "missing": 0, "undecodable": 0,
+    }  # fmt: skip
+    assert result["provenance"]["audit"][0]["verdict"] == "flagged"  # presence tells the label
