@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
-from pretrain.checkpoint.card import conversion_card
+from pretrain.checkpoint.card import checkpoint_card, conversion_card
 from pretrain.checkpoint.remote import fetch, is_remote
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.teacher import write_clip
@@ -126,7 +126,10 @@ def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     else:
         state = read_zero(source)
     imported = Imported(
-        strict.read_config(architecture), hub.released_names(state), [f"checkpoint {source.name}"]
+        strict.read_config(architecture),
+        hub.released_names(state),
+        [f"checkpoint {source.name}"],
+        checkpoint_card(source),
     )
     return imported, hub.load_tokenizer(architecture)
 
@@ -206,7 +209,7 @@ def _tokenizer(args: argparse.Namespace, vocab_size: int) -> Any:
 
 
 def _write_model(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
-    card = conversion_card(facts, imported.notes)
+    card = imported.card or conversion_card(facts, imported.notes)
     hub.save_model_directory(
         out, config=imported.config, state=imported.state, tokenizer=tokenizer, card=card
     )

@@ -86,6 +86,8 @@ class Imported:
     """Tensors under the names of `model.safetensors`."""
     notes: list[str] = field(default_factory=list)
     """What was left out, resized or drawn at random: one printed line each."""
+    card: str | None = None
+    """README.md, where the source recorded how it was trained."""
 
 
 # ---------------------------------------------------------------------- the tables

@@ -1,6 +1,7 @@
 """Model cards (the README.md of a release), written from what a run recorded."""
 
 import hashlib
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 import yaml
 
 from pretrain import distributed
+from pretrain.checkpoint.run import MARKER
 from pretrain.tracking import read_metrics
-from shards.schema import INDEX_NAME
+from shards.schema import INDEX_NAME, read_index
 
 _LOADING = """\
 ```python
@@ -55,29 +57,40 @@ def encoder_card(origin: str) -> str:
     return card("Fusion encoder (text, picture, fusion layers)", {"Origin": origin})
 
 
-def pretraining_card(config: dict[str, Any], run_dir: Path, *, samples_per_epoch: int) -> str:
-    """The card of a finished pre-training run.
+def pretraining_card(
+    config: dict[str, Any],
+    run_dir: Path,
+    *,
+    samples_per_epoch: int | str,
+    step: int | None = None,
+    ran_on: str | None = None,
+) -> str:
+    """The card of a pre-training run.
 
     Args:
         config: its resolved configuration. run_dir: holds `metrics.jsonl`.
         samples_per_epoch: pairs of the training shards.
+        step: the card is of the checkpoint after this step; None: of the finished run.
+        ran_on: the hardware of the run; None: this process was part of it.
     """
+    step = config["optim"]["steps"] if step is None else step
     last: dict[str, float] = {}
     for line in read_metrics(run_dir / "metrics.jsonl"):
-        last |= {k: v for k, v in line.items() if k.endswith("_loss") or "val_" in k}
+        if line["step"] <= step:
+            last |= {k: v for k, v in line.items() if k.endswith("_loss") or "val_" in k}
     train, optim, loss = config["data"]["train"], config["optim"], config["loss"]
     objectives = [name for name in ("itm", "cit", "coe", "cir") if loss[name]]
     settings = {
         "data": f"`{train}`, {samples_per_epoch} pairs, index sha256 `{_index_digest(train)}`",
-        "steps": optim["steps"],
+        "steps": step if step == optim["steps"] else f"{step} of {optim['steps']}",
         "objectives (weight)": ", ".join(f"{name} ({loss[name]:g})" for name in objectives),
         "peak learning rate": f"{optim['lr']:g}",
         "weight decay": f"{optim['weight_decay']:g}",
         "precision": config["engine"]["precision"],
         "seed": config["seed"],
         "initialised from": config["model"]["init"] or "random weights",
-        "prompter": config["prompter"]["source"],
-        "hardware": hardware(),
+        "prompter": config["prompter"]["source"] or "none",
+        "hardware": ran_on or hardware(),
     }
     losses = {k: v for k, v in last.items() if "val_" not in k}
     validation = {k: v for k, v in last.items() if "val_" in k}
@@ -90,6 +103,24 @@ def pretraining_card(config: dict[str, Any], run_dir: Path, *, samples_per_epoch
             "it is that of the last step. Recall is over the matched pairs of that sample.\n\n"
             + table(validation),
         },
+    )
+
+
+def checkpoint_card(step: Path) -> str | None:
+    """The card of a run as it stood at `checkpoints/step-N`; None where it kept no record."""
+    run_dir = step.resolve().parents[1]
+    if not (run_dir / "config.yaml").is_file() or not (run_dir / "metrics.jsonl").is_file():
+        return None
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    marker = step / MARKER
+    marked = json.loads(marker.read_text()) if marker.is_file() else {}
+    index = Path(config["data"]["train"]) / INDEX_NAME
+    return pretraining_card(
+        config,
+        run_dir,
+        samples_per_epoch=read_index(index.parent).samples if index.is_file() else "unknown",
+        step=int(step.name.removeprefix("step-")),
+        ran_on=f"world size {marked.get('world_size', 'unknown')}, devices not recorded",
     )
 
 

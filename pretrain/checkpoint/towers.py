@@ -1,5 +1,6 @@
 """A published BERT and a published ViT -> a fusion encoder; positions for another picture size."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,10 +143,11 @@ def resize_positions(imported: Imported, image_size: int) -> Imported:
         imported.state["vision.pos_embed"], new_size=[grid, grid], num_prefix_tokens=1
     )
     note = f"vision.pos_embed resized from {old // patch}x{old // patch} to {grid}x{grid} patches"
-    return Imported(
-        imported.config | {"image_size": image_size},
-        imported.state | {"vision.pos_embed": positions.contiguous()},
-        [*imported.notes, note],
+    return replace(
+        imported,
+        config=imported.config | {"image_size": image_size},
+        state=imported.state | {"vision.pos_embed": positions.contiguous()},
+        notes=[*imported.notes, note],
     )
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from transformers import BertTokenizerFast
 
 from pretrain.checkpoint import hub, remote
-from pretrain.checkpoint.card import pretraining_card
+from pretrain.checkpoint.card import checkpoint_card, pretraining_card
 from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 
@@ -182,3 +183,13 @@ def test_pretraining_card(tmp_path):
     )
     for expected in (digest, *rows, "1 x ", "FusionEncoder.from_pretrained"):
         assert expected in card, expected
+    step = tmp_path / "checkpoints/step-1"
+    step.mkdir(parents=True)
+    assert checkpoint_card(step) is None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (step / "COMPLETE").write_text('{"world_size": 8}')
+    (tmp_path / "index.json").unlink()
+    card = checkpoint_card(step)
+    for expected in ("| steps | 1 of 2 |", "| itm_loss | 0.7 |", "world size 8"):
+        assert expected in card, expected
+    assert "61.25" not in card, "a figure of a later step"
