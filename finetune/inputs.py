@@ -141,6 +141,12 @@ def add_images(
     store = open_images(task.image_folder(split), names, method, options.cache)
     store.require(options.max_missing)
     index = store.index_of(row.image_id for row in loaded.rows)
+    if distributed.is_main():
+        LOG.info(
+            "%s: %d pictures found, %d missing, %d undecodable; %d of %d rows without picture",
+            store.folder, len(store.position), len(store.missing), len(store.undecodable),
+            (index < 0).sum(), len(index),
+        )  # fmt: skip
     return replace(
         loaded,
         dataset=replace(loaded.dataset, images=store, image_index=index),
