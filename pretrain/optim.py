@@ -33,9 +33,8 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """torch's AdamW, in its fused form on an accelerator."""
-    on_gpu = groups[0]["params"][0].is_cuda
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True if on_gpu else None)
+    """torch's AdamW in its fused form: one pass over the parameters, on GPU and CPU alike."""
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
 
 
 def linear_schedule(

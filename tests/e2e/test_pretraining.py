@@ -36,7 +36,12 @@ def environment() -> dict[str, str]:
 
 def run(*parts: str, timeout: float = 300) -> str:
     result = subprocess.run(
-        command(*parts), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
+        command(*parts),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
@@ -105,7 +110,12 @@ def test_every_way_to_start_gives_the_same_losses(way, world, undisturbed):
     subprocess_command = [*WAYS[way], *arguments(world, run_dir)]
     if way == "bash":
         result = subprocess.run(
-            subprocess_command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+            subprocess_command,
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert result.returncode == 0, result.stderr[-4000:]
     else:
