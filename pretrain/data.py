@@ -2,12 +2,17 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import PreTrainedTokenizerBase
 
 from pretrain.batch import PretrainBatch
@@ -16,7 +21,9 @@ from pretrain.model.patches import patch_coverage, view_box
 from shards.schema import OBJECTS, TEACHER, InputError
 from shards.stream import CanonicalOrder, RankBatches, Sample, ShardReader
 
+PAD_TO = 8  # word pieces; tensor cores want lengths that are multiples of it
 Address = tuple[int, int, int]  # (epoch, shard number, row in the shard)
+Crop = tuple[float, float, float, float]  # (left, top, width, height), stored picture's pixels
 
 
 def decode(sample: Sample, min_side: int) -> Image.Image:
@@ -24,9 +31,25 @@ def decode(sample: Sample, min_side: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(sample.image))
         image.draft("RGB", (min_side, min_side))
-        return image.convert("RGB")
+        image.load()
     except (OSError, SyntaxError) as error:
         raise InputError(f"{sample.key}: undecodable image in shard ({error})") from error
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def decode_pixels(sample: Sample, min_side: int) -> Tensor:
+    """The same as (3, H, W) uint8. Pillow can scale; torchvision spares the copy into a tensor.
+
+    Both decode by libjpeg-turbo, to the same pixels.
+    """
+    if min(sample.meta.size) >= 2 * min_side:
+        return pil_to_tensor(decode(sample, min_side))
+    try:
+        content = torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
+        return decode_jpeg(content, ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{sample.key}: undecodable image in shard ({reason})") from error
 
 
 def squash(image: Image.Image, size: int, box: tuple | None = None) -> np.ndarray:
@@ -36,7 +59,7 @@ def squash(image: Image.Image, size: int, box: tuple | None = None) -> np.ndarra
 
 
 class PairDataset(Dataset):
-    """Addresses -> one `PretrainBatch`; a view depends on (seed, address) alone, not on the worker."""
+    """Addresses -> one `PretrainBatch`; a view depends on (seed, address), not the worker."""
 
     def __init__(
         self,
@@ -49,17 +72,21 @@ class PairDataset(Dataset):
         seed: int,
         augment: bool,
     ) -> None:
+        if config.max_length % PAD_TO:
+            raise InputError(f"data.max_length {config.max_length}: must be a multiple of {PAD_TO}")
         self.reader, self.tokenizer, self.config = reader, tokenizer, config
         self.image_size, self.patch_size = image_size, patch_size
         self.seed, self.augment = seed, augment
 
     def __getitems__(self, addresses: Sequence[Address]) -> PretrainBatch:
         samples = [self.reader.read(shard, row) for _, shard, row in addresses]
-        views = [self._view(sample, address) for sample, address in zip(samples, addresses, strict=True)]
+        views = [
+            self._view(sample, address) for sample, address in zip(samples, addresses, strict=True)
+        ]
         tokens = self.tokenizer(
             [sample.meta.caption for sample in samples],
             padding=True,
-            pad_to_multiple_of=8,
+            pad_to_multiple_of=PAD_TO,
             truncation=True,
             max_length=self.config.max_length,
             return_tensors="pt",
@@ -67,7 +94,7 @@ class PairDataset(Dataset):
         )
         ids = [(_hash(s.meta.caption_id), _hash(s.meta.image_id)) for s in samples]
         return PretrainBatch(
-            pixel_values=torch.from_numpy(np.stack([pixels for pixels, _ in views])),
+            pixel_values=torch.stack([pixels for pixels, _ in views]),
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
             matched=torch.tensor([sample.meta.matched for sample in samples]),
@@ -77,7 +104,7 @@ class PairDataset(Dataset):
             **_teacher(samples),
         )
 
-    def _view(self, sample: Sample, address: Address) -> tuple[np.ndarray, np.ndarray]:
+    def _view(self, sample: Sample, address: Address) -> tuple[Tensor, np.ndarray]:
         """(3, S, S) uint8 pixels and (K,) coverage of the best object."""
         size = self.image_size
         width, height = sample.meta.size
@@ -88,44 +115,80 @@ class PairDataset(Dataset):
         else:
             crop, flip = (0.0, 0.0, float(width), float(height)), False
         # Decode no finer than the view needs: the crop, scaled to the view, sets the size.
-        image = decode(sample, int(size * min(width / crop[2], height / crop[3])))
-        zoom_x, zoom_y = image.width / width, image.height / height  # 1, or less after draft()
-        left, top = crop[0] * zoom_x, crop[1] * zoom_y
-        box = (left, top, left + crop[2] * zoom_x, top + crop[3] * zoom_y)
-        view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        pixels = decode_pixels(sample, math.ceil(size * max(width / crop[2], height / crop[3])))
+        view, crop = resized_crop(pixels, crop, sample.meta.size, size)
         if flip:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            view = view.flip(-1)
         if self.augment:
             view = photometric(random, view, self.config.photometric)
-        pixels = np.asarray(view).transpose(2, 0, 1)
         objects = sample.objects or ()
         if not objects:
-            return pixels, np.zeros((size // self.patch_size) ** 2, np.float32)
+            return view, np.zeros((size // self.patch_size) ** 2, np.float32)
         seen = view_box(np.array(objects[0].box), crop, flip, size)
-        return pixels, patch_coverage(seen, size, self.patch_size, self.config.min_visible)
+        return view, patch_coverage(seen, size, self.patch_size, self.config.min_visible)
+
+
+def resized_crop(
+    pixels: Tensor, crop: Crop, stored: tuple[int, int], size: int
+) -> tuple[Tensor, Crop]:
+    """A crop as (3, size, size) uint8, and the crop after rounding to whole decoded pixels.
+
+    PyTorch's antialiased resize gives Pillow's pixels (within 2 of 255) in a sixth of the time.
+
+    Args:
+        pixels: (3, H, W) uint8, the picture or a reduced decoding of it.
+        crop: in pixels of the stored picture.
+        stored: (width, height) of the stored picture.
+    """
+    zoom_x, zoom_y = pixels.shape[2] / stored[0], pixels.shape[1] / stored[1]
+    left, top = round(crop[0] * zoom_x), round(crop[1] * zoom_y)
+    right, bottom = round((crop[0] + crop[2]) * zoom_x), round((crop[1] + crop[3]) * zoom_y)
+    cropped = pixels[None, :, top:bottom, left:right]
+    view = interpolate(cropped, (size, size), mode="bicubic", antialias=True)[0]
+    return view, (left / zoom_x, top / zoom_y, (right - left) / zoom_x, (bottom - top) / zoom_y)
 
 
 def random_crop(
     random: np.random.Generator, width: int, height: int, scale: tuple[float, float]
-) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of a random resized crop, aspect 3/4 … 4/3 (torchvision's rule)."""
+) -> Crop:
+    """A random resized crop, aspect 3/4 … 4/3 (torchvision's rule)."""
     for _ in range(10):
         area = width * height * random.uniform(*scale)
         aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = np.sqrt(area * aspect), np.sqrt(area / aspect)
         if w <= width and h <= height:
             return random.uniform(0, width - w), random.uniform(0, height - h), w, h
-    side = min(width, height)
-    return (width - side) / 2, (height - side) / 2, float(side), float(side)
+    aspect = min(max(width / height, 3 / 4), 4 / 3)  # none fits: the largest one in the middle
+    w, h = min(width, height * aspect), min(height, width / aspect)
+    return (width - w) / 2, (height - h) / 2, w, h
 
 
-def photometric(random: np.random.Generator, image: Image.Image, chance: float) -> Image.Image:
+def photometric(random: np.random.Generator, view: Tensor, chance: float) -> Tensor:
     """Two draws, each applied with `chance`, of identity, brightness or sharpness x 1.36."""
+    pixels = view.numpy()
     for operation in random.choice(3, size=2):
         if random.random() < chance and operation:
-            enhance = ImageEnhance.Brightness if operation == 1 else ImageEnhance.Sharpness
-            image = enhance(image).enhance(1.36)
-    return image
+            pixels = brighten(pixels) if operation == 1 else sharpen(pixels)
+    return torch.from_numpy(pixels)
+
+
+def brighten(pixels: np.ndarray) -> np.ndarray:
+    """Pillow's `ImageEnhance.Brightness` by 1.36 = 34/25, to the bit. (3, H, W) uint8."""
+    return np.minimum(pixels.astype(np.uint16) * 34 // 25, 255).astype(np.uint8)
+
+
+def sharpen(pixels: np.ndarray) -> np.ndarray:
+    """Pillow's `ImageEnhance.Sharpness` by 1.36 within 1 of 255, in a fifth of its time.
+
+    x + 9/25 (x - smooth), smooth being the mean of 3 x 3 pixels with the centre counted five times;
+    the border stays.
+    """
+    pixels = pixels.astype(np.int16)
+    centre = pixels[:, 1:-1, 1:-1]
+    rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
+    block = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    centre += (9 * centre - block) * 9 // (13 * 25)
+    return pixels.clip(0, 255).astype(np.uint8)
 
 
 def _hash(identifier: str) -> int:
