@@ -185,9 +185,7 @@ def _entity_counts(
     return correct, claimed, true
 
 
-def entity_counts(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
-) -> np.ndarray:
+def entity_counts(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> np.ndarray:
     """(N, 3) int: of each sentence the entities predicted rightly, predicted, true."""
     rows = [
         [counter.total() for counter in _entity_counts([g], [p], "fixed")]

@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
         PretrainConfig,
         sys.argv[1:] if argv is None else argv,
         prog="python -m pretrain",
-        description="Pre-train the fusion encoder, or its prompter, on shards. Running it again resumes.",
+        description="Pre-train the fusion encoder, or its prompter. Running it again resumes.",
         example="deepspeed launch/pretrain.sh --config pretrain/configs/tiny.yaml --optim.lr 3e-4",
     )
     from pretrain import distributed

@@ -1,4 +1,4 @@
-"""What a pre-training batch holds. B: pairs on this rank, L: word pieces, K: patches, E: features."""
+"""What a pre-training batch holds. B: pairs on a rank, L: word pieces, K: patches, E: features."""
 
 from dataclasses import dataclass, fields
 

@@ -1,4 +1,4 @@
-"""Configuration dataclasses <- YAML files and `--section.field value`. Only this file imports jsonargparse."""
+"""Configuration dataclasses <- YAML and `--section.field value`; the one file with jsonargparse."""
 
 import difflib
 import functools
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from shards.schema import InputError, atomic_path, write_json
 
-# The first two and the last are the shards' own, passed on: fine-tuning does not import shards.schema.
+# Three names are the shards' own, passed on: fine-tuning does not import shards.schema.
 __all__ = [
     "InputError",
     "atomic_path",

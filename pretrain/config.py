@@ -1,4 +1,4 @@
-"""A pre-training run as frozen dataclasses: the one source of defaults, help texts and validation."""
+"""A pre-training run as frozen dataclasses: the source of defaults, help texts and validation."""
 
 from dataclasses import dataclass, field, fields
 from typing import Literal
@@ -115,14 +115,14 @@ class BatchConfig:
         size, micro, accumulation = self.global_size, self.micro_size, self.accumulation
         if (size, micro, accumulation).count(None) != 1:
             raise ValueError(
-                "batch: give exactly two of global_size, micro_size, accumulation; set the third to null"
+                "batch: give two of global_size, micro_size, accumulation; the third is null"
             )
         if size is None:
             return micro * accumulation * world, micro, accumulation
         known = accumulation if micro is None else micro
         if size % (known * world):
             raise ValueError(
-                f"batch.global_size {size} is no multiple of {known * world} ({known} x {world} ranks)"
+                f"batch.global_size {size} is no multiple of {known * world} ({known} x {world})"
             )
         rest = size // (known * world)
         return (size, rest, accumulation) if micro is None else (size, micro, rest)
@@ -194,8 +194,8 @@ class PretrainConfig:
             raise ValueError("loss: all four weights are 0; nothing to train")
         if (self.loss.coe or self.loss.cir) and not self.prompter.source:
             raise ValueError(
-                "prompter.source: COE and CIR need a prompter (train one with configs/prompter.yaml "
-                "and run `python -m pretrain.label`), or set loss.coe and loss.cir to 0"
+                "prompter.source: COE and CIR need a prompter: train one (configs/prompter.yaml), "
+                "run `python -m pretrain.label`; or set loss.coe and loss.cir to 0"
             )
         if self.data.matched_only and self.loss.itm:
             raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")

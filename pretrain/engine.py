@@ -1,4 +1,4 @@
-"""DeepSpeed and single-process engines behind the same few methods. One of two files with deepspeed.
+"""DeepSpeed and single-process engines behind the same few methods.
 
 Both compute: loss of a micro-batch -> gradients averaged over accumulation and ranks -> clipping
 -> AdamW -> schedule. Batch size, accumulation, clipping, precision and optimizer come from our
@@ -64,6 +64,9 @@ def _init_deepspeed() -> None:
 
 class SingleEngine:
     """This process alone, without DeepSpeed."""
+
+    layout = "single"
+    """How checkpoints are cut: they load as they are only into an engine of the same layout."""
 
     def __init__(
         self, module: nn.Module, build: Build, *, precision: str, accumulation: int, clip: float
@@ -150,6 +153,8 @@ class DeepSpeedEngine:
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config
         )
         self.module = self.engine.module
+        self.stage = self.engine.zero_optimization_stage()
+        self.layout = f"zero{self.stage}-{distributed.world_size()}"
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """Named losses of one micro-batch."""
@@ -173,7 +178,8 @@ class DeepSpeedEngine:
         self.engine.save_checkpoint(str(root), tag=tag, save_latest=False)
 
     def load(self, root: Path, tag: str) -> None:
-        """Collective: inverse of `save`, at the same world size."""
+        """Collective: inverse of `save`, in the same layout or from a `-universal` copy."""
+        self.engine._config.load_universal_checkpoint = tag.endswith("-universal")
         path, _ = self.engine.load_checkpoint(str(root), tag=tag)
         if path is None:
             raise InputError(f"{root / tag}: DeepSpeed found nothing to load there")

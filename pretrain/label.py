@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import save
 
 from pretrain.checkpoint import hub
+from pretrain.checkpoint.teacher import load_prompter
 from pretrain.cli import exit_on_input_error
 from pretrain.data import decode, squash
 from pretrain.distributed import device as pick_device
@@ -56,7 +57,7 @@ def label(
         )
     reader = ShardReader(shards, columns=[OBJECTS])
     directory = hub.resolve(prompter)
-    encoder, _ = hub.load_fusion(directory)
+    encoder = load_prompter(directory).encoder
     device = pick_device()
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     encoder.eval().to(device)
@@ -110,7 +111,7 @@ def features(
 
 
 def object_crop(sample: Sample, picture: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The best object's box in pixels of the decoded picture, clipped, at least one pixel a side."""
+    """The best object's box in pixels of the decoded picture, clipped, a pixel a side or more."""
     zoom = np.array([picture[0] / sample.meta.size[0], picture[1] / sample.meta.size[1]] * 2)
     x1, y1, x2, y2 = np.array(sample.objects[0].box) * zoom
     x1, y1 = min(max(x1, 0), picture[0] - 1), min(max(y1, 0), picture[1] - 1)

@@ -1,4 +1,4 @@
-"""AdamW parameter groups and the learning-rate schedule; pre-training and fine-tuning share them."""
+"""AdamW parameter groups and learning-rate schedule, of pre-training and fine-tuning alike."""
 
 from collections.abc import Iterable
 

@@ -10,10 +10,13 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from pretrain import distributed, engine as engines
+from pretrain import distributed
+from pretrain import engine as engines
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.checkpoint.teacher import load_prompter
+from pretrain.checkpoint.zero import read_zero
 from pretrain.cli import dump_config
 from pretrain.config import PretrainConfig
 from pretrain.data import PairDataset, open_reader, train_batches, val_batches
@@ -94,7 +97,7 @@ def train(config: PretrainConfig) -> Path:
     report = Reporter(config, run_dir, done, size) if distributed.is_main() else None
     run_steps(engine, stream, config, done, accumulation, checkpoints, report, tokenizer)
     if report:
-        export(model, tokenizer, config, run_dir, order)
+        export(engine, tokenizer, config, run_dir, order)
         report.close()
     distributed.barrier()
     return run_dir / "model"
@@ -236,9 +239,9 @@ def run_tokenizer(config: PretrainConfig, reader, run_dir: Path):
 def encode_banks(model: Promu, config: PretrainConfig, device: torch.device) -> None:
     """Give the model the encoded prompts of its frozen prompter (text tower only; then dropped)."""
     settings = config.prompter
-    teacher, tokenizer = hub.load_promu(settings.source)
-    temperature = settings.temperature or teacher.clamped_temperature().item()
-    encoder = teacher.encoder.to(device)
+    teacher = load_prompter(settings.source)
+    encoder, tokenizer = teacher.encoder.to(device), teacher.tokenizer
+    temperature = settings.temperature or teacher.temperature
     if config.loss.coe:
         templates = [ENTITY_TEMPLATES[key] for key in settings.entity_prompts]
         vocabulary = read_vocabulary(settings.entities)
@@ -249,13 +252,18 @@ def encode_banks(model: Promu, config: PretrainConfig, device: torch.device) -> 
         model.relation_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
 
 
-def export(model: Promu, tokenizer, config: PretrainConfig, run_dir: Path, order) -> None:
-    """`run_dir/model`: the release."""
+def export(engine, tokenizer, config: PretrainConfig, run_dir: Path, order) -> None:
+    """`run_dir/model`: the release, after the last checkpoint is complete."""
+    model = engine.module
+    # Under ZeRO-3 a rank's module holds pieces; the checkpoint of all ranks holds the whole.
+    partitioned = engine.layout.startswith("zero3")
+    last = run_dir / "checkpoints" / f"step-{config.optim.steps}"
+    state = hub.released_names(read_zero(last)) if partitioned else model.released_state()
     card = pretraining_card(asdict(config), run_dir, samples_per_epoch=len(order))
     hub.save_model_directory(
         run_dir / "model",
         config=model.released_config(),
-        state=model.released_state(),
+        state=state,
         tokenizer=tokenizer,
         card=card,
     )

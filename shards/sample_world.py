@@ -89,9 +89,7 @@ def arrange(
     return (*people, *order), tuple(boxes)
 
 
-def close_up(
-    rng: np.random.Generator, thing: str
-) -> tuple[tuple[str, ...], tuple[Box, ...]]:
+def close_up(rng: np.random.Generator, thing: str) -> tuple[tuple[str, ...], tuple[Box, ...]]:
     """One thing alone, anywhere and of any size: its noun and unit box."""
     side = rng.uniform(0.3, 0.9)
     x, y = rng.uniform(side / 2, 1 - side / 2, 2)

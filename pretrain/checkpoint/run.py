@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 from pretrain import distributed
+from pretrain.checkpoint.zero import reshard
 from pretrain.engine import Engine
-from shards.schema import write_json
+from shards.schema import InputError, parse_object, write_json
 
 MARKER = "COMPLETE"
 
@@ -32,14 +33,35 @@ class RunCheckpoints:
         return sorted(steps)
 
     def resume(self, engine: Engine) -> int:
-        """Load the newest complete checkpoint; the step it was made after, 0 where there is none."""
+        """Load the newest complete checkpoint; its step, 0 where there is none."""
         if distributed.is_main():
             self._remove_incomplete()
         steps = distributed.broadcast_object(self.complete_steps())
         if not steps:
             return 0
-        engine.load(self.root, f"step-{steps[-1]}")
+        folder = self.root / f"step-{steps[-1]}"
+        tag, layout = (
+            folder.name,
+            parse_object((folder / MARKER).read_bytes(), str(folder))["layout"],
+        )
+        if layout != engine.layout:
+            tag = self._relay(folder, layout, engine.layout)
+        engine.load(self.root, tag)
         return steps[-1]
+
+    def _relay(self, folder: Path, layout: str, wanted: str) -> str:
+        """The tag of a copy that another number of ranks, or another ZeRO stage, can load."""
+        if "single" in (layout, wanted):
+            raise InputError(
+                f"{folder}: written as {layout}, this run is {wanted}; resume with the engine that "
+                "wrote it, or start a new run from it (`python -m pretrain.convert`, --model.init)"
+            )
+        tag = f"{folder.name}-universal"
+        if distributed.is_main():
+            print(f"{folder}: written as {layout}, laid out anew for {wanted}", flush=True)
+            reshard(folder)
+        distributed.barrier()
+        return tag
 
     def save(self, engine: Engine, step: int) -> None:
         """Collective. Earlier checkpoints are touched only after this one is complete."""
@@ -48,7 +70,7 @@ class RunCheckpoints:
         engine.save(self.root, folder.name)
         distributed.barrier()
         if distributed.is_main():
-            write_json(folder / MARKER, {"step": step, "world_size": distributed.world_size()})
+            write_json(folder / MARKER, {"step": step, "layout": engine.layout})
             write_json(self.root / "latest", folder.name)
             for old in self.complete_steps()[: -self.keep]:
                 shutil.rmtree(self.root / f"step-{old}")

@@ -33,7 +33,7 @@ def patch_coverage(box: np.ndarray, size: int, patch: int, min_visible: float = 
     Args:
         box: (…, 4) x1, y1, x2, y2 in pixels of the view, possibly leaving it.
         size: pixels a side of the view. patch: pixels a side of a patch.
-        min_visible: a box whose visible part is a smaller fraction of it than this counts as unseen.
+        min_visible: a box of which a smaller fraction than this is visible counts as unseen.
 
     Returns:
         (…, K) float32, K = (size/patch)², row by row; all zero where the box is not seen.

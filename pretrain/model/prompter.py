@@ -1,4 +1,4 @@
-"""The prompter: a frozen dual encoder that turns pictures into soft labels over prompts (PROMU §4.3).
+"""The prompter: a frozen dual encoder; pictures -> soft labels over prompts (PROMU §4.3).
 
 It is an ordinary `FusionEncoder` without fusion layers, trained by the contrastive loss alone
 (config `prompter`), and read in two ways: `label.py` stores its features of every picture and

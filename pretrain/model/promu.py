@@ -32,7 +32,7 @@ class HeadsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Objectives and their readings. Defaults: the paper; `released_code.yaml`: the authors' code."""
+    """Objectives and their readings: by default the paper's; `released_code.yaml`: the code's."""
 
     itm: float = 1.0
     """Weight of image-text matching; 0 switches it off."""
@@ -79,7 +79,7 @@ class Promu(nn.Module):
         self.relation_bank: PromptBank | None = None
 
     def clamped_temperature(self) -> Tensor:
-        """(1,) Clamped where it is used: an in-place clamp would be undone by the next ZeRO step."""
+        """(1,) Clamped where used: an in-place clamp would be undone by the next ZeRO step."""
         return self.temperature.float().clamp(0.001, 0.5)
 
     def forward(self, batch: PretrainBatch) -> dict[str, Tensor]:
@@ -155,10 +155,12 @@ class Promu(nn.Module):
     # ------------------------------------------------------------------ as files
 
     def released_state(self) -> dict[str, Tensor]:
-        """The tensors of `model.safetensors`: the encoder's names as they are, ours under `heads.`."""
+        """The tensors of `model.safetensors`: the encoder's as named there, ours under `heads.`."""
         state = self.state_dict()
         return {
-            key.removeprefix("encoder.") if key.startswith("encoder.") else _release_name(key): value
+            key.removeprefix("encoder.")
+            if key.startswith("encoder.")
+            else _release_name(key): value
             for key, value in state.items()
         }
 

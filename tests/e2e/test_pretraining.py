@@ -9,20 +9,22 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from shards.sample import write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-TINY = [
-    "--config", "pretrain/configs/tiny.yaml", "--model.hidden_size", "32", "--model.vision_hidden_size",
-    "32", "--model.num_attention_heads", "2", "--model.vision_heads", "2", "--model.intermediate_size",
-    "64", "--model.text_layers", "1", "--model.fusion_layers", "1", "--model.vision_layers", "1",
-    "--model.vocab_size", "300", "--model.image_size", "32", "--model.projection_size", "16",
-    "--batch.global_size", "16", "--optim.steps", "20", "--log.every", "1", "--log.validate_every", "10",
-    "--log.validation_pairs", "16",
-]  # fmt: skip
+TINY = """
+    --config pretrain/configs/tiny.yaml
+    --model.hidden_size 32 --model.num_attention_heads 2 --model.intermediate_size 64
+    --model.text_layers 1 --model.fusion_layers 1 --model.vocab_size 300
+    --model.image_size 32 --model.vision_hidden_size 32 --model.vision_heads 2
+    --model.vision_layers 1 --model.projection_size 16
+    --batch.global_size 16 --optim.steps 20
+    --log.every 1 --log.validate_every 10 --log.validation_pairs 16
+""".split()  # noqa: SIM905
 
 
 def command(*parts: str) -> list[str]:
@@ -158,6 +160,28 @@ def test_killed_and_resumed_ends_with_the_same_bits(engine, world, undisturbed):
     assert one.keys() == two.keys()
     assert all((one[name] == two[name]).all() for name in one)
     assert losses(run_dir) == losses(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, 1), (1, 1)), ((1, 2), (2, 1)), ((2, 3), (2, 3))]
+)
+def test_resumed_on_other_ranks_and_stage(before, after, world, undisturbed):
+    """(ranks, ZeRO stage) before and after: the same global batches, hence the same losses."""
+    run_dir = world / f"elastic-{before}-{after}"
+
+    def start(ranks: int, stage: int) -> list[str]:
+        launcher = ["deepspeed", "--num_accelerators", str(ranks), "launch/pretrain.sh"]
+        options = ["--checkpoint.every", "5", "--engine.deepspeed", f"launch/zero{stage}.json"]
+        return [*launcher, *arguments(world, run_dir), *options]
+
+    kill_at_step(command(*start(*before)), run_dir, step=12)
+    assert not (run_dir / "model").exists()
+    run(*start(*after))
+    for one, two in zip(losses(undisturbed), losses(run_dir), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=2e-4)
+    one, two = (load_file(d / "model/model.safetensors") for d in (undisturbed, run_dir))
+    assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
 
 
 def test_running_again_changes_nothing_and_another_configuration_is_refused(world, undisturbed):

@@ -1,13 +1,22 @@
-"""Fixture `fake_hub`: a Hugging Face hub in this process, as far as push and download need one."""
+"""`fake_hub`: a Hugging Face hub in this process, as far as push and download need one.
+`pair_shards`: a small shard directory with objects.
+"""
 
 import base64
 import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from shards.__main__ import main as shards_command
+from shards.corpora import captions
+from shards.write import build
 
 
 class Hub:
@@ -115,3 +124,26 @@ def fake_hub():
     yield hub, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+PICTURES = 16
+
+
+@pytest.fixture(scope="session")
+def pair_shards(tmp_path_factory) -> Path:
+    """32 pairs of 64 x 48 pictures in 32 tars; every fourth picture has no object."""
+    root = tmp_path_factory.mktemp("pairs")
+    random, lines, boxes = np.random.default_rng(0), ["image,caption"], []
+    for number in range(PICTURES):
+        name = f"{number}.jpg"
+        coarse = random.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((64, 48)).save(root / name, quality=90)
+        lines += [f"{name},a dog {number}", f"{name},the cat number {number} sees {number} birds"]
+        item = {"box": [number, 5, 40 + number, 40], "score": 0.9, "label": "dog"}
+        boxes.append({"image_id": name, "objects": [item] if number % 4 else []})
+    (root / "captions.csv").write_text("\n".join(lines))
+    (root / "boxes.jsonl").write_text("\n".join(map(json.dumps, boxes)))
+    build(captions(root, root / "captions.csv"), root / "shards", shard_size=1)
+    detector = ["--detector", "file", "--boxes", str(root / "boxes.jsonl")]
+    shards_command(["detect", str(root / "shards"), *detector])
+    return root / "shards"
