@@ -1,0 +1,299 @@
+"""Views, boxes, word pieces and ids of batches; the loader's processes."""
+
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
+
+from pretrain import data
+from pretrain.batch import PretrainBatch
+from pretrain.config import DataConfig
+from pretrain.data import PairDataset, decode_pixels, open_reader, train_batches, val_batches
+from pretrain.tokenizer import learn_tokenizer
+from shards.schema import DetectedObject, InputError, PairMeta
+from shards.shard import scan_shard
+from shards.stream import CanonicalOrder, RankBatches, Sample
+
+
+def make_dataset(
+    shards: Path, *, augment: bool = True, seed: int = 0, size: int = 32, **config
+) -> PairDataset:
+    reader = open_reader(str(shards), teacher=False)
+    captions = [reader.read(shard, 0).meta.caption for shard in range(len(reader.index.shards))]
+    return PairDataset(
+        reader,
+        learn_tokenizer(captions, 200),
+        DataConfig(train=str(shards), **config),
+        image_size=size,
+        patch_size=8,
+        seed=seed,
+        augment=augment,
+    )
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def sample(pixels: np.ndarray, box: tuple | None = None) -> Sample:
+    size = (pixels.shape[1], pixels.shape[0])
+    meta = PairMeta("a dog", True, "c", "i", size, "s")
+    objects = (DetectedObject(box, 0.9, "dog"),) if box else ()
+    return Sample("train_00000007", jpeg(pixels), meta, objects)
+
+
+class OneSample:
+    """A reader that knows one sample, at every address."""
+
+    def __init__(self, only: Sample) -> None:
+        self.only = only
+
+    def read(self, shard: int, row: int) -> Sample:
+        return self.only
+
+
+def of_one(only: Sample, shards: Path, **options) -> PairDataset:
+    dataset = make_dataset(shards, **options)
+    dataset.reader = OneSample(only)
+    return dataset
+
+
+def addresses(number: int) -> list[tuple[int, int, int]]:
+    return [(0, shard, 0) for shard in range(number)]
+
+
+# ------------------------------------------------------------------ views
+
+
+def test_a_view_depends_on_seed_and_address_alone(pair_shards):
+    dataset = make_dataset(pair_shards)
+    batch = dataset.__getitems__(addresses(8))
+    for number in reversed(range(8)):  # another order, another batch size, another reader
+        alone = make_dataset(pair_shards).__getitems__(addresses(8)[number : number + 1])
+        assert alone.keys == batch.keys[number : number + 1]
+        assert torch.equal(alone.pixel_values[0], batch.pixel_values[number])
+        assert torch.equal(alone.patch_weights[0], batch.patch_weights[number])
+    later = dataset.__getitems__([(1, shard, 0) for shard in range(8)])
+    reseeded = make_dataset(pair_shards, seed=1).__getitems__(addresses(8))
+    for other in (later, reseeded):
+        assert other.keys == batch.keys
+        changed = (other.pixel_values != batch.pixel_values).flatten(1).any(1)
+        assert changed.all()
+
+
+def test_box_follows_crop_and_flip(pair_shards):
+    """A white box on black: the brightness of every patch is the share that the box covers."""
+    pixels = np.zeros((150, 200, 3), np.uint8)
+    pixels[40:100, 30:110] = 255
+    options = {"photometric": 0.0, "min_visible": 0.0, "size": 64}
+    dataset = of_one(sample(pixels, (30, 40, 110, 100)), pair_shards, **options)
+    batch = dataset.__getitems__([(epoch, 0, 0) for epoch in range(100)])
+    grey = batch.pixel_values.float().mean(1) / 255
+    brightness = grey.unflatten(1, (8, 8)).unflatten(3, (8, 8)).mean((2, 4)).flatten(1)
+    assert (batch.patch_weights - brightness).abs().max() < 0.15  # a pixel of blur at the edges
+    assert (batch.patch_weights - brightness).abs().mean() < 0.01
+    assert batch.patch_weights.flatten(1).any(1).float().mean() > 0.8
+
+
+def test_box_seen_too_little_takes_no_part(pair_shards):
+    pixels = np.zeros((96, 96, 3), np.uint8)
+    whole, strict = (
+        of_one(sample(pixels, (0, 0, 96, 40)), pair_shards, min_visible=limit)
+        .__getitems__([(epoch, 0, 0) for epoch in range(60)])
+        .patch_weights.any(1)
+        for limit in (0.0, 0.6)
+    )
+    assert 0 < strict.sum() < whole.sum()
+
+
+def test_pixels_are_plain_uint8(pair_shards):
+    """A picture of one colour stays that colour: nothing is normalised here."""
+    pixels = np.empty((48, 64, 3), np.uint8)
+    pixels[:] = (10, 128, 250)
+    batch = of_one(sample(pixels), pair_shards, augment=False).__getitems__(addresses(1))
+    assert batch.pixel_values.dtype == torch.uint8
+    assert batch.pixel_values.shape == (1, 3, 32, 32)
+    difference = batch.pixel_values[0].int() - torch.tensor([10, 128, 250])[:, None, None]
+    assert difference.abs().max() <= 3  # JPEG
+    assert not batch.patch_weights.any()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_resize_is_that_of_pillow(mode, pair_shards):
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 255, (9, 12, 3), dtype=np.uint8)).convert(mode)
+    only = sample(np.asarray(picture.resize((120, 90), Image.Resampling.BICUBIC)))
+    pixels = decode_pixels(only, 90)
+    image = Image.open(io.BytesIO(only.image)).convert("RGB")
+    assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(image))
+    view, crop = data.resized_crop(pixels, (10.2, 5.4, 70.5, 80.0), (120, 90), 32)
+    assert crop == (10, 5, 71, 80)
+    expected = image.resize((32, 32), Image.Resampling.BICUBIC, box=(10, 5, 81, 85))
+    assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 2
+
+
+def test_scaled_decoding_shows_the_same_part(pair_shards):
+    """JPEG's own scaling is only a shortcut: same crop, same box, nearly the same pixels."""
+    coarse = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    only = sample(np.asarray(Image.fromarray(coarse).resize((511, 383))), (100, 90, 300, 290))
+    assert decode_pixels(only, 95).shape == (3, 96, 128)
+    views = []
+    for side in (32, 1000):  # as wanted; never scaled
+        pixels = decode_pixels(only, side)
+        views.append(data.resized_crop(pixels, (50.0, 60.0, 300.0, 250.0), (511, 383), 32))
+    (small, near), (full, exact) = views
+    assert (small.int() - full.int()).abs().float().mean() < 4
+    assert near == pytest.approx(exact, abs=4)
+
+
+# ------------------------------------------------------------------ augmentation
+
+
+def test_no_photometric_change_at_probability_zero():
+    view = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
+    random = np.random.default_rng(0)
+    assert all(torch.equal(data.photometric(random, view, 0.0), view) for _ in range(20))
+    changed = [not torch.equal(data.photometric(random, view, 1.0), view) for _ in range(900)]
+    assert np.mean(changed) == pytest.approx(1 - 1 / 9, abs=0.04)  # two identities change nothing
+
+
+@pytest.mark.parametrize(
+    ("ours", "pillows", "tolerance"),
+    [(data.brighten, ImageEnhance.Brightness, 0), (data.sharpen, ImageEnhance.Sharpness, 1)],
+)
+def test_photometric_operations_are_those_of_pillow(ours, pillows, tolerance):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    before = pixels.copy()
+    expected = np.asarray(pillows(Image.fromarray(pixels)).enhance(1.36)).astype(int)
+    assert np.abs(ours(pixels.transpose(2, 0, 1)).transpose(1, 2, 0) - expected).max() <= tolerance
+    assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("size", [(768, 512), (500, 500), (1500, 400), (300, 1400)])
+def test_random_crop_is_distributed_as_torchvisions(size):
+    """Area, aspect and place of 4,000 crops; very long pictures also need the rule's way out."""
+    width, height = size
+    random, draws = np.random.default_rng(0), 4000
+    torch.manual_seed(0)
+    ours = np.array([data.random_crop(random, width, height, (0.2, 1.0)) for _ in range(draws)])
+    picture = torch.empty(3, height, width)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(draws)]
+    )[:, [1, 0, 3, 2]]
+    left, top, w, h = ours.T
+    assert left.min() >= 0 and (left + w).max() <= width + 1e-6
+    assert top.min() >= 0 and (top + h).max() <= height + 1e-6
+    assert (w / h).min() >= 3 / 4 - 1e-9 and (w / h).max() <= 4 / 3 + 1e-9
+    assert (w * h).max() <= width * height
+    for quantity in (
+        lambda left, top, w, h: w * h / (width * height),
+        lambda left, top, w, h: w / h,
+        lambda left, top, w, h: (left + w / 2) / width,
+        lambda left, top, w, h: (top + h / 2) / height,
+    ):
+        # Theirs are whole pixels; a step of ours must not count as a difference.
+        pair = [np.round(quantity(*crops.T), 2) for crops in (ours, theirs)]
+        assert ks_2samp(*pair).statistic < 0.05
+        quantiles = [np.quantile(values, (0.05, 0.5, 0.95)) for values in pair]
+        assert quantiles[0] == pytest.approx(quantiles[1], abs=0.03)
+
+
+# ------------------------------------------------------------------ the rest of a batch
+
+
+def test_word_pieces_are_padded_to_the_batch(pair_shards):
+    dataset = make_dataset(pair_shards)
+    batch = dataset.__getitems__(addresses(32))
+    lengths = batch.attention_mask.sum(1)
+    for number, key in enumerate(batch.keys):
+        stored = dataset.reader.read(number, 0)
+        alone = dataset.tokenizer(stored.meta.caption)["input_ids"]
+        assert stored.key == key
+        assert batch.input_ids[number, : lengths[number]].tolist() == alone
+        assert batch.matched[number] == stored.meta.matched
+    assert (batch.input_ids[batch.attention_mask == 0] == dataset.tokenizer.pad_token_id).all()
+    assert batch.input_ids.shape[1] == -(-int(lengths.max()) // 8) * 8
+    short = [at for at, length in zip(addresses(32), lengths, strict=True) if length <= 8]
+    assert dataset.__getitems__(short).input_ids.shape[1] == 8
+    assert lengths.max() > 8
+    cut = make_dataset(pair_shards, max_length=8).__getitems__(addresses(32))
+    assert cut.input_ids.shape[1] == 8 and cut.attention_mask.sum(1).max() == 8
+    with pytest.raises(InputError, match=r"data\.max_length 77"):
+        make_dataset(pair_shards, max_length=77)
+
+
+def test_equal_ids_mean_equal_caption_or_picture(pair_shards):
+    dataset = make_dataset(pair_shards)
+    ids = dataset.__getitems__(addresses(32)).ids
+    metas = [dataset.reader.read(shard, 0).meta for shard in range(32)]
+    for column, field in enumerate(("caption_id", "image_id")):
+        names = np.array([getattr(meta, field) for meta in metas])
+        hashes = ids[:, column].numpy()
+        assert np.array_equal(names[:, None] == names, hashes[:, None] == hashes)
+    assert len(set(ids[:, 1].tolist())) == 16  # two pairs each
+
+
+@pytest.mark.parametrize("size", [16, 32])  # 16: decoded at half size, by Pillow
+def test_undecodable_picture_is_named(size, pair_shards, tmp_path):
+    shutil.copytree(pair_shards, tmp_path / "shards")
+    path = sorted((tmp_path / "shards").glob("*.tar"))[3]
+    with open(path, "r+b") as file:
+        (member,) = scan_shard(file.fileno(), str(path))
+        file.seek(member.image_at)
+        file.write(bytes(member.image_size))
+    dataset = make_dataset(tmp_path / "shards", size=size, augment=False)
+    with pytest.raises(InputError, match=f"^{member.key}: undecodable image in shard .*") as caught:
+        dataset.__getitems__(addresses(8))
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ loading
+
+
+def equal(one: PretrainBatch, two: PretrainBatch) -> bool:
+    pairs = zip(vars(one).values(), vars(two).values(), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def test_workers_give_the_same_batches(pair_shards):
+    dataset = make_dataset(pair_shards)
+    order = CanonicalOrder([1] * 32, seed=0)
+    streams = [
+        train_batches(
+            dataset,
+            RankBatches(order, rank=0, world=1, micro_batch_size=6),
+            workers=workers,
+            pin=False,
+        )
+        for workers in (0, 2)
+    ]
+    seen = []
+    for _ in range(8):  # into the second epoch
+        one, two = (next(stream) for stream in streams)
+        assert equal(one, two)
+        seen += one.keys
+    assert len(set(seen[:32])) == 32
+
+
+def test_validation_pairs_are_shared_out_among_ranks(pair_shards):
+    dataset = make_dataset(pair_shards, augment=False)
+
+    def keys(**options) -> list[str]:
+        return [key for batch in val_batches(dataset, 21, **options) for key in batch.keys]
+
+    alone = keys(rank=0, world=1, batch_size=4)
+    assert len(set(alone)) == 21
+    parts = [keys(rank=rank, world=2) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == sorted(alone)
+    clean = next(val_batches(dataset, 4, rank=0, world=1))
+    assert equal(clean, next(val_batches(dataset, 4, rank=0, world=1)))
+    assert {field.name for field in dataclasses.fields(clean)} >= {"pixel_values", "patch_weights"}
