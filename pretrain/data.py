@@ -38,9 +38,10 @@ def decode(sample: Sample, min_side: int) -> Image.Image:
 
 
 def decode_pixels(sample: Sample, min_side: int) -> Tensor:
-    """The same as (3, H, W) uint8. Pillow can scale; torchvision spares the copy into a tensor.
+    """What `decode` gives, as (3, H, W) uint8; the picture itself where no scaling helps.
 
-    Both decode by libjpeg-turbo, to the same pixels.
+    Only Pillow can scale, only torchvision decodes into a tensor without a copy; both do it by
+    libjpeg-turbo, to the same pixels.
     """
     if min(sample.meta.size) >= 2 * min_side:
         return pil_to_tensor(decode(sample, min_side))
