@@ -43,7 +43,7 @@ for split in train val; do
 done
 
 say "stage 2, four losses: $work/pretrain"
-pretrain --run_dir "$work/pretrain" --optim.steps 250 --model.init "$work/prompter/model" \
+pretrain --run_dir "$work/pretrain" --optim.steps 350 --model.init "$work/prompter/model" \
     --prompter.source "$work/prompter/model" --prompter.entities "$work/entities.tsv" \
     --prompter.relations "$corpora/relations.tsv"
 model="$work/pretrain/model"

@@ -15,14 +15,28 @@ def learn_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
     from tokenizers.models import WordPiece
 
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    words = pre_tokenizers.BertPreTokenizer()
+    texts = [normalizer.normalize_str(caption) for caption in captions]
+    # The trainer numbers `##` letters in the order of a hash map that differs from process to
+    # process, and breaks ties by number. As special tokens they keep the numbers given here; the
+    # tokenizer below takes the vocabulary alone.
+    pieces = {
+        f"##{letter}"
+        for text in texts
+        for word, _ in words.pre_tokenize_str(text)
+        for letter in word[1:]
+    }
+    learned = Tokenizer(WordPiece(unk_token="[UNK]"))
+    learned.pre_tokenizer = words
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIALS), show_progress=False
+        vocab_size=vocab_size, special_tokens=[*SPECIALS, *sorted(pieces)], show_progress=False
     )
-    tokenizer.train_from_iterator(captions, trainer)
+    learned.train_from_iterator(texts, trainer)
+
+    tokenizer = Tokenizer(WordPiece(learned.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
+    tokenizer.decoder = decoders.WordPiece()
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return PreTrainedTokenizerFast(

@@ -62,7 +62,7 @@ LOOKS = {
 }  # fmt: skip
 CLOSE_UP = 0.5
 """Share of pictures that show one thing alone, as the pictures of many news items do."""
-NAMED, DESCRIBED, WITH_NAME, WITH_ROLE, DETECTED = 0.95, 0.3, 0.4, 0.5, 0.9
+NAMED, DESCRIBED, WITH_NAME, WITH_ROLE, DETECTED = 0.95, 0.3, 0.4, 0.4, 0.9
 """Chances: a thing is in the caption; with its look; a person by name; a role; a box is found."""
 
 
@@ -127,7 +127,7 @@ def _caption(rng: np.random.Generator, nouns: Sequence[str]) -> str:
         if noun in PEOPLE
     ]
     roles = [cues[noun][1] for noun in kept for cues in CUES.values() if noun in cues]
-    role = ROLE.format(pick(rng, roles)) if roles and rng.random() < WITH_ROLE else ""
+    role = ROLE.format(pick(rng, roles)) if roles and people and rng.random() < WITH_ROLE else ""
     caption = pick(rng, CAPTIONS if people else CLOSE_UPS).format(
         who=" and ".join(people),
         things=" and ".join(filter(None, [" , ".join(phrases[:-1]), phrases[-1]])),
