@@ -12,8 +12,8 @@ class ModelConfig(FusionEncoderConfig):
     """Architecture of the encoder, and where its first weights come from."""
 
     init: str | None = None
-    """Model directory or hub id whose towers the run starts from; architecture and tokenizer are
-    taken from it, fusion layers it lacks are drawn at random. None: all weights random."""
+    """Model directory or hub id whose towers, which must fit, and tokenizer the run starts from;
+    fusion layers it lacks are drawn at random. None: all weights random."""
     tokenizer: str | None = None
     """Tokenizer directory or hub id where `init` gives none. None: a WordPiece vocabulary is
     learned from the training captions."""
@@ -117,6 +117,8 @@ class BatchConfig:
             raise ValueError(
                 "batch: give two of global_size, micro_size, accumulation; the third is null"
             )
+        if min(number for number in (size, micro, accumulation) if number is not None) < 1:
+            raise ValueError("batch: sizes must be at least 1")
         if size is None:
             return micro * accumulation * world, micro, accumulation
         known = accumulation if micro is None else micro
@@ -149,6 +151,10 @@ class CheckpointConfig:
     keep: int = 2
     """Newest complete checkpoints kept."""
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1:
+            raise ValueError("checkpoint.every and checkpoint.keep must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
@@ -157,9 +163,13 @@ class LogConfig:
     every: int = 50
     """Steps between log lines (the only device synchronisation)."""
     validate_every: int = 2000
-    """Steps between validations; the last step always makes one. 0: never."""
+    """Steps between validations; the last step always makes one."""
     validation_pairs: int = 1024
     """Validation pairs used."""
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.validate_every, self.validation_pairs) < 1:
+            raise ValueError("log.every, validate_every and validation_pairs must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +206,11 @@ class PretrainConfig:
             raise ValueError(
                 "prompter.source: COE and CIR need a prompter: train one (configs/prompter.yaml), "
                 "run `python -m pretrain.label`; or set loss.coe and loss.cir to 0"
+            )
+        if self.data.max_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.max_length {self.data.max_length} is beyond model.max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
             )
         if self.data.matched_only and self.loss.itm:
             raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")

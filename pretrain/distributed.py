@@ -1,10 +1,16 @@
 """Rank, world size, and collectives that keep gradients."""
 
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from shards.schema import InputError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -42,6 +48,25 @@ def broadcast_object(value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """The result of `function`, run on the main process, on every process.
+
+    Its InputError is raised everywhere: else the others would wait for the main process in vain.
+    """
+    if world_size() == 1:
+        return function()
+    outcome = None
+    if is_main():
+        try:
+            outcome = (function(), None)
+        except InputError as error:
+            outcome = (None, str(error))
+    value, problem = broadcast_object(outcome)
+    if problem is not None:
+        raise InputError(problem)
+    return value
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -153,8 +153,9 @@ class DeepSpeedEngine:
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config
         )
         self.module = self.engine.module
-        self.stage = self.engine.zero_optimization_stage()
-        self.layout = f"zero{self.stage}-{distributed.world_size()}"
+        stage = self.engine.zero_optimization_stage()
+        # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
+        self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """Named losses of one micro-batch."""

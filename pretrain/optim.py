@@ -40,7 +40,7 @@ def adamw(
 def linear_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up whose first step already learns, then linear decay to zero after the last.
+    """Linear warm-up whose first step already learns, then linear decay to zero at the last.
 
     The factor of the s-th update (s = 1 … total) is s/warmup up to the warm-up's end, then
     (total - s)/(total - warmup).

@@ -28,6 +28,7 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush both."""

@@ -1,12 +1,11 @@
 """The pre-training loop, read top-down: prepare, then steps, then export."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,39 +14,33 @@ from pretrain import engine as engines
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import RunCheckpoints
-from pretrain.checkpoint.teacher import load_prompter
 from pretrain.checkpoint.zero import read_zero
-from pretrain.cli import dump_config
 from pretrain.config import PretrainConfig
-from pretrain.data import PairDataset, open_reader, train_batches, val_batches
-from pretrain.model.fusion_encoder import FusionEncoder
-from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, encode_prompts
-from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.data import open_reader, train_batches, val_batches
 from pretrain.optim import adamw, linear_schedule, parameter_groups
-from pretrain.tokenizer import learn_tokenizer
+from pretrain.prepare import (
+    build_model,
+    check_teacher,
+    encode_banks,
+    pair_dataset,
+    remember_config,
+)
 from pretrain.tracking import MetricsLog
 from pretrain.validate import validate
-from shards.nouns import read_vocabulary
-from shards.relations import relation_labels
-from shards.schema import InputError, atomic_path
-from shards.stream import CanonicalOrder, RankBatches
-
-# Settings that a resumed run may change: they do not alter what is computed.
-_FREE_TO_CHANGE = ("log", "checkpoint", "engine")
+from shards.schema import TEACHER, InputError
+from shards.stream import CanonicalOrder, RankBatches, ShardReader
 
 
 def train(config: PretrainConfig) -> Path:
     """Run, or resume, one pre-training; the exported model directory `run_dir/model`."""
     kind = engines.start(config.engine.kind)
     run_dir = Path(config.run_dir)
-    if distributed.is_main():
-        remember_config(config, run_dir)
     try:
         size, micro, accumulation = config.batch.resolve(distributed.world_size())
     except ValueError as error:
         raise InputError(str(error)) from error
-
     checkpoints = RunCheckpoints(run_dir, keep=config.checkpoint.keep)
+    distributed.on_main(lambda: remember_config(config, run_dir, checkpoints.complete_steps()))
     if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
         if distributed.is_main():
             print(f"{run_dir}: finished before, at step {config.optim.steps}", flush=True)
@@ -56,6 +49,8 @@ def train(config: PretrainConfig) -> Path:
     torch.manual_seed(config.seed)
     needs_teacher = bool(config.loss.coe or config.loss.cir)
     reader = open_reader(config.data.train, teacher=needs_teacher)
+    if needs_teacher:
+        distributed.on_main(lambda: check_teacher(reader, config.prompter.source))
     model, tokenizer = build_model(config, reader, run_dir)
     precision = config.engine.precision
 
@@ -77,7 +72,7 @@ def train(config: PretrainConfig) -> Path:
     )
     if needs_teacher:
         encode_banks(model, config, engine.device)
-    done = checkpoints.resume(engine)
+    done, samples = checkpoints.resume(engine)
 
     dataset = pair_dataset(reader, tokenizer, config, augment=True)
     # Matched pairs stand first in every shard.
@@ -89,23 +84,23 @@ def train(config: PretrainConfig) -> Path:
         world=distributed.world_size(),
         micro_batch_size=micro,
         accumulation=accumulation,
-        start=done * size,
+        start=samples,
     )
     stream = train_batches(
         dataset, batches, workers=config.data.workers, pin=engine.device.type == "cuda"
     )
     report = Reporter(config, run_dir, done, size) if distributed.is_main() else None
-    run_steps(engine, stream, config, done, accumulation, checkpoints, report, tokenizer)
+    run_steps(engine, stream, config, done, samples, checkpoints, report, tokenizer)
+    distributed.on_main(lambda: export(engine, tokenizer, config, run_dir, order))
     if report:
-        export(engine, tokenizer, config, run_dir, order)
         report.close()
-    distributed.barrier()
     return run_dir / "model"
 
 
-def run_steps(engine, stream, config, done, accumulation, checkpoints, report, tokenizer) -> None:
-    """Steps done+1 … optim.steps."""
+def run_steps(engine, stream, config, done, samples, checkpoints, report, tokenizer) -> None:
+    """Steps done+1 … optim.steps; `samples` pairs were consumed before."""
     total, log = config.optim.steps, config.log
+    size, _, accumulation = config.batch.resolve(distributed.world_size())
     sums: dict[str, Tensor] = {}
     logged = done
     engine.module.train()
@@ -128,14 +123,12 @@ def run_steps(engine, stream, config, done, accumulation, checkpoints, report, t
         if step % log.every == 0 or step == total:
             log_losses(sums, step, step - logged, engine.lr, report)
             sums, logged = {}, step
-        if config.data.val and (
-            step == total or (log.validate_every and step % log.validate_every == 0)
-        ):
+        if config.data.val and (step == total or step % log.validate_every == 0):
             values = run_validation(engine, config, tokenizer)
             if report:
                 report.write(step, values)
         if step % config.checkpoint.every == 0 or step == total:
-            checkpoints.save(engine, step)
+            checkpoints.save(engine, step, samples + (step - done) * size)
 
 
 def log_losses(sums: dict[str, Tensor], step: int, steps: int, lr: float, report) -> None:
@@ -153,103 +146,13 @@ def log_losses(sums: dict[str, Tensor], step: int, steps: int, lr: float, report
 
 def run_validation(engine, config: PretrainConfig, tokenizer) -> dict[str, float]:
     """Metrics on a fixed sample of `data.val`, shared out over the ranks."""
-    reader = open_reader(config.data.val, teacher=False)
-    if config.loss.coe or config.loss.cir:
-        reader = open_reader(config.data.val, teacher=reader.has_column("teacher"))
+    labelled = ShardReader(config.data.val).has_column(TEACHER)
+    reader = open_reader(config.data.val, teacher=labelled and bool(engine.module.entity_bank))
     dataset = pair_dataset(reader, tokenizer, config, augment=False)
     world, rank = distributed.world_size(), distributed.rank()
     pairs = min(config.log.validation_pairs, reader.index.samples) // world * world
     batches = val_batches(dataset, pairs, rank=rank, world=world)
     return validate(engine.module, batches, engine.device, config.engine.precision)
-
-
-def pair_dataset(reader, tokenizer, config: PretrainConfig, *, augment: bool) -> PairDataset:
-    """The data set over `reader` that fits this run's model."""
-    return PairDataset(
-        reader,
-        tokenizer,
-        config.data,
-        image_size=config.model.image_size,
-        patch_size=config.model.patch_size,
-        seed=config.seed,
-        augment=augment,
-    )
-
-
-# ---------------------------------------------------------------------- preparation
-
-
-def remember_config(config: PretrainConfig, run_dir: Path) -> None:
-    """Write `config.yaml`, or check that a resumed run is the same run."""
-    path, text = run_dir / "config.yaml", dump_config(config)
-    if path.exists():
-        old, new = yaml.safe_load(path.read_text()), yaml.safe_load(text)
-        changed = [
-            f"{section}.{key} ({old[section].get(key)} -> {value})"
-            for section, content in new.items()
-            if isinstance(content, dict) and section not in _FREE_TO_CHANGE
-            for key, value in content.items()
-            if old.get(section, {}).get(key) != value and key != "workers"
-        ]
-        if changed:
-            raise InputError(
-                f"{run_dir} holds a run with another configuration: {'; '.join(changed)}; "
-                "give another --run_dir, or the old settings to resume"
-            )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
-
-
-def build_model(config: PretrainConfig, reader, run_dir: Path):
-    """(model, tokenizer), identical on every rank; `run_dir/architecture` describes both."""
-    tokenizer = run_tokenizer(config, reader, run_dir)
-    heads = HeadsConfig(
-        itm=bool(config.loss.itm),
-        num_entities=len(read_vocabulary(config.prompter.entities)) if config.loss.coe else 0,
-        num_relations=len(relation_labels(config.prompter.relations)) if config.loss.cir else 0,
-    )
-    architecture = replace(config.model.architecture(), vocab_size=len(tokenizer))
-    if config.model.init:
-        encoder, notes = hub.init_encoder(config.model.init, architecture)
-        if distributed.is_main():
-            print(f"model.init {config.model.init}: {notes}", flush=True)
-    else:
-        encoder = FusionEncoder(architecture)
-    model = Promu(encoder, heads, config.loss)
-    if distributed.is_main():
-        hub.save_architecture(run_dir / "architecture", model.released_config(), tokenizer)
-    return model, tokenizer
-
-
-def run_tokenizer(config: PretrainConfig, reader, run_dir: Path):
-    """The run's tokenizer: of `model.init`, `model.tokenizer`, or learned from the captions."""
-    source = config.model.tokenizer or config.model.init
-    if source:
-        return hub.load_tokenizer(hub.resolve(source))
-    folder = run_dir / "architecture"
-    if distributed.is_main() and not (folder / "tokenizer.json").exists():
-        shards = range(len(reader.index.shards))
-        captions = {s.meta.caption for number in shards for s in reader.samples(number)}
-        tokenizer = learn_tokenizer(sorted(captions), config.model.vocab_size)
-        tokenizer.save_pretrained(folder)
-    distributed.barrier()
-    return hub.load_tokenizer(folder)
-
-
-def encode_banks(model: Promu, config: PretrainConfig, device: torch.device) -> None:
-    """Give the model the encoded prompts of its frozen prompter (text tower only; then dropped)."""
-    settings = config.prompter
-    teacher = load_prompter(settings.source)
-    encoder, tokenizer = teacher.encoder.to(device), teacher.tokenizer
-    temperature = settings.temperature or teacher.temperature
-    if config.loss.coe:
-        templates = [ENTITY_TEMPLATES[key] for key in settings.entity_prompts]
-        vocabulary = read_vocabulary(settings.entities)
-        model.entity_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
-    if config.loss.cir:
-        templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
-        vocabulary = relation_labels(settings.relations)
-        model.relation_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
 
 
 def export(engine, tokenizer, config: PretrainConfig, run_dir: Path, order) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,17 @@ def init_encoder(source: Source, architecture: FusionEncoderConfig) -> tuple[Fus
         The encoder, and one line that says what was loaded and what was not.
     """
     directory = resolve(source)
+    before = asdict(FusionEncoderConfig.from_dict(read_config(directory)))
+    wanted = asdict(architecture)
+    # Sizes show in the shapes below; these do not.
+    silent = ("heads", "eps", "pool", "mean", "std")
+    changed = [
+        f"model.{key} ({before[key]} there, {wanted[key]} here)"
+        for key in wanted
+        if key.endswith(silent) and before[key] != wanted[key]
+    ]
+    if changed:
+        raise InputError(f"{directory}: another architecture: {', '.join(changed)}")
     state = {k: v for k, v in read_weights(directory).items() if not k.startswith("heads.")}
     encoder = FusionEncoder(architecture)
     theirs = {key for key in state if key.startswith("fusion.")}
@@ -218,14 +230,6 @@ def save_encoder(out: Source, encoder: FusionEncoder, tokenizer: PreTrainedToken
         tokenizer=tokenizer,
         card=encoder_card("Saved from a running program; how it was trained is not recorded."),
     )
-
-
-def save_architecture(
-    out: Source, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """What a model directory holds beside weights: lets a run's checkpoints be read alone."""
-    tokenizer.save_pretrained(out)
-    write_json(Path(out) / CONFIG_NAME, config)
 
 
 def released_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

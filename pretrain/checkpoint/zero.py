@@ -81,8 +81,8 @@ def read_zero(folder: Path) -> dict[str, Tensor]:
 def reshard(folder: Path) -> Path:
     """`step-N/` -> `step-N-universal/` beside it, which any world size and ZeRO stage 1-3 resumes.
 
-    Weights, moments and step counts are carried over, by DeepSpeed's own converter. An engine
-    loads the result if its DeepSpeed configuration says `"checkpoint": {"load_universal": true}`.
+    Weights, moments and step counts are carried over, by DeepSpeed's own converter;
+    `DeepSpeedEngine.load` reads the result.
     The converter unpickles: only for checkpoints of one's own runs.
 
     Raises:

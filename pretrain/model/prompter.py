@@ -34,7 +34,7 @@ class PromptBank:
     """The prompter's own learned temperature."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_prompts(
     encoder: FusionEncoder,
     tokenizer,
@@ -65,5 +65,4 @@ def encode_prompts(
             ).to(device)
             states = encoder.encode_text(tokens["input_ids"], tokens["attention_mask"])
             total[start : start + chunk] += encoder.text_feat(states)
-    # Out of inference mode's bookkeeping: the bank takes part in training forwards.
-    return PromptBank(torch.nn.functional.normalize(total, dim=-1).clone(), temperature)
+    return PromptBank(torch.nn.functional.normalize(total, dim=-1), temperature)

@@ -24,7 +24,7 @@ from transformers import (
 from pretrain import convert
 from pretrain.checkpoint import authors, hub
 from pretrain.checkpoint.teacher import load_prompter
-from pretrain.cli import InputError
+from pretrain.cli import InputError, write_json
 from pretrain.model.fusion_encoder import FusionEncoder
 
 WIDTH, HEADS, LAYERS, WORDS, SIDE = 128, 2, 4, 90, 32
@@ -426,7 +426,8 @@ def test_run_of_one_process(bert_dir, vit_dir, tmp_path):
     encoder, tokenizer = hub.load_fusion(tmp_path / "ours")
     step = tmp_path / "run/checkpoints/step-20"
     step.mkdir(parents=True)
-    hub.save_architecture(tmp_path / "run/architecture", encoder.config.to_dict(), tokenizer)
+    tokenizer.save_pretrained(tmp_path / "run/architecture")
+    write_json(tmp_path / "run/architecture/config.json", encoder.config.to_dict())
     state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     state["temperature"] = torch.tensor([0.03])
     torch.save({"model": state, "optimizer": {}, "schedule": {}}, step / "state.pt")

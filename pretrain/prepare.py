@@ -1,0 +1,150 @@
+"""What a run needs before its first step: its configuration on disk, model, tokenizer, teacher."""
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from pretrain import distributed
+from pretrain.checkpoint import hub
+from pretrain.checkpoint.teacher import load_prompter
+from pretrain.cli import dump_config
+from pretrain.config import PretrainConfig
+from pretrain.data import PairDataset
+from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, encode_prompts
+from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.tokenizer import learn_tokenizer
+from shards.nouns import read_vocabulary
+from shards.relations import relation_labels
+from shards.schema import COLUMN_NAME, OBJECTS, TEACHER, InputError, atomic_path, write_json
+from shards.stream import ShardReader
+
+# What a resumed run may change without changing what is computed.
+_FREE = ("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers")
+
+
+def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> None:
+    """Write `config.yaml`; where checkpoints are, check that this is the run that made them."""
+    path, text = run_dir / "config.yaml", dump_config(config)
+    if path.exists() and resumable:
+        old, new = (_flat(yaml.safe_load(content)) for content in (path.read_text(), text))
+        changed = [
+            f"{key} ({old.get(key)} -> {value})"
+            for key, value in new.items()
+            if old.get(key) != value and not key.startswith(_FREE)
+        ]
+        if changed:
+            raise InputError(
+                f"{run_dir} holds a run with another configuration: {'; '.join(changed)}; "
+                "give another --run_dir, or the old settings to resume"
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def _flat(content: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in content.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def build_model(config: PretrainConfig, reader, run_dir: Path):
+    """(model, tokenizer), identical on every rank; `run_dir/architecture` describes both."""
+    tokenizer = run_tokenizer(config, reader, run_dir)
+    heads = HeadsConfig(
+        itm=bool(config.loss.itm),
+        num_entities=len(read_vocabulary(config.prompter.entities)) if config.loss.coe else 0,
+        num_relations=len(relation_labels(config.prompter.relations)) if config.loss.cir else 0,
+    )
+    architecture = replace(config.model.architecture(), vocab_size=len(tokenizer))
+    if config.model.init:
+        encoder, notes = hub.init_encoder(config.model.init, architecture)
+        if distributed.is_main():
+            print(f"model.init {config.model.init}: {notes}", flush=True)
+    else:
+        encoder = FusionEncoder(architecture)
+    model = Promu(encoder, heads, config.loss)
+    content = model.released_config()
+    distributed.on_main(lambda: write_json(run_dir / "architecture" / hub.CONFIG_NAME, content))
+    return model, tokenizer
+
+
+def run_tokenizer(config: PretrainConfig, reader: ShardReader, run_dir: Path):
+    """The run's tokenizer: of `model.tokenizer`, of `model.init`, or learned from the captions.
+
+    It lies in `run_dir/architecture`, written once, whole, by the main process.
+    """
+    folder = run_dir / "architecture"
+
+    def write() -> None:
+        if any(folder.glob("tokenizer*")):
+            return
+        source = config.model.tokenizer or config.model.init
+        if source:
+            tokenizer = hub.load_tokenizer(hub.resolve(source))
+        else:
+            shards = range(len(reader.index.shards))
+            captions = {s.meta.caption for number in shards for s in reader.samples(number)}
+            tokenizer = learn_tokenizer(sorted(captions), config.model.vocab_size)
+        with tempfile.TemporaryDirectory(dir=run_dir) as temporary:
+            tokenizer.save_pretrained(f"{temporary}/{folder.name}")
+            os.replace(f"{temporary}/{folder.name}", folder)
+
+    distributed.on_main(write)
+    return hub.load_tokenizer(folder)
+
+
+def check_teacher(reader: ShardReader, prompter: str) -> None:
+    """Refuse a teacher column of another prompter, or of other objects, than this run's.
+
+    Raises:
+        InputError: its features and this run's prompts, or boxes, do not belong together.
+    """
+    made = reader.columns[TEACHER].provenance
+    wanted = hub.digest(hub.resolve(prompter) / hub.WEIGHTS_NAME)
+    if made.get("prompter_sha256") != wanted:
+        raise InputError(
+            f"{reader.location}: its teacher column was written by {made.get('prompter')}, not by "
+            f"prompter.source {prompter}; run `python -m pretrain.label` with that prompter"
+        )
+    objects = Path(reader.location) / OBJECTS / COLUMN_NAME
+    if objects.is_file() and made.get("objects_sha256") != hub.digest(objects):
+        raise InputError(
+            f"{reader.location}: its objects changed after its teacher column was written; run "
+            "`python -m pretrain.label` again"
+        )
+
+
+def encode_banks(model: Promu, config: PretrainConfig, device: torch.device) -> None:
+    """Give the model the encoded prompts of its frozen prompter (text tower only; then dropped)."""
+    settings = config.prompter
+    teacher = load_prompter(settings.source)
+    encoder, tokenizer = teacher.encoder.to(device), teacher.tokenizer
+    temperature = settings.temperature or teacher.temperature
+    if config.loss.coe:
+        templates = [ENTITY_TEMPLATES[key] for key in settings.entity_prompts]
+        vocabulary = read_vocabulary(settings.entities)
+        model.entity_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+    if config.loss.cir:
+        templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
+        vocabulary = relation_labels(settings.relations)
+        model.relation_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+
+
+def pair_dataset(reader, tokenizer, config: PretrainConfig, *, augment: bool) -> PairDataset:
+    """The data set over `reader` that fits this run's model."""
+    return PairDataset(
+        reader,
+        tokenizer,
+        config.data,
+        image_size=config.model.image_size,
+        patch_size=config.model.patch_size,
+        seed=config.seed,
+        augment=augment,
+    )
