@@ -29,6 +29,7 @@ from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split,
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.tasks.base import Task
 from pretrain import distributed
+from pretrain.checkpoint.card import card, hardware, table
 from pretrain.cli import InputError, write_json
 from pretrain.tracking import MetricsLog
 
@@ -263,9 +264,23 @@ class SeedRun:
 
 def model_card(config: TrainConfig, seed: int, progress: Progress) -> str:
     """README.md of the fine-tuned model."""
-    start = config.init or f"the architecture of {config.architecture}, random weights"
-    return (
-        f"# {config.method} on {config.task}\n\n"
-        f"Fine-tuned with Fusion-MRE from `{start}`; seed {seed}, epoch {progress.best_epoch}, "
-        f"dev F1 {progress.best_f1:.2f} %. Images: {config.images}.\n"
+    random_start = f"random weights, architecture of `{config.architecture}`"
+    settings = {
+        "data": f"`{config.data}`, {config.fraction:.0%} of the training rows",
+        "initialised from": f"`{config.init}`" if config.architecture is None else random_start,
+        "images": config.images,
+        "views": config.view or "none",
+        "protocol": f"{config.protocol}; the epoch is chosen on dev, test is read once",
+        "seed": seed,
+        "epoch": f"{progress.best_epoch}, after {progress.step} steps",
+        "hardware": hardware(),
+    }
+    return card(
+        f"{config.method} on {config.task}, fine-tuned with Fusion-MRE",
+        {
+            "Training": table(settings),
+            "Validation": f"dev F1 {progress.best_f1:.2f} %; this figure chose the epoch.",
+        },
+        loading="`python -m finetune evaluate RUN --data DIR`, with this directory inside its run; "
+        "or `python -m finetune train … --init THIS`, to go on from its encoder.",
     )

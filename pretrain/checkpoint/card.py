@@ -38,8 +38,8 @@ Code and this card: Apache-2.0. The weights carry the terms of the corpora and o
 they were trained from; those of the source checkpoint must be kept when passing them on."""
 
 
-def card(title: str, sections: dict[str, str]) -> str:
-    """A card with the hub's YAML header, the given sections, then licence, loading and citing."""
+def card(title: str, sections: dict[str, str], *, loading: str = _LOADING) -> str:
+    """A card with the hub's YAML header, how to load, the given sections, licence, citing."""
     header = yaml.safe_dump(
         {
             "library_name": "fusion-mre",
@@ -47,7 +47,7 @@ def card(title: str, sections: dict[str, str]) -> str:
             "tags": ["multimodal", "relation-extraction", "named-entity-recognition"],
         }
     )
-    whole = {"Load": _LOADING, **sections, "Licence": _LICENCE, "Cite": _CITING}
+    whole = {"Load": loading, **sections, "Licence": _LICENCE, "Cite": _CITING}
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in whole.items())
     return f"---\n{header}---\n\n# {title}\n\n{body}\n"
 
