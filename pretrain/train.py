@@ -178,10 +178,11 @@ def _step_seed(seed: int, step: int) -> int:
 
 
 class Reporter:
-    """Progress bar, `metrics.jsonl` and TensorBoard of the main process."""
+    """Progress bar, `log.txt`, `metrics.jsonl` and TensorBoard of the main process."""
 
     def __init__(self, config: PretrainConfig, run_dir: Path, done: int, batch_size: int) -> None:
         self.log = MetricsLog(run_dir, resume_step=done)
+        self.text = (run_dir / "log.txt").open("a", encoding="utf-8")
         self.bar = tqdm(total=config.optim.steps, initial=done, unit="step", disable=None)
         self.batch_size, self.waited = batch_size, 0.0
         self.since, self.steps = time.perf_counter(), 0
@@ -204,9 +205,13 @@ class Reporter:
         self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
         self.log.write(step, values)
         shown = {k: f"{v:.4g}" for k, v in values.items() if k not in ("lr",)}
-        self.bar.write(f"step {step}: " + " ".join(f"{k} {v}" for k, v in shown.items()))
+        line = f"step {step}: " + " ".join(f"{k} {v}" for k, v in shown.items())
+        self.bar.write(line)
+        self.text.write(line + "\n")
+        self.text.flush()
 
     def close(self) -> None:
         """Flush everything."""
         self.bar.close()
+        self.text.close()
         self.log.close()
