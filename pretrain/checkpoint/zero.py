@@ -98,8 +98,9 @@ def reshard(folder: Path) -> Path:
         "deepspeed.checkpoint.ds_to_universal",
         "--inject_missing_state",
     ]
-    command += ["--input_folder", str(folder), "--output_folder", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # It reads paths as regular expressions: names relative to the run hold nothing special.
+    command += ["--input_folder", folder.name, "--output_folder", out.name]
+    result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
     if result.returncode:
         shutil.rmtree(out, ignore_errors=True)
         reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
