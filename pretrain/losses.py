@@ -48,11 +48,12 @@ def cit_loss(
         Scalar, float32; zero, attached to the graph, where no pair is matched anywhere.
     """
     size, total = len(image_feat), len(all_image_feat)
-    anchors = torch.arange(offset, offset + size, device=image_feat.device)  # (B,)
+    rows = torch.arange(size, device=image_feat.device)
+    anchors = rows + offset  # (B,)
     same = (all_ids[anchors, None, :] == all_ids[None, :, :]).any(dim=-1)  # (B, G)
-    same[torch.arange(size, device=same.device), anchors] = False
+    same[rows, anchors] = False
     hidden = same if negatives == "all" else same | ~all_matched
-    hidden[torch.arange(size, device=same.device), anchors] = False
+    hidden[rows, anchors] = False
 
     weight = all_matched[anchors].float()  # (B,)
     count = all_matched.sum().clamp(min=1) if normalize_by == "matched" else total
@@ -60,7 +61,7 @@ def cit_loss(
         image_to_text = image_feat.float() @ all_text_feat.float().T / temperature.float()
         text_to_image = text_feat.float() @ all_image_feat.float().T / temperature.float()
         both = torch.stack([image_to_text, text_to_image]).masked_fill(hidden, -torch.inf)
-        log_likelihood = both.log_softmax(dim=-1)[:, torch.arange(size), anchors]  # (2, B)
+        log_likelihood = both.log_softmax(dim=-1)[:, rows, anchors]  # (2, B)
         world = total // size
         return -(log_likelihood.mean(dim=0) * weight).sum() * world / count
 

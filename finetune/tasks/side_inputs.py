@@ -295,6 +295,7 @@ def _text(path: Path) -> str:
 
 
 def parse_record(parser: Callable[[str], Any], line: str, where: str) -> Any:
+    """`parser(line)`. Raises: InputError naming `where` for a line that does not parse."""
     try:
         return parser(line)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -311,10 +312,12 @@ def finite_number(value: Any) -> float | None:
 
 
 def is_row(value: Any) -> bool:
+    """Whether a value is a row number; True and False are none."""
     return type(value) is int and value >= 0
 
 
 def some(values: dict[Key, Any], path: Path) -> dict[Key, Any]:
+    """`values`, of which there must be some. Raises: InputError for an empty file."""
     if not values:
         raise InputError(f"{path}: no entry in it")
     return values
