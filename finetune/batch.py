@@ -1,10 +1,10 @@
 """What every task produces and every method receives.
 
-N: rows of a split, B: rows of a batch, L: word pieces, W: words, S: side of a picture.
+N: rows of a split, B: rows of a batch, L: word pieces, W: words, R: regions, S: side of a picture.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -41,6 +41,12 @@ class Batch:
     """(B, 3, S, S) uint8; None: vision is off"""
     image_mask: Tensor | None = None
     """(B,) bool: False = this row has no picture (its pixels are zero)"""
+    region_pixels: Tensor | None = None
+    """(B, R, 3, S, S) uint8: each region cut out of the row's picture; zeros where masked"""
+    region_boxes: Tensor | None = None
+    """(B, R, 4) float32: x1, y1, x2, y2 as shares of the picture's width and height"""
+    region_mask: Tensor | None = None
+    """(B, R) bool: True = this slot holds a region; slots as `Method.region_slots` orders them"""
     crop_count: Tensor | None = None
     """(B,) int64: crops a row has in the community's files; leaks the label, to show that"""
     weight: float = 1.0
@@ -50,14 +56,25 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
         moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            entry.name: value.to(device, non_blocking=non_blocking)
+            for entry in fields(self)
+            if isinstance(value := getattr(self, entry.name), Tensor)
         }
         return replace(self, **moved)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Which pictures of a store belong to which row."""
+
+    store: ImageStore
+    index: np.ndarray
+    """(N,) or (N, R) positions in `store`; -1 = none there"""
+    mask: str
+    """The field of `Batch` that says where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +86,8 @@ class Dataset:
     columns: Mapping[str, Column]
     pad_id: int = 0
     """Fills `input_ids`; every other ragged column is filled with zeros."""
-    images: ImageStore | None = None
-    """None: vision is off."""
-    image_index: np.ndarray | None = None
-    """(N,) position of each row's picture in `images`, -1 = none"""
+    pictures: Mapping[str, Pictures] = field(default_factory=dict)
+    """Field of `Batch` -> where its pixels come from; empty: vision is off."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,8 +101,10 @@ class Dataset:
         """The rows at positions `keep`, in that order."""
         keep = np.asarray(keep, dtype=np.int64)
         columns = {name: _take(column, keep) for name, column in self.columns.items()}
-        index = None if self.image_index is None else self.image_index[keep]
-        return replace(self, rows=self.rows[keep], columns=columns, image_index=index)
+        pictures = {
+            name: replace(found, index=found.index[keep]) for name, found in self.pictures.items()
+        }
+        return replace(self, rows=self.rows[keep], columns=columns, pictures=pictures)
 
     def collate(self, chosen: np.ndarray) -> Batch:
         """The rows at positions `chosen` as one batch."""
@@ -100,10 +117,10 @@ class Dataset:
                 if name == "input_ids":
                     tensors["attention_mask"] = torch.from_numpy(mask)
             tensors[name] = torch.from_numpy(values)
-        if self.images is not None:
-            index = self.image_index[chosen]
-            tensors["pixel_values"] = torch.from_numpy(self.images.pixels_at(index))
-            tensors["image_mask"] = torch.from_numpy(index >= 0)
+        for name, found in self.pictures.items():
+            index = found.index[chosen]
+            tensors[name] = torch.from_numpy(found.store.pixels_at(index))
+            tensors[found.mask] = torch.from_numpy(index >= 0)
         return Batch(rows=torch.from_numpy(self.rows[chosen]), **tensors)
 
     def batches(

@@ -87,8 +87,12 @@ class TrainConfig:
     """Start from these weights: fusion model directory, hub id, or (text methods) a BERT; none."""
     architecture: str | None = None
     """Instead of --init: the same architecture and tokenizer with random weights (scratch)."""
-    images: Literal["required", "none"] = "required"
-    """required: a picture missing or undecodable is an error. none: vision off."""
+    images: Literal["required", "blank", "none"] = "required"
+    """required: a picture missing or undecodable is an error. none: vision off. blank: one grey
+    square for every picture and region, to see what their mere presence tells."""
+    regions: str | None = None
+    """For methods that read regions: a folder of region caches (`finetune regions build`);
+    community: the published crop files, which leak the label; none: all slots empty."""
     captions: str | None = None
     """A captioner whose text follows the post: NAME for caption/NAME_{split}.txt in --data (CAMIM's
     caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split} in it."""

@@ -4,90 +4,26 @@ A method says in `needs` which inputs it wants beyond the text; `PROVIDERS` says
 """
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from finetune.batch import MULTIPLE, Dataset
+from finetune.batch import MULTIPLE, Dataset, Pictures
 from finetune.leakage import audit_features
+from finetune.loaded import InputOptions, LoadedSplit, Wanted
 from finetune.manifest import View, read_view
 from finetune.methods.base import Method
+from finetune.region_inputs import add_region_boxes, add_region_pixels
 from finetune.tasks import side_inputs
-from finetune.tasks.base import Row, Task
-from finetune.tasks.images import ImageStore, open_store
+from finetune.tasks.base import Task
+from finetune.tasks.images import blank_store, open_images
 from pretrain import distributed
 from pretrain.cli import InputError
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputOptions:
-    """How rows become inputs; the first four travel with the trained weights."""
-
-    images: Literal["required", "none"]
-    max_length: int
-    captions: str | None = None
-    """A captioner's name or a pattern with {split}; its text follows the post's after [SEP]."""
-    max_caption_length: int = 0
-    cache: Path
-    """Where decoded pictures lie."""
-    max_missing: int = 0
-    """So many pictures of a split may be absent."""
-    views: Mapping[str, Sequence[View]] = field(default_factory=dict)
-    """Split -> what an experiment changes in it, applied in this order."""
-
-    def remembered(self) -> dict[str, Any]:
-        """What `method.json` keeps, for the same inputs at evaluation."""
-        names = ("images", "max_length", "captions", "max_caption_length")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class LoadedSplit:
-    """One split: rows, right answers, and the encoded form."""
-
-    rows: Sequence[Row]
-    gold: list[Any]
-    dataset: Dataset
-    images: dict[str, int] | None = None
-    """Counts of distinct pictures: found, missing, undecodable; None: vision is off."""
-    traces: dict[str, list[Hashable]] = field(default_factory=dict)
-    """What a model could read off an input without looking at it, one value a row: the audit's."""
-    files: tuple[Path, ...] = ()
-    """Side inputs that were read."""
-    leaky: bool = False
-    """Whether one of them is known to tell the label."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def subset(self, keep: np.ndarray) -> "LoadedSplit":
-        """The rows at positions `keep`."""
-        return replace(
-            self,
-            rows=[self.rows[i] for i in keep],
-            gold=[self.gold[i] for i in keep],
-            dataset=self.dataset.subset(keep),
-            traces={name: [values[i] for i in keep] for name, values in self.traces.items()},
-        )
-
-    def with_column(self, name: str, values: np.ndarray | list[np.ndarray]) -> "LoadedSplit":
-        """With one more column, called like a field of `Batch`."""
-        columns = {**self.dataset.columns, name: values}
-        return replace(self, dataset=replace(self.dataset, columns=columns))
-
-    def with_source(self, source: side_inputs.SideInput, **traces: list) -> "LoadedSplit":
-        """With a side input on the record."""
-        return replace(
-            self,
-            traces={**self.traces, **traces},
-            files=(*self.files, source.path),
-            leaky=self.leaky or source.leaky,
-        )
 
 
 def load_split(
@@ -107,13 +43,20 @@ def load_split(
         pad_id=tokenizer.pad_token_id,
     )
     loaded = LoadedSplit(rows, task.gold(rows), dataset)
-    if options.captions:
-        loaded = add_captions(loaded, task, split, tokenizer, options)
+    wanted = Wanted(
+        task=task,
+        split=split,
+        original=original,
+        tokenizer=tokenizer,
+        method=method,
+        options=options,
+    )
+    if options.captions and "caption" not in method.needs:
+        loaded = add_captions(loaded, wanted)
     check_length(loaded, task, split, method)
-    if "image" in method.needs and options.images == "required":
-        loaded = add_images(loaded, task, split, original, method, options)
-    for need in sorted(method.needs - {"image"}):
-        loaded = PROVIDERS[need](loaded, task, split)
+    for need in sorted(method.needs):
+        if options.images != "none" or need not in VISUAL:
+            loaded = PROVIDERS[need](loaded, wanted)
     return loaded
 
 
@@ -128,18 +71,18 @@ def check_length(loaded: LoadedSplit, task: Task, split: str, method: Method) ->
         )
 
 
-def add_images(
-    loaded: LoadedSplit,
-    task: Task,
-    split: str,
-    original: Sequence[Row],
-    method: Method,
-    options: InputOptions,
-) -> LoadedSplit:
+def add_images(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """The picture of each row, from a store of the whole split, so that all views share it."""
-    names = {row.image_id for row in [*original, *loaded.rows]} - {None}
-    store = open_images(task.image_folder(split), names, method, options.cache)
-    store.require(options.max_missing)
+    method, options = wanted.method, wanted.options
+    names = {row.image_id for row in [*wanted.original, *loaded.rows]} - {None}
+    folder = wanted.task.image_folder(wanted.split)
+    if options.images == "blank":
+        store = blank_store(folder, names, size=method.image_size)
+    else:
+        store = open_images(
+            folder, names, size=method.image_size, resize=method.image_resize, cache=options.cache
+        )
+        store.require(options.max_missing)
     index = store.index_of(row.image_id for row in loaded.rows)
     if distributed.is_main():
         LOG.info(
@@ -147,38 +90,22 @@ def add_images(
             store.folder, len(store.position), len(store.missing), len(store.undecodable),
             (index < 0).sum(), len(index),
         )  # fmt: skip
-    return replace(
+    loaded = replace(
         loaded,
-        dataset=replace(loaded.dataset, images=store, image_index=index),
         images={
-            "found": len(store.position),
+            "found": 0 if options.images == "blank" else len(store.position),
             "missing": len(store.missing),
             "undecodable": len(store.undecodable),
         },
         traces={**loaded.traces, "picture: present": (index >= 0).tolist()},
     )
+    return loaded.with_pictures("pixel_values", Pictures(store, index, "image_mask"))
 
 
-def open_images(folder: Path, names: set[str], method: Method, cache: Path) -> ImageStore:
-    """The store of these pictures; of several processes one decodes, the others find its work."""
-    if not distributed.is_main():
-        distributed.barrier()
-    store = open_store(
-        folder, names, size=method.image_size, resize=method.image_resize, cache=cache
-    )
-    if distributed.is_main():
-        distributed.barrier()
-    return store
-
-
-def add_captions(
-    loaded: LoadedSplit, task: Task, split: str, tokenizer: Any, options: InputOptions
-) -> LoadedSplit:
+def add_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`[CLS] post [SEP] caption [SEP]`: the picture in words, for whatever reads text."""
-    name = options.captions
-    by_name = "{split}" not in name
-    pattern, folder = (f"caption/{name}_{{split}}.txt", task.folder) if by_name else (name, ".")
-    source = side_inputs.read_captions(side_inputs.find(folder, pattern, split))
+    tokenizer, options = wanted.tokenizer, wanted.options
+    source = read_captions(wanted)
     texts = source.of(loaded.rows)
     captions = tokenizer(
         texts, add_special_tokens=False, truncation=True, max_length=options.max_caption_length
@@ -192,19 +119,33 @@ def add_captions(
     return loaded.with_column("input_ids", ids).with_source(source, **traces)
 
 
-def add_crop_count(loaded: LoadedSplit, task: Task, split: str) -> LoadedSplit:
+def read_captions(wanted: Wanted) -> side_inputs.SideInput:
+    """The captions that `--captions` names: `caption/NAME_{split}.txt` in the data, or a path."""
+    name = wanted.options.captions
+    by_name = "{split}" not in name
+    pattern = f"caption/{name}_{{split}}.txt" if by_name else name
+    folder = wanted.task.folder if by_name else "."
+    return side_inputs.read_captions(side_inputs.find(folder, pattern, wanted.split))
+
+
+def add_crop_count(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """Of MNRE's community region files: how many crops a row has. Tells the label."""
-    path = side_inputs.find(task.folder, "txt/mre_{split}_dict.pth", split)
+    path = side_inputs.find(wanted.task.folder, "txt/mre_{split}_dict.pth", wanted.split)
     source = side_inputs.read_crop_names(path)
     counts = [len(names) for names in source.of(loaded.rows)]
     loaded = loaded.with_column("crop_count", np.array(counts))
     return loaded.with_source(source, **{"crops: number": counts})
 
 
-PROVIDERS: dict[str, Callable[[LoadedSplit, Task, str], LoadedSplit]] = {
+PROVIDERS: dict[str, Callable[[LoadedSplit, Wanted], LoadedSplit]] = {
     "crop_count": add_crop_count,
+    "image": add_images,
+    "region_boxes": add_region_boxes,
+    "region_pixels": add_region_pixels,
 }
-"""Need -> how a split gets that input, pictures aside."""
+"""Need -> how a split gets that input."""
+VISUAL = frozenset({"image", "region_boxes", "region_pixels"})
+"""What `--images none` switches off."""
 
 
 def audit_inputs(task: Task, train: LoadedSplit, dev: LoadedSplit) -> list[dict[str, Any]]:

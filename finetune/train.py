@@ -62,6 +62,7 @@ class SeedRun:
         self.options = InputOptions(
             images=config.images,
             max_length=config.max_length,
+            regions=config.regions,
             captions=config.captions,
             max_caption_length=config.max_caption_length,
             cache=config.cache_dir,

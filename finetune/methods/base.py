@@ -24,7 +24,7 @@ its own, so a finished run can be the `--init` of the next. Everything else is n
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,12 +66,15 @@ class Method(nn.Module):
     Config: ClassVar[type] = NoConfig
     """Frozen, keyword-only dataclass with a docstring under each field."""
     needs: frozenset[str] = frozenset()
-    """Inputs beyond the text: "image" or keys of `finetune.inputs.PROVIDERS`. An instance may want
+    """Inputs beyond the text: keys of `finetune.inputs.PROVIDERS`. An instance may want
     more than its class, where its settings say so."""
     kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
     """Kinds of task this method can do."""
     image_resize: ClassVar[str] = "squash"
     """How a picture becomes a square: a key of `finetune.tasks.images.RESIZERS`."""
+
+    region_slots: Mapping[str, int] = {}
+    """Kind of region (`vg` grounded, `od` detected) -> how many, in the order of the slots."""
 
     encoder: nn.Module
 
@@ -84,6 +87,11 @@ class Method(nn.Module):
     def image_size(self) -> int:
         """Side of the square pictures that `forward` takes."""
         return self.encoder.config.image_size
+
+    @property
+    def region_size(self) -> int:
+        """Side of the square `region_pixels`."""
+        return self.image_size
 
     def forward(self, batch: Batch) -> MethodOutput:
         """One batch on this module's device."""

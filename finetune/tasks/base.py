@@ -4,9 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+
+from pretrain.cli import InputError
+
+if TYPE_CHECKING:
+    from finetune.tasks.side_inputs import SideInput
 
 Column = np.ndarray | list[np.ndarray]
 """One value a row (N, …), or one 1-D array a row, of varying length: padded when batched."""
@@ -64,6 +69,14 @@ class Task(ABC):
     @abstractmethod
     def image_folder(self, split: str) -> Path:
         """Where the pictures of a split lie."""
+
+    def community_crops(self, kind: str, split: str) -> "tuple[SideInput, Path]":
+        """Names of the published crop files of one kind (`vg`, `od`), and the folder they lie in.
+
+        Raises:
+            InputError: nobody has published any for this task.
+        """
+        raise InputError(f"--regions community: there are no published {kind} crops of this task")
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> dict[str, Column]:

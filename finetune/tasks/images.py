@@ -3,6 +3,8 @@
 One store holds the named files of one folder at one size: `pixels.npy` (F, 3, S, S) uint8 and
 `index.json` (names, what was missing or undecodable, how the store was made). It is rebuilt when
 a file, the names, the size or the way of resizing changes. No picture ever stands in for another.
+
+A name may ask for a part of a picture (`cut_name`); its file is decoded once for all parts.
 """
 
 import hashlib
@@ -18,9 +20,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pretrain import distributed
 from pretrain.cli import InputError
 
 FORMAT_VERSION = 1
+SEPARATOR = "\t"
+BLANK = 127
+"""Every channel of a blank picture."""
 
 
 def squash(image: Image.Image, size: int) -> Image.Image:
@@ -67,11 +73,11 @@ class ImageStore:
         return np.array([self.position.get(name, -1) for name in names], dtype=np.int64)
 
     def pixels_at(self, index: np.ndarray) -> np.ndarray:
-        """(B, 3, S, S) uint8 of positions `index`; zeros where it is -1."""
+        """(B, …, 3, S, S) uint8 of positions `index` (B, …); zeros where it is -1."""
         present = index >= 0
         if present.all():
             return np.asarray(self.pixels[index])
-        values = np.zeros((len(index), *self.pixels.shape[1:]), dtype=np.uint8)
+        values = np.zeros((*index.shape, *self.pixels.shape[1:]), dtype=np.uint8)
         values[present] = self.pixels[index[present]]
         return values
 
@@ -96,6 +102,22 @@ class ImageStore:
             )
 
 
+def cut_name(name: str, box: Sequence[float]) -> str:
+    """The part of a picture inside (x1, y1, x2, y2), in pixels, as a name for `open_store`."""
+    return name + SEPARATOR + ",".join(f"{side:.2f}" for side in box)
+
+
+def blank_store(folder: Path, names: Iterable[str], *, size: int) -> ImageStore:
+    """The same grey square under every name; no file is read."""
+    return ImageStore(
+        folder=folder,
+        pixels=np.full((1, 3, size, size), BLANK, dtype=np.uint8),
+        position=dict.fromkeys(names, 0),
+        missing=(),
+        undecodable=(),
+    )
+
+
 def open_store(
     folder: Path, names: Iterable[str], *, size: int, resize: str, cache: Path
 ) -> ImageStore:
@@ -103,7 +125,7 @@ def open_store(
 
     Args:
         folder: where the files lie.
-        names: file names inside `folder`; repeated ones count once.
+        names: file names inside `folder`, or parts of them (`cut_name`); repeated ones count once.
         size: side of the squares in pixels.
         resize: a key of `RESIZERS`.
         cache: directory for stores; safe to delete, safe to share between runs.
@@ -123,6 +145,18 @@ def open_store(
     )
 
 
+def open_images(
+    folder: Path, names: Iterable[str], *, size: int, resize: str, cache: Path
+) -> ImageStore:
+    """`open_store`; of several processes one decodes, the others find its work."""
+    if not distributed.is_main():
+        distributed.barrier()
+    store = open_store(folder, names, size=size, resize=resize, cache=cache)
+    if distributed.is_main():
+        distributed.barrier()
+    return store
+
+
 def _signature(folder: Path, names: Sequence[str], size: int, resize: str) -> str:
     """Changes with whatever changes the pixels: a file's size or time, the names, the resizing."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {folder.resolve()} {size} {resize}".encode())
@@ -131,36 +165,47 @@ def _signature(folder: Path, names: Sequence[str], size: int, resize: str) -> st
     except (FileNotFoundError, NotADirectoryError):
         present = {}
     for name in names:
-        stat = present.get(name)
+        file = name.partition(SEPARATOR)[0]
+        stat = present.get(file) if "/" not in file else _stat(folder / file)
         state = (stat.st_size, stat.st_mtime_ns) if stat else "missing"
         digest.update(f"\n{name}\t{state}".encode())
     return digest.hexdigest()
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resize: str) -> None:
     from tqdm import tqdm
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in names if not (folder / name).is_file()]
-    absent = set(missing)
-    present = [name for name in names if name not in absent]
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.partition(SEPARATOR)[0], []).append(name)
+    absent = [file for file in parts if not (folder / file).is_file()]
+    missing = [name for file in absent for name in parts.pop(file)]
+    present = sum(map(len, parts.values()))
     building = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
     try:
-        shape = (len(present), 3, size, size)
+        shape = (present, 3, size, size)
         # An empty array cannot be memory-mapped; no picture at all is one unused row.
         pixels = np.lib.format.open_memmap(
             building / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, shape[0]), *shape[1:])
         )
         decoded, undecodable = [], []
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
-            arrays = pool.map(lambda name: _decode(folder / name, size, resize), present)
-            bar = tqdm(arrays, total=len(present), desc=f"decode {folder.name}", disable=None)
-            for name, array in zip(present, bar, strict=True):
-                if array is None:
-                    undecodable.append(name)
+            arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
+            bar = tqdm(arrays, total=len(parts), desc=f"decode {folder.name}", disable=None)
+            for wanted, squares in zip(parts.values(), bar, strict=True):
+                if squares is None:
+                    undecodable += wanted
                 else:
-                    pixels[len(decoded)] = array
-                    decoded.append(name)
+                    pixels[len(decoded) : len(decoded) + len(wanted)] = squares
+                    decoded += wanted
         pixels.flush()
         index = {
             "format": FORMAT_VERSION,
@@ -181,12 +226,25 @@ def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resiz
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _decode(path: Path, size: int, resize: str) -> np.ndarray | None:
-    """(3, S, S) uint8, or None for what is no readable picture."""
+def _decode(path: Path, parts: Sequence[str], size: int, resize: str) -> np.ndarray | None:
+    """(len(parts), 3, S, S) uint8, or None for what is no readable picture."""
     try:
         with Image.open(path) as image:
             image.load()
-            square = RESIZERS[resize](image.convert("RGB"), size)
+            picture = image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # Pillow's ways to say so
         return None
-    return np.asarray(square).transpose(2, 0, 1)
+    squares = [RESIZERS[resize](_cut(picture, name), size) for name in parts]
+    return np.stack([np.asarray(square) for square in squares]).transpose(0, 3, 1, 2)
+
+
+def _cut(picture: Image.Image, name: str) -> Image.Image:
+    """The part that `name` asks for, at least one pixel of it."""
+    box = name.partition(SEPARATOR)[2]
+    if not box:
+        return picture
+    x1, y1, x2, y2 = map(float, box.split(","))
+    left, top = min(round(x1), picture.width - 1), min(round(y1), picture.height - 1)
+    return picture.crop((max(left, 0), max(top, 0),
+                         min(max(round(x2), left + 1), picture.width),
+                         min(max(round(y2), top + 1), picture.height)))  # fmt: skip

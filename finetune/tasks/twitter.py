@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from finetune import metrics
+from finetune.tasks import side_inputs
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from pretrain.cli import InputError
 
@@ -66,6 +67,14 @@ class Twitter(Task):
         name = f"{self.NAME}_images"
         beside = self.folder.parent / name
         return beside if beside.is_dir() else self.folder / name
+
+    def community_crops(self, kind: str, split: str) -> tuple[side_inputs.SideInput, Path]:
+        """HVPNeT's grounded crops, the same for every reader of a picture."""
+        if kind != "vg":
+            return super().community_crops(kind, split)
+        path = side_inputs.find(self.folder, f"{self.NAME}_{{split}}_dict.pth", split)
+        folder = self.image_folder(split).parent / f"{self.NAME}_aux_images" / split / "crops"
+        return side_inputs.read_image_crops(path), folder
 
     def read(self, split: str) -> list[NERRow]:
         """All tweets in file order."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.tasks.images import RESIZERS, open_store
+from finetune.tasks.images import RESIZERS, blank_store, cut_name, open_store
 from pretrain.cli import InputError
 
 
@@ -87,3 +87,21 @@ def test_no_half_built_store(folder, tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         store(folder, ["a.png"], tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_parts_of_a_picture_equal_pillows_crops(folder, tmp_path):
+    names = ["a.png", cut_name("a.png", (10.2, 5, 30.7, 29)), cut_name("a.png", (49.9, 0, 60, 2))]
+    found = store(folder, names, tmp_path)
+    picture = Image.open(folder / "a.png").convert("RGB")
+    for name, box in zip(names, [(0, 0, 50, 30), (10, 5, 31, 29), (49, 0, 50, 2)], strict=True):
+        part = RESIZERS["squash"](picture.crop(box), 16)
+        (pixels,) = found.pixels_at(found.index_of([name]))
+        assert (pixels == np.asarray(part).transpose(2, 0, 1)).all()
+
+
+def test_a_table_of_positions_and_blank_pictures(folder, tmp_path):
+    found = blank_store(folder, ["a.png", "gone.jpg"], size=4)
+    index = np.stack([found.index_of(["a.png", None]), found.index_of(["gone.jpg", "x"])])
+    pixels = found.pixels_at(index)
+    assert pixels.shape == (2, 2, 3, 4, 4) and (index >= 0).tolist() == [[True, False]] * 2
+    assert (pixels[:, 0] == 127).all() and not pixels[:, 1].any()

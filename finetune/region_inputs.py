@@ -1,0 +1,184 @@
+"""Regions of pictures as inputs: boxes, and the pixels inside them.
+
+Where they come from (`--regions`): a folder of region caches, leak-safe or recovered; `community`,
+the published crop files, whose number tells the label; `none`, every slot empty. A view's own
+regions go first. Slots are filled in the order of `Method.region_slots`, first regions first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from finetune.batch import Pictures
+from finetune.loaded import LoadedSplit, Wanted
+from finetune.manifest import View, merged
+from finetune.tasks import side_inputs
+from finetune.tasks.base import Row
+from finetune.tasks.images import blank_store, cut_name, open_images
+from finetune.tasks.region_cache import Region, Regions, read_regions
+from pretrain.cli import InputError
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One region of one row."""
+
+    name: str
+    """What `open_images` is asked for: a crop file, or a part of the row's picture."""
+    box: tuple[float, float, float, float] | None = None
+    """As shares of the picture's width and height; None: a crop file, its place unknown."""
+
+
+RowSlots = Callable[[Row], Sequence[Slot]]
+
+
+def add_region_boxes(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """`region_boxes` and `region_mask`.
+
+    Raises:
+        InputError: no cache, or crop files without places.
+    """
+    loaded, slots = filled(loaded, wanted)
+    boxes = np.zeros((len(slots), len(slots[0]) if slots else 0, 4), dtype=np.float32)
+    for row, places in enumerate(slots):
+        for place, slot in enumerate(places):
+            if slot and slot.box is None:
+                raise InputError(
+                    "--regions community: crop files have no boxes; find them again with "
+                    "`python -m finetune regions recover` and give --regions DIR"
+                )
+            if slot:
+                boxes[row, place] = slot.box
+    mask = np.array([[slot is not None for slot in places] for places in slots], dtype=bool)
+    loaded = loaded.with_column("region_boxes", boxes).with_column("region_mask", mask)
+    return with_trace(loaded, mask)
+
+
+def add_region_pixels(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """`region_pixels` and `region_mask`, decoded once into a store."""
+    loaded, slots = filled(loaded, wanted)
+    names = {slot.name for places in slots for slot in places if slot}
+    method, options = wanted.method, wanted.options
+    size = method.region_size
+    if options.images == "blank":
+        store = blank_store(wanted.task.folder, names, size=size)
+    else:
+        store = open_images(
+            wanted.task.folder.resolve(),
+            names,
+            size=size,
+            resize=method.image_resize,
+            cache=options.cache,
+        )
+        store.require(options.max_missing)
+    index = np.array([store.index_of(slot and slot.name for slot in places) for places in slots])
+    loaded = loaded.with_pictures("region_pixels", Pictures(store, index, "region_mask"))
+    return with_trace(loaded, index >= 0)
+
+
+def filled(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[list[Slot | None]]]:
+    """What each slot of each row holds (None: nothing), and the files on the record."""
+    if wanted.options.regions is None:
+        raise InputError(
+            "this method reads regions: --regions DIR (a folder with regions_vg_{split}.jsonl and "
+            "regions_od.jsonl; `python -m finetune regions build` makes them), --regions community "
+            "(the published crops: leaks the label), or --regions none"
+        )
+    view = view_of(wanted)
+    table: list[list[Slot | None]] = [[] for _ in loaded.rows]
+    for kind, number in wanted.method.region_slots.items():
+        loaded, slots_of = source_of(kind, loaded, wanted, view)
+        for places, row in zip(table, loaded.rows, strict=True):
+            found = [] if row.image_id is None else list(slots_of(row))[:number]
+            places += found + [None] * (number - len(found))
+    return replace(loaded, leaky=loaded.leaky or view.leaky), table
+
+
+def view_of(wanted: Wanted) -> View:
+    """All views of this split as one."""
+    views = wanted.options.views.get(wanted.split, ())
+    return merged(views) if views else View(wanted.split, {})
+
+
+def source_of(
+    kind: str, loaded: LoadedSplit, wanted: Wanted, view: View
+) -> tuple[LoadedSplit, RowSlots]:
+    """The regions of one kind, `vg` (grounded) or `od` (detected), as slots of a row."""
+    if wanted.options.regions == "none":
+        return loaded, lambda row: ()
+    if wanted.options.regions == "community":
+        return community_crops(kind, loaded, wanted, view)
+    folder = Path(wanted.options.regions)
+    pattern = "regions_vg_{split}.jsonl" if kind == "vg" else "regions_od.jsonl"
+    cache = read_regions(side_inputs.find(folder, pattern, wanted.split))
+    if kind == "vg":
+        cache.require_rows(len(wanted.original))
+    sizes = picture_sizes(cache.values)
+    find = view.grounded if kind == "vg" else view.detected
+
+    def slots_of(row: Row) -> list[Slot]:
+        try:
+            regions = find(row, cache.values)
+        except KeyError:
+            raise InputError(
+                f"{cache.path}: no line for {row.image_id} (row {row.row}); complete the cache"
+            ) from None
+        return cut_out(row, regions, sizes, wanted, cache.path)
+
+    return loaded.with_source(cache), slots_of
+
+
+def cut_out(
+    row: Row,
+    regions: Sequence[Region],
+    sizes: dict[str, tuple[int, int]],
+    wanted: Wanted,
+    path: Path,
+) -> list[Slot]:
+    """Regions as parts of the picture that the row shows."""
+    if regions and row.image_id not in sizes:
+        raise InputError(f"{path}: says no size of {row.image_id}; complete the cache")
+    picture = str((wanted.task.image_folder(wanted.split) / row.image_id).resolve())
+    shares = [np.divide(region.box, sizes[row.image_id] * 2).clip(0, 1) for region in regions]
+    return [
+        Slot(cut_name(picture, region.box), tuple(share.tolist()))
+        for region, share in zip(regions, shares, strict=True)
+    ]
+
+
+def picture_sizes(cached: dict[int | str, Regions]) -> dict[str, tuple[int, int]]:
+    """Picture -> (width, height)."""
+    return {entry.image_id: entry.size for entry in cached.values()}
+
+
+def community_crops(
+    kind: str, loaded: LoadedSplit, wanted: Wanted, view: View
+) -> tuple[LoadedSplit, RowSlots]:
+    """The crop files that the field passes around. Where a view exchanged a picture, the new one
+    brings the crops of the first row that shows it."""
+    source, folder = wanted.task.community_crops(kind, wanted.split)
+    first_row = {}
+    for row in wanted.original:
+        first_row.setdefault(row.image_id, row)
+
+    def slots_of(row: Row) -> list[Slot]:
+        change = view.changes.get(row.row)
+        if change is not None and getattr(change, kind) is not None:
+            raise InputError(
+                "--regions community: this view brings boxes; give it the recovered boxes instead "
+                "(`python -m finetune regions recover`, then --regions DIR)"
+            )
+        exchanged = change is not None and change.image_id is not None
+        owner = first_row.get(row.image_id, row) if exchanged else row
+        (names,) = source.of([owner], max_missing=1)
+        return [Slot(str((folder / name).resolve())) for name in names or ()]
+
+    return loaded.with_source(source), slots_of
+
+
+def with_trace(loaded: LoadedSplit, mask: np.ndarray) -> LoadedSplit:
+    """With the filled slots on the audit's record: which, not how many, as a model sees them."""
+    patterns = ["".join("01"[int(there)] for there in row) for row in mask]
+    return replace(loaded, traces={**loaded.traces, "regions: slots": patterns})
