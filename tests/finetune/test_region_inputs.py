@@ -1,0 +1,171 @@
+"""Regions on their way to a method: the right pixels and places, and the truth about leaks."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune.inputs import InputOptions, load_split
+from finetune.manifest import Change, View
+from finetune.methods.base import Source
+from finetune.methods.promu import Promu, PromuConfig
+from finetune.tasks.images import RESIZERS
+from finetune.tasks.mnre import Mnre
+from finetune.tasks.region_cache import Region, Regions, write_regions
+from pretrain.cli import InputError
+
+SIZE = (20, 16)
+
+
+@pytest.fixture
+def parts(mnre_folder, tiny_model):
+    """A task with two grounded and one detected slot, and what `load_split` wants."""
+    task = Mnre(mnre_folder)
+    encoder, tokenizer = Promu.build(PromuConfig(), task.info, Source(str(tiny_model)))
+    method = SimpleNamespace(
+        encoder=encoder.encoder,
+        needs={"region_boxes", "region_pixels"},
+        region_slots={"vg": 2, "od": 1},
+        image_size=8,
+        region_size=8,
+        image_resize="squash",
+    )
+    return task, tokenizer, method
+
+
+def region(x1, y1, x2, y2, kind="head"):
+    return Region((x1, y1, x2, y2), 0.5, "oslo", kind)
+
+
+@pytest.fixture
+def caches(mnre_folder):
+    """Row r has r % 4 grounded regions, every picture one detected."""
+    rows = range(30)
+    grounded = {
+        row: Regions(
+            f"val{row}.jpg", SIZE, tuple(region(i, 1, i + 5, 9 + i) for i in range(row % 4))
+        )
+        for row in rows
+    }
+    detected = {
+        f"val{row}.jpg": Regions(f"val{row}.jpg", SIZE, (region(0, 0, 10, 4),)) for row in rows
+    }
+    write_regions(mnre_folder / "regions_vg_val.jsonl", {"leaky": False}, grounded)
+    write_regions(mnre_folder / "regions_od.jsonl", {"leaky": False}, detected)
+    return mnre_folder
+
+
+def load(parts, tmp_path, regions, **changes):
+    task, tokenizer, method = parts
+    options = InputOptions(
+        images="required", max_length=40, regions=regions, cache=tmp_path / "cache"
+    )
+    return load_split(task, "val", tokenizer, method, replace(options, **changes))
+
+
+def test_boxes_and_pixels_are_those_of_the_picture(parts, caches, tmp_path):
+    loaded = load(parts, tmp_path, str(caches))
+    batch = loaded.dataset.collate(np.array([1, 3, 0]))
+    assert batch.region_mask.tolist() == [[1, 0, 1], [1, 1, 1], [0, 0, 1]]
+    assert not loaded.leaky and len(loaded.files) == 4  # two caches, asked for boxes and pixels
+    shares = torch.tensor([1 / 20, 1 / 16, 6 / 20, 10 / 16])
+    assert torch.allclose(batch.region_boxes[1, 1], shares)
+    assert not batch.region_boxes[0, 1].any() and not batch.region_pixels[0, 1].any()
+    picture = Image.open(caches / "img_org/val/val3.jpg")
+    expected = RESIZERS["squash"](picture.crop((1, 1, 6, 10)), 8)
+    assert (batch.region_pixels[1, 1].numpy() == np.asarray(expected).transpose(2, 0, 1)).all()
+
+
+def test_a_view_exchanges_pictures_with_their_boxes_and_deletes_regions(parts, caches, tmp_path):
+    changes = {
+        3: Change(image_id="val7.jpg", vg=(region(2, 2, 8, 8),)),
+        5: Change(od=()),
+        6: Change(no_image=True),
+    }
+    views = {"val": [View("val", changes, {"leaky": True})]}
+    loaded = load(parts, tmp_path, str(caches), views=views)
+    batch = loaded.dataset.collate(np.array([3, 5, 6]))
+    assert batch.region_mask.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]
+    picture = Image.open(caches / "img_org/val/val7.jpg")
+    expected = RESIZERS["squash"](picture.crop((2, 2, 8, 8)), 8)
+    assert (batch.region_pixels[0, 0].numpy() == np.asarray(expected).transpose(2, 0, 1)).all()
+    assert loaded.leaky
+    moved = {"val": [View("val", {3: Change(image_id="val7.jpg")}, {})]}
+    with pytest.raises(InputError, match="row 3 shows another picture without its boxes"):
+        load(parts, tmp_path, str(caches), views=moved)
+
+
+@pytest.fixture
+def crops(mnre_folder, parts):
+    """The published files: row r has 1 + r % 2 crops of its own colour."""
+    parts[2].needs = {"region_pixels"}
+    parts[2].region_slots = {"vg": 3}
+    names = {row: [f"{row}_{i}.png" for i in range(1 + row % 2)] for row in range(30)}
+    torch.save(names, mnre_folder / "txt/mre_val_dict.pth")
+    folder = mnre_folder / "img_vg/val/crops"
+    folder.mkdir(parents=True)
+    for row, files in names.items():
+        for number, name in enumerate(files):
+            Image.new("RGB", (6, 6), (row, number, 0)).save(folder / name)
+    return folder
+
+
+def test_published_crops_are_read_and_stamped(parts, crops, tmp_path):
+    loaded = load(parts, tmp_path, "community")
+    batch = loaded.dataset.collate(np.arange(4))
+    assert loaded.leaky
+    assert batch.region_mask.tolist() == [[1, 0, 0], [1, 1, 0]] * 2
+    assert (batch.region_pixels[3, 1] == torch.tensor([3, 1, 0]).view(3, 1, 1)).all()
+    assert loaded.traces["regions: slots"][:2] == ["100", "110"]
+    views = {"val": [View("val", {0: Change(image_id="val1.jpg")}, {})]}
+    moved = load(parts, tmp_path, "community", views=views).dataset.collate(np.array([0]))
+    assert (moved.region_pixels[0, 1] == torch.tensor([1, 1, 0]).view(3, 1, 1)).all()
+    (crops / "0_0.png").unlink()
+    with pytest.raises(InputError, match=r"1 are missing.*0_0.png"):
+        load(parts, tmp_path, "community")
+
+
+def test_blank_regions_need_no_file(parts, crops, tmp_path):
+    for file in crops.iterdir():
+        file.unlink()
+    loaded = load(parts, tmp_path, "community", images="blank")
+    batch = loaded.dataset.collate(np.arange(2))
+    assert loaded.leaky and batch.region_mask.tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert batch.region_pixels.flatten(2).unique(dim=-1).flatten().tolist() == [
+        127,
+        0,
+        0,
+        127,
+        127,
+        0,
+    ]
+
+
+def test_no_regions_and_no_choice(parts, caches, tmp_path):
+    empty = load(parts, tmp_path, "none").dataset.collate(np.arange(5))
+    assert not empty.region_mask.any() and empty.region_pixels.shape == (5, 3, 3, 8, 8)
+    with pytest.raises(InputError, match="--regions DIR"):
+        load(parts, tmp_path, None)
+    with pytest.raises(InputError, match="regions recover"):
+        torch.save({row: ["a.png"] for row in range(30)}, caches / "txt/mre_val_dict.pth")
+        parts[2].region_slots = {"vg": 1}
+        load(parts, tmp_path, "community")
+    (caches / "regions_od.jsonl").unlink()
+    parts[2].region_slots = {"od": 1}
+    with pytest.raises(InputError, match=r"regions_od\.jsonl"):
+        load(parts, tmp_path, str(caches))
+
+
+def test_a_cache_of_another_split_or_with_gaps_is_refused(parts, caches, tmp_path):
+    lines = (caches / "regions_vg_val.jsonl").read_text().splitlines()
+    (caches / "regions_vg_val.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(InputError, match="29 rows for a split of 30"):
+        load(parts, tmp_path, str(caches))
+    (caches / "regions_vg_val.jsonl").write_text("\n".join(lines) + "\n")
+    found = (caches / "regions_od.jsonl").read_text().splitlines()
+    (caches / "regions_od.jsonl").write_text("\n".join(found[:-1]) + "\n")
+    with pytest.raises(InputError, match=r"no line for val29.jpg \(row 29\)"):
+        load(parts, tmp_path, str(caches))
