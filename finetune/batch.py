@@ -15,6 +15,8 @@ from finetune.tasks.images import ImageStore
 
 MULTIPLE = 8
 """Ragged columns are padded to a multiple of this: few distinct shapes, full tensor cores."""
+MASKS = {"input_ids": "attention_mask", "caption_ids": "caption_mask"}
+"""Columns of word pieces, and the field that tells real ones from padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,10 @@ class Batch:
     """(B, R, 4) float32: x1, y1, x2, y2 as shares of the picture's width and height"""
     region_mask: Tensor | None = None
     """(B, R) bool: True = this slot holds a region; slots as `Method.region_slots` orders them"""
+    caption_ids: Tensor | None = None
+    """(B, Lc) int64: the picture's caption as a text of its own"""
+    caption_mask: Tensor | None = None
+    """(B, Lc) bool"""
     crop_count: Tensor | None = None
     """(B,) int64: crops a row has in the community's files; leaks the label, to show that"""
     weight: float = 1.0
@@ -85,7 +91,7 @@ class Dataset:
     """(N,) row numbers in the data file; pictures and side inputs are keyed by them."""
     columns: Mapping[str, Column]
     pad_id: int = 0
-    """Fills `input_ids`; every other ragged column is filled with zeros."""
+    """Fills columns of word pieces (`MASKS`); every other ragged column is filled with zeros."""
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
     """Field of `Batch` -> where its pixels come from; empty: vision is off."""
 
@@ -110,12 +116,12 @@ class Dataset:
         """The rows at positions `chosen` as one batch."""
         tensors = {}
         for name, column in self.columns.items():
-            fill = self.pad_id if name == "input_ids" else 0
+            fill = self.pad_id if name in MASKS else 0
             values = _take(column, chosen)
             if isinstance(values, list):
                 values, mask = pad(values, fill)
-                if name == "input_ids":
-                    tensors["attention_mask"] = torch.from_numpy(mask)
+                if name in MASKS:
+                    tensors[MASKS[name]] = torch.from_numpy(mask)
             tensors[name] = torch.from_numpy(values)
         for name, found in self.pictures.items():
             index = found.index[chosen]

@@ -19,6 +19,7 @@ from finetune.methods.base import Method
 from finetune.region_inputs import add_region_boxes, add_region_pixels
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Task
+from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
 from finetune.tasks.images import blank_store, open_images
 from pretrain import distributed
 from pretrain.cli import InputError
@@ -52,7 +53,7 @@ def load_split(
         options=options,
     )
     if options.captions and "caption" not in method.needs:
-        loaded = add_captions(loaded, wanted)
+        loaded = append_captions(loaded, wanted)
     check_length(loaded, task, split, method)
     for need in sorted(method.needs):
         if options.images != "none" or need not in VISUAL:
@@ -102,32 +103,6 @@ def add_images(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     return loaded.with_pictures("pixel_values", Pictures(store, index, "image_mask"))
 
 
-def add_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
-    """`[CLS] post [SEP] caption [SEP]`: the picture in words, for whatever reads text."""
-    tokenizer, options = wanted.tokenizer, wanted.options
-    source = read_captions(wanted)
-    texts = source.of(loaded.rows)
-    captions = tokenizer(
-        texts, add_special_tokens=False, truncation=True, max_length=options.max_caption_length
-    )["input_ids"]
-    end = [tokenizer.sep_token_id]
-    ids = [
-        np.concatenate([post, np.array(caption + end)])
-        for post, caption in zip(loaded.dataset.columns["input_ids"], captions, strict=True)
-    ]
-    traces = {"caption: present": [bool(text) for text in texts]}
-    return loaded.with_column("input_ids", ids).with_source(source, **traces)
-
-
-def read_captions(wanted: Wanted) -> side_inputs.SideInput:
-    """The captions that `--captions` names: `caption/NAME_{split}.txt` in the data, or a path."""
-    name = wanted.options.captions
-    by_name = "{split}" not in name
-    pattern = f"caption/{name}_{{split}}.txt" if by_name else name
-    folder = wanted.task.folder if by_name else "."
-    return side_inputs.read_captions(side_inputs.find(folder, pattern, wanted.split))
-
-
 def add_crop_count(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """Of MNRE's community region files: how many crops a row has. Tells the label."""
     path = side_inputs.find(wanted.task.folder, "txt/mre_{split}_dict.pth", wanted.split)
@@ -138,6 +113,7 @@ def add_crop_count(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 
 
 PROVIDERS: dict[str, Callable[[LoadedSplit, Wanted], LoadedSplit]] = {
+    "caption": add_caption_tokens,
     "crop_count": add_crop_count,
     "image": add_images,
     "region_boxes": add_region_boxes,

@@ -1,0 +1,68 @@
+"""Captions as inputs: after the post, or as a segment of their own (`caption_ids`).
+
+A row whose picture a view took away has no caption either: an empty one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from finetune.tasks import side_inputs
+from pretrain.cli import InputError
+
+if TYPE_CHECKING:  # what loads the rows imports this file
+    from finetune.loaded import LoadedSplit, Wanted
+
+
+def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """`caption_ids`: `[CLS] caption [SEP]`, at most `--max_caption_length` word pieces.
+
+    Raises:
+        InputError: no captions were named, or one is missing.
+    """
+    if wanted.options.captions is None:
+        raise InputError(
+            "this method reads captions: --captions NAME for caption/NAME_{split}.txt in --data "
+            "(CAMIM's caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split}"
+        )
+    longest = wanted.options.max_caption_length
+    positions = getattr(wanted.method.encoder.config, "max_position_embeddings", longest)
+    if not 2 <= longest <= positions:
+        raise InputError(f"--max_caption_length {longest}: must be 2 to {positions} word pieces")
+    loaded, texts = read_captions(loaded, wanted)
+    encoded = wanted.tokenizer(texts, truncation=True, max_length=longest)
+    ids = [np.array(pieces, dtype=np.int64) for pieces in encoded["input_ids"]]
+    return loaded.with_column("caption_ids", ids)
+
+
+def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """`[CLS] post [SEP] caption [SEP]`: the picture in words, for whatever reads text."""
+    loaded, texts = read_captions(loaded, wanted)
+    tokenizer = wanted.tokenizer
+    captions = tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=True,
+        max_length=wanted.options.max_caption_length,
+    )["input_ids"]
+    end = [tokenizer.sep_token_id]
+    ids = [
+        np.concatenate([post, np.array(caption + end)])
+        for post, caption in zip(loaded.dataset.columns["input_ids"], captions, strict=True)
+    ]
+    return loaded.with_column("input_ids", ids)
+
+
+def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[str]]:
+    """The text of each row, from `caption/NAME_{split}.txt` in the data or a path, and the split
+    with that file on its record."""
+    name = wanted.options.captions
+    by_name = "{split}" not in name
+    pattern = f"caption/{name}_{{split}}.txt" if by_name else name
+    folder = wanted.task.folder if by_name else "."
+    source = side_inputs.read_captions(side_inputs.find(folder, pattern, wanted.split))
+    found = iter(source.of([row for row in loaded.rows if row.image_id is not None]))
+    texts = ["" if row.image_id is None else next(found) for row in loaded.rows]
+    return loaded.with_source(source, **{"caption: present": [bool(text) for text in texts]}), texts
