@@ -101,7 +101,7 @@ def load_method(directory: Path) -> tuple[Method, Any, dict[str, Any]]:
         raise InputError(f"{directory}: no method.json; not the model of a finished run") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r})") from None
-    method, tokenizer = method_class.build(config, task, Source(str(directory)))
+    method, tokenizer = method_class.build(config, task, Source(str(directory), finished=True))
     load_strictly(method, _encoder_state(method) | _read_head(directory), str(directory))
     return method.eval(), tokenizer, description
 

@@ -43,6 +43,8 @@ class Source:
     """Model directory or hub id."""
     random_weights: bool = False
     """Take architecture and tokenizer only."""
+    finished: bool = False
+    """Every tensor is loaded afterwards: towers beside the encoder need no weights of their own."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Method(nn.Module):
     more than its class, where its settings say so."""
     kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
     """Kinds of task this method can do."""
+    towers: ClassVar[tuple[str, ...]] = ("encoder.",)
+    """Names that begin so are of loaded weights: they learn at `optim.lr`."""
     image_resize: ClassVar[str] = "squash"
     """How a picture becomes a square: a key of `finetune.tasks.images.RESIZERS`."""
 
@@ -102,12 +106,12 @@ class Method(nn.Module):
         return output.logits.argmax(dim=-1).tolist()
 
     def parameter_groups(self, optim: Any) -> list[dict]:
-        """AdamW groups (`optim`: the OptimConfig): encoder at `lr`, less below its top where
+        """AdamW groups (`optim`: the OptimConfig): towers at `lr`, less below their top where
         `layer_decay` says so, CRF scores at `crf_lr`, the rest at `head_lr`."""
         below = layers_above(name for name, _ in self.named_parameters())
 
         def rate(name: str) -> float:
-            if name.startswith("encoder."):
+            if name.startswith(self.towers):
                 return optim.lr * optim.layer_decay ** below[name]
             return optim.crf_lr if ".crf." in f".{name}" else optim.head_lr
 
