@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune import registry
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("shards", "pretrain", "finetune")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -12,6 +14,7 @@ FINETUNE_MAY = (
     *("pretrain.model", "pretrain.checkpoint", "pretrain.cli", "pretrain.engine"),
     *("pretrain.optim", "pretrain.distributed", "pretrain.tracking", "shards.objects"),
 )
+METHOD_FILES = {place.partition(":")[0] for place in registry.METHODS.values()}
 
 
 def imports(path: Path) -> set[str]:
@@ -44,13 +47,11 @@ def breaches(package: str, path: Path, names: set[str]) -> set[str]:
         bad |= {name for name in names if within(name, ("jsonargparse",))}
     if path.name != "yolo.py":
         bad |= {name for name in names if within(name, ("ultralytics",))}
-    if path.parent.name == "methods" and path.stem not in ("layers", "base", "crf", "__init__"):
-        shared = ("layers", "base", "crf")
-        allowed = tuple(f"finetune.methods.{name}" for name in (*shared, path.stem))
+    if path.parent.name == "methods":  # what is no method there is a layer, for all to share
+        others = METHOD_FILES - {f"finetune.methods.{path.stem}"}
         if path.stem == "camim":
-            allowed += ("finetune.methods.hvpnet", "finetune.methods.tmr")
-        methods = {name for name in ours if within(name, ("finetune.methods",))}
-        bad |= {name for name in methods if not within(name, allowed)}
+            others -= {"finetune.methods.hvpnet", "finetune.methods.tmr"}
+        bad |= {name for name in ours if within(name, tuple(others))}
     return bad
 
 
@@ -65,3 +66,7 @@ def test_the_rule_catches_a_breach():
     assert breaches("finetune", Path("x.py"), {"shards.schema.InputError"})
     assert breaches("pretrain", Path("train.py"), {"deepspeed"}) == {"deepspeed"}
     assert not breaches("finetune", Path("x.py"), {"pretrain.model.promu.Promu"})
+    method = {"finetune.methods.promu.Promu"}
+    assert breaches("finetune", Path("finetune/methods/mtb.py"), method) == method
+    assert not breaches("finetune", Path("finetune/methods/promu.py"), method)
+    assert not breaches("finetune", Path("finetune/methods/mtb.py"), {"finetune.methods.frames.draw"})
