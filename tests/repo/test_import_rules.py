@@ -69,4 +69,6 @@ def test_the_rule_catches_a_breach():
     method = {"finetune.methods.promu.Promu"}
     assert breaches("finetune", Path("finetune/methods/mtb.py"), method) == method
     assert not breaches("finetune", Path("finetune/methods/promu.py"), method)
-    assert not breaches("finetune", Path("finetune/methods/mtb.py"), {"finetune.methods.frames.draw"})
+    assert not breaches(
+        "finetune", Path("finetune/methods/mtb.py"), {"finetune.methods.frames.draw"}
+    )
