@@ -1,0 +1,72 @@
+"""Host files and the environment that goes along, against what DeepSpeed itself reads."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pretrain.nodes import Host, deepspeed_env, forwarded, on_host, read_hostfile
+from shards.schema import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_host_file_as_deepspeed_reads_it():
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    path = ROOT / "launch/hostfile.example"
+    ours = {host.name: host.slots for host in read_hostfile(path)}
+    assert ours == dict(fetch_hostfile(str(path))) == {"node1": 8, "node2": 8}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no host in it"),
+        ("# node1 slots=8\n", "no host in it"),
+        ("node1 slots=8\nnode2\n", "line 2: 'node2' is no"),
+        ("node1 slots=0\n", "line 1"),
+        ("node1 slots=2\n\nnode1 slots=2\n", "line 3: node1 stands there twice"),
+        ("-oProxyCommand=x slots=1\n", "line 1"),
+    ],
+)
+def test_bad_host_files_end_in_one_line(content, message, tmp_path):
+    (tmp_path / "hosts").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_missing_host_file(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_environment_that_goes_along():
+    here = {
+        "HF_HOME": "/data/hf", "OMP_NUM_THREADS": "4", "NCCL_SOCKET_IFNAME": "ib0", "DS_SKIP": "1",
+        "HF_TOKEN": "hf_secret", "WANDB_API_KEY": "secret", "CUDA_VISIBLE_DEVICES": "0",
+        "PATH": "/bin", "HOME": "/root", "TORCH_LOGS": "", "https_proxy": "http://p:1",
+    }  # fmt: skip
+    assert forwarded(here) == {
+        "DEEPSPEED_TIMEOUT": "30", "DS_SKIP": "1", "HF_HOME": "/data/hf",
+        "NCCL_SOCKET_IFNAME": "ib0", "OMP_NUM_THREADS": "4", "https_proxy": "http://p:1",
+    }  # fmt: skip
+    assert forwarded({"DEEPSPEED_TIMEOUT": "90"}) == {"DEEPSPEED_TIMEOUT": "90"}
+
+
+def test_no_line_that_deepspeed_fails_on():
+    content = deepspeed_env({"HF_HOME": "/data/h f", "NCCL_DEBUG": "INFO"})
+    assert content.splitlines() == ["DEEPSPEED_TIMEOUT=30", "HF_HOME=/data/h f", "NCCL_DEBUG=INFO"]
+    for value in ("a\nb", 'say "x"', "$HOME", "`id`", "50%n"):
+        with pytest.raises(InputError, match="HF_HOME"):
+            deepspeed_env({"HF_HOME": value})
+
+
+def test_commands_arrive_unchanged(tmp_path):
+    """What a remote shell makes of the last argument, here a local one."""
+    nasty = ["printf", "%s|", "a b", "$HOME", "it's", '"', "*"]
+    command = on_host(Host(name="node1", slots=1), nasty, folder=tmp_path)
+    assert command[0] == "ssh" and command[-2] == "node1" and "BatchMode=yes" in command
+    result = subprocess.run(["sh", "-c", command[-1]], capture_output=True, text=True, check=True)
+    assert result.stdout == "a b|$HOME|it's|\"|*|"
+    assert on_host(Host(name="localhost", slots=1), nasty) == nasty
