@@ -1,0 +1,342 @@
+"""MKGformer: BERT and CLIP in lock-step, joined in their last layers (Chen et al., SIGIR 2022).
+
+B: rows, L: word pieces, K: visual tokens, D: hidden size, C: labels; i: number of a layer.
+mkgformer.md §2. In the last `fusion_layers` layers,
+
+* prefix-guided interaction (PGI): vision layer i attends to the keys and values of text layer i-1,
+  put before its own;
+* correlation-aware fusion (CAF): with C the heads of text layer i before their output projection
+  and V the output of vision layer i, A = softmax(C Vᵀ) V, and the feed-forward layer becomes
+  W2 GELU(W1 x + b1 + W3 A + b3).
+
+The pictures are regions: grounded ones and detected ones. The whole picture, which the authors'
+code loads, never enters their network; here it is not loaded. Relations: one linear layer on the
+two opening-marker states. Entities: a CRF on first pieces; the specification covers relations only,
+so this head is ours.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import BertConfig, BertModel, CLIPVisionConfig
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from finetune.batch import Batch
+from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.clip_tower import STORED, Regions, VisionTower, find_tower, saved_tower
+from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
+from finetune.tasks.base import TaskInfo
+from pretrain.cli import InputError
+
+LOG = logging.getLogger(__name__)
+KeysValues = tuple[Tensor, Tensor]
+"""Two of (B, heads, L, D / heads)."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "modern": {
+        "mask_text_pad": True,
+        "mask_slots": True,
+        "positions": "clip",
+        "train_classifier": True,
+        "decay_all": False,
+        "pad_to": 0,
+    },
+    "legacy": {
+        "mask_text_pad": False,
+        "mask_slots": False,
+        "positions": "normal",
+        "train_classifier": False,
+        "decay_all": True,
+        "pad_to": 80,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MKGformerConfig:
+    """Settings of MKGformer; those that are null are as `preset` says."""
+
+    preset: Literal["modern", "legacy"] = "modern"
+    """legacy: what the authors' code does. modern: the same without what looks like accidents."""
+    vision: str = "openai/clip-vit-base-patch32"
+    """CLIP vision tower: hub id or directory; init: the ViT of --init's fusion model, where it is
+    as wide and deep as its text side; random: new weights in the text tower's sizes."""
+    vision_patch: int = 32
+    """Patch side in pixels of a random tower."""
+    vg: int = 3
+    """Grounded regions a row (FocalMRE's re-run: 4)."""
+    od: int = 3
+    """Detected regions a row."""
+    vg_size: int = 128
+    """Side of a grounded region in pixels."""
+    od_size: int = 64
+    """Side of a detected region in pixels, at most vg_size."""
+    fusion_layers: int = 4
+    """Last layers that have PGI and CAF."""
+    caf_scale: Literal["one", "sqrt"] = "one"
+    """Factor on C Vᵀ. one: as the authors. sqrt: 1/√D."""
+    use_full_image: bool = False
+    """Also read the whole picture's patches; changes the method."""
+    dropout: float = 0.1
+    """Entities: dropout before the emission layer."""
+    mask_illegal: bool = False
+    """Entities: decode only sequences that BIO allows."""
+    mask_text_pad: bool | None = None
+    """Hide padding from PGI; else results depend on the padding's length."""
+    mask_slots: bool | None = None
+    """Hide slots without a region; else they are zero pictures that are attended to."""
+    positions: Literal["clip", "normal"] | None = None
+    """Positions of the regions' patches. clip: the tower's own, resized. normal: N(0, 1)."""
+    train_classifier: bool | None = None
+    """The authors' optimiser leaves the relation classifier at its random initial values."""
+    decay_all: bool | None = None
+    """Weight decay on biases, norms and tables too."""
+    pad_to: int | None = None
+    """Pad texts to this many word pieces; 0: to the longest of a batch."""
+
+    def switch(self, name: str) -> Any:
+        """A setting, or what the preset says of it."""
+        value = getattr(self, name)
+        return PRESETS[self.preset][name] if value is None else value
+
+    def __post_init__(self) -> None:
+        if min(self.vg, self.od) < 0 or self.vg + self.od < 1:
+            raise ValueError("model.vg and model.od must not be negative, and not both 0")
+        if self.od_size > self.vg_size:
+            raise ValueError("model.od_size must not exceed model.vg_size: regions are cut once")
+        if self.fusion_layers < 1:
+            raise ValueError("model.fusion_layers must be at least 1")
+
+
+class MKGformer(Method):
+    """Text tower (`encoder`), vision tower, fusion layers and head."""
+
+    Config = MKGformerConfig
+    needs = frozenset({"region_pixels"})
+    kinds = frozenset({"relation", "entities"})
+    towers = ("encoder.", "vision.")
+
+    def __init__(
+        self,
+        encoder: BertModel,
+        vision: VisionTower,
+        task: TaskInfo,
+        config: MKGformerConfig,
+        pad_id: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = encoder.config
+        check_towers(sizes, vision.config, config.fusion_layers)
+        self.encoder, self.vision, self.config, self.pad_id = encoder, vision, config, pad_id
+        setattr(encoder.config, STORED, vision.config.to_dict())  # for `saved_tower`
+        self.first = sizes.num_hidden_layers - config.fusion_layers
+        self.caf_scale = 1.0 if config.caf_scale == "one" else sizes.hidden_size**-0.5
+        self.fusion = nn.ModuleList(
+            nn.Linear(sizes.hidden_size, sizes.intermediate_size)
+            for _ in range(config.fusion_layers)
+        )
+        self.region_slots = {"vg": config.vg, "od": config.od}
+        if config.use_full_image:
+            self.needs = self.needs | {"image"}
+        if task.kind == "relation":
+            self.head = RelationHead(sizes.hidden_size, task, "linear")
+            self.head.requires_grad_(config.switch("train_classifier"))
+        else:
+            self.head = TaggingHead(sizes.hidden_size, task, config.dropout, config.mask_illegal)
+
+    @classmethod
+    def build(
+        cls, config: MKGformerConfig, task: TaskInfo, source: Source
+    ) -> tuple["MKGformer", Any]:
+        """Text side of a fusion model or any BERT, and the vision tower that the settings name."""
+        encoder, tokenizer = load_text_encoder(source, task)
+        regions = Regions(
+            config.vg, config.vg_size, config.od, config.od_size, config.use_full_image
+        )
+        vision = None if source.random_weights else saved_tower(source.path, regions)
+        if vision is None:
+            sizes, state, line = find_tower(
+                config.vision,
+                config.vision_patch,
+                source.path,
+                source.random_weights,
+                encoder.config,
+            )
+            check_towers(encoder.config, sizes, config.fusion_layers)
+            vision = VisionTower(sizes, regions)
+            vision.load(state, config.switch("positions"), config.vision)
+            LOG.info("mkgformer, text: %s; %s", source.path, line)
+        return cls(encoder, vision, task, config, tokenizer.pad_token_id), tokenizer
+
+    @property
+    def image_size(self) -> int:
+        """Side of the whole picture, where it is read."""
+        return self.vision.config.image_size
+
+    @property
+    def region_size(self) -> int:
+        """All regions are cut at the grounded ones' size; detected ones are averaged down."""
+        return self.config.vg_size
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Logits (B, C) or (B, W, C); without pictures the text tower alone, a plain BERT."""
+        ids, mask = batch.input_ids, batch.attention_mask
+        if (missing := self.config.switch("pad_to") - ids.shape[1]) > 0:
+            ids, mask = pad(ids, (0, missing), value=self.pad_id), pad(mask, (0, missing))
+        if batch.region_pixels is None:
+            return self.head(self.encode(ids, mask), batch)
+        image = None
+        if self.config.use_full_image:
+            mean, std = self.vision.pixel_statistics
+            image = (batch.pixel_values.to(mean.dtype) - mean) / std
+            image = image * batch.image_mask[:, None, None, None]
+        seen = self.vision.embed(*self.vision.inputs(batch.region_pixels, batch.region_mask), image)
+        seen_mask = None
+        if self.config.switch("mask_slots"):
+            seen_mask = self.vision.token_mask(
+                batch.region_mask, None if image is None else batch.image_mask
+            )
+        return self.head(self.encode(ids, mask, seen, seen_mask), batch)
+
+    def encode(
+        self, ids: Tensor, mask: Tensor, seen: Tensor | None = None, seen_mask: Tensor | None = None
+    ) -> Tensor:
+        """Both towers, layer by layer; in each step vision first.
+
+        Args:
+            ids: (B, L). mask: (B, L) bool, False = padding.
+            seen: (B, K, D) embedded visual tokens; None: text alone.
+            seen_mask: (B, K) bool, False = hidden; None: all are seen.
+
+        Returns:
+            Text states (B, L, D).
+        """
+        text = self.encoder.embeddings(input_ids=ids)
+        text_keys = mask[:, None, None, :]
+        if seen is None:
+            for layer in self.encoder.encoder.layer:
+                text, _ = text_layer(layer, text, text_keys)
+            return text
+        own_keys = None if seen_mask is None else seen_mask[:, None, None, :]
+        shown = mask if self.config.switch("mask_text_pad") else torch.ones_like(mask)
+        both_keys = own_keys
+        if seen_mask is not None or self.config.switch("mask_text_pad"):
+            own = shown.new_ones(seen.shape[:2]) if seen_mask is None else seen_mask
+            both_keys = torch.cat([shown, own], dim=1)[:, None, None, :]
+        prefix = None
+        for i, (layer, block) in enumerate(
+            zip(self.encoder.encoder.layer, self.vision.layer, strict=True)
+        ):
+            if i < self.first:
+                seen = vision_layer(block, seen, own_keys)
+                text, prefix = text_layer(layer, text, text_keys)
+            else:
+                seen = vision_layer(block, seen, both_keys, prefix)
+                extra = partial(self.correlate, self.fusion[i - self.first], seen, own_keys)
+                text, prefix = text_layer(layer, text, text_keys, extra)
+        return text
+
+    def correlate(
+        self, fusion: nn.Linear, seen: Tensor, keys: Tensor | None, heads: Tensor
+    ) -> Tensor:
+        """CAF: (B, L, D) text heads before their projection -> W3 A + b3, (B, L, intermediate)."""
+        mask = None if keys is None else keys[:, 0]
+        gathered = scaled_dot_product_attention(heads, seen, seen, mask, scale=self.caf_scale)
+        return fusion(gathered)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
+        """Relation ids, or the tag ids of each sentence."""
+        return self.head.decode(output, batch)
+
+    def parameter_groups(self, optim: Any) -> list[dict]:
+        """As of every method; with `decay_all`, nothing is spared from weight decay."""
+        groups = super().parameter_groups(optim)
+        if self.config.switch("decay_all"):
+            groups = [group | {"weight_decay": optim.weight_decay} for group in groups]
+        return groups
+
+
+def text_layer(
+    layer: BertLayer,
+    states: Tensor,
+    keys: Tensor,
+    extra: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, KeysValues]:
+    """One BERT layer; also returns its keys and values, for the next vision layer.
+
+    Args:
+        states: (B, L, D). keys: (B, 1, 1, L) bool.
+        extra: heads (B, L, D) before the output projection -> what is added inside the feed-forward
+            layer, before its activation.
+    """
+    attention = layer.attention.self
+    heads = attention.num_attention_heads
+    query, key, value = (
+        split(projection(states), heads)
+        for projection in (attention.query, attention.key, attention.value)
+    )
+    dropout = attention.dropout.p if layer.training else 0.0
+    found = join(scaled_dot_product_attention(query, key, value, keys, dropout))
+    states = layer.attention.output(found, states)
+    inner = layer.intermediate.dense(states)
+    if extra is not None:
+        inner = inner + extra(found)
+    return layer.output(layer.intermediate.intermediate_act_fn(inner), states), (key, value)
+
+
+def vision_layer(
+    layer: CLIPEncoderLayer,
+    states: Tensor,
+    keys: Tensor | None,
+    prefix: KeysValues | None = None,
+) -> Tensor:
+    """One CLIP block, (B, K, D); PGI: `prefix`, keys and values of text, stands before its own.
+
+    Args:
+        keys: (B, 1, 1, K or L + K) bool, or None: all are seen.
+    """
+    attention = layer.self_attn
+    normed = layer.layer_norm1(states)
+    query, key, value = (
+        split(projection(normed), attention.num_heads)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if prefix is not None:
+        key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
+    dropout = attention.dropout if layer.training else 0.0
+    found = scaled_dot_product_attention(query, key, value, keys, dropout)
+    states = states + attention.out_proj(join(found))
+    return states + layer.mlp(layer.layer_norm2(states))
+
+
+def split(states: Tensor, heads: int) -> Tensor:
+    """(B, L, D) -> (B, heads, L, D / heads)."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join(states: Tensor) -> Tensor:
+    """Inverse of `split`."""
+    return states.transpose(1, 2).flatten(2)
+
+
+def check_towers(text: BertConfig, vision: CLIPVisionConfig, fusion_layers: int) -> None:
+    """Raises: InputError where layers cannot be joined pairwise."""
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+        ours, theirs = getattr(text, name), getattr(vision, name)
+        if ours != theirs:
+            raise InputError(
+                f"mkgformer joins towers layer by layer: {name} is {ours} in the text tower, "
+                f"{theirs} in the vision tower; another --model.vision (or: random), or --init"
+            )
+    if fusion_layers >= text.num_hidden_layers:
+        raise InputError(
+            f"--model.fusion_layers {fusion_layers}: PGI reads the text layer below, and the text "
+            f"tower has {text.num_hidden_layers} layers"
+        )
