@@ -85,7 +85,7 @@ def build_engine(engines, folder: Path, rank: int, frozen: bool, **deepspeed):
         matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
         rest = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=1e-2)
+        optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
     return engines.DeepSpeedEngine(
@@ -106,9 +106,11 @@ def third_step(engine) -> None:
     engine.step()
 
 
-def write_main(rank: int, world: int, frozen: bool, port: int, folder: str) -> None:
+def write_main(
+    rank: int, world: int, frozen: bool, port: int, folder: str, stages: tuple[int, ...] = STAGES
+) -> None:
     engines = start_engines(rank, world, port)
-    for stage in STAGES:
+    for stage in stages:
         case = Path(folder) / f"zero{stage}"
         case.mkdir(exist_ok=True)
         engine = build_engine(engines, case, rank, frozen, zero_optimization={"stage": stage})
@@ -186,11 +188,25 @@ def test_a_missing_rank_is_named(written, stage, tmp_path):
 def test_resharding_keeps_weights_and_moments(written, stage, to_stage, tmp_path):
     """ZeRO-2 on two ranks continues as ZeRO-1 on one, and the other way round."""
     folder, world, frozen = written
-    case = folder / f"zero{stage}"
+    check_continued(folder / f"zero{stage}", 3 - world, frozen, to_stage, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "world", "to_stage", "to_world"), [(2, 8, 1, 1), (1, 1, 2, 8)])
+def test_resharding_eight_ranks(stage, world, to_stage, to_world, tmp_path):
+    """A run of eight GPUs goes on on one, and the other way round."""
+    arguments = (world, True, free_port(), str(tmp_path), (stage,))
+    mp.spawn(write_main, args=arguments, nprocs=world)
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    check_continued(tmp_path / f"zero{stage}", to_world, True, to_stage, resumed)
+
+
+def check_continued(case: Path, world: int, frozen: bool, stage: int, tmp_path: Path) -> None:
+    """`case` on so many ranks and at that stage: the same weights, and the same third step."""
     reshard(case / "step-2")
-    other = 3 - world
-    arguments = (other, frozen, free_port(), str(case), to_stage, str(tmp_path))
-    mp.spawn(resume_main, args=arguments, nprocs=other)
+    arguments = (world, frozen, free_port(), str(case), stage, str(tmp_path))
+    mp.spawn(resume_main, args=arguments, nprocs=world)
     for moment, tolerance in (("gathered", 0), ("third_step", 2e-5)):
         resumed = torch.load(tmp_path / f"{moment}.pt", weights_only=True)
         original = torch.load(case / f"{moment}.pt", weights_only=True)
