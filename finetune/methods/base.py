@@ -105,19 +105,20 @@ class Method(nn.Module):
         """One prediction a row: a label id, or (entities) the list of its words' label ids."""
         return output.logits.argmax(dim=-1).tolist()
 
+    def learning_rate(self, name: str, optim: Any, above: int) -> float:
+        """Of the parameter called `name`, over which so many layers of its tower lie."""
+        if name.startswith(self.towers):
+            return optim.lr * optim.layer_decay**above
+        return optim.crf_lr if ".crf." in f".{name}" else optim.head_lr
+
     def parameter_groups(self, optim: Any) -> list[dict]:
         """AdamW groups (`optim`: the OptimConfig): towers at `lr`, less below their top where
         `layer_decay` says so, CRF scores at `crf_lr`, the rest at `head_lr`."""
-        below = layers_above(name for name, _ in self.named_parameters())
-
-        def rate(name: str) -> float:
-            if name.startswith(self.towers):
-                return optim.lr * optim.layer_decay ** below[name]
-            return optim.crf_lr if ".crf." in f".{name}" else optim.head_lr
-
+        above = layers_above(name for name, _ in self.named_parameters())
         by_rate: dict[float, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in self.named_parameters():
-            by_rate.setdefault(rate(name), []).append((name, parameter))
+            rate = self.learning_rate(name, optim, above[name])
+            by_rate.setdefault(rate, []).append((name, parameter))
         return [
             group
             for lr, named in by_rate.items()

@@ -11,7 +11,7 @@ from transformers import BertModel
 
 from finetune.batch import Batch
 from finetune.methods.base import MethodOutput, Source
-from finetune.methods.crf import LinearChainCRF
+from finetune.methods.crf import LinearChainCRF, PieceTags
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_fusion, load_text_tower
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -91,6 +91,31 @@ class TaggingHead(nn.Module):
     def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
         """The likeliest tags (Viterbi)."""
         return self.crf.decode(output.logits, batch.word_mask)
+
+
+class PieceTaggingHead(nn.Module):
+    """HVPNeT's and TMR's way: one chain of tags over all word pieces (`crf.PieceTags`)."""
+
+    def __init__(self, hidden_size: int, task: TaskInfo, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.tags = PieceTags(task.labels)
+        self.dropout = nn.Dropout(dropout)
+        self.emission = nn.Linear(hidden_size, len(self.tags.names))
+        self.crf = LinearChainCRF(self.tags.names)
+
+    def forward(self, states: Tensor, batch: Batch) -> MethodOutput:
+        """(B, L, D) -> emissions (B, L, C + 4), minus the mean log-likelihood of the sentences."""
+        emissions = self.emission(self.dropout(states)).float()
+        loss, mask = None, batch.attention_mask
+        if batch.labels is not None:
+            tags = self.tags.from_words(batch.labels, batch.word_starts, batch.word_mask, mask)
+            loss = -self.crf.log_likelihood(emissions, tags, mask).mean()
+        return MethodOutput(emissions, loss)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
+        """The likeliest tags (Viterbi), read at the words' first pieces."""
+        paths = self.crf.decode(output.logits, batch.attention_mask)
+        return self.tags.to_words(paths, batch.word_starts, batch.word_mask)
 
 
 def relation_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:

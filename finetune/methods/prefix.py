@@ -1,0 +1,133 @@
+"""HVPNeT's prefixes: tokens of pictures -> keys and values before the text's in every BERT layer.
+
+B: rows, M: pictures of a row, C: channels of a token, N: layers, H: heads, d: their width, D = H·d,
+P = 4·M: slots of the prefix, J = 4: slices, L: word pieces.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import BertModel, DynamicCache
+
+from finetune.methods.resnet import TOKENS
+
+SLICES = 4
+"""The prompt encoder's output is cut into so many slices, which each layer's gates mix."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values that stand before the text's in every layer. P = 4·M slots."""
+
+    keys: Tensor
+    """(N, B, H, P, d)"""
+    values: Tensor
+    """(N, B, H, P, d)"""
+    mask: Tensor
+    """(B, H, P) bool: False = not attended"""
+
+
+class VisualPrefix(nn.Module):
+    """Prompt encoder and gates (§3.2 of the paper)."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        layers: int,
+        heads: int,
+        size: int,
+        width: int = 800,
+        head_split: Literal["reshape", "transpose"] = "reshape",
+        absent: Literal["mask", "mask_slots", "attend"] = "mask",
+    ) -> None:
+        """
+        Args:
+            channels: ΣC of the pyramid.
+            layers, heads, size: N, H, D of the text encoder.
+            width: of the prompt encoder's hidden layer.
+            head_split: how (P, D) numbers become (H, P, d). reshape, as released: cut in the order
+                they lie in memory, so a head mixes tokens. transpose: the usual way.
+            absent: what an absent picture's numbers do. mask: nothing. mask_slots: the four slots
+                of that picture's place are masked in every head; under `reshape` these are not its
+                numbers. attend, as released: they are attended to.
+        """
+        super().__init__()
+        self.layers, self.heads, self.size = layers, heads, size
+        self.head_split, self.absent = head_split, absent
+        self.encode = nn.Sequential(
+            nn.Linear(channels, width), nn.Tanh(), nn.Linear(width, SLICES * 2 * size)
+        )
+        # Row 4·n + j scores slice j for layer n; one product for all layers.
+        self.gates = nn.Linear(TOKENS * 2 * size, layers * SLICES)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Prefix:
+        """
+        Args:
+            tokens: (B, M, 4, ΣC), see `resnet.prompt_tokens`.
+            present: (B, M) bool.
+        """
+        batch, pictures = tokens.shape[:2]
+        slices = self.encode(tokens).unflatten(-1, (SLICES, 2 * self.size))  # (B, M, 4, J, 2D)
+        scores = self.gates(slices.mean(3).flatten(2)).unflatten(-1, (self.layers, SLICES))
+        gates = nn.functional.leaky_relu(scores).softmax(-1)  # (B, M, N, J)
+        mixed = torch.einsum("bmnj,bmtjc->nbmtc", gates.to(slices.dtype), slices)
+        keys, values = mixed.flatten(2, 3).chunk(2, dim=-1)  # each (N, B, P, D)
+        slots = TOKENS * pictures
+        owner = self._owner(slots, tokens.device)
+        mask = (
+            present[:, owner]
+            if self.absent != "attend"
+            else owner.new_ones((batch, *owner.shape), dtype=torch.bool)
+        )
+        return Prefix(self._split(keys), self._split(values), mask)
+
+    def _split(self, numbers: Tensor) -> Tensor:
+        """(N, B, P, D) -> (N, B, H, P, d)."""
+        layers, batch, slots, _ = numbers.shape
+        if self.head_split == "reshape":
+            return numbers.reshape(layers, batch, self.heads, slots, -1)
+        return numbers.unflatten(-1, (self.heads, -1)).transpose(2, 3)
+
+    def _owner(self, slots: int, device: torch.device) -> Tensor:
+        """(H, P): the picture whose numbers stand in a head's slot."""
+        if self.head_split == "reshape" and self.absent == "mask":
+            # Slot t of head a begins at number (a·P + t)·d, which token (a·P + t)·d // D holds.
+            token = torch.arange(self.heads * slots, device=device).view(self.heads, slots)
+            token = token // self.heads
+        else:
+            token = torch.arange(slots, device=device).expand(self.heads, slots)
+        return token // TOKENS
+
+
+def encode_with_prefix(
+    bert: BertModel, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None
+) -> Tensor:
+    """States of the text (B, L, D); keys and values of each layer are [prefix ; text].
+
+    The prefix has no positions: the text's begin at 0 (`transformers` would begin after the cache).
+    """
+    if prefix is None:
+        return bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    text = attention_mask.bool()[:, None].expand(-1, prefix.mask.shape[1], -1)  # (B, H, L)
+    mask = torch.cat([prefix.mask, text], dim=-1)[:, :, None]  # (B, H, 1, P + L)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    cache = DynamicCache(list(zip(prefix.keys, prefix.values, strict=True)))
+    return bert(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+    ).last_hidden_state
+
+
+def prepare_for_prefix(bert: BertModel) -> None:
+    """Let each layer find its own prefix, and take boolean masks.
+
+    The layers of a fusion model, stacked from two towers, would be numbered twice from 0.
+    """
+    bert.set_attn_implementation("sdpa")
+    for number, layer in enumerate(bert.encoder.layer):
+        layer.attention.self.layer_idx = number

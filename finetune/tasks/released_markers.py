@@ -1,0 +1,63 @@
+"""HVPNeT's released way of marking entities, to repeat it; `mnre.mark_entities` is ours.
+
+An entity that ends with the text gets no closing marker, and where the head follows the tail at
+once, its marker opens before the tail's closes (hvpnet.md §2.1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from finetune.loaded import LoadedSplit, Wanted
+from finetune.tasks.mnre import HEAD_CLOSE, HEAD_OPEN, TAIL_CLOSE, TAIL_OPEN, Span
+from pretrain.cli import InputError
+
+
+def mark_as_released(tokens: Sequence[str], head: Span, tail: Span) -> list[str]:
+    """Before a token: head opens, head closes, tail opens, tail closes; after the last, nothing."""
+    places = (
+        (head[0], HEAD_OPEN),
+        (head[1], HEAD_CLOSE),
+        (tail[0], TAIL_OPEN),
+        (tail[1], TAIL_CLOSE),
+    )
+    marked: list[str] = []
+    for number, token in enumerate(tokens):
+        marked += [marker for place, marker in places if place == number]
+        marked.append(token)
+    return marked
+
+
+def add_released_markers(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """`input_ids`, `head_start`, `tail_start` anew; long texts lose their end, as released.
+
+    Raises:
+        InputError: with captions after the text, or where the cut loses an entity.
+    """
+    if wanted.options.captions and "caption" not in wanted.method.needs:
+        raise InputError("--model.markers released (profile legacy) takes no --captions")
+    tokenizer, longest = wanted.tokenizer, wanted.options.max_length
+    marked = [mark_as_released(row.tokens, row.head, row.tail) for row in loaded.rows]
+    ids = tokenizer(
+        marked,
+        is_split_into_words=True,
+        truncation=True,
+        max_length=longest,
+        return_attention_mask=False,
+    )["input_ids"]
+    ids = [np.array(pieces) for pieces in ids]
+    columns = {"input_ids": ids}
+    for name, marker in (("head_start", HEAD_OPEN), ("tail_start", TAIL_OPEN)):
+        found = [
+            np.flatnonzero(pieces == tokenizer.convert_tokens_to_ids(marker)) for pieces in ids
+        ]
+        for row, places in zip(loaded.rows, found, strict=True):
+            if len(places) != 1:
+                raise InputError(
+                    f"row {row.row}: {len(places)} markers {marker} within {longest} word pieces; "
+                    "raise --max_length, or --model.markers whole"
+                )
+        columns[name] = np.concatenate(found)
+    dataset = replace(loaded.dataset, columns={**loaded.dataset.columns, **columns})
+    return replace(loaded, dataset=dataset)
