@@ -72,6 +72,8 @@ _UNUSED = re.compile(
     r"|visual_encoder\.pooler\..*"
     r"|(image|video|relation)_prompt_feat"
 )
+_MRE_TEXT = re.compile(r"text_encoder\.(?=(embeddings|encoder)\.)")
+_MRE_CLASSIFIER = re.compile(r"classifier\.[02]\.(weight|bias)")
 _PROMPTERS = re.compile(r"(prompter|prompter_image|prompter_obj)\..*")
 _ALPRO_ONLY = re.compile(r"visual_encoder\..*|mpm_head\..*|itc_token_type")
 
@@ -201,10 +203,11 @@ def from_promu(
     part: Part = "student",
     head_width: int = 64,
 ) -> Imported:
-    """A checkpoint of the authors' pre-training.
+    """A checkpoint of the authors' pre-training, or of their relation classifier.
 
     Args:
-        content: `model_step_<n>.pt`, `restore.pt`, or a stage-1 prompter's file, as loaded.
+        content: `model_step_<n>.pt`, `restore.pt`, a stage-1 prompter's file, or that of the MRE
+            class (its one BERT reads the text, then text and picture: `shared_twice`), as loaded.
         text_layers: BERT layers that read the text alone, None = half; the rest are fusion layers.
         part: `student`, or a dual encoder to be used as prompter: the file's own base block
             (`prompter`: a stage-1 file) or one of the two teachers inside a student's file.
@@ -216,9 +219,13 @@ def from_promu(
         if not state:
             raise InputError(f"no tensors under {part}. in this file")
     state = _leave_out(state, _PROMPTERS, "prompters (convert with --part)", notes)
+    fine_tuned = any(_MRE_TEXT.match(name) for name in state)
+    if fine_tuned:
+        state = _leave_out(state, _MRE_CLASSIFIER, "relation classifier", notes)
+        state = {_MRE_TEXT.sub("text_encoder.bert.", k, count=1): v for k, v in state.items()}
     state = _leave_out(state, _UNUSED, "unused by any objective", notes)
     layers = count_layers(state, "text_encoder.bert.encoder.layer.")
-    text_layers = cut_after(layers, text_layers)
+    text_layers = cut_after(layers, layers if fine_tuned and text_layers is None else text_layers)
     fusion_layers = layers - text_layers
     if part != "student":
         unused = "|".join(str(text_layers + i) for i in range(fusion_layers)) or "none"
@@ -235,7 +242,10 @@ def from_promu(
         heads=present,
     )
     ours = to_ours(state, table)
-    return Imported(describe(ours, head_width=head_width), ours, notes)
+    config = describe(ours, head_width=head_width)
+    if fine_tuned and not fusion_layers:
+        config |= {"encoder_layout": "shared_twice", "fusion_layers": text_layers}
+    return Imported(config, ours, notes)
 
 
 def to_promu(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -232,6 +232,31 @@ def test_prompters(student, tokenizer_dir, tmp_path, part):
     assert torch.equal(teacher.encoder.text_proj.weight, factor * student["text_proj.weight"])
 
 
+@torch.inference_mode()
+def test_their_relation_classifier(base_block, references, tokenizer_dir, tmp_path, capsys):
+    """The MRE class lacks the level `bert.` and runs its BERT a second time on text + picture."""
+    state = {
+        name.replace("text_encoder.bert.", "text_encoder."): tensor
+        for name, tensor in base_block.items()
+        if ".cls.predictions." not in name
+    }
+    for number, (rows, columns) in enumerate([(WIDTH, 2 * WIDTH), (23, WIDTH)]):
+        state[f"classifier.{2 * number}.weight"] = torch.randn(rows, columns)
+        state[f"classifier.{2 * number}.bias"] = torch.randn(rows)
+    torch.save(state, tmp_path / "mre.pt")
+    run(tmp_path / "mre.pt", tmp_path / "out", "--tokenizer", tokenizer_dir)
+    assert "left out 4 tensors: relation classifier" in capsys.readouterr().out
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out").eval()
+    assert encoder.config.encoder_layout == "shared_twice"
+    bert, _ = references
+    ids, mask = torch.randint(5, WORDS, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    text = bert.bert(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(encoder.encode_text(ids, mask), text, rtol=1e-5, atol=1e-5)
+    again = bert.bert.encoder(text, attention_mask=mask[:, None, None, :].bool())
+    fused = encoder.fuse(text, mask, None)
+    torch.testing.assert_close(fused, again.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
 def test_unknown_and_missing_keys_are_listed(base_block):
     state = {**base_block, "extra.weight": torch.zeros(1)}
     del state["itm_head.bias"]
