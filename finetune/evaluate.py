@@ -58,7 +58,7 @@ def predict(
     rows = split.dataset.rows.tolist()
     mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
     found: dict[int, tuple[Any, list[float] | None]] = {}
-    with autocast(device, precision):
+    with autocast(device, precision), method.one_pass():
         for batch in mine.batches(micro_batch_size):
             batch = batch.to(device)
             output = method(batch)

@@ -25,6 +25,7 @@ its own, so a finished run can be the `--init` of the next. Everything else is n
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,6 +105,11 @@ class Method(nn.Module):
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
         """One prediction a row: a label id, or (entities) the list of its words' label ids."""
         return output.logits.argmax(dim=-1).tolist()
+
+    def one_pass(self) -> AbstractContextManager[None]:
+        """Surrounds a pass over a split at evaluation: the weights stand still, so that a method
+        may keep what several rows share."""
+        return nullcontext()
 
     def learning_rate(self, name: str, optim: Any, above: int) -> float:
         """Of the parameter called `name`, over which so many layers of its tower lie."""

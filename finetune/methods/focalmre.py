@@ -1,0 +1,341 @@
+"""FocalMRE: focal frames, focal attention, gating, focal fusion (ACM MM 2024 submission, §3).
+
+For each grounded and each detected region there is a copy of the whole picture with a frame around
+that region, drawn here from one picture and the boxes. The markers of the two entities look at the
+patches of each copy, a gate mixes what they saw into their text states, a weighted mean over the
+copies of each kind feeds the classifier. No code was published; `focalmre.md` tells what the paper
+leaves open. Only the two marker positions are computed: the others never reach the classifier.
+
+B: rows, R: copies of a picture, S: side of a picture, L: word pieces, P: text positions (the two
+markers), K: patches, D: hidden size, V: width of the picture's states.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from finetune.batch import Batch
+from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.encode_once import EncodeOnce
+from finetune.methods.focal_attention import FocalAttention
+from finetune.methods.frames import Style, draw, draw_together
+from finetune.methods.layers import entity_states, relation_loss
+from finetune.methods.towers import (
+    Towers,
+    load_towers,
+    picture_states,
+    picture_width,
+    text_states,
+)
+from finetune.tasks.base import TaskInfo
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalMREConfig:
+    """Settings of FocalMRE; defaults as in the paper, or `focalmre.md` §6 where it is silent."""
+
+    vision: str = "init"
+    """Picture tower. init: that of --init. Else a timm ViT, or hub id or folder of a CLIP."""
+    input: Literal["focal", "cropped", "original"] = "focal"
+    """focal: the picture with a frame around the region. cropped: the region alone. original: one
+    plain picture for both kinds. (One plain copy a region: focal with style none and fill mask.)"""
+    num_grounded: int = 4
+    """Grounded regions a row; 0 leaves the kind out, 0 of both kinds leaves the text alone."""
+    num_detected: int = 3
+    """Detected regions a row; likewise."""
+    fill: Literal["unframed", "repeat", "mask"] = "unframed"
+    """Slots without region. unframed: the plain picture. repeat: the regions in turn. mask: left
+    out, which shows the number of regions."""
+    style: Style = "rect"
+    """The frame: rect or ellipse as edge; dim or blur what is outside; none."""
+    color: Color = (255, 0, 0)
+    """RGB of the edge of grounded regions."""
+    color_detected: Color = (255, 0, 0)
+    """RGB of the edge of detected regions."""
+    frame_width: int = 3
+    """Pixels of the edge in a picture of 224 x 224."""
+    merge: Literal["none", "per_kind", "all"] = "none"
+    """Frames in a picture. none: one. per_kind: all of the kind. all: all of the row."""
+    attention: Literal["focal", "mean", "cls"] = "focal"
+    """focal: equation 3. mean, cls (without it): the mean patch, or the class token, for all."""
+    include_cls: bool = False
+    """Attention also sees the class token."""
+    attention_dropout: float = 0.1
+    """Dropout of the attention."""
+    dropout_on: Literal["weights", "output"] = "weights"
+    """Where: on the attention weights, or on what they gather."""
+    gate: Literal["dim", "token", "image", "none"] = "dim"
+    """Equation 4, a gate for each dimension, text position, or picture; none: see `no_gate`."""
+    no_gate: Literal["sum", "average", "image"] = "sum"
+    """Without gate: text + picture, their mean, or the picture alone."""
+    fusion_norm: Literal["free", "softmax"] = "free"
+    """Weights of equation 5 as learned, or through a softmax."""
+    share_kinds: bool = True
+    """One attention and gate for grounded and detected regions."""
+    classifier: Literal["mlp", "linear"] = "mlp"
+    """mlp: Linear–GELU–Dropout–Linear. linear: one layer."""
+    dropout: float = 0.1
+    """Dropout in the classifier."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_grounded", "num_detected"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must not be negative")
+        if self.frame_width < 1:
+            raise ValueError("model.frame_width must be at least 1")
+        for name in ("color", "color_detected"):
+            if not all(0 <= value <= 255 for value in getattr(self, name)):
+                raise ValueError(f"model.{name}: three numbers from 0 to 255")
+        for name in ("attention_dropout", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be in [0, 1)")
+        if self.merge != "none" and self.input != "focal":
+            raise ValueError("model.merge is about frames: it needs model.input focal")
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Kinds of region in use -> regions a row."""
+        both = {"vg": self.num_grounded, "od": self.num_detected}
+        return {kind: number for kind, number in both.items() if number}
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Where the text looked in each copy of the picture, for pictures of attention (Figure 4)."""
+
+    pictures: Tensor
+    """(B, R, 3, S, S) uint8: the copies."""
+    weights: Tensor
+    """(B, R, P, K) attention of each text position; sums to 1 (with the class token, if it is
+    included, which is left out here)."""
+    gate: Tensor
+    """(B, R, P) how much of the picture is let in, mean over dimensions."""
+    fusion: dict[str, Tensor]
+    """Kind -> its weights in equation 5, one a copy."""
+
+
+class FocalMRE(Method):
+    """Two towers, focal attention and gate, focal fusion, classifier."""
+
+    Config = FocalMREConfig
+    needs = frozenset({"image", "region_boxes"})
+
+    def __init__(self, encoder: Towers, task: TaskInfo, config: FocalMREConfig) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, config
+        size, width = encoder.config.hidden_size, picture_width(encoder)
+        self.region_slots = slots = config.slots
+        self.needs = inputs_of(config)
+        modules = ("both",) if config.share_kinds and slots else tuple(slots)
+        self.focus = nn.ModuleDict({name: attention(size, width, config) for name in modules})
+        # Start as the mean; where both kinds read one picture there is nothing to weigh.
+        start = 0.0 if config.fusion_norm == "softmax" else 1.0
+        self.fusion = nn.ParameterDict(
+            {
+                kind: nn.Parameter(torch.full((copies,), start / copies))
+                for kind, copies in self.copies.items()
+                if not self.one_picture
+            }
+        )
+        self.classifier = classifier(max(len(slots), 1) * 2 * size, size, task, config)
+        colors = torch.tensor([config.color, config.color_detected], dtype=torch.uint8)
+        numbers = torch.tensor([config.num_grounded, config.num_detected])
+        self.register_buffer("colors", colors.repeat_interleave(numbers, dim=0), persistent=False)
+        self.once: EncodeOnce | None = None
+
+    @classmethod
+    def build(
+        cls, config: FocalMREConfig, task: TaskInfo, source: Source
+    ) -> tuple["FocalMRE", Any]:
+        """From a fusion model directory, or a BERT and a named picture tower."""
+        encoder, tokenizer = load_towers(source, task, config.vision)
+        return cls(encoder, task, config), tokenizer
+
+    @property
+    def one_picture(self) -> bool:
+        """Whether a row has one picture, which both kinds read."""
+        return self.config.input == "original" or self.config.merge == "all"
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """Kind -> how many copies of the picture it reads."""
+        single = self.one_picture or self.config.merge == "per_kind"
+        return {kind: 1 if single else number for kind, number in self.region_slots.items()}
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Logits (B, C)."""
+        text = self.read(batch, "entities")
+        features = list(self.fuse(text, batch).values()) or [text]
+        logits = self.classifier(torch.cat([f.flatten(1) for f in features], dim=-1)).float()
+        return MethodOutput(logits, relation_loss(logits, batch.labels))
+
+    def read(self, batch: Batch, positions: Literal["entities", "all"]) -> Tensor:
+        """Text states of the two opening markers (B, 2, D), head first, or of all positions."""
+        states = text_states(self.encoder, batch.input_ids, batch.attention_mask)
+        if positions == "all":
+            return states
+        return entity_states(states, batch.head_start, batch.tail_start).unflatten(-1, (2, -1))
+
+    def fuse(self, text: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Equations 3 to 5 for each kind: (B, P, D) -> H̄ (B, P, D).
+
+        A row without picture, or (fill mask) without regions of the kind, keeps its text states,
+        weighed as if every gate were closed.
+        """
+        if batch.pixel_values is None or not self.region_slots:
+            return {kind: text * self.fusion_weights(kind).sum() for kind in self.region_slots}
+        fused = {}
+        for kind, pictures in self.by_kind(self.encode(self.pictures(batch))):
+            mixed = self.focus_of(kind)(text, pictures)  # (B, R, P, D)
+            weights, shown = self.fusion_weights(kind), self.shown(batch, kind)  # (R,), (B, R)
+            total, kept = weights.sum(), weights * shown
+            some = shown.any(dim=1, keepdim=True)
+            if self.config.fill == "mask":
+                kept = kept * total / torch.where(some, kept.sum(dim=1, keepdim=True), 1)
+            mean = torch.einsum("br,brpd->bpd", kept.to(mixed.dtype), mixed)
+            fused[kind] = torch.where(some[..., None], mean, total * text)
+        return fused
+
+    def by_kind(self, encoded: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The copies that each kind reads: (B, R, …) -> (B, R of the kind, …)."""
+        start = 0
+        for kind, copies in self.copies.items():
+            yield kind, encoded[:, :1] if self.one_picture else encoded[:, start : start + copies]
+            start += copies
+
+    def focus_of(self, kind: str) -> FocalAttention:
+        """Attention and gate of this kind of region."""
+        return self.focus["both" if self.config.share_kinds else kind]
+
+    def fusion_weights(self, kind: str) -> Tensor:
+        """w of equation 5: (R,), float32."""
+        if self.one_picture:
+            return self.classifier[-1].weight.new_ones(1)
+        weights = self.fusion[kind]
+        return weights.softmax(dim=0) if self.config.fusion_norm == "softmax" else weights
+
+    def shown(self, batch: Batch, kind: str) -> Tensor:
+        """(B, R) bool: the copies of this kind that count."""
+        copies = self.copies[kind]
+        shown = batch.image_mask[:, None].expand(-1, copies)
+        if self.config.fill != "mask" or self.config.input == "original":
+            return shown
+        start = 0 if kind == "vg" else self.region_slots.get("vg", 0)
+        there = batch.region_mask[:, start : start + self.region_slots[kind]]
+        return shown & (there if copies == there.shape[1] else there.any(dim=1, keepdim=True))
+
+    # ------------------------------------------------------------------ pictures
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The copies of each row's picture, both kinds after each other: (B, R, 3, S, S) uint8."""
+        config, plain = self.config, batch.pixel_values
+        if config.input == "original":
+            return plain[:, None]
+        there = batch.region_mask
+        repeat = config.fill == "repeat"
+        if repeat:
+            places, there = repeated(there, list(self.region_slots.values()))
+        regions = batch.region_pixels if config.input == "cropped" else batch.region_boxes
+        if repeat:
+            regions = regions[torch.arange(len(regions), device=regions.device)[:, None], places]
+        if config.input == "cropped":
+            return torch.where(there[:, :, None, None, None], regions, plain[:, None])
+        boxes = regions
+        look = {"style": config.style, "width": config.frame_width}
+        if config.merge == "none":
+            return draw(plain, boxes, there, self.colors, **look)
+        numbers = list(self.region_slots.values())
+        numbers = [sum(numbers)] if config.merge == "all" else numbers
+        parts = (tensor.split(numbers, dim=dim) for tensor, dim in
+                 ((boxes, 1), (there, 1), (self.colors, 0)))  # fmt: skip
+        return torch.stack([draw_together(plain, *p, **look) for p in zip(*parts, strict=True)], 1)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, R, 3, S, S) uint8 -> (B, R, 1+K, V)."""
+        flat = pictures.flatten(0, 1)
+        states = self.once(flat) if self.once else picture_states(self.encoder, flat)
+        return states.unflatten(0, pictures.shape[:2])
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Within it every distinct copy is encoded once: rows of a tweet share most of theirs."""
+        self.once = EncodeOnce(lambda pixels: picture_states(self.encoder, pixels))
+        try:
+            yield
+        finally:
+            self.once = None
+
+    @torch.inference_mode()
+    def glance(self, batch: Batch, positions: Literal["entities", "all"] = "entities") -> Glance:
+        """Attention weights, gates and pictures of a batch; in eval mode.
+
+        For the plain picture give a batch with an all-False `region_mask`.
+
+        Args:
+            positions: the two markers (head, tail), or all word pieces.
+        """
+        if self.config.attention != "focal" or self.config.gate == "none":
+            raise ValueError("a glance needs model.attention focal and a gate")
+        text, pictures = self.read(batch, positions), self.pictures(batch)
+        weights, gates = [], []
+        for kind, states in self.by_kind(self.encode(pictures)):
+            focus, first = self.focus_of(kind), int(not self.config.include_cls)
+            weights.append(focus.weights(text, states[:, :, first:])[..., 1 - first :])
+            gate = focus.open(text[:, None], focus.look(text, states)).mean(dim=-1)
+            gates.append(gate.expand(-1, -1, text.shape[1]))
+        fusion = {kind: self.fusion_weights(kind) for kind in self.region_slots}
+        return Glance(pictures, torch.cat(weights, 1), torch.cat(gates, 1), fusion)
+
+
+def inputs_of(config: FocalMREConfig) -> frozenset[str]:
+    """What the settings need beyond the text."""
+    if not config.slots:
+        return frozenset()
+    regions = {"focal": {"region_boxes"}, "cropped": {"region_pixels"}, "original": set()}
+    return frozenset({"image"} | regions[config.input])
+
+
+def repeated(there: Tensor, numbers: list[int]) -> tuple[Tensor, Tensor]:
+    """Slots that take the regions of their kind in turn.
+
+    Args:
+        there: (B, R) bool, the first slots of each kind filled. numbers: slots of each kind.
+
+    Returns:
+        (B, R) int64, the slot whose region each slot shows; (B, R) bool, whether there is any.
+    """
+    places, filled, start = [], [], 0
+    for part in there.split(numbers, dim=1):
+        count = part.sum(dim=1, keepdim=True).clamp(min=1)
+        places.append(start + torch.arange(part.shape[1], device=there.device) % count)
+        filled.append(part.any(dim=1, keepdim=True).expand_as(part))
+        start += part.shape[1]
+    return torch.cat(places, dim=1), torch.cat(filled, dim=1)
+
+
+def attention(size: int, width: int, config: FocalMREConfig) -> FocalAttention:
+    """Equations 3 and 4 as the settings have them."""
+    return FocalAttention(
+        size,
+        width,
+        attention=config.attention,
+        include_cls=config.include_cls,
+        dropout=config.attention_dropout,
+        dropout_on=config.dropout_on,
+        gate=config.gate,
+        no_gate=config.no_gate,
+    )
+
+
+def classifier(width: int, size: int, task: TaskInfo, config: FocalMREConfig) -> nn.Sequential:
+    """z of equation 6 -> logits."""
+    last = nn.Linear(size if config.classifier == "mlp" else width, len(task.labels))
+    if config.classifier == "linear":
+        return nn.Sequential(last)
+    return nn.Sequential(nn.Linear(width, size), nn.GELU(), nn.Dropout(config.dropout), last)
