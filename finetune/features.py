@@ -1,0 +1,93 @@
+"""Features of a frozen vision tower: every decoded picture is seen once, before the first step.
+
+They lie beside the decoded pixels, one file a tower, and go stale with them. An interrupted pass
+goes on where it stopped.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from finetune.batch import Pictures
+from finetune.loaded import LoadedSplit, Wanted
+from finetune.tasks.images import ImageStore
+from pretrain import distributed
+
+FIELDS = {"pixel_values": "image_features", "region_pixels": "region_features"}
+"""Field of `Batch` with pixels -> the one with their features."""
+CHUNK = 64
+"""Pictures at a time."""
+See = Callable[[np.ndarray], np.ndarray]
+"""(N, 3, S, S) uint8 -> (N, F) float16"""
+
+
+class FrozenVision(Protocol):
+    """What a method with `visual_features` among its needs has as `frozen_vision`."""
+
+    @property
+    def identity(self) -> str:
+        """Changes with weights and settings; becomes part of a file name."""
+
+    def __call__(self) -> See:
+        """The tower at work, on `distributed.device()`; asked for where features are missing."""
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """In the place of an `ImageStore`: the same positions, features instead of pixels."""
+
+    features: np.ndarray
+    """(pictures, F) float16, memory-mapped"""
+
+    def pixels_at(self, index: np.ndarray) -> np.ndarray:
+        """(B, …, F) float16 of positions `index` (B, …); zeros where it is -1."""
+        values = np.array(self.features[index.clip(0)])
+        values[index < 0] = 0
+        return values
+
+
+def add_visual_features(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """`image_features` and `region_features` in the place of the pixels loaded before them, as
+    `Method.frozen_vision` sees those."""
+    pictures = dict(loaded.dataset.pictures)
+    for pixels, features in FIELDS.items():
+        if pixels in pictures:
+            found: Pictures = pictures.pop(pixels)
+            seen = FeatureStore(see_once(found.store, wanted.method.frozen_vision))
+            pictures[features] = replace(found, store=seen)
+    return replace(loaded, dataset=replace(loaded.dataset, pictures=pictures))
+
+
+def see_once(store: ImageStore, tower: FrozenVision) -> np.ndarray:
+    """(pictures, F) float16 of a whole store; of several processes one computes them."""
+    place = getattr(store.pixels, "filename", None)
+    if place is None:  # blank pictures: nothing on disk
+        return tower()(store.pixels)
+    target = Path(place).with_name(f"features-{tower.identity}.npy")
+    if not distributed.is_main():
+        distributed.barrier()
+    elif not target.is_file():
+        _see_all(store.pixels, tower(), target)
+    if distributed.is_main():
+        distributed.barrier()
+    return np.load(target, mmap_mode="r")
+
+
+def _see_all(pixels: np.ndarray, see: See, target: Path) -> None:
+    from tqdm import tqdm
+
+    part, log = target.with_suffix(".part"), target.with_suffix(".done")
+    done = int(log.read_text()) if log.is_file() and part.is_file() else 0
+    shape = (len(pixels), see(pixels[:1]).shape[1])
+    features = np.lib.format.open_memmap(
+        part, mode="r+" if done else "w+", dtype=np.float16, shape=shape
+    )
+    for start in tqdm(range(done, len(pixels), CHUNK), desc="features", disable=None):
+        features[start : start + CHUNK] = see(pixels[start : start + CHUNK])
+        features.flush()
+        log.write_text(str(start + CHUNK))
+    part.rename(target)
+    log.unlink(missing_ok=True)
