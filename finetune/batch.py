@@ -53,6 +53,8 @@ class Batch:
     """(B, Lc) int64: the picture's caption as a text of its own"""
     caption_mask: Tensor | None = None
     """(B, Lc) bool"""
+    entity_types: Tensor | None = None
+    """(B, 2) int64: types of head and tail, ids in `tasks.types.TYPES`"""
     crop_count: Tensor | None = None
     """(B,) int64: crops a row has in the community's files; leaks the label, to show that"""
     weight: float = 1.0

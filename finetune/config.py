@@ -98,6 +98,9 @@ class TrainConfig:
     caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split} in it."""
     max_caption_length: int = 64
     """Longest caption in word pieces."""
+    types: str | None = None
+    """For methods that read entity types: a folder of types_{split}.jsonl (`finetune types`); none:
+    every type is unknown."""
     max_missing: int = 0
     """With images required: so many may be absent per split; those rows are masked, and counted."""
     cache: str | None = None

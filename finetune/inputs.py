@@ -21,6 +21,7 @@ from finetune.tasks import side_inputs
 from finetune.tasks.base import Task
 from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
 from finetune.tasks.images import blank_store, open_images
+from finetune.tasks.types import add_entity_types
 from pretrain import distributed
 from pretrain.cli import InputError
 
@@ -115,6 +116,7 @@ def add_crop_count(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 PROVIDERS: dict[str, Callable[[LoadedSplit, Wanted], LoadedSplit]] = {
     "caption": add_caption_tokens,
     "crop_count": add_crop_count,
+    "entity_types": add_entity_types,
     "image": add_images,
     "region_boxes": add_region_boxes,
     "region_pixels": add_region_pixels,

@@ -16,7 +16,7 @@ from finetune.tasks.base import Row, Task
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """How rows become inputs; the first five travel with the trained weights."""
+    """How rows become inputs; the first six travel with the trained weights."""
 
     images: Literal["required", "blank", "none"]
     max_length: int
@@ -25,6 +25,8 @@ class InputOptions:
     captions: str | None = None
     """A captioner's name or a pattern with {split}; its text follows the post's after [SEP]."""
     max_caption_length: int = 0
+    types: str | None = None
+    """Folder of `types_{split}.jsonl`; None: every entity's type is unknown."""
     cache: Path
     """Where decoded pictures lie."""
     max_missing: int = 0
@@ -34,7 +36,7 @@ class InputOptions:
 
     def remembered(self) -> dict[str, Any]:
         """What `method.json` keeps, for the same inputs at evaluation."""
-        names = ("images", "max_length", "regions", "captions", "max_caption_length")
+        names = ("images", "max_length", "regions", "captions", "max_caption_length", "types")
         return {name: getattr(self, name) for name in names}
 
 

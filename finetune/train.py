@@ -65,6 +65,7 @@ class SeedRun:
             regions=config.regions,
             captions=config.captions,
             max_caption_length=config.max_caption_length,
+            types=config.types,
             cache=config.cache_dir,
             max_missing=config.max_missing,
             views=read_views(config.view_paths),
