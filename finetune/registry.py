@@ -15,6 +15,8 @@ METHODS = {
     "mtb": "finetune.methods.mtb:MTB",
     "bert_crf": "finetune.methods.bert_crf:BertCrf",
     "promu": "finetune.methods.promu:Promu",
+    "mkgformer": "finetune.methods.mkgformer:MKGformer",
+    "hvpnet": "finetune.methods.hvpnet:Hvpnet",
 }
 TASKS = {
     "mnre": "finetune.tasks.mnre:Mnre",
