@@ -6,6 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from pretrain.cli import InputError, exit_on_input_error, parse_config
 
@@ -27,13 +29,18 @@ def train(argv: Sequence[str]) -> None:
     from finetune.config import parse_train
 
     config = parse_train(argv)
+    from finetune.config import local_out
     from finetune.results import run
     from finetune.sweep import sweep
     from pretrain import distributed
+    from pretrain.checkpoint.remote import store
 
-    result = sweep(config, run) if config.sweep else run(config)
+    local = replace(config, out=local_out(config.out))
+    result = sweep(local, run) if config.sweep else run(local)
     if not distributed.is_main():
         return
+    if local.out != config.out:
+        store(Path(local.out), config.out)
     for split in ("dev", "test"):
         print(f"{split:>5}: {figures(result[split])}")
     print(f"{config.out}/{'sweep' if config.sweep else 'result'}.json")

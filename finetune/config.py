@@ -1,6 +1,7 @@
 """Configuration of `finetune train`: defaults, help texts and validation in one place."""
 
 import argparse
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -82,7 +83,8 @@ class TrainConfig:
     data: str
     """Folder of the task's files."""
     out: str
-    """Run directory; a finished seed in it is not trained again."""
+    """Run directory; a finished seed in it is not trained again. At a URL (fsspec) the whole run is
+    uploaded, and compared, once it is finished."""
     init: str | None = None
     """Start from these weights: fusion model directory, hub id, or (text methods) a BERT; none."""
     architecture: str | None = None
@@ -179,6 +181,15 @@ class EvaluateConfig:
 def split_paths(option: str | None) -> list[Path]:
     """Paths separated by commas."""
     return [Path(name.strip()) for name in (option or "").split(",") if name.strip()]
+
+
+def local_out(out: str) -> str:
+    """`out`, or for a URL the folder on this machine where the run grows and resumes until it is
+    whole and can be uploaded."""
+    if "://" not in out:
+        return out
+    runs = Path(os.environ.get("FUSION_MRE_CACHE") or Path.home() / ".cache" / "fusion-mre")
+    return str(runs / "runs" / hashlib.sha256(out.encode()).hexdigest()[:20])
 
 
 def cache_directory(option: str | None, run: str | Path) -> Path:

@@ -33,6 +33,8 @@ from pretrain.checkpoint.card import card, hardware, table
 from pretrain.cli import InputError, write_json
 from pretrain.tracking import MetricsLog
 
+READ_LOSS_EVERY = 20
+"""Batches between looks at the loss: each look waits for the device."""
 LOG = logging.getLogger(__name__)
 DAMAGED = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
 """What reading a cut or foreign checkpoint raises."""
@@ -112,6 +114,24 @@ class SeedRun:
         distributed.barrier()  # the chosen weights are on disk
         return self.finish()
 
+    def read_losses(self, losses: list[tuple[torch.Tensor, torch.Tensor]], last: int) -> float:
+        """The sum over the rows of the last batches, up to number `last`: one wait for the device.
+
+        Raises:
+            InputError: a loss that is not finite, with the first batch's rows.
+        """
+        values = torch.stack([loss for loss, _ in losses]).tolist()
+        for number, (value, (_, rows)) in enumerate(
+            zip(values, losses, strict=True), start=last - len(losses) + 1
+        ):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"seed {self.seed}, epoch {self.progress.epoch}, batch {number}: the loss is "
+                    f"{value} on rows {rows.tolist()} of the training file; lower --optim.lr and "
+                    "--optim.head_lr, or look at these rows"
+                )
+        return sum(value * len(rows) for value, (_, rows) in zip(values, losses, strict=True))
+
     def evaluate(self) -> dict[str, float]:
         """Scores on dev; keeps the weights where the protocol prefers them."""
         found = predict(self.method, self.task, self.dev_split, self.engine.precision)
@@ -138,6 +158,7 @@ class SeedRun:
             world=distributed.world_size(),
         )
         steps = num_batches(len(self.train_split), optim.global_batch_size, parts)
+        losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         total = rows = 0
         bar = tqdm(
             batches,
@@ -147,17 +168,14 @@ class SeedRun:
         )
         for number, batch in enumerate(bar, start=1):
             loss = engine(batch.to(engine.device, non_blocking=True)).loss
-            value = loss.item()
-            if not math.isfinite(value):
-                raise InputError(
-                    f"seed {self.seed}, epoch {progress.epoch}, batch {number}: the loss is {value}"
-                    f" on rows {batch.rows.tolist()} of the training file; lower --optim.lr and "
-                    "--optim.head_lr, or look at these rows"
-                )
             engine.backward(loss * batch.weight)
             engine.step()
-            total, rows = total + value * len(batch), rows + len(batch)
-            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            losses.append((loss.detach(), batch.rows))
+            rows += len(batch)
+            if number % READ_LOSS_EVERY == 0 or number == bar.total:
+                total += self.read_losses(losses, number)
+                losses = []
+                bar.set_postfix(loss=f"{total / rows:.3f}", refresh=False)
         progress.step += steps
         total, rows = distributed.mean_over_ranks(
             torch.tensor([total, rows], dtype=torch.float64, device=engine.device)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -47,6 +48,19 @@ def test_result_and_files(tmp_path, mnre_folder, tiny_model, method):
     assert {"config.json", "model.safetensors", "head.safetensors"} <= model
     assert {"method.json", "labels.json", "tokenizer.json", "README.md"} <= model
     assert not (tmp_path / "run" / "seed-1" / "resume").exists()
+
+
+def test_a_run_at_a_url_arrives_whole(tmp_path, mnre_folder, tiny_model, monkeypatch):
+    """The same figures as at a path; what is uploaded is the finished run."""
+    monkeypatch.setenv("FUSION_MRE_CACHE", str(tmp_path / "cache"))
+    plain = train(mnre_folder, tmp_path / "run", tiny_model, method="mtb")
+    command = f"train --task mnre --method mtb --data {mnre_folder} --init {tiny_model}"
+    options = "--optim.epochs 2 --optim.lr 1e-3 --out memory://bucket/run"
+    main(f"{command} {options}".split())
+    there = fsspec.filesystem("memory")
+    sent = json.loads(there.cat("/bucket/run/result.json"))
+    assert sent["test"] == plain["test"] and sent["dev"] == plain["dev"]
+    assert there.size("/bucket/run/seed-1/model/model.safetensors") > 1000
 
 
 def test_promu_sees_the_picture(tmp_path, mnre_folder, tiny_model):
