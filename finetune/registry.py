@@ -15,8 +15,12 @@ METHODS = {
     "mtb": "finetune.methods.mtb:MTB",
     "bert_crf": "finetune.methods.bert_crf:BertCrf",
     "promu": "finetune.methods.promu:Promu",
+    "focalmre": "finetune.methods.focalmre:FocalMRE",
     "mkgformer": "finetune.methods.mkgformer:MKGformer",
     "hvpnet": "finetune.methods.hvpnet:Hvpnet",
+    "tmr": "finetune.methods.tmr:Tmr",
+    "camim_hvpnet": "finetune.methods.camim:CamimHvpnet",
+    "camim_tmr": "finetune.methods.camim:CamimTmr",
 }
 TASKS = {
     "mnre": "finetune.tasks.mnre:Mnre",
