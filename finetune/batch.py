@@ -45,6 +45,10 @@ class Batch:
     """(B,) bool: False = this row has no picture (its pixels are zero)"""
     region_pixels: Tensor | None = None
     """(B, R, 3, S, S) uint8: each region cut out of the row's picture; zeros where masked"""
+    image_features: Tensor | None = None
+    """(B, …) float16: what a frozen tower saw in the picture; given instead of `pixel_values`"""
+    region_features: Tensor | None = None
+    """(B, R, …) float16: the same of the regions, instead of `region_pixels`"""
     region_boxes: Tensor | None = None
     """(B, R, 4) float32: x1, y1, x2, y2 as shares of the picture's width and height"""
     region_mask: Tensor | None = None

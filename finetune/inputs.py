@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.batch import MULTIPLE, Dataset, Pictures
+from finetune.features import add_visual_features
 from finetune.leakage import audit_features
 from finetune.loaded import InputOptions, LoadedSplit, Wanted
 from finetune.manifest import View, read_view
@@ -21,6 +22,7 @@ from finetune.tasks import side_inputs
 from finetune.tasks.base import Task
 from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
 from finetune.tasks.images import blank_store, open_images
+from finetune.tasks.released_markers import add_released_markers
 from finetune.tasks.types import add_entity_types
 from pretrain import distributed
 from pretrain.cli import InputError
@@ -120,6 +122,8 @@ PROVIDERS: dict[str, Callable[[LoadedSplit, Wanted], LoadedSplit]] = {
     "image": add_images,
     "region_boxes": add_region_boxes,
     "region_pixels": add_region_pixels,
+    "released_markers": add_released_markers,
+    "visual_features": add_visual_features,
 }
 """Need -> how a split gets that input."""
 VISUAL = frozenset({"image", "region_boxes", "region_pixels"})
