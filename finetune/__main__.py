@@ -17,6 +17,7 @@ USAGE = """usage: python -m finetune COMMAND …
   evaluate  scores and predictions of a finished run
   view      write a view manifest: what an experiment changes in a split
   regions   build, recover or import region caches
+  types     write the types of the entities: NER, learned, gold (leaky)
   audit     test whether an input leaks the label
   report    tables and plots of any number of runs
 
@@ -67,6 +68,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {"train": train, "eval
 MODULES = {
     "view": "finetune.views",
     "regions": "finetune.regions",
+    "types": "finetune.entity_types",
     "audit": "finetune.audit",
     "report": "finetune.report",
 }

@@ -45,7 +45,7 @@ def add_entity_types(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     Raises:
         InputError: a file of another version of the data, or a type that is none of `TYPES`.
     """
-    if wanted.options.types is None:
+    if wanted.options.types in (None, "none"):
         ids = np.zeros((len(loaded), 2), dtype=np.int64)
         return loaded.with_column("entity_types", ids)
     path = side_inputs.find(wanted.options.types, FILE, wanted.split)
