@@ -1,0 +1,333 @@
+"""`python -m pretrain.supervise`: a run that outlives its machines.
+
+The supervisor starts an agent on every machine (over ssh; here without) and the agent its ranks.
+When a rank, a machine or the network to it fails, all ranks are ended, the machines are asked who
+is there, and the run goes on from its last complete checkpoint on those: same global batch, as
+many ranks as divide it. SIGTERM, SIGINT and SIGUSR1 reach every rank at once: they agree on a
+checkpoint, and all ends with status 0.
+
+    supervisor ── ssh: orders and a beat on stdin ──► agent ── environment, signals ──► ranks
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pretrain.cli import exit_on_input_error, parse_config
+from pretrain.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
+from shards.schema import InputError
+
+BEAT = 2.0
+"""Seconds between signs of life from the supervisor to its agents."""
+SILENCE = 20.0
+"""Seconds after which an agent that hears nothing ends its ranks."""
+GRACE = 20.0
+"""Seconds for the other ranks to end by themselves, and say why, after the first failure."""
+STOP = 60.0
+"""Seconds from a stop signal to the end of the agreed checkpoint."""
+FRUITLESS = 3
+"""Failures in a row without a new checkpoint after which the supervisor gives up."""
+_SSH_FAILED = 255
+_BAD_INPUT = 2
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@exit_on_input_error
+def main() -> None:
+    """Supervise one run to its end."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.supervise",
+        usage="%(prog)s [-h] [--hostfile FILE | --ranks N] [--master_port PORT] -- SETTINGS…",
+        description="Pre-train, and go on from the last complete checkpoint when a rank or a "
+        "machine is lost, on what is left. SETTINGS are those of `python -m pretrain`.",
+        epilog="example: python -m pretrain.supervise --hostfile launch/hostfile.example -- "
+        "--config pretrain/configs/base.yaml --run_dir runs/base …",
+    )
+    parser.add_argument("--hostfile", help="lines `NAME slots=N`; default: this machine alone")
+    parser.add_argument("--ranks", type=int, help="ranks on this machine; default: one a GPU")
+    parser.add_argument("--master_port", type=int, default=29500, help="and the ten after it")
+    parser.add_argument("--agent", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("settings", nargs="*", metavar="SETTINGS")
+    args = parser.parse_args()
+    if args.agent:
+        sys.exit(Agent(json.loads(sys.stdin.readline())).run())
+    if args.hostfile:
+        hosts = read_hostfile(args.hostfile)
+        if len(hosts) > 1 and any(host.local for host in hosts):
+            raise InputError(f"{args.hostfile}: {LOCAL} means another machine on every machine")
+    else:
+        hosts = [Host(name=LOCAL, slots=args.ranks or _gpus())]
+    sys.exit(Supervisor(hosts, args.settings, args.master_port).run())
+
+
+class Supervisor:
+    """Attempts, one after another, at finishing one run."""
+
+    def __init__(self, hosts: list[Host], settings: list[str], port: int) -> None:
+        from pretrain.config import PretrainConfig
+
+        example = "python -m pretrain.supervise --hostfile HOSTS -- --config FILE --run_dir RUN"
+        self.config = parse_config(
+            PretrainConfig, settings, prog="SETTINGS", description="", example=example
+        )
+        if self.config.batch.global_size is None:
+            raise InputError(
+                "batch.global_size must be given: it stays, whatever number of ranks is left"
+            )
+        self.hosts, self.settings, self.port = hosts, settings, port
+        self.stop = 0
+
+    def run(self) -> int:
+        """Exit status: 0 finished or stopped by a signal, 2 bad input, 1 given up."""
+        for number in _STOPS:
+            signal.signal(number, self._on_signal)
+        there = reachable(self.hosts)
+        if missing := [host.name for host in self.hosts if host not in there]:
+            raise InputError(
+                f"not reachable: {', '.join(missing)}; see `python -m pretrain doctor --hostfile …`"
+            )
+        attempt = fruitless = 0
+        while True:
+            attempt, step = attempt + 1, self._last_step()
+            chosen = usable(there, self.config.batch)
+            self._say(f"attempt {attempt}, after step {step}: {_names(chosen)}")
+            ended = self._attempt(chosen, self.port + attempt % 10)
+            if not any(ended.values()) and self._finished():
+                self._say(f"finished after step {self._last_step()}")
+                return 0
+            if self.stop:
+                # A rank that had not begun dies of the signal: nothing is lost by that either.
+                clean = set(ended.values()) <= {0, 128 + self.stop}
+                state = "stopped" if clean else "stopped without a checkpoint of its own,"
+                self._say(f"{state} after step {self._last_step()}; the same command goes on")
+                return 0 if clean else 1
+            if _BAD_INPUT in ended.values():
+                return _BAD_INPUT
+            failed = [f"{host} ({_meaning(status)})" for host, status in ended.items() if status]
+            self._say(f"failed: {', '.join(failed) or 'ended before the last step'}")
+            fruitless = 0 if self._last_step() > step else fruitless + 1
+            if fruitless == FRUITLESS:
+                self._say(f"gives up: {fruitless} failures in a row without a new checkpoint")
+                return 1
+            there = reachable(self.hosts)
+            if not there:
+                self._say("gives up: no machine can be reached")
+                return 1
+
+    def _attempt(self, hosts: list[Host], port: int) -> dict[str, int]:
+        """Exit status of every host's agent, when all have ended."""
+        orders = self._orders(hosts, port)
+        command = [sys.executable, "-u", "-m", "pretrain.supervise", "--agent"]
+        agents = {
+            host.name: subprocess.Popen(
+                # A group of its own: Ctrl-C on a terminal reaches the ranks through us, once.
+                on_host(host, ["env", f"PYTHONPATH={_ROOT}", *command]),
+                stdin=subprocess.PIPE, text=True, start_new_session=True,
+            )
+            for host in hosts
+        }  # fmt: skip
+        for name, agent in agents.items():
+            _send(agent, json.dumps(orders[name]))
+        deadline, told, beat = None, False, 0.0
+        while any(agent.poll() is None for agent in agents.values()):
+            time.sleep(0.1)
+            now = time.monotonic()
+            words = []
+            if now - beat > BEAT:
+                words, beat = ["beat"], now
+            if self.stop and not told:
+                self._say(f"{signal.Signals(self.stop).name}: all ranks checkpoint and end")
+                words, told, deadline = [*words, f"signal {self.stop}"], True, now + STOP
+            if deadline is None and any(agent.poll() for agent in agents.values()):
+                deadline = now + GRACE
+            if deadline is not None and now > deadline:
+                words = [*words, "kill"]
+            for agent in agents.values():
+                for word in words:
+                    _send(agent, word)
+                if deadline is not None and now > deadline + GRACE:
+                    agent.kill()  # ssh to a machine that does not answer
+        return {name: agent.returncode for name, agent in agents.items()}
+
+    def _orders(self, hosts: list[Host], port: int) -> dict[str, dict]:
+        """What each agent is told: settings, environment, and its ranks."""
+        world, first = sum(host.slots for host in hosts), hosts[0]
+        common = {
+            **forwarded(os.environ),
+            "MASTER_ADDR": "127.0.0.1" if first.local else first.name,
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(world),
+            "PYTHONPATH": str(_ROOT),
+        }
+        orders, rank = {}, 0
+        for host in hosts:
+            ranks = [{"RANK": str(rank + n), "LOCAL_RANK": str(n)} for n in range(host.slots)]
+            rank += host.slots
+            environment = {**common, "LOCAL_WORLD_SIZE": str(host.slots)}
+            orders[host.name] = {"settings": self.settings, "env": environment, "ranks": ranks}
+        return orders
+
+    def _last_step(self) -> int:
+        from pretrain.checkpoint.run import RunCheckpoints
+
+        run_dir = Path(self.config.run_dir)
+        steps = RunCheckpoints(run_dir, keep=self.config.checkpoint.keep).complete_steps()
+        return steps[-1] if steps else 0
+
+    def _finished(self) -> bool:
+        model = Path(self.config.run_dir) / "model"
+        return self._last_step() == self.config.optim.steps and model.is_dir()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.stop = self.stop or number
+
+    def _say(self, words: str) -> None:
+        print(f"supervise: {words}", flush=True)
+
+
+class Agent:
+    """On one machine: starts its ranks and ends them with the supervisor's connection."""
+
+    def __init__(self, orders: dict) -> None:
+        self.orders = orders
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.ranks: dict[str, subprocess.Popen] = {}
+
+    def run(self) -> int:
+        """0 when every rank ended well; else the status of the one that failed first."""
+        for number in _STOPS:  # a signal to all processes of the machine: the ranks deal with it
+            signal.signal(number, lambda *_: None)
+        for rank in self.orders["ranks"]:
+            self.ranks[rank["RANK"]] = subprocess.Popen(
+                [sys.executable, "-u", "-m", "pretrain", *self.orders["settings"]],
+                env={**os.environ, **self.orders["env"], **rank},
+                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+        threading.Thread(target=self._listen, daemon=True).start()
+        heard, deadline, status = time.monotonic(), None, 0
+        while any(rank.poll() is None for rank in self.ranks.values()):
+            line = self._next()
+            if line is not None:
+                heard = time.monotonic()
+                if line == "":  # the supervisor is gone: leave a checkpoint
+                    line, deadline = f"signal {signal.SIGTERM}", deadline or heard + STOP
+                if line.startswith("signal "):
+                    self._signal(int(line.split()[1]))
+            now = time.monotonic()
+            if not status and (failed := self._failed()):
+                status, deadline = failed, deadline or now + GRACE / 2
+            cut_off = now - heard > SILENCE and deadline is None
+            if line == "kill" or cut_off or (deadline and now > deadline):
+                self._kill()
+        return status or self._failed()
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            self.lines.put(line.strip())
+        self.lines.put("")
+
+    def _next(self) -> str | None:
+        try:
+            return self.lines.get(timeout=0.1)
+        except queue.Empty:
+            return None
+
+    def _failed(self) -> int:
+        """Status of a failed rank, bad input first, which no restart mends; 0: none failed."""
+        found = {n: rank.poll() for n, rank in self.ranks.items() if rank.poll()}
+        for number, status in found.items():
+            if status < 0:
+                name = signal.Signals(-status).name
+                print(f"supervise: rank {number} on {os.uname().nodename}: {name}", flush=True)
+        statuses = [status if status > 0 else 128 - status for status in found.values()]
+        return _BAD_INPUT if _BAD_INPUT in statuses else next(iter(statuses), 0)
+
+    def _signal(self, number: int) -> None:
+        for rank in self.ranks.values():
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    def _kill(self) -> None:
+        for rank in self.ranks.values():
+            if rank.poll() is None:
+                os.killpg(rank.pid, signal.SIGKILL)  # with its loader workers
+
+
+def usable(hosts: list[Host], batch) -> list[Host]:
+    """Hosts, the last one perhaps in part: the most ranks that `batch.global_size` allows.
+
+    Raises:
+        InputError: not even one rank can form the batch.
+    """
+    for world in range(sum(host.slots for host in hosts), 0, -1):
+        try:
+            batch.resolve(world)
+        except ValueError as error:
+            reason = error
+            continue
+        chosen = []
+        for host in hosts:
+            taken = min(host.slots, world)
+            world -= taken
+            chosen += [Host(name=host.name, slots=taken)] if taken else []
+        return chosen
+    raise InputError(str(reason))
+
+
+def reachable(hosts: list[Host]) -> list[Host]:
+    """Those that answer within half a minute."""
+
+    def answers(host: Host) -> bool:
+        probe = on_host(host, ["true"], folder=Path("/"))
+        try:
+            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            return subprocess.run(probe, timeout=30, check=False, **quiet).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    with ThreadPoolExecutor(max_workers=64) as pool:
+        return [h for h, there in zip(hosts, pool.map(answers, hosts), strict=True) if there]
+
+
+def _send(agent: subprocess.Popen, line: str) -> None:
+    try:
+        agent.stdin.write(line + "\n")
+        agent.stdin.flush()
+    except (BrokenPipeError, ValueError):  # it ended; its status tells
+        return
+
+
+def _die_with_parent() -> None:
+    """In a new rank: a killed agent leaves no rank behind."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _names(hosts: list[Host]) -> str:
+    world = sum(host.slots for host in hosts)
+    return f"{world} rank{'s' * (world > 1)} on {', '.join(host.name for host in hosts)}"
+
+
+def _meaning(status: int) -> str:
+    if status == _SSH_FAILED or status < 0:
+        return "lost"
+    return f"exit status {status}" if status < 128 else signal.Signals(status - 128).name
+
+
+if __name__ == "__main__":
+    main()
