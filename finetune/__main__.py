@@ -19,6 +19,7 @@ USAGE = """usage: python -m finetune COMMAND …
   regions   build, recover or import region caches
   types     write the types of the entities: NER, learned, gold (leaky)
   audit     test whether an input leaks the label
+  study     one question, many runs, one table
   report    tables and plots of any number of runs
 
 `python -m finetune COMMAND --help` explains each, with an example.
@@ -71,6 +72,7 @@ MODULES = {
     "types": "finetune.entity_types",
     "audit": "finetune.audit",
     "report": "finetune.report",
+    "study": "finetune.study",
 }
 """Commands that are a module's `main`."""
 

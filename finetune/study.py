@@ -1,0 +1,302 @@
+"""`python -m finetune study NAME`: one question, many runs, one table.
+
+A study is a YAML file in `finetune/configs/studies/` (or of your own)::
+
+    settings: {task: mnre, optim.lr: 5.0e-4}     # of every run
+    runs:                                        # the rows of the tables
+      text only: {method: mtb}
+      no gate: {method: focalmre, model.gate: none}
+    tables:                                      # title -> the columns
+      Wrong pictures:
+        none: {}                                 # as it is
+        "10 %": {tool: align-noise, ratio: 0.1}  # a view; `only: [run, …]` limits it
+        "8 shots": {tool: kshot, k: 8, settings: {optim.epochs: 20}}
+    small: {optim.epochs: 2}                     # over `settings`, with --small
+
+A view whose scope is the test split is shown to the run that was trained without it; every other
+one means a training of its own. `$model` and `$data` stand for the options. Runs are ordinary run
+directories: give the same command again and only what is missing is computed.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import statistics
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune import pages
+from pretrain.cli import InputError, write_json
+
+STUDIES = Path(__file__).parent / "configs" / "studies"
+OWN_KEYS = {"settings", "runs", "tables", "small"}
+VIEW_KEYS = {"only", "settings"}
+"""What a column may say beside the options of its view."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run under one view."""
+
+    table: str
+    run: str
+    column: str
+    settings: Mapping[str, Any]
+    """`key: value` as on the command line of `finetune train`."""
+    view: Mapping[str, Any]
+    """Options of `finetune view`; empty: none."""
+    own_training: bool
+    """Whether this column is trained for itself, or read off the run's plain training."""
+
+    @property
+    def name(self) -> str:
+        """Folder of the training that this cell needs."""
+        return folder_name(self.run, self.column if self.own_training else "")
+
+
+def folder_name(*parts: str) -> str:
+    """Words with dashes between them."""
+    kept = ("".join(c if c.isalnum() or c in ".+" else " " for c in part) for part in parts if part)
+    return "--".join("-".join(part.split()) for part in kept)
+
+
+# ---- The file ------------------------------------------------------------------------------------
+
+
+def read_study(name: str) -> dict[str, Any]:
+    """A study by its name or its path.
+
+    Raises:
+        InputError: no such file, or what is in it is no study.
+    """
+    path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in STUDIES.glob("*.yaml")))
+        raise InputError(f"study {name}: no such file; there are {there}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not {"runs", "tables"} <= content.keys() <= OWN_KEYS:
+        raise InputError(f"{path}: expected runs and tables; settings and small may be there, too")
+    for key in content:
+        if not isinstance(content[key], dict):
+            raise InputError(f"{path}: {key}: expected a mapping")
+    return content
+
+
+def cells(content: Mapping[str, Any], small: bool, places: Mapping[str, str]) -> Iterator[Cell]:
+    """Every cell of every table, in order."""
+    common = content.get("settings", {}) | (content.get("small", {}) if small else {})
+    for table, columns in content["tables"].items():
+        for column, described in columns.items():
+            described = filled(described or {}, places)
+            only = described.get("only", content["runs"])
+            if unknown := set(only) - content["runs"].keys():
+                raise InputError(f"table {table}: only: no run called {sorted(unknown)[0]!r}")
+            view = {key: described[key] for key in described if key not in VIEW_KEYS}
+            changed = described.get("settings", {})
+            own_training = bool(changed) or (bool(view) and not shown_at_test(view))
+            for run in only:
+                settings = filled(common | content["runs"][run], places) | changed
+                yield Cell(table, run, str(column), settings, view, own_training)
+
+
+def shown_at_test(view: Mapping[str, Any]) -> bool:
+    """Whether a view changes the test rows alone."""
+    from finetune.views import TOOLS
+
+    if view.get("tool") not in TOOLS:
+        raise InputError(f"study: no view tool {view.get('tool')!r}; there are {', '.join(TOOLS)}")
+    return view.get("scope", TOOLS[view["tool"]][1]) == "test"
+
+
+def filled(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """With `$model` and the like replaced."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            return filled(value, places)
+        if not isinstance(value, str):
+            return value
+        try:
+            return string.Template(value).substitute(places)
+        except KeyError as error:
+            raise InputError(f"study: {value} wants --{error.args[0]}") from None
+
+    return {key: fill(value) for key, value in values.items()}
+
+
+# ---- The runs ------------------------------------------------------------------------------------
+
+
+def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
+    """The training that a cell needs; its `result.json`."""
+    from finetune.config import parse_train
+    from finetune.results import run
+
+    options = {"data": data, "seeds": seeds, "out": str(out / "runs" / cell.name)}
+    if cell.view and cell.own_training:
+        options["view"] = str(make_view(cell, data, out))
+    settings = {"cache": str(out / "cache")} | dict(cell.settings) | options
+    argv = [word for key, value in settings.items() for word in (f"--{key}", as_word(value))]
+    return run(parse_train(argv))
+
+
+def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
+    """The figures of a finished training under a view of its test rows."""
+    from finetune.config import EvaluateConfig
+    from finetune.evaluate import evaluate as run
+
+    folder = str(out / "runs" / cell.name)
+    view = make_view(cell, data, out)
+    config = EvaluateConfig(run=folder, data=data, view=str(view), cache=str(out / "cache"))
+    return {"test": run(config)}
+
+
+def make_view(cell: Cell, data: str, out: Path) -> Path:
+    """The view's folder of manifests, or the one of the test rows; written if it is not there."""
+    from finetune.views import main as view_main
+
+    names = (str(value) for key, value in cell.view.items() if key != "regions")
+    place = out / "views" / (folder_name(*names) + ("" if cell.own_training else ".jsonl"))
+    if not place.exists():
+        options = {k: v for k, v in cell.view.items() if k != "tool"}
+        words = [w for key, value in options.items() for w in (f"--{key}", as_word(value))]
+        task = str(cell.settings.get("task", "mnre"))
+        view_main([cell.view["tool"], "--data", data, "--task", task, "--out", str(place), *words])
+    return place
+
+
+def as_word(value: Any) -> str:
+    """A YAML value as a word of a command line."""
+    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
+
+
+def start_worker() -> None:
+    """What every process does first: one thread each, so that they do not fight for the cores."""
+    import torch
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    torch.set_num_threads(1)
+
+
+def trained(
+    trainings: Mapping[str, Cell], data: str, seeds: str, out: Path, jobs: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(folder, result) of each training; several at a time have a process each."""
+    if jobs == 1:
+        yield from ((name, train(cell, data, seeds, out)) for name, cell in trainings.items())
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, start_worker) as pool:
+        futures = {
+            name: pool.submit(train, cell, data, seeds, out) for name, cell in trainings.items()
+        }
+        try:
+            yield from ((name, future.result()) for name, future in futures.items())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def compute(
+    todo: Sequence[Cell], data: str, seeds: str, out: Path, jobs: int
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """(table, run, column) -> result; each training once, `jobs` at a time."""
+    from tqdm import tqdm
+
+    trainings = {cell.name: cell for cell in todo}
+    for cell in todo:  # now, so that two processes never write the same manifest
+        if cell.view:
+            make_view(cell, data, out)
+    results = {}
+    bar = tqdm(total=len(trainings), desc="runs", disable=None)
+    for name, result in trained(trainings, data, seeds, out, jobs):
+        results[name] = result
+        bar.update()
+    bar.close()
+    return {
+        (cell.table, cell.run, cell.column): evaluate(cell, data, out)
+        if cell.view and not cell.own_training
+        else results[cell.name]
+        for cell in todo
+    }
+
+
+# ---- The tables ----------------------------------------------------------------------------------
+
+
+def figure(result: Mapping[str, Any]) -> str:
+    """Test F1, or dev's where there is no test split: mean ± sd over seeds."""
+    scores = result["test"] or result["dev"]
+    mean, sd = scores["f1"]["mean"], scores["f1"]["sd"]
+    leaky = " *leaky*" if result.get("leaky") else ""
+    return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + leaky
+
+
+def table_of(title: str, todo: Sequence[Cell], results: Mapping[tuple, Mapping]) -> pages.Table:
+    """Runs down, columns across; a single column also says what its runs cost."""
+    here = [cell for cell in todo if cell.table == title]
+    columns, runs = ([*dict.fromkeys(getattr(c, a) for c in here)] for a in ("column", "run"))
+    rows = []
+    for run in runs:
+        found = [results.get((title, run, column)) for column in columns]
+        line = [run, *(figure(result) if result else "–" for result in found)]
+        rows.append(line + (costs(found[0]) if len(columns) == 1 else []))
+    head = ["run", *columns] + (["s/epoch", "parameters"] if len(columns) == 1 else [])
+    return pages.Table(head, rows, numeric=1)
+
+
+def costs(result: Mapping[str, Any]) -> list[str]:
+    """Seconds an epoch and parameters."""
+    per_seed = result["per_seed"]
+    seconds = statistics.mean(seed["seconds"] / seed["epochs"] for seed in per_seed)
+    return [f"{seconds:.1f}", f"{per_seed[0]['parameters']:,}"]
+
+
+def write_report(
+    name: str, todo: Sequence[Cell], results: Mapping[tuple, Mapping], seeds: str, out: Path
+) -> None:
+    """`study.md`, `study.html`, `study.json`."""
+    split = "dev" if any(r["test"] is None for r in results.values()) else "test"
+    note = f"{split} F1 in percent, seeds {seeds}; the epoch is chosen on dev."
+    titles = dict.fromkeys(cell.table for cell in todo)
+    sections = [pages.Section(t, note, [table_of(t, todo, results)]) for t in titles]
+    pages.write(out / "study.md", name, sections)
+    rows = [
+        {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("dev", "test")}}
+        for (t, r, c), result in results.items()
+    ]
+    write_json(out / "study.json", {"study": name, "seeds": seeds, "cells": rows})
+
+
+def main(argv: Sequence[str]) -> None:
+    """python -m finetune study NAME --data DIR --out DIR"""
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune study",
+        description="Train and score all runs of a study, and write its tables.",
+        epilog="example: python -m finetune study protocols --data SAMPLE/mnre "
+        "--model MODEL_DIR --out studies/protocols --seeds 1,2 --jobs 2",
+    )
+    parser.add_argument("study", help="a name in finetune/configs/studies, or a .yaml file")
+    parser.add_argument("--data", required=True, help="folder of the task's files")
+    parser.add_argument("--model", help="model directory: $model in the study")
+    parser.add_argument("--out", required=True, type=Path, help="folder of runs and tables")
+    parser.add_argument("--seeds", default="1,2,3", help="default 1,2,3")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
+    parser.add_argument("--small", action="store_true", help="the study's reduced form")
+    args = parser.parse_args(argv)
+    places = {"data": args.data} | ({"model": args.model} if args.model else {})
+    todo = list(cells(read_study(args.study), args.small, places))
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = compute(todo, args.data, args.seeds, args.out, max(1, args.jobs))
+    write_report(Path(args.study).stem, todo, results, args.seeds, args.out)
+    print((args.out / "study.md").read_text(encoding="utf-8"))
