@@ -15,7 +15,7 @@ from finetune.tasks.images import ImageStore
 
 MULTIPLE = 8
 """Ragged columns are padded to a multiple of this: few distinct shapes, full tensor cores."""
-MASKS = {"input_ids": "attention_mask", "caption_ids": "caption_mask"}
+MASKS = {"input_ids": "attention_mask", "caption_ids": "caption_mask", "phrase_ids": "phrase_mask"}
 """Columns of word pieces, and the field that tells real ones from padding."""
 
 
@@ -57,6 +57,23 @@ class Batch:
     """(B, Lc) int64: the picture's caption as a text of its own"""
     caption_mask: Tensor | None = None
     """(B, Lc) bool"""
+    phrase_ids: Tensor | None = None
+    """(B, Lp) int64: what the regions of a row were found by, in words"""
+    phrase_mask: Tensor | None = None
+    """(B, Lp) bool"""
+    generated_pixels: Tensor | None = None
+    """(B, 3, S, S) uint8: a picture generated from the sentence"""
+    generated_mask: Tensor | None = None
+    """(B,) bool"""
+    generated_region_pixels: Tensor | None = None
+    """(B, R, 3, S, S) uint8: its regions; None: it has none"""
+    generated_region_mask: Tensor | None = None
+    """(B, R) bool"""
+    scores: Tensor | None = None
+    """(B, 2, 2) float32: original and generated picture; how it matches the sentence by its
+    regions, and as a whole"""
+    image_ids: Tensor | None = None
+    """(B,) int64: equal where rows show the same picture"""
     entity_types: Tensor | None = None
     """(B, 2) int64: types of head and tail, ids in `tasks.types.TYPES`"""
     crop_count: Tensor | None = None

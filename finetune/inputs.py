@@ -21,6 +21,7 @@ from finetune.region_inputs import add_region_boxes, add_region_pixels
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Task
 from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
+from finetune.tasks.generated import add_generated, add_image_ids, add_phrases, add_scores
 from finetune.tasks.images import blank_store, open_images
 from finetune.tasks.released_markers import add_released_markers
 from finetune.tasks.types import add_entity_types
@@ -119,14 +120,18 @@ PROVIDERS: dict[str, Callable[[LoadedSplit, Wanted], LoadedSplit]] = {
     "caption": add_caption_tokens,
     "crop_count": add_crop_count,
     "entity_types": add_entity_types,
+    "generated": add_generated,
     "image": add_images,
+    "image_ids": add_image_ids,
+    "phrases": add_phrases,
     "region_boxes": add_region_boxes,
     "region_pixels": add_region_pixels,
     "released_markers": add_released_markers,
+    "scores": add_scores,
     "visual_features": add_visual_features,
 }
 """Need -> how a split gets that input."""
-VISUAL = frozenset({"image", "region_boxes", "region_pixels"})
+VISUAL = frozenset({"image", "region_boxes", "region_pixels", "generated", "scores"})
 """What `--images none` switches off."""
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -23,6 +24,18 @@ SETTINGS = {
         "vision": "random", "vision_patch": 8, "vg_size": 16, "od_size": 8, "fusion_layers": 1,
     },
     "hvpnet": {
+        "vision": "resnet10t", "vision_random": True, "vision_width": 8, "image_size": 64,
+        "prompt_width": 16,
+    },
+    "tmr": {
+        "vision": "resnet10t", "vision_random": True, "vision_width": 8, "image_size": 64,
+        "generated_boxes": "community", "scores": "txt",
+    },
+    "camim_tmr": {
+        "vision": "resnet10t", "vision_random": True, "vision_width": 8, "image_size": 64,
+        "generated_boxes": "community", "scores": "txt",
+    },
+    "camim_hvpnet": {
         "vision": "resnet10t", "vision_random": True, "vision_width": 8, "image_size": 64,
         "prompt_width": 16,
     },
@@ -56,6 +69,7 @@ def tasks(mnre_folder, tmp_path):
     found = {"relation": Mnre(mnre_folder), "entities": Twitter2017(folder)}
     for task in found.values():
         write_caches(task)
+    write_texts_and_generated(found["relation"])
     return found
 
 
@@ -78,6 +92,23 @@ def write_caches(task):
     write_regions(task.folder / "regions_od.jsonl", {"leaky": False}, detected)
 
 
+def write_texts_and_generated(task):
+    """Captions, generated pictures, their boxes and scores, in the published formats."""
+    (task.folder / "caption").mkdir()
+    for split in ("train", "val", "test"):
+        rows = task.read(split)
+        captions = [{"img_id": row.image_id, "text": f"Ann at {row.row}"} for row in rows]
+        lines = "\n".join(map(repr, captions))
+        (task.folder / f"caption/caption_{split}.txt").write_text(lines)
+        shutil.copytree(task.image_folder(split), task.folder / "diffusion_pic" / split)
+        boxes = {row.row: [torch.tensor([i, 0.0, i + 4, 6]) for i in range(3)] for row in rows}
+        torch.save(boxes, task.folder / f"txt/mre_dif_{split}_dict.pth")
+        for name in ("", "dif_"):
+            for strength, score in (("weak", 0.75), ("strong", 0.25)):
+                lines = "".join(f"{row.image_id}\t{score}\n" for row in rows)
+                (task.folder / f"txt/{name}{split}_weight_{strength}.txt").write_text(lines)
+
+
 def build(name, task, model):
     method_class = registry.load("methods", name)
     torch.manual_seed(0)
@@ -85,9 +116,12 @@ def build(name, task, model):
     return method_class.build(config, task.info, Source(str(model))), config
 
 
-def options(tmp_path, task, images="required"):
+def options(tmp_path, task, method, images="required"):
+    captions = (
+        {"captions": "caption", "max_caption_length": 16} if "caption" in method.needs else {}
+    )
     return InputOptions(
-        images=images, max_length=40, regions=str(task.folder), cache=tmp_path / "cache"
+        images=images, max_length=40, regions=str(task.folder), cache=tmp_path / "cache", **captions
     )
 
 
@@ -96,7 +130,7 @@ def test_contract(tmp_path, tasks, tiny_model, name, kind):
     """Forward, backward, gradients everywhere but in what the task does not use, decode, groups."""
     task = tasks[kind]
     (method, tokenizer), _ = build(name, task, tiny_model)
-    split = load_split(task, "train", tokenizer, method, options(tmp_path, task))
+    split = load_split(task, "train", tokenizer, method, options(tmp_path, task, method))
     batch = split.dataset.collate(np.arange(8))
     output = method(batch)
     assert output.logits.dtype == torch.float32 and output.logits.shape[0] == 8
@@ -104,9 +138,9 @@ def test_contract(tmp_path, tasks, tiny_model, name, kind):
     output.loss.backward()
     trainable = {n: p for n, p in method.named_parameters() if p.requires_grad}
     without = {n for n, p in trainable.items() if p.grad is None or not p.grad.any()}
-    heads = {n for n in without if not n.startswith("encoder.")}
+    heads = {n for n in without if not n.startswith(("encoder.", *method.towers))}
     assert not heads, "a head parameter without gradient"
-    assert not {n for n in without if "layer" in n and "key.bias" not in n}
+    assert not {n for n in without if ".layer." in n and "key.bias" not in n}
     decoded = method.eval().decode(method(batch), batch)
     assert len(decoded) == 8
     if kind == "entities":
@@ -124,7 +158,7 @@ def test_padding_and_company_change_nothing(tmp_path, tasks, tiny_model, name, k
     task = tasks[kind]
     (method, tokenizer), _ = build(name, task, tiny_model)
     method.eval()
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task))
+    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
     with torch.inference_mode():
         together = method(split.dataset.collate(np.arange(len(split)))).logits
         for row in range(0, len(split), 7):
@@ -141,7 +175,7 @@ def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
 
     task = tasks[kind]
     (method, tokenizer), config = build(name, task, tiny_model)
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task))
+    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
     directory = tmp_path / "model"
     save_method(
         directory, method, tokenizer, name=name, config=config, task=task.info,
@@ -217,7 +251,11 @@ def test_layers_above_in_a_plain_bert(tasks, tiny_model):
 def test_pictures_switched_off(tmp_path, tasks, tiny_model):
     (method, tokenizer), _ = build("promu", tasks["relation"], tiny_model)
     split = load_split(
-        tasks["relation"], "val", tokenizer, method, options(tmp_path, tasks["relation"], "none")
+        tasks["relation"],
+        "val",
+        tokenizer,
+        method,
+        options(tmp_path, tasks["relation"], method, "none"),
     )
     assert split.images is None and not (tmp_path / "cache").exists()
     batch = next(split.dataset.batches(4))

@@ -1,0 +1,361 @@
+"""CAMIM: captions that align pictures with the text, and mutual information kept between features.
+
+Zhang et al., "Caption-Aware Multimodal Relation Extraction with Mutual Information Maximization"
+(MM 2024), on TMR and on HVPNeT. The released code holds the first only; the second follows two
+sentences of the paper and is **our construction** (`CamimHvpnet`). Profile `fixed` reads the module
+as the paper does, `legacy` as the released code. Without pictures (`--images none`) captions stand
+for them: a picture's positions become one learned vector, which the caption then informs.
+
+B: rows, M: pictures of a source, P: positions of a picture, W: words, D: hidden size.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import BertModel
+
+from finetune.batch import Batch
+from finetune.methods import hvpnet, tmr
+from finetune.methods.base import MethodOutput, Source
+from finetune.methods.caption_aware import (
+    CaptionAware,
+    Combine,
+    Direction,
+    Levels,
+    mutual_information,
+    pool_sentence,
+)
+from finetune.methods.layers import entity_states, load_text_encoder
+from finetune.methods.prefix import encode_with_prefix
+from finetune.methods.resnet import TOKENS
+from finetune.methods.tmr_fusion import Look, Streams, pooled
+from finetune.tasks.base import TaskInfo
+
+CAPTION_LENGTH = 40
+"""Word pieces of a caption, and of a sentence where it describes a generated picture."""
+FIXED = {"combine": "concat", "swap_words": False, "sentence": "mean_masked", "mask_words": True}
+LEGACY = {"combine": "add", "swap_words": True, "sentence": "mean_all", "mask_words": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamimSettings:
+    """What CAMIM adds to either method. Tables and figures are the paper's."""
+
+    use_cam: bool = True
+    """The caption-aware module (Table 1)."""
+    use_mi: bool = True
+    """The mutual-information loss (Table 1)."""
+    mi_alpha: float = 0.1
+    """Its weight (Figure 4c)."""
+    mi_direction: Direction = "g2o"
+    """g2o: the generated feature is the anchor, originals are candidates (code). o2g: the other way
+    (Eq. 22). symmetric: the mean. On HVPNeT picture and final feature stand for them."""
+    mi_temperature: float = 1.0
+    """Divides the similarities."""
+    mi_mask_same_image: bool = False
+    """Rows of one picture are no negatives of each other."""
+    mi_gather: bool = False
+    """Negatives from all processes; their batches must be equally large."""
+    cam_levels: Levels = "ws"
+    """Words and sentence of the caption, or one of them: w, s (Figure 4b)."""
+    combine: Combine | None = None
+    """Self and cross attention: concat (fixed, Eq. 11), add (legacy)."""
+    swap_words: bool | None = None
+    """Words attend to words with query and key exchanged (legacy: true)."""
+    sentence: Literal["mean_masked", "mean_all", "cls"] | None = None
+    """A caption's own vector: the mean of its words (fixed), with padding (legacy), or [CLS]."""
+    mask_words: bool | None = None
+    """Leave padding of captions out of attention and sums (legacy: false, always 40 words)."""
+    share_bert: bool = False
+    """One BERT for sentence and caption, not one for each."""
+
+
+def caption_encoder(encoder: BertModel, settings: CamimSettings) -> BertModel | None:
+    """The second BERT, begun from the same weights; None where it is shared or unused."""
+    if settings.share_bert or not settings.use_cam:
+        return None
+    return copy.deepcopy(encoder)
+
+
+def read(
+    encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
+    if not settings.mask_words:  # as released: exactly 40
+        missing = max(0, CAPTION_LENGTH - ids.shape[1])
+        ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
+        mask = nn.functional.pad(mask, (0, missing))
+    words = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    sentence = pool_sentence(words, mask, settings.sentence)
+    return sentence, words, mask if settings.mask_words else None
+
+
+def information_loss(
+    loss: Tensor | None, settings: CamimSettings, batch: Batch, anchor: Tensor, candidates: Tensor
+) -> Tensor | None:
+    """The loss with α · InfoNCE added (Eq. 23)."""
+    if loss is None or not settings.use_mi:
+        return loss
+    information = mutual_information(
+        anchor,
+        candidates,
+        settings.mi_direction,
+        settings.mi_temperature,
+        batch.image_ids if settings.mi_mask_same_image else None,
+        settings.mi_gather,
+    )
+    return loss + settings.mi_alpha * information
+
+
+def caption_needs(settings: CamimSettings) -> set[str]:
+    """Inputs beyond those of the method underneath."""
+    needs = {"caption"} if settings.use_cam else set()
+    return needs | ({"image_ids"} if settings.use_mi and settings.mi_mask_same_image else set())
+
+
+# ------------------------------------------------------------------ on TMR
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamimTmrConfig(CamimSettings, tmr.TmrConfig):
+    """Settings of CAMIM on TMR."""
+
+    profiles: ClassVar[dict[str, dict[str, Any]]] = {
+        "fixed": tmr.PROFILES["fixed"] | FIXED,
+        "legacy": tmr.PROFILES["legacy"] | LEGACY,
+    }
+    mi_pair: Literal["og", "ogf", "tf", "ogt"] = "og"
+    """What the loss joins (Figure 4a): original and generated feature; both and the final feature;
+    text and final feature; both and the text."""
+
+    def __post_init__(self) -> None:
+        if self.use_mi and self.generated == "none" and self.mi_pair != "tf":
+            raise ValueError(
+                f"model.mi_pair {self.mi_pair} joins the original and the generated feature, and "
+                "model.generated none leaves one; choose mi_pair tf, or use_mi false"
+            )
+
+
+class CamimTmr(tmr.Tmr):
+    """TMR whose pictures have read their captions, generated ones the sentence (§3 of camim.md)."""
+
+    Config = CamimTmrConfig
+    towers = ("encoder.", "vision.", "caption_encoder.")
+
+    def __init__(
+        self, encoder: BertModel, vision: nn.Module | None, task: TaskInfo, config: CamimTmrConfig
+    ) -> None:
+        super().__init__(encoder, vision, task, config)
+        settings, size = self.settings, encoder.config.hidden_size
+        self.needs |= caption_needs(settings)
+        self.caption_encoder = caption_encoder(encoder, settings)
+        self.aware = self.no_picture = None
+        if settings.use_cam:
+            self.aware = CaptionAware(
+                size, settings.cam_levels, settings.combine, settings.swap_words
+            )
+            if vision is None:
+                self.no_picture = nn.Parameter(0.02 * torch.randn(size))
+
+    def streams(self, batch: Batch, looks: list[Look], text: Tensor) -> list[Streams]:
+        """What each source brings: its pictures, aligned with what describes them."""
+        if self.aware is None:
+            return super().streams(batch, looks, text)
+        described = self.descriptions(batch, text)
+        if not looks:
+            return [self.aligned(self.blank(batch), None, batch, k, told)
+                    for k, told in enumerate(described)]  # fmt: skip
+        found = []
+        for k, (shown, told) in enumerate(zip(looks, described, strict=True)):
+            pictures = shown.whole[:, None]
+            if shown.regions is not None:
+                pictures = torch.cat([pictures, shown.regions], dim=1)
+            found.append(self.aligned(self.reduce(pictures), shown, batch, k, told))
+        return found
+
+    def blank(self, batch: Batch) -> Tensor:
+        """(B, 1, 1, D): a vector that stands for a picture nobody sees."""
+        vector = self.reduce.bias if self.no_picture is None else self.no_picture
+        return vector.expand(len(batch), 1, 1, -1)
+
+    def descriptions(
+        self, batch: Batch, text: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """What `read` gives for the captions and, where there is a second source, the sentences."""
+        settings, encoder = self.settings, self.caption_encoder or self.encoder
+        described = [read(encoder, batch.caption_ids, batch.caption_mask, settings)]
+        if self.head.sources == 1:
+            return described
+        ids, mask = (field[:, :CAPTION_LENGTH] for field in (batch.input_ids, batch.attention_mask))
+        if self.caption_encoder is None and settings.mask_words:  # these states are there already
+            words = text[:, : mask.shape[1]]
+            return [*described, (pool_sentence(words, mask, settings.sentence), words, mask)]
+        return [*described, read(encoder, ids, mask, settings)]
+
+    def aligned(
+        self,
+        pictures: Tensor,
+        shown: Look | None,
+        batch: Batch,
+        k: int,
+        told: tuple[Tensor, Tensor, Tensor | None],
+    ) -> Streams:
+        """Source k from its pictures (B, M, P, D), the whole one first, and its description."""
+        settings = self.settings
+        mean = settings.pool == "mean"
+        rows = self.aware(pictures, *told)  # (B, M, P+W, D), or P rows without words
+        counted = None
+        if told[2] is not None and rows.shape[2] > pictures.shape[2]:
+            positions = told[2].new_ones(len(rows), pictures.shape[2])
+            counted = torch.cat([positions, told[2]], dim=1)
+        whole = rows[:, 0]
+        objects = objects_counted = for_objects = seen = None
+        if rows.shape[1] > 1:
+            of_rows = None if counted is None else counted[:, None].expand(rows.shape[:3])[:, 1:]
+            objects = pooled(rows[:, 1:], of_rows, mean)
+            objects_counted = shown.regions_seen if settings.mask_absent else None
+            for_objects = torch.tanh(pooled(objects, objects_counted, mean=True))
+        if shown is not None and settings.mask_absent:
+            seen = shown.seen
+        shortcuts = torch.tanh(pooled(whole, counted, mean)), for_objects
+        scores = tmr.source_scores(batch, k, seen)
+        return Streams(whole, counted, objects, objects_counted, shortcuts, scores)
+
+    def total_loss(
+        self,
+        loss: Tensor | None,
+        batch: Batch,
+        pair: Tensor,
+        features: list[Tensor],
+        final: Tensor,
+    ) -> Tensor | None:
+        """Cross-entropy and mutual information; without pictures and captions the first alone."""
+        if not features:
+            return loss
+        both = torch.cat(features, dim=-1)
+        joined = {
+            "og": (features[-1], features[0]),
+            "ogf": (both, final),
+            "tf": (pair, final),
+            "ogt": (both, pair),
+        }
+        return information_loss(loss, self.settings, batch, *joined[self.settings.mi_pair])
+
+
+# ------------------------------------------------------------------ on HVPNeT
+
+
+class NoVision(nn.Module):
+    """Stands where a vision tower would: captions alone make the prefix."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.channels = (size,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamimHvpnetConfig(CamimSettings, hvpnet.HvpnetConfig):
+    """Settings of CAMIM on HVPNeT."""
+
+    hvp_cam_mode: Literal["residual", "replace"] = "residual"
+    """The prefix is made of the picture's tokens and what the captions add (begins at plain
+    HVPNeT), or of the aligned tokens alone."""
+
+    @property
+    def settled(self) -> "CamimHvpnetConfig":
+        """With the profile's value for every switch that is not set."""
+        chosen = {"fixed": FIXED, "legacy": LEGACY}[self.profile].items()
+        return replace(
+            super().settled, **{name: v for name, v in chosen if getattr(self, name) is None}
+        )
+
+
+class CamimHvpnet(hvpnet.Hvpnet):
+    """HVPNeT whose prompt tokens have read the caption (§3.6 of camim.md; our construction).
+
+    The mutual information joins the aligned visual tokens and the final feature; the paper says no
+    more than that.
+    """
+
+    Config = CamimHvpnetConfig
+    kinds = frozenset({"relation"})
+    towers = ("encoder.", "caption_encoder.")
+
+    def __init__(
+        self, encoder: BertModel, vision: nn.Module, task: TaskInfo, config: CamimHvpnetConfig
+    ) -> None:
+        second = caption_encoder(encoder, config)
+        super().__init__(encoder, vision, task, config)
+        settings, size = self.settings, encoder.config.hidden_size
+        if "vision." in self.towers:
+            self.towers = (*self.towers, "caption_encoder.")
+        blind = isinstance(vision, NoVision)
+        if blind:
+            self.needs -= {"image", "region_pixels", "visual_features"}
+            self.region_slots = {}
+        self.needs |= caption_needs(settings)
+        self.caption_encoder = second
+        channels = sum(vision.channels)
+        self.aware = self.no_picture = self.reduce = None
+        if settings.use_cam:
+            self.aware = CaptionAware(
+                size, settings.cam_levels, settings.combine, settings.swap_words, word_rows=False
+            )
+            self.restore = nn.Linear(size, channels)
+            if settings.hvp_cam_mode == "residual" and not blind:
+                nn.init.zeros_(self.restore.weight)
+                nn.init.zeros_(self.restore.bias)
+        if blind:
+            self.no_picture = nn.Parameter(0.02 * torch.randn(TOKENS, size))
+        elif settings.use_cam or settings.use_mi:
+            self.reduce = nn.Linear(channels, size)
+        self.final = nn.Linear(2 * size, size) if settings.use_mi else None
+
+    @classmethod
+    def build(
+        cls, config: CamimHvpnetConfig, task: TaskInfo, source: Source
+    ) -> tuple["CamimHvpnet", Any]:
+        """As HVPNeT; `vision: none` for captions without pictures."""
+        if config.vision != "none":
+            return super().build(config, task, source)
+        encoder, tokenizer = load_text_encoder(source, task)
+        return cls(encoder, NoVision(encoder.config.hidden_size), task, config), tokenizer
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Logits (B, C)."""
+        tokens, present, aligned = self.read_pictures(batch)
+        prefix = None if tokens is None else self.prefix(tokens, present)
+        states = encode_with_prefix(self.encoder, batch.input_ids, batch.attention_mask, prefix)
+        pair = entity_states(states, batch.head_start, batch.tail_start)
+        output = self.head.classify(self.dropout(pair), batch)
+        if aligned is None or self.final is None:
+            return output
+        counted = present[..., None].expand(aligned.shape[:3]).flatten(1)
+        visual = pooled(aligned.flatten(1, 2), counted, mean=True)
+        loss = information_loss(output.loss, self.settings, batch, visual, self.final(pair))
+        return MethodOutput(output.logits, loss)
+
+    def read_pictures(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Tokens for the prefix (B, M, 4, C), which pictures there are (B, M), and the tokens as
+        the loss sees them (B, M, 4, D); None where nothing is seen and no caption read."""
+        visual = self.visual_tokens(batch)
+        if self.aware is None:
+            tokens, present = visual or (None, None)
+            seen = None if tokens is None or self.reduce is None else self.reduce(tokens)
+            return tokens, present, seen
+        if visual is None:  # one picture that nobody sees: its caption is all there is
+            blank = self.reduce.bias if self.no_picture is None else self.no_picture
+            positions = blank.expand(len(batch), 1, TOKENS, -1)
+            present = batch.caption_mask.new_ones(len(batch), 1)
+        else:
+            tokens, present = visual
+            positions = self.reduce(tokens)
+        encoder = self.caption_encoder or self.encoder
+        told = read(encoder, batch.caption_ids, batch.caption_mask, self.settings)
+        aligned = self.aware(positions, *told)  # (B, M, 4, D)
+        restored = self.restore(aligned)
+        keep = visual is not None and self.settings.hvp_cam_mode == "residual"
+        return tokens + restored if keep else restored, present, aligned

@@ -1,0 +1,185 @@
+"""TMR's parts: what the sources show, cross attention into the texts, and their fusion.
+
+B: rows, L: word pieces, P: positions of a picture's last map, R: regions, C: its channels,
+D: hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from finetune.batch import Batch
+from finetune.methods.caption_aware import attend
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a source shows."""
+
+    whole: Tensor
+    """(B, P, C)"""
+    seen: Tensor
+    """(B,) bool: there is a picture"""
+    regions: Tensor | None = None
+    """(B, R, P, C)"""
+    regions_seen: Tensor | None = None
+    """(B, R) bool"""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """What a source brings to the fusion: rows that ask, and shortcuts past what they are told."""
+
+    whole: Tensor
+    """(B, Q, D)"""
+    whole_counted: Tensor | None
+    """(B, Q) bool; None: all rows count"""
+    objects: Tensor | None
+    """(B, R, D); None: no regions"""
+    objects_counted: Tensor | None
+    """(B, R) bool"""
+    shortcuts: tuple[Tensor | None, Tensor | None]
+    """(B, D) of the whole picture, and of its regions"""
+    scores: Tensor
+    """(B, 2) [weak, strong]: weights of the regions, and of the whole picture"""
+
+
+class CrossPooling(nn.Module):
+    """Rows attend to a text and are pooled: Σ tanh(softmax(QKᵀ/√D) V); no residual connection."""
+
+    def __init__(self, size: int, mean: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
+        self.mean = mean
+
+    def forward(
+        self, rows: list[tuple[Tensor, Tensor | None]], states: Tensor, mask: Tensor | None
+    ) -> list[Tensor]:
+        """One (B, D) for each of `rows`; the text's keys and values are made once for all.
+
+        Args:
+            rows: pairs of (B, Q, D) and (B, Q) bool, False = not pooled; None: all are.
+            states: (B, L, D). mask: (B, L) bool or None.
+        """
+        if not rows:
+            return []
+        key, value = self.key(states), self.value(states)
+        mask = None if mask is None else mask[:, None, :]
+        return [
+            pooled(torch.tanh(attend(self.query(queries), key, value, mask)), counted, self.mean)
+            for queries, counted in rows
+        ]
+
+
+class TmrHead(nn.Module):
+    """Fuses the sources by their scores and classifies."""
+
+    def __init__(
+        self, size: int, labels: int, *, sources: int, mean: bool, extended: bool, dropout: float
+    ) -> None:
+        """
+        Args:
+            mean: pool by mean, not by sum.
+            extended: further layers for sources and phrases (v2).
+        """
+        super().__init__()
+        self.sources = sources
+        self.fine, self.coarse = CrossPooling(size, mean), CrossPooling(size, mean)
+        self.extend = nn.Linear(size, size) if extended else None
+        self.phrase = nn.Linear(size, 2 * size) if extended else None
+        phrase_size = 2 * size if extended else size
+        self.final = nn.Linear(2 * size + phrase_size + sources * size, 2 * size)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(2 * size, labels)
+
+    def features(
+        self,
+        streams: list[Streams],
+        text: Tensor,
+        text_mask: Tensor | None,
+        phrases: Tensor,
+        phrase_mask: Tensor,
+    ) -> list[Tensor]:
+        """The sources' features p (B, D): whole pictures ask the sentence, regions the phrases."""
+        asked = [(source.whole, source.whole_counted) for source in streams]
+        fine = self.fine(asked, text, text_mask)
+        with_objects = [source for source in streams if source.objects is not None]
+        asked = [(source.objects, source.objects_counted) for source in with_objects]
+        coarse = iter(self.coarse(asked, phrases, phrase_mask))
+        features = []
+        for source, whole in zip(streams, fine, strict=True):
+            for_whole, for_objects = source.shortcuts
+            mixed = plus(whole, for_whole) * source.scores[:, 1:]
+            if source.objects is not None:
+                mixed = mixed + plus(next(coarse), for_objects) * source.scores[:, :1]
+            features.append(mixed if self.extend is None else torch.tanh(self.extend(mixed)))
+        return features
+
+    def final_feature(self, pair: Tensor, phrases: Tensor, features: list[Tensor]) -> Tensor:
+        """F (B, 2D) from the entities (B, 2D), Σ of the phrases' states (B, D) and p's (B, D)."""
+        phrases = phrases if self.phrase is None else self.phrase(phrases)
+        missing = self.sources - len(features)  # vision is off
+        features = features + [torch.zeros_like(pair[:, : pair.shape[1] // 2])] * missing
+        return self.final(self.dropout(torch.cat([pair, phrases, *features], dim=-1)))
+
+    def classify(self, final: Tensor) -> Tensor:
+        """Logits (B, labels), float32."""
+        return self.classifier(self.dropout(final)).float()
+
+
+def look(
+    vision: nn.Module, batch: Batch, *, generated: bool, bgr255: bool, one_pass: bool
+) -> list[Look]:
+    """What the sources show; all pictures go through the vision tower together.
+
+    Absent pictures are zeros after normalisation: the mean colour.
+
+    Args:
+        generated: the batch holds generated pictures: the second source.
+        bgr255: whole pictures blue-green-red from 0 to 255, as released, not normalised.
+        one_pass: all through the tower together, not each kind with batch statistics of its own.
+    """
+    whole = [(batch.pixel_values, batch.image_mask)]
+    regions = [(batch.region_pixels, batch.region_mask)]
+    if generated:
+        whole.append((batch.generated_pixels, batch.generated_mask))
+        regions.append((batch.generated_region_pixels, batch.generated_region_mask))
+
+    def raw(pixels: Tensor, present: Tensor) -> Tensor:
+        return pixels.flip(-3).float() * present[..., None, None, None]
+
+    pictures = [(raw if bgr255 else vision.normalise)(*item) for item in whole]
+    pictures += [vision.normalise(*item) for item in regions if item[0] is not None]
+    maps = iter(last_maps(vision, pictures, one_pass))
+    wholes = [next(maps) for _ in whole]
+    return [
+        Look(shown, seen, None if cut[0] is None else next(maps), cut[1])
+        for shown, (_, seen), cut in zip(wholes, whole, regions, strict=True)
+    ]
+
+
+def last_maps(vision: nn.Module, pictures: list[Tensor], one_pass: bool) -> list[Tensor]:
+    """The last map of each of (…, 3, S, S), as (…, P, C)."""
+    flat = [tensor.flatten(0, -4) for tensor in pictures]
+    if one_pass:
+        maps = vision(torch.cat(flat))[-1].split([len(tensor) for tensor in flat])
+    else:  # the generated ones first, as released; matters to running statistics alone
+        maps = [vision(tensor)[-1] for tensor in reversed(flat)][::-1]
+    return [
+        found.flatten(2).transpose(1, 2).unflatten(0, tensor.shape[:-3])
+        for found, tensor in zip(maps, pictures, strict=True)
+    ]
+
+
+def plus(value: Tensor, other: Tensor | None) -> Tensor:
+    """Their sum; the first alone where there is no other."""
+    return value if other is None else value + other
+
+
+def pooled(rows: Tensor, counted: Tensor | None = None, mean: bool = False) -> Tensor:
+    """Sum or mean over the counted ones of (…, Q, D), mask (…, Q); zero where none is."""
+    if counted is None:
+        return rows.mean(dim=-2) if mean else rows.sum(dim=-2)
+    total = (rows * counted[..., None]).sum(dim=-2)
+    return total / counted.sum(dim=-1, keepdim=True).clamp(min=1) if mean else total

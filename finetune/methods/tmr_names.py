@@ -1,0 +1,71 @@
+"""TMR's released checkpoints: their parameter names -> ours (relations, upload of January 2024)."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from pretrain.cli import InputError
+
+Rules = Iterable[tuple[str, str | None]]
+"""Pattern of a whole name -> ours; None: not used by the model."""
+PREFIX = r"(?:module\.)?sentence_encoder\."
+KIND = r"(weight|bias)"
+ATTENTION = {"q": "query", "k": "key", "v": "value"}
+RULES: tuple[tuple[str, str | None], ...] = (
+    (PREFIX + r"bert\.(?:embeddings\.position_ids|pooler\..+)", None),
+    (PREFIX + r"bert\.(.+)", r"encoder.\1"),
+    (PREFIX + r"model_resnet50\.fc\..+", None),
+    (PREFIX + r"model_resnet50\.(.+)", r"vision.net.\1"),
+    (PREFIX + r"(?:linear|linear_weights)\." + KIND, None),
+    (PREFIX + r"linear_pic\." + KIND, r"reduce.\1"),
+    *(
+        (PREFIX + rf"linear_{short}_(fine|coarse)\." + KIND, rf"head.\1.{long}.\2")
+        for short, long in ATTENTION.items()
+    ),
+    (PREFIX + r"linear_extend_pic\." + KIND, r"head.extend.\1"),
+    (PREFIX + r"linear_phrases\." + KIND, r"head.phrase.\1"),
+    (PREFIX + r"linear_final\." + KIND, r"head.final.\1"),
+    (r"(?:module\.)?linear\." + KIND, None),
+    (r"(?:module\.)?fc\." + KIND, r"head.classifier.\1"),
+)
+MARKERS = slice(1, 5)
+"""Word rows of `[unused0]` to `[unused3]`: what we call `[E1] [/E1] [E2] [/E2]`."""
+WORDS = "embeddings.word_embeddings.weight"
+
+
+def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`{'state_dict': …}` of a checkpoint by the names of `Tmr`, `profile: legacy`.
+
+    Its four markers are reserved words of BERT; they become our four added rows.
+
+    Raises:
+        InputError: with the list of names that are not TMR's.
+    """
+    return rename(state, RULES, "TMR")
+
+
+def rename(state: Mapping[str, Tensor], rules: Rules, whose: str) -> dict[str, Tensor]:
+    """`state` by our names, each found by the first rule that fits."""
+    compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
+    found, unknown = {}, []
+    for name, tensor in state.items():
+        rule = next(((p, ours) for p, ours in compiled if p.fullmatch(name)), None)
+        if rule is None:
+            unknown.append(name)
+        elif rule[1] is not None:
+            ours = rule[0].sub(rule[1], name)
+            found[ours] = with_markers(tensor) if ours.endswith(WORDS) else tensor
+    if unknown:
+        more = "" if len(unknown) <= 8 else f" and {len(unknown) - 8} more"
+        raise InputError(
+            f"not a checkpoint of {whose}: {len(unknown)} unknown names: "
+            f"{', '.join(unknown[:8])}{more}"
+        )
+    return found
+
+
+def with_markers(words: Tensor) -> Tensor:
+    """(V, D) word rows -> (V + 4, D)."""
+    return torch.cat([words, words[MARKERS]])
