@@ -172,11 +172,8 @@ def learn(
     found = {}
     for split, values in vectors.items():
         scores = torch.stack([model(values) for model in models])  # (folds, N, 2, 4)
-        if split == "train":
-            scores = scores[fold, torch.arange(len(train))]
-        else:
-            scores = scores.mean(0)
-        found[split] = scores.argmax(-1) + 1
+        own = scores[fold, torch.arange(len(train))] if split == "train" else scores.mean(0)
+        found[split] = own.argmax(-1) + 1
     accuracy = (found["train"] == truth)[known].float().mean().item()
     pairs = {
         split: [(TYPES[head], TYPES[tail]) for head, tail in ids.tolist()]
@@ -237,7 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             name,
             help=text,
             description=text,
-            epilog=f"example: python -m finetune types {name} --data DATA/mnre --out TYPES{example}",
+            epilog=f"example: python -m finetune types {name} --data MNRE --out TYPES{example}",
         )
         sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
         sub.add_argument("--task", default="mnre", help="mnre, relations, … (default mnre)")

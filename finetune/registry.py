@@ -15,6 +15,7 @@ METHODS = {
     "mtb": "finetune.methods.mtb:MTB",
     "bert_crf": "finetune.methods.bert_crf:BertCrf",
     "promu": "finetune.methods.promu:Promu",
+    "dgfpt": "finetune.methods.dgfpt:Dgfpt",
     "focalmre": "finetune.methods.focalmre:FocalMRE",
     "mkgformer": "finetune.methods.mkgformer:MKGformer",
     "hvpnet": "finetune.methods.hvpnet:Hvpnet",

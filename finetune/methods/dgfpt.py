@@ -1,0 +1,309 @@
+"""DGF-PT: prefixes, staged reading, dual-gated fusion, generative decoder (Findings of ACL 2023).
+
+A language model reads [prefixes ; objects ; picture ; text] in stages (eqs. 1–3), here as one pass:
+for a causal model that is the same, since a stage sees earlier ones through the keys and values of
+every layer. Gates mix objects and picture into the text (eqs. 4–8); a small decoder reads the text
+and the entities' types and names the relation (eqs. 9, 13). No code was published; what the paper
+leaves open is a setting, and eqs. 11 and 12, which as printed push the wrong way, are corrected.
+
+B: rows, L: text positions, K: objects, M: image blocks, D: hidden size, F: feature width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.batch import Batch
+from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.dgfpt_config import PREFIXES, DgfptConfig
+from finetune.methods.dgfpt_fusion import (
+    DualGate,
+    RelationPredictor,
+    TypeDecoder,
+    TypeQuestions,
+    VisualSegments,
+    mean_embeddings,
+    relation_words,
+    select_object,
+    signature_penalties,
+)
+from finetune.methods.dgfpt_losses import consistency, contrast, same_posts
+from finetune.methods.dgfpt_text import (
+    Layout,
+    Part,
+    Prefix,
+    Text,
+    Unmarker,
+    first_and_last,
+    last_state,
+    lay_out,
+    load_plm,
+    masked_mean,
+    pieces,
+    read,
+    text_towers,
+)
+from finetune.methods.dgfpt_vision import TimmTower, Vision, load_vision
+from finetune.methods.layers import relation_loss
+from finetune.tasks.base import TaskInfo
+from finetune.tasks.types import TYPES
+from pretrain.cli import InputError
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures of a batch as input vectors."""
+
+    image: Part
+    """(B, M, D) and (B, M)"""
+    objects: Part | None
+    """(B, K, D) and (B, K)"""
+
+
+class Dgfpt(Method):
+    """Language model, prefixes, gates, decoder."""
+
+    Config = DgfptConfig
+    towers = ("encoder.", "vision.tower.")
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        vision: Vision | None,
+        task: TaskInfo,
+        config: DgfptConfig,
+    ) -> None:
+        super().__init__()
+        self.config, self.encoder, self.vision = config, encoder, vision
+        for tower in text_towers(encoder):
+            tower.requires_grad_(config.plm == "full")
+        words = self.words.weight.detach()
+        size = words.shape[1]
+        self.unmark = Unmarker(tokenizer, task, config.markers)
+        self.register_buffer("ends", first_and_last(tokenizer), persistent=False)
+        self.text_layer = nn.Linear(size, size)
+        nn.init.eye_(self.text_layer.weight)
+        nn.init.zeros_(self.text_layer.bias)
+        self.prefixes = nn.ModuleDict()
+        for name in [name for name in PREFIXES if name in config.order]:
+            parts = [pieces(tokenizer, part) for part in PREFIXES[name]]
+            self.prefixes[name] = Prefix(parts, words, config.prefix == "trained")
+        self.look = self.fuse = self.caption = self.decoder = None
+        if vision is not None:
+            self.look = VisualSegments(vision.width, words, config.image_blocks)
+        if config.gates:
+            self.fuse = DualGate(size, config.dropout, config.alpha)
+            if config.caption_weight:
+                self.caption = nn.Linear(size, size)
+        self.questions = TypeQuestions(mean_embeddings(tokenizer, words, TYPES))
+        if config.decoder == "small":
+            self.decoder = TypeDecoder(encoder, size, config.dropout)
+        names = mean_embeddings(tokenizer, words, map(relation_words, task.labels))
+        self.predict = RelationPredictor(names, config.dropout)
+        penalties = signature_penalties(task.labels, config.type_mask)
+        self.register_buffer("penalties", penalties, persistent=False)
+        self.needs, self.region_slots = self._inputs()
+
+    def _inputs(self) -> tuple[frozenset[str], dict[str, int]]:
+        """What the settings make this method want, and its region slots."""
+        slots = {"vg": self.config.grounded, "od": self.config.objects}
+        slots = {kind: number for kind, number in slots.items() if number}
+        needs = {"entity_types"} | ({"caption"} if self.caption else set())
+        if self.vision is not None:
+            needs |= {"image", "region_pixels"} if slots else {"image"}
+            needs |= {"visual_features"} if self.vision.frozen else set()
+        return frozenset(needs), slots
+
+    @classmethod
+    def build(cls, config: DgfptConfig, task: TaskInfo, source: Source) -> tuple["Dgfpt", Any]:
+        """From GPT-2, GPT, BERT or a fusion model directory."""
+        encoder, tokenizer = load_plm(source, task)
+        tower = TimmTower(config.vision, config.image_size, config.vision_random)
+        vision = load_vision(tower, source, encoder, trained=config.vision_trained)
+        return cls(encoder, tokenizer, vision, task, config), tokenizer
+
+    @property
+    def words(self) -> nn.Embedding:
+        """The word table."""
+        return text_towers(self.encoder)[0].get_input_embeddings()
+
+    @property
+    def image_size(self) -> int:
+        """As the vision tower wants it."""
+        return self.vision.size
+
+    @property
+    def frozen_vision(self) -> TimmTower | None:
+        """What computes `image_features` and `region_features`."""
+        return self.vision.frozen
+
+    def train(self, mode: bool = True) -> "Dgfpt":
+        """A frozen language model stays without dropout."""
+        super().train(mode)
+        if self.config.plm == "frozen":
+            for tower in text_towers(self.encoder):
+                tower.eval()
+        return self
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """Logits (B, C) from the fused text; the joint loss."""
+        text = self.unmark(batch.input_ids, batch.attention_mask)
+        seen = self.see(batch)
+        questions = self.questions(batch.entity_types)
+        layout = self.lay_out(text, seen, questions)
+        states = read(self.encoder, layout.embeds, layout.mask, layout.positions)
+        parts = {name: states[:, place] for name, place in layout.places.items()}
+        plain, image, objects = parts["T"], None, None  # h_t, h̄_i, h_o
+        if "I" in parts:
+            image = parts["I"].mean(1), seen.image[1][:, 0]
+        if "O" in parts:
+            objects = parts["O"], seen.objects[1]
+        fused = plain
+        if self.fuse is not None:
+            fused = self.fuse(plain, self.pool(plain, text), objects, image)
+            fused = fused + self.caption_term(batch)
+        logits, before = self.classify(fused, plain, text, image, parts, questions, batch)
+        logits = logits + self.penalties[batch.entity_types[:, 0], batch.entity_types[:, 1]]
+        return MethodOutput(logits, self.loss(logits, before, fused, plain, text, batch))
+
+    def see(self, batch: Batch) -> Seen | None:
+        """The pictures as input vectors; None: vision is off."""
+        found = self.vision and self.vision.features(batch, self.encoder)
+        if not found:
+            return None
+        blocks = self.look.image_blocks(found[0])
+        image = blocks, batch.image_mask[:, None].expand(blocks.shape[:2])
+        if found[1] is None:
+            return Seen(image, None)
+        shown = batch.region_mask & batch.image_mask[:, None]
+        return Seen(image, (self.look.objects(found[1]), shown))
+
+    def lay_out(self, text: Text, seen: Seen | None, questions: Tensor) -> Layout:
+        """All segments of the one pass, in the order of the settings (eqs. 1–3)."""
+        words = self.text_layer(self.words(text.ids))
+        entities = [masked_mean(words, span) for span in (text.head, text.tail)]
+        found = {"T": (words, text.mask)}
+        if "Pe" in self.prefixes:
+            found["Pe"] = shown(self.prefixes["Pe"](*entities))
+        if "Po" in self.prefixes:
+            found["Po"] = self.object_prefix(entities, seen and seen.objects)
+        if seen is not None:
+            found |= {"I": seen.image} | ({"O": seen.objects} if seen.objects else {})
+        begin, *end = (shown(row.expand(len(words), 1, -1)) for row in self.words(self.ends))
+        parts = {"begin": begin} | {
+            name: found[name] for name in self.config.order if name in found
+        }
+        if self.decoder is None:
+            parts["questions"] = shown(questions)
+        if end:
+            parts["end"] = end[0]
+        layout = lay_out(parts, self.config.positions)
+        limit = self.encoder.config.max_position_embeddings
+        if layout.mask.shape[1] > limit:
+            raise InputError(
+                f"{layout.mask.shape[1]} positions with prefixes and objects, but the language "
+                f"model has {limit}; lower --max_length or --model.objects"
+            )
+        return layout
+
+    def object_prefix(self, entities: list[Tensor], objects: Part | None) -> Part:
+        """P_o with the object that each entity means; without objects its slots are masked."""
+        prefix = self.prefixes["Po"]
+        if objects is None:
+            empty = torch.zeros_like(entities[0])
+            return prefix(empty, empty), prefix.mask(empty[:, 0].bool())
+        chosen = [select_object(entity, *objects, self.config.object_select) for entity in entities]
+        return prefix(*chosen), prefix.mask(objects[1].any(1))
+
+    def pool(self, states: Tensor, text: Text) -> Tensor:
+        """(B, L, D) -> (B, D), one vector of a text."""
+        match self.config.pool:
+            case "mean":
+                return masked_mean(states, text.mask)
+            case "entities":
+                return masked_mean(states, text.head | text.tail)
+            case "last":
+                return last_state(states, text.mask)
+
+    def caption_term(self, batch: Batch) -> Tensor | float:
+        """Eq. 8's δ·g (B, 1, D): g is what the language model, as it is, reads in the caption; no
+        gradient goes there. Zero for a row without caption."""
+        if self.caption is None:
+            return 0.0
+        ids, mask = batch.caption_ids, batch.caption_mask
+        if len(self.ends) == 1:  # GPT: nothing stands in front yet
+            ids = torch.cat([self.ends.expand(len(ids), 1), ids], dim=1)
+            mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        with torch.no_grad():
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            states = read(self.encoder, self.words(ids), mask, positions)
+        words = mask & ~torch.isin(ids, self.ends)
+        term = self.caption(masked_mean(states, words)) * words.any(1, keepdim=True)
+        return self.config.caption_weight * term[:, None]
+
+    def classify(
+        self,
+        fused: Tensor,
+        plain: Tensor,
+        text: Text,
+        image: tuple[Tensor, Tensor] | None,
+        parts: dict[str, Tensor],
+        questions: Tensor,
+        batch: Batch,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits after fusion and, where the loss compares them, before it (eqs. 9, 13)."""
+        compared = batch.labels is not None and self.fuse and self.config.consistency_weight
+        sides = [fused, plain] if compared else [fused]
+        count = len(sides)
+        states = torch.cat(sides)
+        span = [mask.repeat(count, 1) for mask in (text.mask, text.head, text.tail)]
+        if self.decoder is None:
+            relation = torch.cat([parts["questions"][:, -1] + self.pool(s, text) for s in sides])
+        else:
+            relation = self.decoder(states, span[0], questions.repeat(count, 1, 1))
+        if self.config.classify_on == "plain":
+            states = plain.repeat(count, 1, 1)
+        pool = last_state if self.config.entity_pool == "last" else masked_mean
+        entities = [pool(states, mask) for mask in span[1:]]
+        picture = None if image is None else (image[0] * image[1][:, None]).repeat(count, 1)
+        logits = self.predict(relation, picture, *entities)
+        return (*logits.chunk(count),) if compared else (logits, None)
+
+    def loss(
+        self,
+        logits: Tensor,
+        before: Tensor | None,
+        fused: Tensor,
+        plain: Tensor,
+        text: Text,
+        batch: Batch,
+    ) -> Tensor | None:
+        """λ_d L_d + λ_s L_s + λ_c L_c (§4.4); None without labels."""
+        if batch.labels is None:
+            return None
+        config = self.config
+        total = config.class_weight * relation_loss(logits, batch.labels)
+        if before is not None:
+            penalty = self.penalties[batch.entity_types[:, 0], batch.entity_types[:, 1]]
+            total = total + config.consistency_weight * consistency(
+                logits, before + penalty, config.consistency, config.consistency_detach
+            )
+        if self.fuse is not None and config.contrast_weight:
+            total = total + config.contrast_weight * contrast(
+                self.pool(plain, text),
+                self.pool(fused, text),
+                same_posts(text.ids, text.mask),
+                config.contrast,
+                config.margin,
+            )
+        return total
+
+
+def shown(embeds: Tensor) -> Part:
+    """(B, n, D) with nothing masked."""
+    return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)

@@ -1,0 +1,189 @@
+"""DGF-PT, seeing: one feature vector of a picture, and one of each object (§4.1.1).
+
+Three ways: a frozen timm model such as VGG16, which sees everything once before the first step; a
+timm model that is trained; the vision tower of a fusion model directory, trained or not.
+
+B: rows, K: objects, N: pictures, S: their side, F: feature width.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from finetune.batch import Batch
+from finetune.methods.base import Source
+from pretrain import distributed
+from pretrain.checkpoint.strict import digest
+from pretrain.cli import InputError
+from pretrain.model.fusion_encoder import FusionEncoder
+
+
+class PixelTower(nn.Module):
+    """A timm model without classifier; of VGG16, the 4,096 numbers before its last layer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        found = resolve_data_config({}, model=net)
+        for name in ("mean", "std"):
+            values = 255 * torch.tensor(found[name]).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) uint8 -> (N, F)."""
+        return self.net((pixels - self.mean) / self.std)
+
+
+@dataclass(frozen=True)
+class TimmTower:
+    """A timm model by name (weights from hub or cache), or by directory in timm's layout."""
+
+    name: str
+    size: int
+    """S; 0: what its weights were trained with."""
+    random_weights: bool = False
+
+    def build(self, *, pretrained: bool) -> PixelTower:
+        """With its weights, or with random ones.
+
+        Raises:
+            InputError: unknown, or not to be had.
+        """
+        name = f"local-dir:{self.name}" if Path(self.name).is_dir() else self.name
+        try:
+            net = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        except Exception as error:  # timm passes on whatever hub, file and registry raise
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InputError(
+                f"--model.vision {self.name}: timm cannot load it ({reason}); give a directory in "
+                "timm's layout, --model.vision_random true, or --model.vision none"
+            ) from error
+        return PixelTower(net)
+
+    @property
+    def identity(self) -> str:
+        """Changes with the weights: a name of timm's says which, a directory is asked."""
+        weights = Path(self.name) / "model.safetensors"
+        known = digest(weights) if weights.is_file() else f"{self.name} {self.random_weights}"
+        return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+    def __call__(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The frozen tower at work: (N, 3, S, S) uint8 -> (N, F) float16."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # random weights are the same in every run that reads the cache
+            tower = self.build(pretrained=not self.random_weights)
+        tower.eval().to(distributed.device())
+
+        @torch.inference_mode()
+        def see(pixels: np.ndarray) -> np.ndarray:
+            batch = torch.from_numpy(np.array(pixels)).to(distributed.device())
+            return tower(batch).half().cpu().numpy()
+
+        return see
+
+    def measure(self, net: nn.Module) -> tuple[int, int]:
+        """F and S."""
+        return net.head_hidden_size, self.size or net.pretrained_cfg["input_size"][-1]
+
+
+class Vision(nn.Module):
+    """What the method asks of each way."""
+
+    width: int
+    """F"""
+    size: int
+    """S"""
+    frozen: TimmTower | None = None
+    """What sees the pictures before the first step."""
+
+    def features(self, batch: Batch, encoder: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        """(B, F) of the pictures, (B, K, F) of the objects (None: there is no slot for one); None
+        where vision is off."""
+        if batch.pixel_values is None:
+            return None
+        pixels = [batch.pixel_values[:, None]]
+        if batch.region_pixels is not None:
+            pixels.append(batch.region_pixels)
+        seen = self.see(torch.cat(pixels, dim=1).flatten(0, 1), encoder)
+        seen = seen.unflatten(0, (len(batch), -1))
+        return seen[:, 0], None if batch.region_pixels is None else seen[:, 1:]
+
+    def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
+        """(N, 3, S, S) uint8 -> (N, F)."""
+        raise NotImplementedError
+
+
+class SeenBefore(Vision):
+    """A frozen timm model. It is no part of the method, and so not saved with every run."""
+
+    def __init__(self, tower: TimmTower) -> None:
+        super().__init__()
+        self.frozen = tower
+        with torch.device("meta"):
+            self.width, self.size = tower.measure(tower.build(pretrained=False).net)
+
+    def features(self, batch: Batch, encoder: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        """The features that `finetune/features.py` has put in the place of pixels."""
+        if batch.image_features is None:
+            return None
+        objects = batch.region_features
+        return batch.image_features.float(), None if objects is None else objects.float()
+
+
+class TimmTrained(Vision):
+    """A timm model of the method's own."""
+
+    def __init__(self, tower: TimmTower, *, pretrained: bool) -> None:
+        super().__init__()
+        self.tower = tower.build(pretrained=pretrained)
+        self.width, self.size = tower.measure(self.tower.net)
+
+    def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
+        """As `PixelTower`."""
+        return self.tower(pixels)
+
+
+class OfEncoder(Vision):
+    """The vision tower of the fusion encoder; trained where its parameters are."""
+
+    def __init__(self, encoder: FusionEncoder) -> None:
+        super().__init__()
+        self.width, self.size = encoder.config.vision_hidden_size, encoder.config.image_size
+        self.pool = encoder.config.vision_pool
+
+    def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
+        """Class token, or mean patch, as the encoder's own projection reads it."""
+        tokens = encoder.encode_image(pixels)
+        return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(1)
+
+
+def load_vision(
+    tower: TimmTower, source: Source, encoder: nn.Module, *, trained: bool
+) -> Vision | None:
+    """What `DgfptConfig.vision` names: a timm model, `init` or `none`.
+
+    Raises:
+        InputError: `init` without a vision tower there, or a timm model that cannot be had.
+    """
+    if isinstance(encoder, FusionEncoder):
+        encoder.vision.requires_grad_(trained and tower.name == "init")
+    if tower.name == "none":
+        return None
+    if tower.name == "init":
+        if isinstance(encoder, FusionEncoder):
+            return OfEncoder(encoder)
+        raise InputError(
+            f"--model.vision init: {source.path} has no vision tower; name one "
+            "(--model.vision vgg16.tv_in1k), or --model.vision none"
+        )
+    if not trained:
+        return SeenBefore(tower)
+    drawn = source.finished or source.random_weights or tower.random_weights
+    return TimmTrained(tower, pretrained=not drawn)
