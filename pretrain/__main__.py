@@ -7,12 +7,17 @@ from pretrain.cli import exit_on_input_error, parse_config
 
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
-    """Parse, train, and say where the model is."""
+    """Parse, train, and say where the model is; `doctor` checks the machines instead."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        from pretrain.doctor import main as doctor
+
+        return doctor(argv[1:])
     from pretrain.config import PretrainConfig
 
     config = parse_config(
         PretrainConfig,
-        sys.argv[1:] if argv is None else argv,
+        argv,
         prog="python -m pretrain",
         description="Pre-train the fusion encoder, or its prompter. Running it again resumes.",
         example="deepspeed launch/pretrain.sh --config pretrain/configs/tiny.yaml --optim.lr 3e-4",
@@ -21,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     from pretrain.train import train
 
     model = train(config)
-    if distributed.is_main():
+    if model and distributed.is_main():
         print(f"model directory: {model}", flush=True)
 
 

@@ -1,0 +1,296 @@
+"""`python -m pretrain doctor`: does every machine have what the run needs, and the same?
+
+One line a check; exit status 2 when one fails, and the line says what to do. Each machine is asked
+once (`pretrain.probe`, over ssh) for its facts; then every pair that must talk is made to.
+"""
+
+import argparse
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from pretrain.cli import exit_on_input_error, parse_config
+from pretrain.nodes import (
+    DEEPSPEED_ENV,
+    LOCAL,
+    Host,
+    deepspeed_env,
+    forwarded,
+    read_hostfile,
+    write_deepspeed_env,
+)
+from pretrain.probe import ROOT, ask, talk
+from shards.schema import TEACHER, InputError
+
+SHARED_MEMORY = 2**30
+"""Bytes of /dev/shm: loader workers hand batches over in it; containers often have 64 MiB."""
+Facts = dict[str, dict]
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Run every check and print it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain doctor",
+        usage="%(prog)s [-h] [--hostfile FILE] [--master_port PORT] [--write_env] -- SETTINGS…",
+        description="Check the machines of a run before it starts. SETTINGS are those of the run; "
+        "without them data, batch and disk are not checked.",
+        epilog="example: python -m pretrain doctor --hostfile launch/hostfile.example -- "
+        "--config pretrain/configs/base.yaml --run_dir runs/base …",
+    )
+    parser.add_argument("--hostfile", help="lines `NAME slots=N`; default: this machine alone")
+    parser.add_argument("--master_port", type=int, default=29500)
+    parser.add_argument("--write_env", action="store_true", help=f"write ./{DEEPSPEED_ENV} anew")
+    parser.add_argument("settings", nargs="*", metavar="SETTINGS")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    doctor = Doctor(args)
+    for name, check in doctor.checks():
+        try:
+            words, failed = check(), False
+        except InputError as error:
+            words, failed = str(error), True
+        doctor.failures += failed
+        print(f"{'FAIL' if failed else 'ok':4}  {name:11} {words}", flush=True)
+    if doctor.failures:
+        raise InputError(f"{doctor.failures} checks failed: see FAIL above")
+
+
+class Doctor:
+    """Checks in order; each returns what it found, or raises InputError with what to do."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.failures = args, 0
+        self.hosts = read_hostfile(args.hostfile) if args.hostfile else []
+        self.facts: Facts = {}
+        self.config = None
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """(name, check); later ones rest on what earlier ones learned."""
+        if self.args.settings:
+            yield "settings", self.settings
+        yield "machines", self.machines
+        if not self.facts:
+            return
+        yield "versions", lambda: self.same("versions", "install docker/requirements.lock on all")
+        yield "code", lambda: self.same("code", "copy one checkout to all, at the same path")
+        yield "devices", self.devices
+        yield "memory", self.shared_memory
+        yield "interface", self.interface
+        if self.config:
+            yield "batch", self.batch
+            yield "data", self.data
+            yield "run_dir", self.run_dir
+            yield "disk", self.disk
+        if len(self.hosts) > 1:
+            yield "ports", self.ports
+            yield "launcher", self.launcher
+            yield "environment", self.environment
+
+    def settings(self) -> str:
+        """The run's configuration is valid."""
+        from pretrain.config import PretrainConfig
+
+        self.config = parse_config(
+            PretrainConfig, self.args.settings, prog="SETTINGS", description="", example=""
+        )
+        return f"valid; run directory {self.config.run_dir}"
+
+    def machines(self) -> str:
+        """Every machine answers over ssh and runs this code with this Python."""
+        if not self.hosts:
+            self.hosts = [Host(name=LOCAL, slots=1)]
+        order = {"do": "facts", "env": forwarded(os.environ)}
+        if self.config:
+            order["data"] = [p for p in (self.config.data.train, self.config.data.val) if p]
+        with self._token() as paths, ThreadPoolExecutor(max_workers=64) as pool:
+            found = dict(
+                zip(
+                    [host.name for host in self.hosts],
+                    pool.map(lambda host: ask(host, {**order, **paths}), self.hosts),
+                    strict=True,
+                )
+            )
+        silent = [f"{name} ({facts['error']})" for name, facts in found.items() if "error" in facts]
+        if silent:
+            raise InputError(
+                f"{'; '.join(silent)}: `ssh NAME true` must work without a password, and "
+                f"{sys.executable} and {ROOT} must be there"
+            )
+        self.facts = found
+        return f"{len(found)} answer: {', '.join(found)}"
+
+    def same(self, fact: str, advice: str) -> str:
+        """A fact is the same everywhere."""
+        (first, wanted), *others = ((name, facts[fact]) for name, facts in self.facts.items())
+        for name, value in others:
+            if value != wanted:
+                raise InputError(f"{first} has {_difference(wanted, value)} {name}: {advice}")
+        return _words(wanted)
+
+    def devices(self) -> str:
+        """As many accelerators as the host file says, of one kind."""
+        kinds = {kind for facts in self.facts.values() for kind in facts["gpus"]}
+        if not kinds or os.environ.get("DS_ACCELERATOR") == "cpu":
+            return "ranks compute on the CPU (no GPU, or DS_ACCELERATOR=cpu)"
+        for host in self.hosts:
+            there = len(self.facts[host.name]["gpus"])
+            if there < host.slots:
+                raise InputError(
+                    f"{host.name}: {there} GPUs, {host.slots} slots: correct the host file"
+                )
+        if len(kinds) > 1:
+            raise InputError(
+                f"GPUs of several kinds ({', '.join(sorted(kinds))}): the slowest rules"
+            )
+        return f"{sum(len(facts['gpus']) for facts in self.facts.values())} x {kinds.pop()}"
+
+    def shared_memory(self) -> str:
+        """/dev/shm is large enough for loader workers."""
+        least = min(facts["shm"] for facts in self.facts.values())
+        if least < SHARED_MEMORY and (self.config is None or self.config.data.workers):
+            small = [name for name, facts in self.facts.items() if facts["shm"] < SHARED_MEMORY]
+            raise InputError(
+                f"{', '.join(small)}: {least / 2**20:.0f} MiB free in /dev/shm, loader workers "
+                "need 1 GiB: `docker run --shm-size 8g`, or --data.workers 0"
+            )
+        return f"/dev/shm has {least / 2**30:.1f} GiB or more"
+
+    def interface(self) -> str:
+        """The network interfaces that the environment names exist."""
+        named = []
+        for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+            value = os.environ.get(variable, "")
+            wanted = [part.lstrip("=") for part in value.split(",") if part and part[0] != "^"]
+            for name, facts in self.facts.items():
+                if wanted and not any(i.startswith(w) for i in facts["interfaces"] for w in wanted):
+                    raise InputError(
+                        f"{name}: no interface {value} ({variable}); there are "
+                        f"{', '.join(facts['interfaces'])}"
+                    )
+            named += [f"{variable}={value}"] * bool(value)
+        if named or len(self.hosts) == 1:
+            return ", ".join(named) or "one machine, any"
+        return "chosen by NCCL or gloo (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME decide)"
+
+    def batch(self) -> str:
+        """The number of ranks forms the global batch."""
+        world = sum(host.slots for host in self.hosts)
+        try:
+            size, micro, accumulation = self.config.batch.resolve(world)
+        except ValueError as error:
+            raise InputError(f"{error}: change batch.* or the slots") from error
+        return f"{size} = {micro} x {accumulation} accumulated x {world} ranks"
+
+    def data(self) -> str:
+        """Shards, and the columns that the losses need, are visible, complete, the same."""
+        for name, facts in self.facts.items():
+            for shards in facts["data"].values():
+                if "error" in shards:
+                    raise InputError(f"{name}: {shards['error']}")
+        self.same("data", "mount the same shards at the same path on all")
+        path, loss = self.config.data.train, self.config.loss
+        found = next(iter(self.facts.values()))["data"]
+        if (loss.coe or loss.cir) and TEACHER not in found[path]["columns"]:
+            raise InputError(
+                f"{path}: no complete teacher column: `python -m pretrain.label {path}`"
+            )
+        return "; ".join(f"{path}: {facts['samples']} pairs" for path, facts in found.items())
+
+    def run_dir(self) -> str:
+        """One run directory for all: what one machine writes, the others see."""
+        blind = [name for name, facts in self.facts.items() if not facts["token"]]
+        if blind:
+            raise InputError(
+                f"{', '.join(blind)}: {self.config.run_dir} is not the directory that this machine "
+                "sees, or not writable: put run_dir on a file system that all share"
+            )
+        return f"{self.config.run_dir}: seen and writable by all"
+
+    def disk(self) -> str:
+        """Room for the checkpoints that are kept and the one being written."""
+        import torch
+
+        from pretrain.model.fusion_encoder import FusionEncoder
+
+        with torch.device("meta"):
+            encoder = FusionEncoder(self.config.model.architecture())
+        # float32 weights, master copy and two moments of AdamW
+        one = 16 * sum(parameter.numel() for parameter in encoder.parameters())
+        need = one * (self.config.checkpoint.keep + 2)
+        free = min(facts["free"] for facts in self.facts.values())
+        if free < need:
+            raise InputError(
+                f"{self.config.run_dir}: {free / 1e9:.1f} GB free; checkpoints of "
+                f"{one / 1e9:.1f} GB need {need / 1e9:.1f} GB: free some, or lower checkpoint.keep"
+            )
+        return f"{free / 1e9:.0f} GB free, {need / 1e9:.1f} GB needed"
+
+    def ports(self) -> str:
+        """Everybody reaches the first machine's master port, and the next one any port."""
+        first, port = self.hosts[0], self.args.master_port
+        pairs = [(host, first, port) for host in self.hosts[1:]]
+        pairs += [(a, b, 0) for a, b in zip(self.hosts, self.hosts[1:], strict=False)]
+        pairs += [(b, a, 0) for a, b in zip(self.hosts, self.hosts[1:], strict=False)]
+        for source, target, number in pairs:
+            if problem := talk(source, target, number):
+                raise InputError(f"{source.name} -> {target.name}: {problem}")
+        return f"{first.name}:{port} reached by all; neighbours reach each other on any port"
+
+    def launcher(self) -> str:
+        """pdsh, which `deepspeed --hostfile` needs."""
+        if not shutil.which("pdsh"):
+            raise InputError(
+                "no pdsh, which `deepspeed --hostfile` needs: apt install pdsh; or start with "
+                "`python -m pretrain.supervise`, torchrun or `deepspeed --no_ssh`, which do not"
+            )
+        return shutil.which("pdsh")
+
+    def environment(self) -> str:
+        """`.deepspeed_env` is there and says what this shell says."""
+        path, content = Path(DEEPSPEED_ENV), deepspeed_env(os.environ)
+        if self.args.write_env:
+            write_deepspeed_env(Path.cwd(), os.environ)
+        if not path.is_file() or path.read_text() != content:
+            raise InputError(
+                f"./{DEEPSPEED_ENV} {'differs from this shell' if path.is_file() else 'is missing'}"
+                ": DeepSpeed takes along NCCL_* and PYTHON* alone; write it with --write_env"
+            )
+        return f"./{DEEPSPEED_ENV} takes {len(content.splitlines())} variables along"
+
+    @contextmanager
+    def _token(self) -> Iterator[dict]:
+        """A file in the run directory that every machine must see while it is asked."""
+        if not self.config:
+            yield {}
+            return
+        folder, token = Path(self.config.run_dir), secrets.token_hex(8)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f".doctor-{token}"
+        path.write_text(token)
+        try:
+            yield {"run_dir": str(folder), "token": token}
+        finally:
+            path.unlink()
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return str(value)
+
+
+def _difference(one: object, two: object) -> str:
+    """`A where the other has B`, of dictionaries only the items that differ."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = [key for key in one if one[key] != two.get(key)]
+        one, two = ({key: value.get(key) for key in keys} for value in (one, two))
+    return f"{_words(one)} against {_words(two)} of"
+
+
+if __name__ == "__main__":
+    main()
