@@ -117,7 +117,8 @@ class RemoteDirectory:
             except FileNotFoundError:
                 return None
             except ImportError as error:
-                raise InputError(f"{url}: {error}") from error
+                hint = "pip install 'fusion-mre[remote]'"
+                raise InputError(f"{url}: {error}; {hint} brings http, s3 and gs") from error
             except Exception as error:  # each backend brings exceptions of its own
                 if attempt + 1 == ATTEMPTS:
                     raise InputError(

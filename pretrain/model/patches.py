@@ -4,27 +4,28 @@ import numpy as np
 
 
 def view_box(
-    box: np.ndarray, crop: tuple[float, float, float, float], flip: bool, size: int
+    box: np.ndarray,
+    crop: tuple[float, float, float, float] | np.ndarray,
+    flip: bool | np.ndarray,
+    size: int,
 ) -> np.ndarray:
     """Carry boxes through crop, resize to `size` and horizontal flip.
 
     Args:
         box: (…, 4) x1, y1, x2, y2 in pixels of the stored image.
-        crop: (left, top, width, height) in the same pixels, scaled to size x size.
-        flip: mirror left-right after the crop.
+        crop: (left, top, width, height) in the same pixels, scaled to size x size; one, or one for
+            each box as (…, 4).
+        flip: mirror left-right after the crop; one, or one for each box as (…).
 
     Returns:
         (…, 4) in pixels of the view, not clipped.
     """
-    left, top, width, height = crop
-    offset = np.array([left, top, left, top], dtype=np.float64)
-    scale = np.array([size / width, size / height] * 2)
-    mapped = (np.asarray(box, dtype=np.float64) - offset) * scale
-    if flip:
-        mapped = np.stack(
-            [size - mapped[..., 2], mapped[..., 1], size - mapped[..., 0], mapped[..., 3]], axis=-1
-        )
-    return mapped
+    crop = np.asarray(crop, dtype=np.float64)
+    corners = np.asarray(box, dtype=np.float64).reshape(*np.shape(box)[:-1], 2, 2)
+    mapped = (corners - crop[..., None, :2]) * (size / crop[..., None, 2:])
+    x, y = mapped[..., 0], mapped[..., 1]
+    x = np.where(np.asarray(flip)[..., None], size - x[..., ::-1], x)
+    return np.stack([x, y], axis=-1).reshape(np.shape(box))
 
 
 def patch_coverage(box: np.ndarray, size: int, patch: int, min_visible: float = 0.0) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 from pretrain import data
 from pretrain.batch import PretrainBatch
 from pretrain.config import DataConfig
-from pretrain.data import PairDataset, decode_pixels, open_reader, train_batches, val_batches
+from pretrain.data import PairDataset, cropped, open_reader, train_batches, val_batches
 from pretrain.tokenizer import learn_tokenizer
 from shards.schema import DetectedObject, InputError, PairMeta
 from shards.shard import scan_shard
@@ -128,42 +129,62 @@ def test_pixels_are_plain_uint8(pair_shards):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_resize_is_that_of_pillow(mode, pair_shards):
+def test_resize_is_that_of_pillow(mode):
     random = np.random.default_rng(0)
     picture = Image.fromarray(random.integers(0, 255, (9, 12, 3), dtype=np.uint8)).convert(mode)
     only = sample(np.asarray(picture.resize((120, 90), Image.Resampling.BICUBIC)))
-    pixels = decode_pixels(only, 90)
-    image = Image.open(io.BytesIO(only.image)).convert("RGB")
-    assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(image))
-    view, crop = data.resized_crop(pixels, (10.2, 5.4, 70.5, 80.0), (120, 90), 32)
+    view, crop = cropped(only, (10.2, 5.4, 70.5, 80.0), 48)
     assert crop == (10, 5, 71, 80)
-    expected = image.resize((32, 32), Image.Resampling.BICUBIC, box=(10, 5, 81, 85))
+    image = Image.open(io.BytesIO(only.image)).convert("RGB")
+    expected = image.resize((48, 48), Image.Resampling.BICUBIC, box=(10, 5, 81, 85))
     assert np.abs(view.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected)).max() <= 2
 
 
-def test_scaled_decoding_shows_the_same_part(pair_shards):
+@pytest.mark.parametrize(("size", "reduction"), [(126, 1), (125, 2), (63, 2), (62, 4), (31, 8)])
+def test_scaled_decoding_shows_the_same_part(size, reduction):
     """JPEG's own scaling is only a shortcut: same crop, same box, nearly the same pixels."""
     coarse = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    only = sample(np.asarray(Image.fromarray(coarse).resize((511, 383))), (100, 90, 300, 290))
-    assert decode_pixels(only, 95).shape == (3, 96, 128)
-    views = []
-    for side in (32, 1000):  # as wanted; never scaled
-        pixels = decode_pixels(only, side)
-        views.append(data.resized_crop(pixels, (50.0, 60.0, 300.0, 250.0), (511, 383), 32))
-    (small, near), (full, exact) = views
-    assert (small.int() - full.int()).abs().float().mean() < 4
-    assert near == pytest.approx(exact, abs=4)
+    only = sample(np.asarray(Image.fromarray(coarse).resize((511, 383))))
+    with mock.patch.object(data, "decode_rows", wraps=data.decode_rows) as decoded:
+        view, crop = cropped(only, (50.0, 60.0, 300.0, 251.0), size)
+    assert decoded.call_args.args[2] == reduction
+    assert crop == pytest.approx((50, 60, 300, 251), abs=reduction)
+    box = (crop[0], crop[1], crop[0] + crop[2], crop[1] + crop[3])
+    exact = Image.open(io.BytesIO(only.image)).resize((size, size), Image.Resampling.BICUBIC, box)
+    exact = torch.from_numpy(np.array(exact)).permute(2, 0, 1)
+    assert (view.int() - exact.int()).abs().float().mean() < 3
 
 
 # ------------------------------------------------------------------ augmentation
 
 
-def test_no_photometric_change_at_probability_zero():
-    view = torch.randint(0, 255, (3, 16, 16), dtype=torch.uint8)
+def changes(chance: float, flip: float = 0.5) -> list[data.View]:
+    config = DataConfig(train="x", photometric=chance, flip=flip)
     random = np.random.default_rng(0)
-    assert all(torch.equal(data.photometric(random, view, 0.0), view) for _ in range(20))
-    changed = [not torch.equal(data.photometric(random, view, 1.0), view) for _ in range(900)]
-    assert np.mean(changed) == pytest.approx(1 - 1 / 9, abs=0.04)  # two identities change nothing
+    return [data.random_view(random, (64, 48), config) for _ in range(3000)]
+
+
+def test_how_often_a_view_changes():
+    """Two draws of three kinds, applied with the configured probability."""
+    assert not any(view.changes for view in changes(0.0))
+    for chance in (0.5, 1.0):
+        kinds = np.array([view.changes.count(kind) for view in changes(chance) for kind in (1, 2)])
+        assert kinds.reshape(-1, 2).mean(0) == pytest.approx(2 / 3 * chance, abs=0.04)
+    none = [not any(view.changes) for view in changes(1.0)]
+    assert np.mean(none) == pytest.approx(1 / 9, abs=0.02)
+    for chance in (0.0, 0.3, 1.0):
+        flips = [view.flip for view in changes(0.5, flip=chance)]
+        assert np.mean(flips) == pytest.approx(chance, abs=0.03)
+
+
+def test_changes_are_made_in_their_order():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
+    before = pixels.copy()
+    views = [data.View((0, 0, 1, 1), False, made) for made in ((), (0, 0), (1, 2), (2, 1))]
+    data.photometric(pixels, views)
+    assert np.array_equal(pixels[:2], before[:2])
+    assert np.array_equal(pixels[2], data.sharpen(data.brighten(before[2])))
+    assert np.array_equal(pixels[3], data.brighten(data.sharpen(before[3])))
 
 
 @pytest.mark.parametrize(
@@ -214,13 +235,16 @@ def test_word_pieces_are_padded_to_the_batch(pair_shards):
     dataset = make_dataset(pair_shards)
     batch = dataset.__getitems__(addresses(32))
     lengths = batch.attention_mask.sum(1)
+    tokenizer = learn_tokenizer(
+        [dataset.reader.read(shard, 0).meta.caption for shard in range(32)], 200
+    )
     for number, key in enumerate(batch.keys):
         stored = dataset.reader.read(number, 0)
-        alone = dataset.tokenizer(stored.meta.caption)["input_ids"]
+        alone = tokenizer(stored.meta.caption)["input_ids"]
         assert stored.key == key
         assert batch.input_ids[number, : lengths[number]].tolist() == alone
         assert batch.matched[number] == stored.meta.matched
-    assert (batch.input_ids[batch.attention_mask == 0] == dataset.tokenizer.pad_token_id).all()
+    assert (batch.input_ids[batch.attention_mask == 0] == tokenizer.pad_token_id).all()
     assert batch.input_ids.shape[1] == -(-int(lengths.max()) // 8) * 8
     short = [at for at, length in zip(addresses(32), lengths, strict=True) if length <= 8]
     assert dataset.__getitems__(short).input_ids.shape[1] == 8
@@ -242,7 +266,7 @@ def test_equal_ids_mean_equal_caption_or_picture(pair_shards):
     assert len(set(ids[:, 1].tolist())) == 16  # two pairs each
 
 
-@pytest.mark.parametrize("size", [16, 32])  # 16: decoded at half size, by Pillow
+@pytest.mark.parametrize("size", [16, 32])  # 16: decoded at half size
 def test_undecodable_picture_is_named(size, pair_shards, tmp_path):
     shutil.copytree(pair_shards, tmp_path / "shards")
     path = sorted((tmp_path / "shards").glob("*.tar"))[3]
@@ -254,6 +278,28 @@ def test_undecodable_picture_is_named(size, pair_shards, tmp_path):
     with pytest.raises(InputError, match=f"^{member.key}: undecodable image in shard .*") as caught:
         dataset.__getitems__(addresses(8))
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_another_size_than_its_sample_says(pair_shards):
+    true = sample(np.zeros((60, 80, 3), np.uint8))
+    for size in ((80, 64), (81, 60), (60, 80)):
+        meta = dataclasses.replace(true.meta, size=size)
+        dataset = of_one(dataclasses.replace(true, meta=meta), pair_shards, augment=False)
+        with pytest.raises(InputError, match="train_00000007: image in shard is not of size"):
+            dataset.__getitems__(addresses(1))
+
+
+CAPTIONS = ("", "a dog", "é中 \U0001f600 \x00 [MASK] [PAD]", "A. B! " * 90, " \n\t", "xyz" * 300)
+
+
+def test_word_pieces_are_those_of_transformers():
+    tokenizer = learn_tokenizer([*CAPTIONS, "the cat sat"], 200)
+    pieces = data.batch_tokenizer(tokenizer, 24).encode_batch_fast(list(CAPTIONS))
+    expected = tokenizer(
+        list(CAPTIONS), padding=True, pad_to_multiple_of=8, truncation=True, max_length=24
+    )
+    assert [one.ids for one in pieces] == expected["input_ids"]
+    assert [one.attention_mask for one in pieces] == expected["attention_mask"]
 
 
 # ------------------------------------------------------------------ loading

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -446,6 +447,15 @@ def test_other_protocols_are_refused(url, tmp_path):
         ShardReader(url, cache=tmp_path)
 
 
-def test_missing_backend_says_what_to_install(tmp_path):
-    with pytest.raises(InputError, match=r"s3://bucket/train/index\.json.*s3fs"):
-        ShardReader("s3://bucket/train", cache=tmp_path)
+@pytest.mark.parametrize(
+    ("url", "backend"),
+    [("s3://b/train", "s3fs"), ("gs://b/train", "gcsfs"), ("https://h/t", "aiohttp")],
+)
+def test_missing_backend_says_what_to_install(url, backend, tmp_path, monkeypatch):
+    # None: as if it were not installed, also where it is.
+    for module in ("s3fs", "gcsfs", "aiohttp", "fsspec.implementations.http"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    expected = rf"{url}/index\.json: .*{backend}.*; pip install 'fusion-mre\[remote\]' brings"
+    with pytest.raises(InputError, match=expected):
+        ShardReader(url, cache=tmp_path)
