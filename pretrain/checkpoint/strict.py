@@ -108,7 +108,8 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
     pickled = directory / "pytorch_model.bin"
     if pickled.is_file() and not any(directory.glob("*.safetensors")):
         load_pickle(pickled)  # refuses in one line what `transformers` would refuse in twenty
-    options |= {"attn_implementation": "sdpa", "dtype": torch.float32, "local_files_only": True}
+    attention = "sdpa" if model_class._supports_sdpa else "eager"  # eager: OpenAI's first GPT
+    options |= {"attn_implementation": attention, "dtype": torch.float32, "local_files_only": True}
     try:
         model, report = model_class.from_pretrained(directory, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
