@@ -11,7 +11,12 @@ from typing import Any, Literal
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.layers import RelationHead, TaggingHead, load_fusion_encoder
+from finetune.methods.layers import (
+    PieceTaggingHead,
+    RelationHead,
+    TaggingHead,
+    load_fusion_encoder,
+)
 from finetune.tasks.base import TaskInfo
 from pretrain.model.fusion_encoder import FusionEncoder
 
@@ -22,10 +27,13 @@ class PromuConfig:
 
     classifier: Literal["mlp", "linear"] = "mlp"
     """Relations. mlp: as in the released code. linear: one layer."""
+    tagging: Literal["words", "pieces"] = "words"
+    """Entities. words: a CRF over the first pieces of words. pieces: over all word pieces, later
+    ones tagged X, as HVPNeT and TMR do."""
     dropout: float = 0.1
     """Entities: dropout before the emission layer."""
     mask_illegal: bool = False
-    """Entities: decode only sequences that BIO allows."""
+    """Entities by words: decode only sequences that BIO allows."""
 
 
 class Promu(Method):
@@ -41,8 +49,10 @@ class Promu(Method):
         size = encoder.config.hidden_size
         if task.kind == "relation":
             self.head = RelationHead(size, task, config.classifier)
-        else:
+        elif config.tagging == "words":
             self.head = TaggingHead(size, task, config.dropout, config.mask_illegal)
+        else:
+            self.head = PieceTaggingHead(size, task, config.dropout)
 
     @classmethod
     def build(cls, config: PromuConfig, task: TaskInfo, source: Source) -> tuple["Promu", Any]:
@@ -55,7 +65,7 @@ class Promu(Method):
         fused = self.encoder(
             batch.pixel_values, batch.input_ids, batch.attention_mask, batch.image_mask
         ).fused_embeds  # (B, L+1+K, D), text first
-        return self.head(fused, batch)
+        return self.head(fused[:, : batch.input_ids.shape[1]], batch)
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
         """Relation ids, or the tag ids of each sentence."""

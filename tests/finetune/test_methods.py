@@ -222,6 +222,22 @@ def test_learning_rates(tasks, tiny_model):
         assert rates[id(parameter)] == expected, name
 
 
+def test_promu_tags_pieces_too(tmp_path, tasks, tiny_model):
+    """`x_label`: one tag a word comes out, whichever chain the CRF runs over; both are trained."""
+    task = tasks["entities"]
+    method_class = registry.load("methods", "promu")
+    config = method_class.Config(tagging="pieces")
+    method, tokenizer = method_class.build(config, task.info, Source(str(tiny_model)))
+    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    batch = split.dataset.collate(np.arange(6))
+    output = method(batch)
+    output.loss.backward()
+    assert output.logits.shape == (*batch.input_ids.shape, len(task.info.labels) + 4)
+    assert method.head.emission.weight.grad.abs().sum() > 0
+    decoded = method.decode(output, batch)
+    assert [len(tags) for tags in decoded] == batch.word_mask.sum(1).tolist()
+
+
 def test_layer_decay(tasks, tiny_model):
     """Two stacks of one layer under one fusion layer: halved once, twice, three times."""
     (method, _), _ = build("promu", tasks["relation"], tiny_model)
