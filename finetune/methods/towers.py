@@ -14,7 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
@@ -61,7 +62,7 @@ class PictureTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """A BERT and a picture tower, with the methods of `FusionEncoder` that methods use."""
+    """A BERT and a picture tower of different origin."""
 
     def __init__(self, text: BertModel, vision: PictureTower) -> None:
         super().__init__()
@@ -98,8 +99,7 @@ def load_towers(source: Source, task: TaskInfo, vision: str) -> tuple[Towers, An
         InputError: `source` has no picture tower, or the named one cannot be loaded.
     """
     directory = resolve(source.path)
-    stored = directory / DESCRIPTION
-    described = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else None
+    described = read_description(directory)
     if vision == "init" and read_config(directory).get("model_type") == MODEL_TYPE:
         encoder, tokenizer = load_fusion_encoder(source, task)
         _log(source, "text, fusion layers (reading the text alone), vision and bridge of {}; "
@@ -162,18 +162,36 @@ def named_tower(name: str, random_weights: bool = False) -> PictureTower:
     return _timm_tower(name, f"hf-hub:{name}" if "/" in name else name, {}, random_weights)
 
 
+def read_description(directory: Path) -> dict[str, Any] | None:
+    """`vision.json` of a finished run of two towers; None: it is something else."""
+    path = directory / DESCRIPTION
+    try:
+        described = dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error})") from None
+    needed = {"source", "library", "image_size", "mean", "std"}
+    if missing := needed - described.keys():
+        raise InputError(f"{path}: damaged (no {', '.join(sorted(missing))})")
+    return described
+
+
 def stored_tower(directory: Path, described: dict[str, Any], random_weights: bool) -> PictureTower:
     """The picture tower of a finished run."""
-    from safetensors.torch import load_file
-
-    if described["library"] == "timm":
-        arguments = described["model_args"]
-        net = create_model(described["architecture"], pretrained=False, num_classes=0, **arguments)
-    else:
-        net = CLIPVisionModel(CLIPVisionConfig(**described["config"]))
-    tower = PictureTower(net, described)
-    if not random_weights:
-        load_strictly(tower, load_file(directory / WEIGHTS), str(directory / WEIGHTS))
+    path = directory / WEIGHTS
+    try:
+        if described["library"] == "timm":
+            name, arguments = described["architecture"], described["model_args"]
+            net = create_model(name, pretrained=False, num_classes=0, **arguments)
+        else:
+            net = CLIPVisionModel(CLIPVisionConfig(**described["config"]))
+        tower = PictureTower(net, described)
+        if not random_weights:
+            load_strictly(tower, load_file(path), str(path))
+    except (KeyError, TypeError, RuntimeError, FileNotFoundError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{directory}: its picture tower cannot be loaded ({reason})") from None
     return tower
 
 

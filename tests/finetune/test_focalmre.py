@@ -463,11 +463,8 @@ def test_a_bert_and_a_clip_saved_and_loaded(tmp_path, bert, clip):
     """The run stands on its own: the CLIP folder may be gone; its picture tower can go on."""
     import shutil
 
-    from finetune import registry
     from finetune.checkpoint import load_method, save_method
 
-    if "focalmre" not in registry.METHODS:
-        pytest.skip("not registered")
     here = tmp_path / "clip"
     shutil.copytree(clip, here)
     config = FocalMREConfig(vision=str(here), num_grounded=2, num_detected=1)
@@ -487,6 +484,12 @@ def test_a_bert_and_a_clip_saved_and_loaded(tmp_path, bert, clip):
             picture_states(again.eval().encoder, batch.pixel_values),
             picture_states(method.encoder, batch.pixel_values),
         )
+    (tmp_path / "run" / "vision.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"its picture tower cannot be loaded"):
+        FocalMRE.build(FocalMREConfig(), TASK, Source(str(tmp_path / "run")))
+    (tmp_path / "run" / "vision.json").write_text("{}")
+    with pytest.raises(InputError, match=r"vision\.json: damaged \(no image_size"):
+        FocalMRE.build(FocalMREConfig(), TASK, Source(str(tmp_path / "run")))
 
 
 def test_towers_that_cannot_be_had(tmp_path, bert, clip):
