@@ -23,10 +23,13 @@ def main(argv: list[str] | None = None) -> None:
         example="deepspeed launch/pretrain.sh --config pretrain/configs/tiny.yaml --optim.lr 3e-4",
     )
     from pretrain import distributed
+    from pretrain.stopping import leave
     from pretrain.train import train
 
     model = train(config)
-    if model and distributed.is_main():
+    if model is None:
+        leave()
+    if distributed.is_main():
         print(f"model directory: {model}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """Configuration dataclasses <- YAML and `--section.field value`; the one file with jsonargparse."""
 
 import difflib
+import errno
 import functools
 import os
 import re
@@ -12,6 +13,7 @@ from shards.schema import InputError, atomic_path, write_json
 
 # Three names are the shards' own, passed on: fine-tuning does not import shards.schema.
 __all__ = [
+    "CommonError",
     "InputError",
     "atomic_path",
     "dump_config",
@@ -21,6 +23,11 @@ __all__ = [
 ]
 
 Config = TypeVar("Config")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+class CommonError(InputError):
+    """An InputError that every process of a job raises alike: the main one tells it."""
 
 
 def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,11 +38,17 @@ def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            sys.stderr.write(f"error: {error}\n")
+            if not isinstance(error, CommonError) or os.environ.get("RANK", "0") == "0":
+                sys.stderr.write(f"error: {error}\n")
             sys.exit(2)
         except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            sys.stderr.write(f"error: {error.filename or 'disk'}: {error.strerror}\n")
+            sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -92,7 +105,7 @@ def parse_config(
         skip_validation: leave required fields unset instead of failing (used to look ahead).
 
     Raises:
-        InputError: unknown key (with the nearest valid one), wrong type, impossible combination.
+        CommonError: unknown key (with the nearest valid one), wrong type, impossible combination.
     """
     from jsonargparse import ArgumentError
 
@@ -103,9 +116,10 @@ def parse_config(
         del namespace.config
         return config_class(**parser.instantiate_classes(namespace).as_dict())
     except ArgumentError as error:
-        raise InputError(f"{prog}: {_one_line(str(error))}{_nearest(str(error), parser)}") from None
+        message = f"{prog}: {_one_line(str(error))}{_nearest(str(error), parser)}"
+        raise CommonError(message) from None
     except (ValueError, TypeError) as error:
-        raise InputError(f"{prog}: {_one_line(str(error))}") from error
+        raise CommonError(f"{prog}: {_one_line(str(error))}") from error
 
 
 def _one_line(message: str) -> str:

@@ -87,6 +87,9 @@ class OptimConfig:
     """Share of the steps with rising learning rate."""
     clip: float = 2.0
     """Global gradient norm limit; 0: none."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: end the run and name the samples, or leave that update
+    out, count it in `skipped_updates`, and go on."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -150,6 +153,9 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step always makes one."""
     keep: int = 2
     """Newest complete checkpoints kept."""
+    best: str | None = None
+    """Validation figure whose best checkpoint is kept too, such as val_recall@1; lower is better
+    for names that end in loss or kl."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
@@ -212,6 +218,8 @@ class PretrainConfig:
                 f"data.max_length {self.data.max_length} is beyond model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
+        if self.checkpoint.best and not self.data.val:
+            raise ValueError("checkpoint.best: needs data.val, a shard directory to validate on")
         if self.data.matched_only and self.loss.itm:
             raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")
         if self.loss.coe and not self.prompter.entities:

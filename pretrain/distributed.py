@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.schema import InputError
+from pretrain.cli import CommonError, InputError
 
 T = TypeVar("T")
 
@@ -53,7 +53,8 @@ def broadcast_object(value: object) -> object:
 def on_main(function: Callable[[], T]) -> T:
     """The result of `function`, run on the main process, on every process.
 
-    Its InputError is raised everywhere: else the others would wait for the main process in vain.
+    Its InputError is raised everywhere, as a CommonError: else the others would wait for the main
+    process in vain.
     """
     if world_size() == 1:
         return function()
@@ -65,7 +66,7 @@ def on_main(function: Callable[[], T]) -> T:
             outcome = (None, str(error))
     value, problem = broadcast_object(outcome)
     if problem is not None:
-        raise InputError(problem)
+        raise CommonError(problem)
     return value
 
 
@@ -106,4 +107,12 @@ def mean_over_ranks(values: Tensor) -> Tensor:
         values = values.detach().clone()
         dist.all_reduce(values)
         values /= world_size()
+    return values
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """Element-wise maximum over ranks."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.MAX)
     return values

@@ -75,6 +75,7 @@ class SingleEngine:
         self.module = module.to(self.device)
         self.optimizer, self.schedule = build(self.module)
         self.precision, self.accumulation, self.clip = precision, accumulation, clip
+        self.grad_norm: Tensor | float = 0.0
         self._micro_steps = 0
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
@@ -91,8 +92,7 @@ class SingleEngine:
         self._micro_steps += 1
         if self._micro_steps % self.accumulation:
             return
-        if self.clip:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        self.grad_norm = clip_or_leave_out(self.optimizer, self.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -141,19 +141,31 @@ class DeepSpeedEngine:
         self.precision = precision
         module.to(self.device)
         optimizer, schedule = build(module)
+        content = read_tuning(tuning)
+        stage = content.get("zero_optimization", {}).get("stage", 0)
         config = {
-            **read_tuning(tuning),
+            **content,
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": clip,
+            "gradient_clipping": clip if stage else 0.0,
         }
-        if precision == "bf16":
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        # Ours, inside the module, where DeepSpeed does not switch it off: its own `torch_autocast`
+        # would send the gradients of all Linears through bfloat16 before they are summed.
+        module.forward = autocast(self.device, precision)(module.forward)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config
         )
         self.module = self.engine.module
-        stage = self.engine.zero_optimization_stage()
+        self._grad_norm: Tensor | float = 0.0
+        if (
+            not stage
+        ):  # ZeRO leaves out updates that are not finite, plain data parallelism does not
+
+            def before(inner: torch.optim.Optimizer, *_: Any) -> None:
+                self._grad_norm = clip_or_leave_out(inner, clip)
+
+            optimizer.register_step_pre_hook(before)
+        self._stage = stage
         # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
         self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"
 
@@ -174,6 +186,11 @@ class DeepSpeedEngine:
         """Learning rate of the next update."""
         return self.engine.get_lr()[0]
 
+    @property
+    def grad_norm(self) -> Tensor | float:
+        """Of the last update, over all ranks, before clipping."""
+        return self.engine.get_global_grad_norm() if self._stage else self._grad_norm
+
     def save(self, root: Path, tag: str) -> None:
         """Collective: weights, moments and schedule below root/tag."""
         self.engine.save_checkpoint(str(root), tag=tag, save_latest=False)
@@ -187,6 +204,17 @@ class DeepSpeedEngine:
 
 
 Engine = SingleEngine | DeepSpeedEngine
+
+
+def clip_or_leave_out(optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+    """Clip gradients to a global norm (0: no limit); returns the norm before.
+
+    Where it is not finite, the fused AdamW that follows changes nothing, without asking the host.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+    optimizer.found_inf = (~norm.isfinite()).float()
+    return norm
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,7 +1,10 @@
-"""Metrics of a run: `metrics.jsonl` and TensorBoard, which stay gapless through a resume."""
+"""What a run tells: `metrics.jsonl` and TensorBoard, gapless through a resume; progress, log."""
 
 import json
+import time
 from pathlib import Path
+
+from tqdm import tqdm
 
 from shards.schema import atomic_path
 
@@ -40,3 +43,51 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics file; a last line cut off by a kill is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line.endswith("}")]
+
+
+class Reporter:
+    """Progress bar, `log.txt`, `metrics.jsonl` and TensorBoard of the main process."""
+
+    def __init__(self, run_dir: Path, *, total: int, done: int, batch_size: int) -> None:
+        self.log = MetricsLog(run_dir, resume_step=done)
+        self.text = (run_dir / "log.txt").open("a", encoding="utf-8")
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=None)
+        self.batch_size = batch_size
+        self.restart_clock()
+        if done:
+            self.say(f"resuming after step {done} from {run_dir / 'checkpoints'}")
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        self.steps += 1
+        self.bar.update()
+
+    def restart_clock(self) -> None:
+        """`speed` counts from here."""
+        self.since, self.steps = time.perf_counter(), 0
+
+    def speed(self, waited: float) -> dict[str, float]:
+        """Of the steps since the clock's start, `waited` seconds of it spent without a batch."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        return {
+            "samples_per_second": self.steps * self.batch_size / seconds,
+            "data_wait_percent": 100 * waited / seconds,
+        }
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record values of a step."""
+        self.log.write(step, values)
+        shown = (f"{name} {value:.4g}" for name, value in values.items() if name != "lr")
+        self.say(f"step {step}: {' '.join(shown)}")
+
+    def say(self, line: str) -> None:
+        """One line to the terminal and to `log.txt`."""
+        self.bar.write(line)
+        self.text.write(line + "\n")
+        self.text.flush()
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.bar.close()
+        self.text.close()
+        self.log.close()

@@ -1,22 +1,26 @@
 """The pre-training loop, read top-down: prepare, then steps, then export."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pretrain import distributed
 from pretrain import engine as engines
+from pretrain.batch import PretrainBatch
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_zero
+from pretrain.cli import CommonError
 from pretrain.config import PretrainConfig
 from pretrain.data import open_reader, train_batches, val_batches
+from pretrain.liveness import Liveness
+from pretrain.numerics import FiniteWatch
 from pretrain.optim import adamw, linear_schedule, parameter_groups
 from pretrain.prepare import (
     build_model,
@@ -25,21 +29,31 @@ from pretrain.prepare import (
     pair_dataset,
     remember_config,
 )
-from pretrain.tracking import MetricsLog
+from pretrain.stopping import StopSignal, signals_blocked
+from pretrain.tracking import Reporter
 from pretrain.validate import validate
 from shards.schema import TEACHER, InputError
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
 
 
-def train(config: PretrainConfig) -> Path:
-    """Run, or resume, one pre-training; the exported model directory `run_dir/model`."""
+def train(config: PretrainConfig) -> Path | None:
+    """Run, or resume, one pre-training; the exported model directory `run_dir/model`.
+
+    None where a signal ended it early: the same command goes on from there.
+    """
     kind = engines.start(config.engine.kind)
+    with Liveness():
+        return _train(config, kind)
+
+
+def _train(config: PretrainConfig, kind: str) -> Path | None:
     run_dir = Path(config.run_dir)
     try:
-        size, micro, accumulation = config.batch.resolve(distributed.world_size())
+        _, micro, accumulation = config.batch.resolve(distributed.world_size())
     except ValueError as error:
-        raise InputError(str(error)) from error
-    checkpoints = RunCheckpoints(run_dir, keep=config.checkpoint.keep)
+        raise CommonError(str(error)) from error
+    kept = config.checkpoint
+    checkpoints = RunCheckpoints(run_dir, keep=kept.keep, best=kept.best)
     distributed.on_main(lambda: remember_config(config, run_dir, checkpoints.complete_steps()))
     if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
         if distributed.is_main():
@@ -86,66 +100,144 @@ def train(config: PretrainConfig) -> Path:
         accumulation=accumulation,
         start=samples,
     )
-    stream = train_batches(
-        dataset, batches, workers=config.data.workers, pin=engine.device.type == "cuda"
-    )
-    report = Reporter(config, run_dir, done, size) if distributed.is_main() else None
-    run_steps(engine, stream, config, done, samples, checkpoints, report, tokenizer)
+    with signals_blocked():
+        stream = train_batches(
+            dataset, batches, workers=config.data.workers, pin=engine.device.type == "cuda"
+        )
+    run = Run(config, engine, tokenizer, checkpoints, feed=Feed(stream, engine.device))
+    stopped = run.steps(done, samples)
+    if stopped:
+        return None
     distributed.on_main(lambda: export(engine, tokenizer, config, run_dir, order))
-    if report:
-        report.close()
     return run_dir / "model"
 
 
-def run_steps(engine, stream, config, done, samples, checkpoints, report, tokenizer) -> None:
-    """Steps done+1 … optim.steps; `samples` pairs were consumed before."""
-    total, log = config.optim.steps, config.log
-    size, _, accumulation = config.batch.resolve(distributed.world_size())
-    sums: dict[str, Tensor] = {}
-    logged = done
-    engine.module.train()
-    for step in range(done + 1, total + 1):
+class Feed:
+    """The loader's batches on the device, and the time spent waiting for them."""
+
+    def __init__(self, stream: Iterator[PretrainBatch], device: torch.device) -> None:
+        self.stream, self.device, self.waited = stream, device, 0.0
+
+    def __next__(self) -> PretrainBatch:
+        since = time.perf_counter()
+        try:
+            batch = next(self.stream)
+        except InputError as error:  # out of a worker it comes with the worker's traceback
+            reason = str(error).strip().rpartition("\n")[2].rpartition("InputError: ")[2]
+            raise InputError(f"rank {distributed.rank()}: {reason}") from None
+        self.waited += time.perf_counter() - since
+        return batch.to(self.device)
+
+
+class Run:
+    """The steps of one run, from wherever it is resumed."""
+
+    def __init__(self, config: PretrainConfig, engine, tokenizer, checkpoints, feed: Feed) -> None:
+        self.config, self.engine, self.tokenizer = config, engine, tokenizer
+        self.checkpoints, self.feed = checkpoints, feed
+        self.size, _, self.accumulation = config.batch.resolve(distributed.world_size())
+        self.watch = FiniteWatch(config.optim.nonfinite)
+        self.sums: dict[str, Tensor] = {}
+
+    def steps(self, done: int, samples: int) -> str | None:
+        """Steps done+1 … optim.steps; `samples` pairs were consumed before.
+
+        Returns the reason where a signal ended them early, behind a checkpoint of the last step.
+        """
+        total, log, every = self.config.optim.steps, self.config.log, self.config.checkpoint.every
+        self.report = None
+        if distributed.is_main():
+            run_dir = Path(self.config.run_dir)
+            self.report = Reporter(run_dir, total=total, done=done, batch_size=self.size)
+        reason = None
+        with StopSignal() as stop:
+            self.engine.module.train()
+            for step in range(done + 1, total + 1):
+                self.one_step(step)
+                reason = stop.agreed() if step < total else None
+                if step % log.every == 0 or step == total or reason:
+                    self.log_losses(step)
+                figures = {}
+                if self._due(step, log.validate_every) and not reason:
+                    figures = self.validate(step)
+                if self._due(step, every) or reason or self.is_best(figures):
+                    self.watch.check(self.engine.module)
+                    consumed = samples + (step - done) * self.size
+                    self.checkpoints.save(self.engine, step, consumed, figures)
+                if reason:
+                    break
+                if figures or self._due(step, every):
+                    self._restart_clock()
+        if self.report:
+            if reason:
+                self.report.say(f"stopped after step {step} ({reason}); the same command goes on")
+            self.report.close()
+        return reason
+
+    def one_step(self, step: int) -> None:
+        """Forward, backward and update over all micro-batches of a step."""
         # Dropout is a function of (seed, step, rank): a resumed run repeats it without saved state.
-        torch.manual_seed(_step_seed(config.seed, step))
-        for _ in range(accumulation):
-            waiting = time.perf_counter()
-            batch = next(stream).to(engine.device)
-            waited = time.perf_counter() - waiting
-            losses = engine(batch)
-            engine.backward(losses["loss"])
-            engine.step()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / accumulation
-            if report:
-                report.waited += waited
-        if report:
-            report.advance()
-        if step % log.every == 0 or step == total:
-            log_losses(sums, step, step - logged, engine.lr, report)
-            sums, logged = {}, step
-        if config.data.val and (step == total or step % log.validate_every == 0):
-            values = run_validation(engine, config, tokenizer)
-            if report:
-                report.write(step, values)
-        if step % config.checkpoint.every == 0 or step == total:
-            checkpoints.save(engine, step, samples + (step - done) * size)
+        torch.manual_seed(_step_seed(self.config.seed, step))
+        for _ in range(self.accumulation):
+            batch = next(self.feed)
+            losses = self.engine(batch)
+            self.engine.backward(losses["loss"])
+            self.engine.step()
+            self.watch.saw_loss(step, losses["loss"], batch.keys)
+            self._sum(losses)
+        self.watch.saw_gradient(step, self.engine.grad_norm)
+        if self.report:
+            self.report.advance()
 
+    def _sum(self, losses: dict[str, Tensor]) -> None:
+        finite = losses["loss"].detach().isfinite()  # others are counted, not averaged in
+        for name, value in {**losses, "count": torch.ones_like(losses["loss"])}.items():
+            value = value.detach().where(finite, 0.0)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-def log_losses(sums: dict[str, Tensor], step: int, steps: int, lr: float, report) -> None:
-    """Mean losses since the last line, over ranks; a non-finite one ends the run here."""
-    means = distributed.mean_over_ranks(torch.stack(list(sums.values())).float() / steps).tolist()
-    values = dict(zip(sums, means, strict=True))
-    if not np.isfinite(values["loss"]):
-        raise InputError(
-            f"loss became {values['loss']} within steps {step - steps + 1}…{step}; the last "
-            "checkpoint is intact: lower optim.lr, or use engine.precision fp32, and run again"
-        )
-    if report:
-        report.write(step, {**values, "lr": lr})
+    def log_losses(self, step: int) -> None:
+        """Mean losses since the last line, over ranks; what is not finite ends the run here."""
+        self.watch.check(self.engine.module)
+        values = distributed.mean_over_ranks(torch.stack(list(self.sums.values())).float())
+        means = dict(zip(self.sums, (values / values[-1].clamp(min=1e-9)).tolist(), strict=True))
+        del means["count"]
+        extra = {"grad_norm": float(self.engine.grad_norm), "lr": self.engine.lr}
+        if self.watch.skipped:
+            extra["skipped_updates"] = self.watch.skipped
+        if self.report:
+            self.report.write(step, {**means, **extra, **self.report.speed(self.feed.waited)})
+        self.sums = {}
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.feed.waited = 0.0
+        if self.report:
+            self.report.restart_clock()
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Metrics of the validation shards, recorded."""
+        figures = run_validation(self.engine, self.config, self.tokenizer)
+        if figures and self.report:
+            self.report.write(step, figures)
+        return figures
+
+    def is_best(self, figures: dict[str, float]) -> bool:
+        """Whether this validation's `checkpoint.best` beats those of all kept checkpoints."""
+        best = self.config.checkpoint.best
+        if not best or not figures:
+            return False
+        if best not in figures:
+            raise CommonError(f"checkpoint.best {best}: no such figure; there are {list(figures)}")
+        return self.checkpoints.is_better(figures[best])
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.config.optim.steps
 
 
 def run_validation(engine, config: PretrainConfig, tokenizer) -> dict[str, float]:
-    """Metrics on a fixed sample of `data.val`, shared out over the ranks."""
+    """Metrics on a fixed sample of `data.val`, shared out over the ranks; {} without `data.val`."""
+    if not config.data.val:
+        return {}
     labelled = ShardReader(config.data.val).has_column(TEACHER)
     reader = open_reader(config.data.val, teacher=labelled and bool(engine.module.entity_bank))
     dataset = pair_dataset(reader, tokenizer, config, augment=False)
@@ -175,43 +267,3 @@ def export(engine, tokenizer, config: PretrainConfig, run_dir: Path, order) -> N
 def _step_seed(seed: int, step: int) -> int:
     entropy = np.random.SeedSequence([seed, step, distributed.rank()])
     return int(entropy.generate_state(1, np.uint64)[0] >> 1)
-
-
-class Reporter:
-    """Progress bar, `log.txt`, `metrics.jsonl` and TensorBoard of the main process."""
-
-    def __init__(self, config: PretrainConfig, run_dir: Path, done: int, batch_size: int) -> None:
-        self.log = MetricsLog(run_dir, resume_step=done)
-        self.text = (run_dir / "log.txt").open("a", encoding="utf-8")
-        self.bar = tqdm(total=config.optim.steps, initial=done, unit="step", disable=None)
-        self.batch_size, self.waited = batch_size, 0.0
-        self.since, self.steps = time.perf_counter(), 0
-        if done:
-            print(f"resuming after step {done} from {run_dir / 'checkpoints'}", flush=True)
-
-    def advance(self) -> None:
-        """One optimizer step is done."""
-        self.steps += 1
-        self.bar.update()
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Record; with losses also the speed since the last record."""
-        if "loss" in values:
-            seconds = max(time.perf_counter() - self.since, 1e-9)
-            values |= {
-                "samples_per_second": self.steps * self.batch_size / seconds,
-                "data_wait_percent": 100 * self.waited / seconds,
-            }
-        self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
-        self.log.write(step, values)
-        shown = {k: f"{v:.4g}" for k, v in values.items() if k not in ("lr",)}
-        line = f"step {step}: " + " ".join(f"{k} {v}" for k, v in shown.items())
-        self.bar.write(line)
-        self.text.write(line + "\n")
-        self.text.flush()
-
-    def close(self) -> None:
-        """Flush everything."""
-        self.bar.close()
-        self.text.close()
-        self.log.close()

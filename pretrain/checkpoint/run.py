@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pretrain import distributed
 from pretrain.checkpoint.zero import reshard
+from pretrain.cli import CommonError
 from pretrain.engine import Engine
 from shards.schema import InputError, atomic_path, parse_object, write_json
 
@@ -19,9 +20,10 @@ MARKER = "COMPLETE"
 class RunCheckpoints:
     """The `checkpoints/` directory of one run."""
 
-    def __init__(self, run_dir: Path, *, keep: int) -> None:
+    def __init__(self, run_dir: Path, *, keep: int, best: str | None = None) -> None:
+        """Keeps the `keep` newest, and the one with the best value of the figure `best`."""
         self.root = run_dir / "checkpoints"
-        self.keep = keep
+        self.keep, self.best = keep, best
 
     def complete_steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -56,7 +58,7 @@ class RunCheckpoints:
     def _relay(self, folder: Path, layout: str, wanted: str) -> str:
         """The tag of a copy that another number of ranks, or another ZeRO stage, can load."""
         if "single" in (layout, wanted):
-            raise InputError(
+            raise CommonError(
                 f"{folder}: written as {layout}, this run is {wanted}; resume with the engine that "
                 "wrote it, or start a new run from it (`python -m pretrain.convert`, --model.init)"
             )
@@ -64,20 +66,62 @@ class RunCheckpoints:
             print(f"{folder}: written as {layout}, laid out anew for {wanted}", flush=True)
         return distributed.on_main(lambda: reshard(folder).name)
 
-    def save(self, engine: Engine, step: int, samples: int) -> None:
-        """Collective; `samples` pairs were consumed so far.
+    def is_better(self, value: float) -> bool:
+        """Whether no complete checkpoint has so good a figure; the same on every process."""
+        known = distributed.on_main(self._figures).values()
+        return not known or max(known) < self._sign * value
+
+    def save(
+        self, engine: Engine, step: int, samples: int, figures: dict[str, float] | None = None
+    ) -> None:
+        """Collective; `samples` pairs were consumed so far, `figures` is this step's validation.
 
         Earlier checkpoints are touched only after this one is complete.
+
+        Raises:
+            InputError: it could not be written, on the process that could not.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         folder = self.root / f"step-{step}"
-        engine.save(self.root, folder.name)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            engine.save(self.root, folder.name)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise  # not torch.save's way to say that the disk is full
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"{folder} could not be written ({reason}); earlier checkpoints are intact: make "
+                "room, and give the same command again"
+            ) from error
         distributed.barrier()
-        if distributed.is_main():
-            facts = {"step": step, "samples": samples, "layout": engine.layout}
-            write_json(folder / MARKER, facts | {"world_size": distributed.world_size()})
-            with atomic_path(self.root / "latest") as temporary:
-                temporary.write_text(folder.name)
-            for old in self.complete_steps()[: -self.keep]:
-                shutil.rmtree(self.root / f"step-{old}")
-        distributed.barrier()
+        distributed.on_main(lambda: self._complete(folder, step, samples, engine.layout, figures))
+
+    def _complete(
+        self, folder: Path, step: int, samples: int, layout: str, figures: dict | None
+    ) -> None:
+        facts = {"step": step, "samples": samples, "layout": layout, "figures": figures or {}}
+        write_json(folder / MARKER, facts | {"world_size": distributed.world_size()})
+        with atomic_path(self.root / "latest") as temporary:
+            temporary.write_text(folder.name)
+        kept = set(self.complete_steps()[-self.keep :])
+        if known := self._figures():
+            kept.add(max(known, key=known.get))
+        for old in set(self.complete_steps()) - kept:
+            (
+                self.root / f"step-{old}" / MARKER
+            ).unlink()  # first: half a directory is no checkpoint
+            shutil.rmtree(self.root / f"step-{old}")
+
+    def _figures(self) -> dict[int, float]:
+        """Complete step -> its `best` figure, made so that larger is better."""
+        values = {}
+        for step in self.complete_steps():
+            path = self.root / f"step-{step}" / MARKER
+            figures = parse_object(path.read_bytes(), str(path)).get("figures", {})
+            if self.best in figures:
+                values[step] = self._sign * figures[self.best]
+        return values
+
+    @property
+    def _sign(self) -> int:
+        return -1 if (self.best or "").endswith(("loss", "kl")) else 1

@@ -1,17 +1,20 @@
-"""The real commands on tiny shards: four ways to start, two DeepSpeed ranks, kill -9 and resume."""
+"""The real commands on tiny shards: ways to start, two DeepSpeed ranks, stops, kills, resume."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretrain.stopping import SIGNALS
 from shards.sample import write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,10 +101,18 @@ def undisturbed(world) -> Path:
     return run_dir
 
 
+def free_port() -> str:
+    """Not the launchers' default, which another run on this machine may hold."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+PORT = ["--master_port", free_port()]
 WAYS = {
     "bash": ["bash", "launch/pretrain.sh"],
-    "deepspeed": ["deepspeed", "--num_accelerators", "2", "launch/pretrain.sh"],
-    "torchrun": ["torchrun", "--nproc-per-node", "2", "-m", "pretrain"],
+    "deepspeed": ["deepspeed", *PORT, "--num_accelerators", "2", "launch/pretrain.sh"],
+    "torchrun": ["torchrun", *PORT, "--nproc-per-node", "2", "-m", "pretrain"],
 }
 
 
@@ -162,6 +173,86 @@ def test_killed_and_resumed_ends_with_the_same_bits(engine, world, undisturbed):
     assert losses(run_dir) == losses(whole)
 
 
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+    """The training processes below DeepSpeed's runner and launcher, rank 0 first."""
+    ours = [p for p in family(process) if p.name().startswith("python") and "RANK" in p.environ()]
+    return sorted(
+        (p for p in ours if p.parent() not in ours), key=lambda p: int(p.environ()["RANK"])
+    )
+
+
+def disturb(how: str, process: subprocess.Popen, random: np.random.Generator) -> None:
+    """End a two-rank DeepSpeed job in one way; it must be gone in time, with the right status."""
+    members, limit = family(process), 25.0
+    if how == "kill job":
+        for member in [*members, process]:
+            member.kill()
+    elif how == "kill rank":
+        ranks(process)[random.integers(2)].kill()
+        limit = 15.0
+    elif how == "stop rank":  # the signal reaches one rank alone: all agree
+        ranks(process)[random.integers(2)].send_signal(random.choice(SIGNALS))
+    elif how == "stop launcher":  # it dies and passes nothing on: its ranks notice
+        process.terminate()
+    since = time.monotonic()
+    process.wait(timeout=limit)
+    _, alive = psutil.wait_procs(members, timeout=limit)
+    seconds = time.monotonic() - since
+    print(f"{how}: gone after {seconds:.1f} s, status {process.returncode}", flush=True)
+    assert not alive and seconds < limit, f"{how}: {alive}"
+    expected = {"kill job": [-9], "stop rank": [0], "stop launcher": [-15]}
+    assert process.returncode in expected.get(how, range(1, 256))
+
+
+def disturbed(world: Path, run_dir: Path, plan: list[str], options: list[str]) -> None:
+    """One training, disturbed at random steps in these ways, resumed each time, and finished."""
+    random = np.random.default_rng(0)
+    start = command(*WAYS["deepspeed"], *arguments(world, run_dir), *options)
+    log = run_dir / "metrics.jsonl"
+    for how in plan:
+        with (world / "disturbed.log").open("a") as out:
+            process = subprocess.Popen(start, cwd=ROOT, env=environment(), stdout=out, stderr=out)
+        deadline, seen, wanted = time.monotonic() + 200, set(), random.integers(1, 6)
+        before = log.read_text() if log.exists() else ""
+        while len(seen) < wanted:  # steps logged since this start
+            assert process.poll() is None and time.monotonic() < deadline, "ended undisturbed"
+            text = log.read_text() if log.exists() else ""
+            if text and not before.startswith(text):
+                seen |= {line[:12] for line in text.splitlines() if line not in before}
+            time.sleep(0.02)
+        disturb(how, process, random)
+    run(*start)
+
+
+PLANS = [
+    pytest.param(["stop rank"], 60, id="one stop"),
+    pytest.param(["kill rank"], 60, id="one rank killed", marks=pytest.mark.slow),
+    pytest.param(
+        ["stop rank"] * 3 + ["stop launcher"] * 2 + ["kill job"] * 20 + ["kill rank"] * 10,
+        150,
+        id="5 stops 20 kills 10 of a rank",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(("plan", "steps"), PLANS)
+def test_disturbed_in_whatever_way_ends_with_the_same_bits(plan, steps, world):
+    """Stops, kills of the job, kills of a rank, at random steps of one training."""
+    options = ["--checkpoint.every", "3", "--optim.steps", str(steps), "--data.workers", "1"]
+    run(*WAYS["deepspeed"], *arguments(world, world / f"whole-{steps}"), *options)
+    run_dir = world / f"disturbed-{len(plan)}-{plan[0]}"
+    disturbed(world, run_dir, plan, options)
+    files = (f / "model/model.safetensors" for f in (world / f"whole-{steps}", run_dir))
+    one, two = map(load_file, files)
+    assert one.keys() == two.keys()
+    assert all((one[name] == two[name]).all() for name in one)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"), [((2, 1), (1, 1)), ((1, 2), (2, 1)), ((2, 3), (2, 3))]
@@ -171,7 +262,7 @@ def test_resumed_on_other_ranks_and_stage(before, after, world, undisturbed):
     run_dir = world / f"elastic-{before}-{after}"
 
     def start(ranks: int, stage: int) -> list[str]:
-        launcher = ["deepspeed", "--num_accelerators", str(ranks), "launch/pretrain.sh"]
+        launcher = ["deepspeed", *PORT, "--num_accelerators", str(ranks), "launch/pretrain.sh"]
         options = ["--checkpoint.every", "5", "--engine.deepspeed", f"launch/zero{stage}.json"]
         return [*launcher, *arguments(world, run_dir), *options]
 

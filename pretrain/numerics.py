@@ -1,0 +1,103 @@
+"""Losses, gradients and weights stay finite, or the run says where they stopped to be."""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.cli import CommonError
+
+_SHOWN_KEYS = 8
+
+
+class _Seen(NamedTuple):
+    step: int
+    loss: Tensor
+    keys: tuple[str, ...]
+
+
+class FiniteWatch:
+    """What was computed since the last check, kept on the device until then.
+
+    Engines leave out an update whose gradient is not finite, so weights and moments stay good
+    whatever a batch holds. `stop` ends the run at the next check; `skip` counts and goes on.
+    """
+
+    def __init__(self, policy: Literal["stop", "skip"]) -> None:
+        self.policy = policy
+        self.skipped = 0
+        """Updates left out since this process started."""
+        self._seen: list[_Seen] = []
+        self._norms: dict[int, Tensor | float] = {}
+
+    def saw_loss(self, step: int, loss: Tensor, keys: tuple[str, ...]) -> None:
+        """The loss of one micro-batch of these samples."""
+        self._seen.append(_Seen(step, loss.detach(), keys))
+
+    def saw_gradient(self, step: int, norm: Tensor | float) -> None:
+        """The gradient norm of a step over all ranks, before clipping."""
+        self._norms[step] = norm
+
+    def check(self, module: nn.Module) -> None:
+        """Collective; the one place that waits for the device.
+
+        Raises:
+            CommonError: a loss or gradient was not finite (`stop`), or a weight is not.
+        """
+        if not self._seen:
+            return
+        losses = torch.stack([seen.loss.float() for seen in self._seen])
+        norms = torch.stack(
+            [torch.as_tensor(norm, device=losses.device).float() for norm in self._norms.values()]
+        )
+        bad_losses, bad_norms = ~losses.isfinite(), ~norms.isfinite()
+        bad_weights = ~finite_weights(module)
+        found = torch.stack([bad_losses.any(), bad_norms.any(), bad_weights]).long()
+        # One reduction, one copy to the host.
+        loss_found, norm_found, weights_found = distributed.max_over_ranks(found).tolist()
+        skipped = int(bad_norms.sum()) if norm_found else 0
+        if weights_found or (self.policy == "stop" and (loss_found or norm_found)):
+            self._stop(bad_losses.tolist(), bad_norms.tolist(), bool(weights_found))
+        self.skipped += skipped
+        self._seen, self._norms = [], {}
+
+    def _stop(self, bad_losses: list[bool], bad_norms: list[bool], weights: bool) -> None:
+        first, last = self._seen[0].step, self._seen[-1].step
+        found = [seen for seen, bad in zip(self._seen, bad_losses, strict=True) if bad]
+        step = next((s for s, bad in zip(self._norms, bad_norms, strict=True) if bad), last)
+        known = bool(found)
+        seen = found[0] if known else next(seen for seen in self._seen if seen.step == step)
+        mine = (known, f"step {seen.step}, {_describe(seen)}, rank {distributed.rank()}")
+        everyone = _everywhere(mine)
+        # Ranks with such a loss; where the gradient alone was not finite, all of them.
+        places = [text for known, text in everyone if known] or [text for _, text in everyone]
+        what = "weights are" if weights else "loss or gradient was"
+        raise CommonError(
+            f"{what} not finite within steps {first}…{last} ({'; '.join(places[:4])}); checkpoints "
+            "are intact: look at these samples, lower optim.lr, use engine.precision fp32, or set "
+            "optim.nonfinite skip, and run again"
+        )
+
+
+def finite_weights(module: nn.Module) -> Tensor:
+    """0-dim bool: every weight (of this rank's part, under ZeRO-3) is finite."""
+    # Under ZeRO-3 `p` itself is empty and its part lies in `ds_tensor`.
+    parts = [getattr(p, "ds_tensor", p).detach() for p in module.parameters()]
+    # Not finite if and only if its largest magnitude is not.
+    return torch.stack(torch._foreach_norm(parts, torch.inf)).isfinite().all()
+
+
+def _describe(seen: _Seen) -> str:
+    keys, more = seen.keys[:_SHOWN_KEYS], len(seen.keys) - _SHOWN_KEYS
+    listed = " ".join(keys) + (f" and {more} more" if more > 0 else "")
+    return f"loss {float(seen.loss):g}, samples {listed}"
+
+
+def _everywhere(mine: tuple[bool, str]) -> list[tuple[bool, str]]:
+    if distributed.world_size() == 1:
+        return [mine]
+    everyone = [mine] * distributed.world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

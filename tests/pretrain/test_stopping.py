@@ -1,0 +1,67 @@
+"""Signals: one flag among processes; launchers that are gone; workers that never hear of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pretrain.stopping import SIGNALS, StopSignal, launchers, signals_blocked
+
+
+def test_a_signal_alone_only_sets_a_flag():
+    with StopSignal() as stop:
+        assert stop.agreed() is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed() == "SIGUSR1"
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def steps_main(rank: int, folder: str) -> None:
+    """Rank 1 alone is signalled in step 3; every rank writes the step it ends at, and why."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    with StopSignal() as stop:
+        for step in range(1, 10):
+            if rank == 1 and step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if reason := stop.agreed():
+                break
+            time.sleep(0.05 * rank)  # one rank is slower
+    with open(f"{folder}/{rank}", "w") as file:
+        file.write(f"{step} {reason}")
+    dist.destroy_process_group()
+
+
+def test_all_ranks_end_at_the_same_step(tmp_path):
+    mp.spawn(steps_main, args=(str(tmp_path),), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["4 SIGTERM"] * 2
+
+
+def test_launchers_are_parent_and_grandparent():
+    code = "from pretrain.stopping import launchers; print(*launchers())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [str(os.getpid()), str(os.getppid())]
+    assert launchers()[0] == os.getppid()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_processes_forked_under_the_mask_live_on(number):
+    with signals_blocked():
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+    os.kill(child, number)
+    time.sleep(0.1)
+    assert psutil.Process(child).status() != psutil.STATUS_ZOMBIE
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
