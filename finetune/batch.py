@@ -69,6 +69,10 @@ class Batch:
     """(B, R, 3, S, S) uint8: its regions; None: it has none"""
     generated_region_mask: Tensor | None = None
     """(B, R) bool"""
+    generated_features: Tensor | None = None
+    """(B, …) float16: what a frozen tower saw in the generated picture, instead of its pixels"""
+    generated_region_features: Tensor | None = None
+    """(B, R, …) float16"""
     scores: Tensor | None = None
     """(B, 2, 2) float32: original and generated picture; how it matches the sentence by its
     regions, and as a whole"""

@@ -97,7 +97,8 @@ class TrainConfig:
     community: the published crop files, which leak the label; none: all slots empty."""
     captions: str | None = None
     """A captioner whose text follows the post: NAME for caption/NAME_{split}.txt in --data (CAMIM's
-    caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split} in it."""
+    caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split} in it. Methods that
+    need captions read it as a text of its own; none gives them empty ones."""
     max_caption_length: int = 64
     """Longest caption in word pieces."""
     types: str | None = None

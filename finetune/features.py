@@ -16,7 +16,12 @@ from finetune.loaded import LoadedSplit, Wanted
 from finetune.tasks.images import ImageStore
 from pretrain import distributed
 
-FIELDS = {"pixel_values": "image_features", "region_pixels": "region_features"}
+FIELDS = {
+    "pixel_values": "image_features",
+    "region_pixels": "region_features",
+    "generated_pixels": "generated_features",
+    "generated_region_pixels": "generated_region_features",
+}
 """Field of `Batch` with pixels -> the one with their features."""
 CHUNK = 64
 """Pictures at a time."""

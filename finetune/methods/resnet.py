@@ -89,6 +89,10 @@ class FrozenPyramid:
             digest.update(tensor.cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
 
+    def tokens(self, maps: list[Tensor]) -> Tensor:
+        """What is kept of a picture's maps: (N, 4, ΣC)."""
+        return prompt_tokens(maps, self.layout)
+
     def __call__(self) -> Callable[[np.ndarray], np.ndarray]:
         """The tower at work: (N, 3, S, S) uint8 -> (N, 4·ΣC) float16."""
         pyramid = self.pyramid.to(distributed.device()).eval()
@@ -96,10 +100,21 @@ class FrozenPyramid:
         @torch.inference_mode()
         def see(pixels: np.ndarray) -> np.ndarray:
             batch = torch.from_numpy(np.array(pixels)).to(distributed.device())
-            tokens = prompt_tokens(pyramid(pyramid.normalise(batch)), self.layout)
+            tokens = self.tokens(pyramid(pyramid.normalise(batch)))
             return tokens.flatten(1).half().cpu().numpy()
 
         return see
+
+
+@dataclass(frozen=True)
+class FrozenMaps(FrozenPyramid):
+    """The same that gives the positions of the last map: (N, 3, S, S) uint8 -> (N, P·C)."""
+
+    layout: str = "last map"
+
+    def tokens(self, maps: list[Tensor]) -> Tensor:
+        """(N, P, C)"""
+        return maps[-1].flatten(2).transpose(1, 2)
 
 
 def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPyramid:

@@ -19,8 +19,8 @@ from transformers import BertModel
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import entity_states, load_text_encoder, relation_loss
-from finetune.methods.resnet import load_resnet
-from finetune.methods.tmr_fusion import Look, Streams, TmrHead, look, pooled
+from finetune.methods.resnet import FrozenMaps, load_resnet
+from finetune.methods.tmr_fusion import Look, Streams, TmrHead, look, look_up, pooled
 from finetune.tasks.base import TaskInfo
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -60,9 +60,12 @@ class TmrConfig:
     vision_width: int = 64
     """Channels of the vision tower's first stage; other than 64 only with random weights."""
     freeze: bool = False
-    """The vision tower stays as it is, batch statistics included."""
+    """The vision tower stays as it is, batch statistics included, so each picture is looked at
+    once. false: it learns at optim.lr, at optim.head_lr if drawn at random."""
     image_size: int = 224
     """Side of pictures and regions in pixels."""
+    resize: Literal["squash", "center_crop"] = "squash"
+    """How pictures and regions become squares (released: squash, and center_crop for regions)."""
     regions: int = 3
     """Regions a source, best first; 0: none."""
     generated: str = "diffusion_pic"
@@ -112,9 +115,12 @@ class Tmr(Method):
         self.settings = config = config.settled
         size = encoder.config.hidden_size
         self.encoder, self.vision = encoder, vision
+        self.image_resize = config.resize
         needs = {"phrases"}
         if vision is not None:
             vision.requires_grad_(not config.freeze)
+            if config.vision_random:
+                self.towers = tuple(name for name in self.towers if name != "vision.")
             needs |= self.visual_needs(config)
             self.region_slots = {"vg": config.regions} if config.regions else {}
             self.reduce = nn.Linear(vision.channels[-1], size)
@@ -134,7 +140,9 @@ class Tmr(Method):
         needs = {"image"}
         needs |= {"region_pixels"} if config.regions else set()
         needs |= {"generated"} if config.generated != "none" else set()
-        return needs | ({"scores"} if config.scores != "none" else set())
+        needs |= {"scores"} if config.scores != "none" else set()
+        seen_once = config.freeze and config.mask_absent and config.whole_norm == "imagenet"
+        return needs | ({"visual_features"} if seen_once else set())
 
     @classmethod
     def build(cls, config: TmrConfig, task: TaskInfo, source: Source) -> tuple["Tmr", Any]:
@@ -147,6 +155,11 @@ class Tmr(Method):
         """As configured: the vision tower takes any."""
         return self.settings.image_size
 
+    @property
+    def frozen_vision(self) -> FrozenMaps:
+        """What sees every picture once, where nothing in the vision tower changes."""
+        return FrozenMaps(self.vision)
+
     def train(self, mode: bool = True) -> "Tmr":
         """A vision tower that is not trained keeps its batch statistics."""
         super().train(mode)
@@ -156,11 +169,13 @@ class Tmr(Method):
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits (B, C)."""
-        return self.relate(batch, [] if batch.pixel_values is None else self.look(batch))
+        return self.relate(batch, [] if batch.image_mask is None else self.look(batch))
 
     def look(self, batch: Batch) -> list[Look]:
         """What the sources show."""
         settings = self.settings
+        if batch.image_features is not None:
+            return look_up(batch, self.vision.channels[-1], generated=settings.generated != "none")
         return look(
             self.vision,
             batch,

@@ -159,6 +159,19 @@ def look(
     ]
 
 
+def look_up(batch: Batch, channels: int, *, generated: bool) -> list[Look]:
+    """What the sources show, from the features of a frozen tower."""
+    fields = [(batch.image_features, batch.image_mask, batch.region_features, batch.region_mask)]
+    if generated:
+        fields.append((batch.generated_features, batch.generated_mask,
+                       batch.generated_region_features, batch.generated_region_mask))  # fmt: skip
+
+    def maps(features: Tensor | None) -> Tensor | None:
+        return None if features is None else features.float().unflatten(-1, (-1, channels))
+
+    return [Look(maps(whole), seen, maps(cut), cut_seen) for whole, seen, cut, cut_seen in fields]
+
+
 def last_maps(vision: nn.Module, pictures: list[Tensor], one_pass: bool) -> list[Tensor]:
     """The last map of each of (…, 3, S, S), as (…, P, C)."""
     flat = [tensor.flatten(0, -4) for tensor in pictures]

@@ -1,6 +1,7 @@
 """Captions as inputs: after the post, or as a segment of their own (`caption_ids`).
 
-A row whose picture a view took away has no caption either: an empty one.
+A row whose picture a view took away has no caption either: an empty one. `--captions none`: every
+caption is empty.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     if wanted.options.captions is None:
         raise InputError(
             "this method reads captions: --captions NAME for caption/NAME_{split}.txt in --data "
-            "(CAMIM's caption, minicpm, cogvlm, BLIP, instruct, llavanext), or a path with {split}"
+            "(CAMIM's caption, minicpm, cogvlm, BLIP, instruct, llavanext), a path with {split}, "
+            "or none for empty ones"
         )
     longest = wanted.options.max_caption_length
     positions = getattr(wanted.method.encoder.config, "max_position_embeddings", longest)
@@ -39,6 +41,8 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 
 def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`[CLS] post [SEP] caption [SEP]`: the picture in words, for whatever reads text."""
+    if wanted.options.captions == "none":
+        return loaded
     loaded, texts = read_captions(loaded, wanted)
     tokenizer = wanted.tokenizer
     captions = tokenizer(
@@ -59,6 +63,8 @@ def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, lis
     """The text of each row, from `caption/NAME_{split}.txt` in the data or a path, and the split
     with that file on its record."""
     name = wanted.options.captions
+    if name == "none":
+        return loaded, [""] * len(loaded.rows)
     by_name = "{split}" not in name
     pattern = f"caption/{name}_{{split}}.txt" if by_name else name
     folder = wanted.task.folder if by_name else "."

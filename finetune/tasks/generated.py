@@ -99,7 +99,7 @@ def add_phrases(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     else:
         phrases = [entity_phrase(row) for row in loaded.rows]
     if wanted.method.settings.phrase_encoding == "lookup6":
-        ids = np.stack([look_up(phrase, wanted.tokenizer) for phrase in phrases])
+        ids = look_up(phrases, wanted.tokenizer)
         everything = np.ones_like(ids, dtype=bool)
         return loaded.with_column("phrase_ids", ids).with_column("phrase_mask", everything)
     pieces = wanted.tokenizer(phrases, truncation=True, max_length=PHRASE_LENGTH)["input_ids"]
@@ -112,11 +112,14 @@ def entity_phrase(row: Any) -> str:
     return " ".join(word.removeprefix("@") for words in mentions for word in words)
 
 
-def look_up(phrase: str, tokenizer: Any) -> np.ndarray:
-    """(6,) ids of whole words as they stand, padding 0 (released code); mostly unknown ones."""
+def look_up(phrases: Sequence[str], tokenizer: Any) -> np.ndarray:
+    """(N, 6) ids of whole words as they stand, padding 0 (released code); mostly unknown ones."""
     vocabulary, unknown = tokenizer.get_vocab(), tokenizer.unk_token_id
-    ids = [vocabulary.get(word, unknown) for word in phrase.split(" ")][:LOOKUP_LENGTH]
-    return np.array(ids + [0] * (LOOKUP_LENGTH - len(ids)), dtype=np.int64)
+    ids = np.zeros((len(phrases), LOOKUP_LENGTH), dtype=np.int64)
+    for row, phrase in enumerate(phrases):
+        words = phrase.split(" ")[:LOOKUP_LENGTH]
+        ids[row, : len(words)] = [vocabulary.get(word, unknown) for word in words]
+    return ids
 
 
 def add_scores(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
