@@ -142,7 +142,8 @@ class MKGformer(Method):
             nn.Linear(sizes.hidden_size, sizes.intermediate_size)
             for _ in range(config.fusion_layers)
         )
-        self.region_slots = {"vg": config.vg, "od": config.od}
+        slots = {"vg": config.vg, "od": config.od}
+        self.region_slots = {kind: number for kind, number in slots.items() if number}
         if config.use_full_image:
             self.needs = self.needs | {"image"}
         if task.kind == "relation":

@@ -1,0 +1,137 @@
+"""Probabilities that mean what they say: one temperature a run, fitted on dev.
+
+Guo et al., ICML 2017: softmax(z / T) with the T that minimises the negative log-likelihood of the
+right answers. A finished seed holds `pred_dev.jsonl` with the probability of every label; log p
+is z up to a constant of the row, so neither model nor data are needed to fit.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.cli import InputError, write_json
+
+FILE = "calibration.json"
+SMALLEST = 5e-6
+"""`pred_dev.jsonl` has five decimals: what is written as 0 is at most this."""
+COOLEST, HOTTEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted temperature, and what it did to dev."""
+
+    temperature: float
+    rows: int
+    ece_before: float
+    """Expected calibration error in percent, 15 bins."""
+    ece_after: float
+    """The same with the temperature; of the very rows that it was fitted on."""
+    ece_after_held_out: float
+    """The same with two temperatures, each fitted on the other half of the rows."""
+    nll_before: float
+    nll_after: float
+    source: str
+    """SHA-256 of the `pred_dev.jsonl` it was fitted on."""
+
+
+def sharpen(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """(…, C) softmax(log p / T); T > 1 makes it flatter."""
+    scores = np.log(np.maximum(probabilities, SMALLEST)) / temperature
+    values = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return values / values.sum(axis=-1, keepdims=True)
+
+
+def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
+    """The temperature of least negative log-likelihood.
+
+    In b = 1 / T the likelihood is convex: its slope, the mean over rows of E[z] - z of the right
+    label, grows with b, and bisection finds its zero.
+
+    Args:
+        probabilities: (N, C). gold: (N,) label ids.
+    """
+    scores = np.log(np.maximum(probabilities, SMALLEST))
+    right = scores[np.arange(len(gold)), gold]
+    low, high = 1 / HOTTEST, 1 / COOLEST
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        slope = ((sharpen(probabilities, 1 / middle) * scores).sum(axis=1) - right).mean()
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return float(1 / (low * high) ** 0.5)
+
+
+def calibration_error(probabilities: np.ndarray, gold: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error of the likeliest label, in percent: over equal bins of confidence,
+    the mean distance between confidence and accuracy, weighted by rows."""
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == gold
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, weights=confidence - right, minlength=bins)
+    return float(100 * np.abs(gaps).sum() / len(gold))
+
+
+def negative_log_likelihood(probabilities: np.ndarray, gold: np.ndarray) -> float:
+    """Mean over rows, in nats."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(gold)), gold], SMALLEST)).mean())
+
+
+def calibrate(probabilities: np.ndarray, gold: np.ndarray, source: str = "") -> Calibration:
+    """Fit, and measure before and after."""
+    temperature = fit_temperature(probabilities, gold)
+    after = sharpen(probabilities, temperature)
+    held_out = np.empty_like(probabilities)
+    for half in (0, 1):
+        other = fit_temperature(probabilities[1 - half :: 2], gold[1 - half :: 2])
+        held_out[half::2] = sharpen(probabilities[half::2], other)
+    return Calibration(
+        temperature=temperature,
+        rows=len(gold),
+        ece_before=calibration_error(probabilities, gold),
+        ece_after=calibration_error(after, gold),
+        ece_after_held_out=calibration_error(held_out, gold),
+        nll_before=negative_log_likelihood(probabilities, gold),
+        nll_after=negative_log_likelihood(after, gold),
+        source=source,
+    )
+
+
+def of_seed(directory: Path, labels: tuple[str, ...]) -> Calibration | None:
+    """The calibration of a finished seed: from `calibration.json`, else fitted and kept there.
+
+    None where the seed has no `pred_dev.jsonl` with probabilities (entities, a bare model
+    directory). Where the directory cannot be written, nothing is kept.
+
+    Raises:
+        InputError: one of the two files is damaged.
+    """
+    predictions, path = directory / "pred_dev.jsonl", directory / FILE
+    if not predictions.is_file():
+        return None
+    content = predictions.read_bytes()
+    source = hashlib.sha256(content).hexdigest()
+    if path.is_file():
+        try:
+            kept = Calibration(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); remove it") from None
+        if kept.source == source:
+            return kept
+    number = {label: i for i, label in enumerate(labels)}
+    try:
+        records = [json.loads(line) for line in content.splitlines()]
+        if len(records) < 2 or "scores" not in records[0]:
+            return None
+        scores = np.array([record["scores"] for record in records], dtype=np.float64)
+        gold = np.array([number[record["gold"]] for record in records])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{predictions}: damaged ({error!r})") from None
+    found = calibrate(scores, gold, source)
+    try:
+        write_json(path, asdict(found))
+    except OSError:  # somebody else's run: fit again next time
+        return found
+    return found

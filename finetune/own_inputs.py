@@ -1,0 +1,163 @@
+"""Side inputs of new posts: what a run was trained with, made on the spot, or a line on what is
+missing.
+
+Pictures and captions come with the posts. Regions are grounded from the post's own words and
+detected in its picture (as `regions build` does, leak-safe), by weights that are at hand. Nothing
+else can be made: the other side inputs are published files of the data sets.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from finetune.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
+from finetune.inputs import VISUAL
+from finetune.loaded import InputOptions
+from finetune.methods.base import Method
+from finetune.posts import Post
+from finetune.tasks.base import Row, Task
+from finetune.tasks.region_cache import Regions, write_regions
+from pretrain.cli import InputError
+
+LOG = logging.getLogger(__name__)
+REGIONS = frozenset({"region_boxes", "region_pixels"})
+POSSIBLE = REGIONS | {"image", "caption", "entity_types", "visual_features", "released_markers"}
+"""Needs of a method that can be met for a post that nobody has seen."""
+UNMADE = {
+    "crop_count": "the number of a row's published crops, which tells the label",
+    "generated": "pictures that TMR's authors generated from each sentence of MNRE",
+    "phrases": "grounding phrases that TMR's authors published for MNRE, which tell the label",
+    "scores": "correlation scores that TMR's authors published for MNRE",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveInputs:
+    """Where weights for regions are, and what to do without."""
+
+    regions: str = "live"
+    """live: ground and detect. none: all slots empty."""
+    grounder: str = "IDEA-Research/grounding-dino-base"
+    """Grounding DINO: folder or hub id."""
+    detector: str = "COCO_V1"
+    """Faster R-CNN: COCO_V1 or a weights file."""
+    tagger: str = "en_core_web_sm"
+    """spaCy model that finds nouns; none: entity names alone."""
+    device: str = "cpu"
+
+    @cached_property
+    def ground(self) -> Grounder:
+        """Loaded when the first post wants it."""
+        return Grounder(self.grounder, self.device)
+
+    @cached_property
+    def detect(self) -> ObjectDetector:
+        """Likewise."""
+        return ObjectDetector(self.detector, self.device)
+
+    @cached_property
+    def tag(self):
+        """Likewise; None: no nouns."""
+        return None if self.tagger == "none" else spacy_tagger(self.tagger)
+
+    def make(
+        self, options: InputOptions, method: Method, task: Task, posts: Sequence[Post]
+    ) -> InputOptions:
+        """Write what the method reads beside the pictures, and point the options there."""
+        folder, rows = task.image_folder("test"), task.read("test")
+        if options.captions is not None:
+            absent = next((post for post in posts if post.image and post.caption is None), None)
+            if absent is not None:
+                raise InputError("this run reads captions of pictures: give the post a caption")
+            write_captions(folder / "captions_test.jsonl", rows, posts)
+            options = replace(options, captions=str(folder / "captions_{split}.jsonl"))
+        if options.regions == "live":
+            self.write_regions(folder, method, rows)
+            options = replace(options, regions=str(folder))
+        return options
+
+    def write_regions(self, folder: Path, method: Method, rows: Sequence[Row]) -> None:
+        """`regions_vg_test.jsonl` and `regions_od.jsonl` of the kinds that the method has slots
+        for."""
+        grounded: dict[int, Regions] = {}
+        detected: dict[str, Regions] = {}
+        header = {"tool": "finetune predict", "leaky": False}
+        slots = method.region_slots
+        for row in rows:
+            name, size, found, objects = row.image_id or "none", (1, 1), [], None
+            if row.image_id is not None:
+                with Image.open(folder / row.image_id) as file:
+                    picture = file.convert("RGB")
+                size = picture.size
+                if slots.get("vg"):
+                    found = self.ground(picture, keywords(row, self.tag, slots["vg"]))
+                if slots.get("od") and name not in detected:
+                    objects = tuple(self.detect(picture)[: slots["od"]])
+            grounded[row.row] = Regions(name, size, tuple(found))
+            if objects is not None:
+                detected[name] = Regions(name, size, objects)
+        if "vg" in slots:
+            write_regions(folder / "regions_vg_test.jsonl", header, grounded)
+        if "od" in slots:
+            nothing = {"none": Regions("none", (1, 1), ())}
+            write_regions(folder / "regions_od.jsonl", header, detected or nothing)
+
+
+def write_captions(path: Path, rows: Sequence[Row], posts: Sequence[Post]) -> None:
+    """A line a picture, as captioners write them."""
+    texts = {
+        row.image_id: post.caption
+        for row, post in zip(rows, posts, strict=True)
+        if row.image_id is not None
+    }
+    lines = [{"img_id": name, "text": text} for name, text in (texts or {"none": ""}).items()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def check_needs(
+    method: Method, trained: dict[str, Any], live: LiveInputs, source: str
+) -> dict[str, Any]:
+    """How the run's inputs are made for posts, before the first one is read.
+
+    Args:
+        trained: the `inputs` of `method.json`.
+
+    Raises:
+        InputError: a need that cannot be met, or weights that are not there.
+    """
+    inputs = dict(trained)
+    needs = set(method.needs)
+    if inputs["images"] == "none":
+        needs -= VISUAL
+    if missing := sorted(needs - POSSIBLE):
+        what = "; ".join(UNMADE.get(name, name) for name in missing)
+        raise InputError(f"{source}: it reads what new posts do not have: {what}")
+    if inputs["images"] == "blank":
+        LOG.warning("%s was trained on blank pictures: it does not look at yours", source)
+    if inputs.get("types") is not None:
+        LOG.warning("%s was trained with entity types; those of new posts are unknown", source)
+        inputs["types"] = None
+    if needs & REGIONS and inputs["regions"] != "none":
+        if inputs["regions"] == "community":
+            LOG.warning("%s was trained on published crops; new posts have grounded ones", source)
+        inputs["regions"] = live.regions
+        if live.regions == "live":
+            try:
+                load_weights(method, live)
+            except InputError as error:
+                raise InputError(f"{error}; or --regions none: no regions") from None
+    return inputs
+
+
+def load_weights(method: Method, live: LiveInputs) -> None:
+    """Load, before the first post, what the method's slots take."""
+    if method.region_slots.get("vg"):
+        _ = live.ground, live.tag
+    if method.region_slots.get("od"):
+        _ = live.detect

@@ -1,0 +1,248 @@
+"""`python -m finetune predict RUN`: one post, or a file of them, through a finished run.
+
+A file is read and answered in chunks, one line out for every line in, in their order; a line that
+cannot be read is answered by `{"row": N, "error": "…"}`. With `--out`, what is there after an
+interruption is kept and the same command goes on behind it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from tqdm import tqdm
+
+from finetune.posts import parse_line
+from pretrain.cli import InputError, write_json
+
+LOG = logging.getLogger(__name__)
+LONGEST_LINE = 1_000_000
+"""Bytes; a longer line is a bad row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Predictions of a finished run."""
+
+    run: str
+    """Run directory, one seed's, or a fine-tuned model directory or hub id."""
+    text: str | None = None
+    """One post."""
+    head: str | None = None
+    """With --text: the head entity, words that occur once, or START:END in characters."""
+    tail: str | None = None
+    """With --text: the tail entity."""
+    image: str | None = None
+    """With --text: its picture."""
+    caption: str | None = None
+    """With --text: what the picture shows, for runs that read captions."""
+    input: str | None = None
+    """Instead of --text: a file of posts, one JSON object a line (`finetune/posts.py`); pictures
+    are relative to its folder."""
+    out: str | None = None
+    """With --input: where the answers go, resumable; none: standard output."""
+    ner: str | None = None
+    """A run that finds entities: where a post names no head and tail, every pair is scored."""
+    top_k: int = 3
+    """Relations shown with their probability."""
+    batch_size: int = 64
+    """Rows a forward pass."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on CUDA, fp32 on CPU."""
+    regions: Literal["live", "none"] = "live"
+    """For runs that read regions. live: ground and detect them now. none: all slots empty."""
+    grounder: str = "IDEA-Research/grounding-dino-base"
+    """Grounding DINO: folder or hub id."""
+    detector: str = "COCO_V1"
+    """Faster R-CNN: COCO_V1 or a weights file."""
+    tagger: str = "en_core_web_sm"
+    """spaCy model that finds nouns to ground; none: entity names alone."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.input is None):
+            raise ValueError("give either --text or --input")
+        single = [name for name in ("head", "tail", "image", "caption") if getattr(self, name)]
+        if self.input is not None and single:
+            raise ValueError(f"--{single[0]} goes with --text; in a file each post names its own")
+        if self.out is not None and self.input is None:
+            raise ValueError("--out goes with --input")
+        for name in ("top_k", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that answers depend on."""
+        return {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
+
+
+def build(config: PredictConfig):
+    """The extractor that the settings name."""
+    from finetune.extractor import Extractor
+    from finetune.own_inputs import LiveInputs
+    from pretrain import distributed
+
+    live = LiveInputs(
+        regions=config.regions,
+        grounder=config.grounder,
+        detector=config.detector,
+        tagger=config.tagger,
+        device=str(distributed.device()),
+    )
+    return Extractor.from_pretrained(
+        config.run,
+        ner=config.ner,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        live=live,
+    )
+
+
+# ---------------------------------------------------------------------- a file of posts
+
+
+def read_posts(file: BinaryIO, base: Path, task: str) -> Iterator[Any]:
+    """A post a line; `Bad` for a line that is none. Only one line is held."""
+    from finetune.extractor import Bad
+
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+            while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                pass
+            yield Bad(f"a line of more than {LONGEST_LINE} bytes")
+            continue
+        try:
+            yield parse_line(line, base, task)
+        except InputError as error:
+            yield Bad(str(error))
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file, an unfinished last one included."""
+    lines, end = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            lines, end = lines + block.count(b"\n"), block[-1:]
+    return lines + (end != b"\n")
+
+
+def predict_file(config: PredictConfig) -> dict[str, int]:
+    """Answer every line; returns how many there are, and how many were bad."""
+    source = Path(config.input)
+    if not source.is_file():
+        raise InputError(f"--input {source}: no such file")
+    total = count_lines(source)
+    done = Done.none() if config.out is None else Done.find(Path(config.out), config)
+    if done.finished:
+        LOG.info("%s: finished already", config.out)
+        return {"rows": total, "bad": done.bad}
+    extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
+    bad = done.bad
+    with source.open("rb") as file, done.open() as out:
+        posts = islice(read_posts(file, source.parent, extractor.task), done.rows, None)
+        answers = extractor.stream(posts, config.top_k)
+        bar = tqdm(answers, initial=done.rows, total=total, unit=" posts", disable=None)
+        for row, answer in enumerate(bar, start=done.rows):
+            bad += "error" in answer
+            out.write(json.dumps({"row": row, **answer}, ensure_ascii=False) + "\n")
+    done.finish()
+    LOG.info("%d posts, %d of them could not be read", total, bad)
+    return {"rows": total, "bad": bad}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an earlier call has written to `--out`: OUT.partial until all is there."""
+
+    out: Path | None
+    rows: int = 0
+    bad: int = 0
+    finished: bool = False
+
+    @staticmethod
+    def none() -> "Done":
+        """Standard output: nothing is kept."""
+        return Done(None)
+
+    @staticmethod
+    def find(out: Path, config: PredictConfig) -> "Done":
+        """Look at `out`; keep whole lines of a partial file, cut off a broken one.
+
+        Raises:
+            InputError: what is there came from another input or other settings.
+        """
+        partial, state = with_end(out, ".partial"), with_end(out, ".settings.json")
+        settings = config.shaping() | {"bytes": Path(config.input).stat().st_size}
+        settings["head"] = first_bytes(Path(config.input))
+        if out.exists() or partial.exists():
+            try:
+                same = json.loads(state.read_text(encoding="utf-8")) == settings
+            except (OSError, ValueError):
+                same = False
+            if not same:
+                name = out if out.exists() else partial
+                raise InputError(
+                    f"{name}: holds answers to another input, run or settings; give another --out, "
+                    "or remove it"
+                )
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(state, settings)
+            partial.touch()
+        path = out if out.exists() else partial
+        rows = bad = end = 0
+        with path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                rows, end = rows + 1, end + len(line)
+                bad += b'"error": ' in line and "error" in json.loads(line)
+        if path == partial:
+            os.truncate(partial, end)
+        return Done(out, rows, bad, finished=path == out)
+
+    def open(self) -> Any:
+        """The stream for further lines."""
+        if self.out is None:
+            return nullcontext(sys.stdout)
+        return with_end(self.out, ".partial").open("a", encoding="utf-8", buffering=1 << 16)
+
+    def finish(self) -> None:
+        """All lines are there: the file gets its name."""
+        if self.out is not None:
+            os.replace(with_end(self.out, ".partial"), self.out)
+
+
+def with_end(path: Path, end: str) -> Path:
+    """`path` with something after its name."""
+    return path.with_name(path.name + end)
+
+
+def first_bytes(path: Path) -> str:
+    """Digest of the beginning of a file: with its size, what tells one input from another."""
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(1 << 20)).hexdigest()
+
+
+def run(config: PredictConfig) -> None:
+    """`python -m finetune predict`"""
+    for name in ("finetune.inputs", "transformers"):  # they speak of every chunk
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if config.input is not None:
+        predict_file(config)
+        return
+    answer = build(config)(
+        config.text,
+        head=config.head,
+        tail=config.tail,
+        image=config.image,
+        caption=config.caption,
+        top_k=config.top_k,
+    )
+    print(json.dumps(answer, ensure_ascii=False))

@@ -1,0 +1,442 @@
+"""Prediction on new posts: numbers of evaluation, places, bad rows, resuming, calibration."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune import calibration, evaluate
+from finetune.__main__ import main
+from finetune.checkpoint import save_method
+from finetune.extractor import Extractor
+from finetune.inputs import InputOptions, load_split
+from finetune.methods.base import Source
+from finetune.methods.bert_crf import BertCrf, BertCrfConfig
+from finetune.methods.mkgformer import MKGformer, MKGformerConfig
+from finetune.methods.promu import Promu, PromuConfig
+from finetune.own_inputs import LiveInputs, check_needs
+from finetune.posts import APART, WHOLE_TAGS, parse_post
+from finetune.tasks.base import TaskInfo
+from finetune.tasks.mnre import Mnre
+from finetune.tasks.region_cache import Region
+from finetune.tasks.twitter import bio_labels, read_rows
+from pretrain.cli import InputError
+
+ENTITIES = TaskInfo("twitter2017", "entities", bio_labels())
+
+
+def save_run(directory, name, method_class, config, task, model, inputs=None):
+    """A run of one seed with random weights: what `predict` reads of it."""
+    torch.manual_seed(3)
+    method, tokenizer = method_class.build(config, task, Source(str(model)))
+    with torch.no_grad():  # at BERT's 0.02 every post would have about the same answer
+        for parameter in method.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25)
+    inputs = {"images": "required", "max_length": 40} | (inputs or {})
+    save_method(
+        directory / "seed-1/model", method, tokenizer, name=name, config=config, task=task,
+        inputs=inputs, card="# card\n",
+    )  # fmt: skip
+    (directory / "seed-1/result.json").write_text(json.dumps({"dev": {"f1": 1.0}}))
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path, mnre_folder, tiny_model):
+    """PROMU on the tiny MNRE."""
+    task = Mnre(mnre_folder).info
+    return save_run(tmp_path / "run", "promu", Promu, PromuConfig(), task, tiny_model)
+
+
+@pytest.fixture
+def ner(tmp_path, tiny_model):
+    """BERT-CRF on Twitter's labels."""
+    return save_run(
+        tmp_path / "ner", "bert_crf", BertCrf, BertCrfConfig(), ENTITIES, tiny_model,
+        {"images": "none"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def posts(mnre_folder):
+    """The test rows in the schema of own data."""
+    return [
+        {
+            "tokens": list(row.tokens),
+            "head": list(row.head),
+            "tail": list(row.tail),
+            "image": f"img_org/test/{row.image_id}",
+        }
+        for row in Mnre(mnre_folder).read("test")
+    ]
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" if isinstance(r, dict) else r for r in records))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------- the same as evaluation
+
+
+def test_the_numbers_are_those_of_evaluation(tmp_path, run, mnre_folder, posts):
+    """Through `load_split` of the data folder itself, and through the file of posts."""
+    extractor = Extractor.from_pretrained(run)
+    task, parts = Mnre(mnre_folder), extractor.run
+    options = InputOptions(images="required", max_length=40, cache=tmp_path / "cache")
+    split = load_split(task, "test", parts.tokenizer, parts.method, options)
+    expected = evaluate.predict(parts.method, task, split, "fp32")
+    source = write(mnre_folder / "posts.jsonl", posts)
+    main(["predict", str(run), "--input", str(source), "--out", str(tmp_path / "o.jsonl"),
+          "--top_k", "9"])  # fmt: skip
+    answers = read(tmp_path / "o.jsonl")
+    assert [answer["row"] for answer in answers] == list(range(30))
+    assert [answer["relation"] for answer in answers] == expected.answers
+    assert np.ptp(expected.probabilities, axis=0).max() > 0.005  # the posts differ
+    for answer, shares in zip(answers, expected.probabilities, strict=True):
+        found = {entry["relation"]: entry["probability"] for entry in answer["top"]}
+        for label, share in zip(task.info.labels, shares, strict=True):
+            assert found[label] == pytest.approx(share, abs=2e-4)
+        assert answer["probability"] == answer["top"][0]["probability"]
+        assert answer["related"] == (answer["relation"] != "None")
+
+
+def test_text_tokens_and_python_agree(run, mnre_folder, posts):
+    extractor = Extractor.from_pretrained(run)
+    picture = mnre_folder / posts[0]["image"]
+    by_tokens = extractor(posts[0]["tokens"], head=[3, 4], tail=[5, 6], image=picture)
+    text = " ".join(posts[0]["tokens"])
+    head, tail = by_tokens["head"]["text"], by_tokens["tail"]["text"]
+    with Image.open(picture) as opened:
+        by_text = extractor(text, head=head, tail=tail, image=opened.copy())
+    assert by_text == by_tokens
+    assert text[by_text["head"]["start"] : by_text["head"]["end"]] == head
+    span = f"{by_text['tail']['start']}:{by_text['tail']['end']}"
+    assert extractor(text, head=head, tail=span, image=picture) == by_tokens
+    without = extractor(text, head=head, tail=tail)
+    assert without["probability"] != by_tokens["probability"]
+
+
+def test_one_post_on_the_command_line(run, mnre_folder, capsys):
+    main(["predict", str(run), "--text", "Ann and Bob", "--head", "Ann", "--tail", "Bob",
+          "--image", str(mnre_folder / "img_org/val/val0.jpg"), "--top_k", "2"])  # fmt: skip
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["top"]) == 2 and answer["tail"] == {"text": "Bob", "start": 8, "end": 11}
+    for wrong, message in (
+        (["--head", "Cid", "--tail", "Bob"], "head 'Cid' does not occur in the text"),
+        (["--head", "Ann"], "head and tail: give both"),
+        ([], "no head and tail; give them, or --ner RUN"),
+        (["--head", "Ann", "--tail", "Bob", "--image", "no.jpg"], "image no.jpg: no such file"),
+        (["--head", "Ann", "--tail", "Bob", "--out", "x"], "out goes with --input"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(["predict", str(run), "--text", "Ann and Bob", *wrong])
+        assert exit_.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.strip().count("\n") == 0
+
+
+# ---------------------------------------------------------------------- entities
+
+
+def test_entities_have_their_characters(ner):
+    """Spans of words as conlleval reads the tags, at their places in the text."""
+    extractor = Extractor.from_pretrained(ner)
+    text = "RT @x: Ann and  Bob, tonight!"
+    answer = extractor(text)
+    post = parse_post({"text": text}, None, "twitter2017")
+    assert post.tokens == ("RT", "@", "x", ":", "Ann", "and", "Bob", ",", "tonight", "!")
+    ((tags, _),) = extractor.run.answers([(post, None, None)])
+    covered = set()
+    assert answer["entities"], "random weights of this seed find some"
+    for entity in answer["entities"]:
+        assert text[entity["start"] : entity["end"]] == entity["text"]
+        first, end = entity["words"]
+        assert tags[first][2:] == entity["type"] and tags[first] != "O"
+        assert entity["start"] == post.places[first][0] and entity["end"] == post.places[end - 1][1]
+        covered |= set(range(first, end))
+    assert covered == {i for i, tag in enumerate(tags) if tag != "O"}
+
+
+def test_pairs_of_found_entities(run, ner, mnre_folder):
+    """Every ordered pair, each as if it had been given."""
+    pair = Extractor.from_pretrained(run, ner=ner)
+    alone = Extractor.from_pretrained(run)
+    text, picture = "RT @x : Ann and Bob tonight", mnre_folder / "img_org/val/val3.jpg"
+    answer = pair(text, image=picture)
+    spans = [tuple(entity["words"]) for entity in answer["entities"]]
+    assert len(spans) >= 2
+    expected = [(a, b) for a in spans for b in spans if a != b]
+    assert len(answer["relations"]) == len(expected)
+    tokens = list(parse_post({"text": text}, None, "twitter2017").tokens)
+    for (head, tail), found in zip(expected, answer["relations"], strict=True):
+        given = alone(tokens, head=list(head), tail=list(tail), image=picture)
+        assert given["relation"] == found["relation"]
+        assert given["probability"] == pytest.approx(found["probability"], abs=2e-4)
+        assert text[found["head"]["start"] : found["head"]["end"]] == found["head"]["text"]
+    with pytest.raises(InputError, match="that run finds relations, not entities"):
+        Extractor.from_pretrained(run, ner=run)
+    with pytest.raises(InputError, match="finds entities itself"):
+        Extractor.from_pretrained(ner, ner=ner)
+
+
+# ---------------------------------------------------------------------- bad rows, and going on
+
+
+def test_bad_rows_stand_in_their_places(tmp_path, run, mnre_folder, posts, capsys):
+    """The others' answers are those of the undamaged file."""
+    good = write(mnre_folder / "good.jsonl", posts)
+    main(["predict", str(run), "--input", str(good), "--out", str(tmp_path / "good.jsonl")])
+    whole = (mnre_folder / posts[4]["image"]).read_bytes()
+    (mnre_folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (mnre_folder / "text.jpg").write_text("no picture")
+    damaged = list(posts)
+    damaged[0] = "{not json\n"
+    damaged[3] = {**posts[3], "head": [4, 99]}
+    damaged[4] = {**posts[4], "image": "cut.jpg"}
+    damaged[7] = {**posts[7], "image": "text.jpg"}
+    damaged[11] = {**posts[11], "image": "absent.jpg", "id": "eleven"}
+    damaged[12] = {**posts[12], "tokens": [*posts[12]["tokens"], "[E1]"], "id": 12}
+    damaged[20] = {**posts[20], "colour": "red"}
+    damaged[25] = "\n"
+    damaged[29] = '{"text": "' + "x" * 1_000_001 + '"}'
+    source = write(mnre_folder / "damaged.jsonl", damaged)
+    main(["predict", str(run), "--input", str(source), "--out", str(tmp_path / "bad.jsonl")])
+    answers, expected = read(tmp_path / "bad.jsonl"), read(tmp_path / "good.jsonl")
+    errors = {answer["row"]: answer["error"] for answer in answers if "error" in answer}
+    assert {row: error[:22] for row, error in errors.items()} == {
+        0: "not JSON",
+        3: "head [4, 99) is empty ",
+        4: errors[4][:22],
+        7: errors[7][:22],
+        11: errors[11][:22],
+        12: "row 0: its text itself"[:22],
+        20: "unknown key 'colour'; ",
+        25: "not JSON",
+        29: "a line of more than 10",
+    }
+    assert "cut.jpg: no readable picture" in errors[4]
+    assert "text.jpg: no readable picture" in errors[7]
+    assert "absent.jpg: no such file" in errors[11] and answers[12]["id"] == 12
+    for answer, other in zip(answers, expected, strict=True):
+        if answer["row"] not in errors:
+            assert answer["relation"] == other["relation"]
+            assert answer["probability"] == pytest.approx(other["probability"], abs=2e-4)
+
+
+def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypatch):
+    source, out = write(mnre_folder / "p.jsonl", [*posts[:20], "x\n", *posts[20:]]), tmp_path / "o"
+    argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
+    monkeypatch.setattr("finetune.extractor.CHUNK", 8)
+    main(argv)
+    expected = out.read_bytes()
+    lines = expected.splitlines(keepends=True)
+    (tmp_path / "o.partial").write_bytes(b"".join(lines[:16]) + lines[16][:10])
+    out.unlink()
+    main(argv)
+    assert out.read_bytes() == expected and not (tmp_path / "o.partial").exists()
+    monkeypatch.setattr("finetune.predict.build", None)  # finished: nothing is loaded
+    main(argv)
+    assert out.read_bytes() == expected
+    write(source, posts)
+    with pytest.raises(SystemExit):
+        main(argv)
+    with pytest.raises(SystemExit):
+        main([*argv, "--top_k", "1"])
+
+
+# ---------------------------------------------------------------------- calibration
+
+
+def test_calibration_error_by_hand():
+    """Confidence .6 twice (one right), .9 twice (both right): (|1.2-1| + |1.8-2|) / 4."""
+    shares = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.1, 0.9]])
+    assert calibration.calibration_error(shares, np.array([0, 1, 0, 1])) == pytest.approx(10.0)
+    assert calibration.negative_log_likelihood(shares, np.array([0, 1, 0, 1])) == pytest.approx(
+        -np.log([0.6, 0.4, 0.9, 0.9]).mean()
+    )
+
+
+def test_temperature_is_found_again_and_agrees_with_a_gradient_descent():
+    """Answers drawn from softmax(z), the model says softmax(3 z): T = 3, whatever the metric."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(4000, 5))
+    true = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    gold = np.array([generator.choice(5, p=row) for row in true])
+    said = calibration.sharpen(true, 1 / 3)
+    found = calibration.calibrate(said, gold)
+    logits, beta = torch.tensor(np.log(said)), torch.ones((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([beta], max_iter=50)
+
+    def loss():
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(beta * logits, torch.tensor(gold))
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert found.temperature == pytest.approx(1 / beta.item(), rel=1e-3)
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert found.ece_after < 3 < 15 < found.ece_before
+    assert abs(found.ece_after_held_out - found.ece_after) < 2
+    assert found.nll_after < found.nll_before
+
+
+def test_a_run_is_calibrated_once(run, mnre_folder, posts):
+    """From `pred_dev.jsonl`; kept beside it; fitted again when that file changes."""
+    extractor = Extractor.from_pretrained(run)
+    picture = mnre_folder / posts[0]["image"]
+    plain = extractor(posts[0]["tokens"], head=[3, 4], tail=[5, 6], image=picture)
+    assert extractor.run.temperature == 1.0 and not (run / "seed-1/calibration.json").exists()
+    labels = extractor.run.info.labels
+    records = [
+        {"row": i, "gold": labels[i % 3], "pred": labels[0], "scores": [0.9, 0.07, 0.03]}
+        for i in range(30)
+    ]
+    write(run / "seed-1/pred_dev.jsonl", records)
+    warm = Extractor.from_pretrained(run)
+    kept = json.loads((run / "seed-1/calibration.json").read_text())
+    assert warm.run.temperature == kept["temperature"] == pytest.approx(20, rel=1e-3)  # hottest
+    after = warm(posts[0]["tokens"], head=[3, 4], tail=[5, 6], image=picture)
+    assert after["relation"] == plain["relation"]
+    assert after["probability"] < plain["probability"]
+    write(run / "seed-1/pred_dev.jsonl", [r | {"gold": labels[0]} for r in records])
+    assert Extractor.from_pretrained(run).run.temperature < 0.1  # all are right
+    (run / "seed-1/calibration.json").write_text("{}")
+    with pytest.raises(InputError, match=r"calibration\.json: damaged"):
+        Extractor.from_pretrained(run)
+
+
+# ---------------------------------------------------------------------- what a run reads beside
+
+
+def test_regions_are_made_for_a_post(tmp_path, mnre_folder, tiny_model, posts):
+    """Of the kinds that the method has slots for; without weights a line, or none at all."""
+    config = MKGformerConfig(
+        vision="random", vision_patch=8, vg_size=16, od_size=8, fusion_layers=1, od=0
+    )
+    task = Mnre(mnre_folder).info
+    run = save_run(
+        tmp_path / "mkg", "mkgformer", MKGformer, config, task, tiny_model, {"regions": "community"}
+    )
+    with pytest.raises(InputError, match=r"--grounder nowhere: cannot be loaded.*--regions none"):
+        Extractor.from_pretrained(run, live=LiveInputs(grounder="nowhere"))
+    empty = Extractor.from_pretrained(run, live=LiveInputs(regions="none"))
+    asked = []
+
+    def ground(picture, keywords):
+        asked.append((picture.size, keywords))
+        return [Region((1, 1, 9, 9), 0.5, *keyword) for keyword in keywords]
+
+    live = LiveInputs(tagger="none")
+    live.__dict__["ground"] = ground
+    grounded = Extractor.from_pretrained(run, live=live)
+    post = {"head": [3, 4], "tail": [5, 6], "image": mnre_folder / posts[0]["image"]}
+    first, second = (e(posts[0]["tokens"], **post) for e in (empty, grounded))
+    assert first["probability"] != second["probability"]
+    names = [posts[0]["tokens"][3], posts[0]["tokens"][5]]
+    assert asked == [((20, 16), list(zip(names, ("head", "tail"), strict=True)))]
+    # the same boxes from a cache of the data folder give the same answer
+    from finetune.tasks.region_cache import Regions, write_regions
+
+    rows = Mnre(mnre_folder).read("test")
+    boxes = {
+        row.row: Regions(row.image_id, (20, 16), (Region((1, 1, 9, 9), 0.5, "x", "head"),) * 2)
+        for row in rows
+    }
+    write_regions(mnre_folder / "regions_vg_test.jsonl", {"leaky": False}, boxes)
+    options = InputOptions(
+        images="required", max_length=40, regions=str(mnre_folder), cache=tmp_path / "c"
+    )
+    parts = grounded.run
+    split = load_split(Mnre(mnre_folder), "test", parts.tokenizer, parts.method, options)
+    expected = evaluate.predict(parts.method, Mnre(mnre_folder), split, "fp32")
+    assert second["relation"] == expected.answers[0]
+    assert second["probability"] == pytest.approx(max(expected.probabilities[0]), abs=2e-4)
+
+
+def test_captions_come_with_the_posts(tmp_path, run, mnre_folder, posts):
+    path = run / "seed-1/model/method.json"
+    description = json.loads(path.read_text())
+    description["inputs"] |= {"captions": "caption", "max_caption_length": 8}
+    path.write_text(json.dumps(description))
+    extractor = Extractor.from_pretrained(run)
+    post = {"head": [3, 4], "tail": [5, 6], "image": mnre_folder / posts[0]["image"]}
+    one = extractor(posts[0]["tokens"], caption="Ann", **post)
+    two = extractor(posts[0]["tokens"], caption="Bob", **post)
+    assert one["probability"] != two["probability"]
+    with pytest.raises(InputError, match="give the post a caption"):
+        extractor(posts[0]["tokens"], **post)
+    assert "relation" in extractor(posts[0]["tokens"], **post | {"image": None})
+
+
+def test_what_cannot_be_made_is_named(run, caplog):
+    method = Extractor.from_pretrained(run).run.method
+    inputs = {"images": "required", "max_length": 40, "regions": None, "types": "somewhere"}
+    method.needs = frozenset({"image", "scores"})
+    with pytest.raises(InputError, match="what new posts do not have: correlation scores"):
+        check_needs(method, inputs, LiveInputs(), "run")
+    assert check_needs(method, inputs | {"images": "none"}, LiveInputs(), "run")["types"] is None
+    assert "those of new posts are unknown" in caplog.text
+
+
+# ---------------------------------------------------------------------- posts
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "not a JSON object"),
+        ({}, "either text or tokens"),
+        ({"text": "a", "tokens": ["a"]}, "either text or tokens"),
+        ({"text": " "}, "not blank"),
+        ({"text": "x" * 20_001}, "20001 characters"),
+        ({"tokens": []}, "must not be empty"),
+        ({"tokens": ["a", 1]}, "list of strings"),
+        ({"text": "a b", "head": "a"}, "give both or neither"),
+        ({"text": "a b a", "head": "a", "tail": "b"}, "occurs 2 times"),
+        ({"text": "ab b", "head": "a", "tail": "b"}, "'a' does not occur"),
+        ({"text": "a b", "head": [0, 1], "tail": [1, 2]}, "holds no word"),
+        ({"text": "a b", "head": [0, 1], "tail": [2, 9]}, r"\[2, 9\) is empty or outside 3"),
+        ({"tokens": ["a"], "head": "a", "tail": [0, 1]}, r"\[start, end\) in tokens"),
+        ({"text": "a", "image": 3}, "image must be a path"),
+        ({"text": "a", "caption": 3}, "caption must be a string"),
+    ],
+)
+def test_posts_that_cannot_be_read(tmp_path, record, message):
+    with pytest.raises(InputError, match=message):
+        parse_post(record, tmp_path, "mnre")
+
+
+def test_a_picture_that_claims_too_much_is_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    assert parse_post({"text": "a", "image": "a.png"}, tmp_path, "mnre").image
+    monkeypatch.setattr("finetune.posts.MOST_PIXELS", 1000)
+    with pytest.raises(InputError, match="40 x 40 pixels; make it smaller"):
+        parse_post({"text": "a", "image": "a.png"}, tmp_path, "mnre")
+
+
+def test_entities_cut_words():
+    """A span inside a word is a token of its own, so that its marker stands where it was asked."""
+    post = parse_post({"text": "pre-Brexit Britain", "head": [4, 10], "tail": [11, 18]}, None, "")
+    assert post.tokens == ("pre", "-", "Brexit", "Britain")
+    assert post.mention(post.head) == {"text": "Brexit", "start": 4, "end": 10}
+    assert post.tail == (3, 4)
+
+
+@pytest.mark.parametrize(("year", "words"), [(2015, WHOLE_TAGS), (2017, APART)])
+def test_words_are_those_of_the_published_tokens(year, words, shared_data):
+    """Cut again, the published tweets keep their tokens: 97 % of them and more."""
+    same = total = 0
+    for row in read_rows(shared_data / f"twitter{year}/valid.txt"):
+        found = {m.span() for m in words.finditer(" ".join(row.tokens))}
+        places = parse_post({"tokens": list(row.tokens)}, None, "").places
+        same, total = same + len(found & set(places)), total + len(places)
+    assert same / total > 0.97
