@@ -15,11 +15,14 @@ USAGE = """usage: python -m finetune COMMAND …
 
   train     train a method on a task: select on dev, test once
   evaluate  scores and predictions of a finished run
+  predict   relation or entities of new posts
+  data      check a task's files, or make them of your own posts
   view      write a view manifest: what an experiment changes in a split
   regions   build, recover or import region caches
   types     write the types of the entities: NER, learned, gold (leaky)
   audit     test whether an input leaks the label
   study     one question, many runs, one table
+  list      methods, tasks, views, studies, configurations with expected figures
   report    tables and plots of any number of runs
 
 `python -m finetune COMMAND --help` explains each, with an example.
@@ -65,14 +68,35 @@ def evaluate(argv: Sequence[str]) -> None:
     print(f"{result['split']:>5}: {figures(result)}")
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {"train": train, "evaluate": evaluate}
+def predict(argv: Sequence[str]) -> None:
+    """python -m finetune predict RUN"""
+    from finetune.predict import PredictConfig, run
+
+    config = parse_config(
+        PredictConfig,
+        with_positional(argv, "run"),
+        prog="python -m finetune predict",
+        description="Relation or entities of new posts, as JSON lines.",
+        example='python -m finetune predict RUN --text "Bob in Oslo" --head Bob --tail Oslo '
+        "--image 17.jpg",
+    )
+    run(config)
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
 MODULES = {
+    "data": "finetune.own_data",
     "view": "finetune.views",
     "regions": "finetune.regions",
     "types": "finetune.entity_types",
     "audit": "finetune.audit",
     "report": "finetune.report",
     "study": "finetune.study",
+    "list": "finetune.listing",
 }
 """Commands that are a module's `main`."""
 

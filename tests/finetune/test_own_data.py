@@ -1,0 +1,107 @@
+"""Your own posts as task files: the tokens carry the marked characters, damage has a line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from finetune import metrics
+from finetune.__main__ import main
+from finetune.own_data import convert
+from finetune.tasks.relations import OwnRelations
+from finetune.tasks.twitter import OwnEntities
+from pretrain.cli import InputError
+
+
+def write(path, records):
+    path.write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n")
+    return path
+
+
+def test_relations_from_text_and_from_csv(tmp_path):
+    first = {"text": "Bob in Oslo!", "head": "Bob", "tail": [7, 11], "relation": "lives"}
+    second = {"text": "Zoë's Café, Rome", "head": [0, 3], "tail": "Rome", "relation": "None"}
+    posts = [first | {"image": "1.jpg"}, second]
+    rows = list(convert(write(tmp_path / "a.jsonl", posts), "relations"))
+    assert rows[0] == {
+        "tokens": ["Bob", "in", "Oslo", "!"], "head": [0, 1], "tail": [2, 3],
+        "image": "1.jpg", "relation": "lives",
+    }  # fmt: skip
+    (tmp_path / "b.csv").write_text(
+        "text,head,tail,relation,image\n"
+        'Bob in Oslo!,Bob,"[7, 11]",lives,1.jpg\n"Zoë\'s Café, Rome","[0, 3]",Rome,None,\n'
+    )
+    assert list(convert(tmp_path / "b.csv", "relations")) == rows
+    command = f"data convert {tmp_path}/b.csv --to relations --out {tmp_path}/mine/train.jsonl"
+    main(command.split())
+    task = OwnRelations(tmp_path / "mine")
+    assert [(r.tokens[r.head[0]], r.tokens[r.tail[0]]) for r in task.read("train")] == [
+        ("Bob", "Oslo"),
+        ("Zoë", "Rome"),
+    ]
+
+
+def test_entities_survive_the_way_there_and_back(tmp_path):
+    """200 random texts with random marks: the tagged tokens hold exactly the marked letters."""
+    generator = np.random.default_rng(0)
+    words = ["Bob", "naïve", "#tag", "@you", "a-b", "3.5", "…", "in", "Oslo,", "U.S."]
+    posts = []
+    for _ in range(200):
+        text = " ".join(generator.choice(words, generator.integers(1, 9)))
+        spans, start = [], 0
+        while (start := start + int(generator.integers(4))) < len(text):
+            end = min(len(text), start + int(generator.integers(1, 7)))
+            if any(c.isalnum() for c in text[start:end]):
+                spans.append([start, end, str(generator.choice(["PER", "LOC"]))])
+            start = end
+        posts.append({"text": text, "label": spans, "image": "x.jpg"})
+    source = write(tmp_path / "posts.jsonl", posts)
+    main(f"data convert {source} --to entities --out {tmp_path}/ner/train.jsonl".split())
+    rows = OwnEntities(tmp_path / "ner").read("train")
+    for post, row in zip(posts, rows, strict=True):
+        found = metrics.entities(row.tags)
+        tokens = ["".join(row.tokens[first : last + 1]) for _, first, last in found]
+        marked = ["".join(post["text"][s:e].split()) for s, e, _ in sorted(post["label"])]
+        assert tokens == marked
+        assert "".join(row.tokens) == "".join(post["text"].split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "record", "message"),
+    [
+        ("relations", {"text": "Bob in Oslo", "relation": "x"}, "head and tail are missing"),
+        ("relations", {"text": "Bob in Oslo", "head": "Bob", "tail": "Oslo"}, "relation is miss"),
+        ("relations", {"text": "a a b", "head": "a", "tail": "b", "relation": "x"}, "occurs 2"),
+        ("relations", {"text": "a b", "head": [0, 1], "tail": [2, 9], "relation": "x"}, "outside"),
+        ("relations", {"text": "a b", "head": "a", "tail": "b", "relation": "x", "image": "i/a"},
+         "image must be a file name"),
+        ("entities", {"text": " ", "entities": []}, "text must be"),
+        ("entities", {"text": "Bob"}, "entities must be a list"),
+        ("entities", {"text": "Bob", "entities": [[0, 4, "PER"]]}, "outside 3 characters"),
+        ("entities", {"text": "Bob", "entities": [[0, 2, "PER"], [1, 3, "LOC"]]}, "overlap at"),
+        ("entities", {"text": "Bob", "entities": [[0, 2, "A B"]]}, "has no type"),
+        ("entities", {"text": "a  b", "entities": [[1, 3, "X"]]}, "holds no word"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_line_with_its_place(tmp_path, kind, record, message):
+    good = {"text": "a b", "head": "a", "tail": "b", "relation": "x", "entities": []}
+    source = write(tmp_path / "posts.jsonl", [good, record])
+    with pytest.raises(InputError, match=rf"posts\.jsonl:2: .*{message}"):
+        list(convert(source, kind))
+
+
+def test_damaged_csv(tmp_path):
+    source = tmp_path / "posts.csv"
+    source.write_text("text,head\nBob\n")
+    with pytest.raises(InputError, match=r"posts\.csv:2: not as many cells as columns"):
+        list(convert(source, "relations"))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(convert(tmp_path / "no.csv", "relations"))
+
+
+def test_check_counts_what_is_there(mnre_folder, capsys):
+    (mnre_folder / "img_org/val/val3.jpg").unlink()
+    main(["data", "check", "--task", "mnre", "--data", str(mnre_folder)])
+    printed = capsys.readouterr().out
+    assert "120 rows" in printed and "29 there, 1 missing, for example val3.jpg" in printed
+    assert "train: 120 rows, 120 pictures, 0 repeated" in printed
