@@ -138,13 +138,18 @@ def softmax_regression(vectors: Tensor, labels: Tensor, penalty: float = 1e-2) -
 
 def fold_of(rows: Sequence[RelationRow], folds: int, seed: int) -> np.ndarray:
     """(N,) fold of each row; all rows of a picture or of a post lie in one."""
-    groups: dict[Any, int] = {}
-    numbers = []
+    parent: dict[Any, Any] = {}
+
+    def root(key: Any) -> Any:
+        while parent.setdefault(key, key) != key:
+            key = parent[key]
+        return key
+
     for row in rows:
-        known = groups.get(row.image_id, groups.get(row.tokens, len(groups)))
-        groups[row.image_id] = groups[row.tokens] = known
-        numbers.append(known)
-    _, numbers = np.unique(numbers, return_inverse=True)
+        if row.image_id is not None:
+            parent[root(row.image_id)] = root(row.tokens)
+    groups: dict[Any, int] = {}
+    numbers = np.array([groups.setdefault(root(row.tokens), len(groups)) for row in rows])
     order = np.random.Generator(np.random.PCG64(seed)).permutation(numbers.max() + 1)
     return order[numbers] % folds
 
