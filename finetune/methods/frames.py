@@ -1,7 +1,7 @@
 """Focal frames: one picture a region with that region marked, drawn on the device (FocalMRE §3.3).
 
-A batch carries each picture once, as uint8, and the boxes; the marked copies are made here, all
-rows and regions at once. B: rows, R: regions, S: side of a picture in pixels. Sizes that the
+A batch carries each picture once, as uint8 and at the size that the network takes, and the boxes;
+the marked copies are made here, all rows and regions at once. B: rows, R: regions, S: side of a picture in pixels. Sizes that the
 specification gives at 224 pixels scale with S.
 
 Two kinds of mark: an edge is painted on (rect, ellipse), or everything outside is made hard to see
@@ -95,8 +95,8 @@ def _area(boxes: Tensor, size: int, style: Style, width: int) -> Tensor:
     area = shape(boxes, size)
     if style in ("dim", "blur"):
         return area
-    inwards = boxes.new_tensor([1, 1, -1, -1]) * at_size(width, size)
-    return area & ~shape(boxes + inwards, size)
+    edge = at_size(width, size)
+    return area & ~shape(torch.cat([boxes[..., :2] + edge, boxes[..., 2:] - edge], dim=-1), size)
 
 
 def _inside_box(boxes: Tensor, size: int) -> Tensor:

@@ -3,18 +3,23 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from finetune.batch import Batch
+from finetune.evaluate import predict
+from finetune.inputs import InputOptions, load_split
+from finetune.methods import focalmre
 from finetune.methods.base import Source
 from finetune.methods.encode_once import EncodeOnce, fingerprints
 from finetune.methods.focal_attention import FocalAttention
 from finetune.methods.focalmre import FocalMRE, FocalMREConfig, repeated
 from finetune.methods.towers import PictureTower, TwoTowers, named_tower, picture_states
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.mnre import MARKERS
+from finetune.tasks.mnre import MARKERS, Mnre
+from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError
 
 TASK = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
@@ -331,6 +336,42 @@ def test_every_distinct_copy_is_encoded_once(tiny_model):
             torch.testing.assert_close(method(batch).logits, alone, atol=1e-5, rtol=1e-5)
             assert method.once.encoded == distinct
     assert method.once is None
+
+
+def test_a_pass_over_a_split(tmp_path, mnre_folder, tiny_model, monkeypatch):
+    """In several batches, too, each distinct copy once; the answers are those without memory."""
+    task = Mnre(mnre_folder)
+    rows = task.read("val")
+    rows = [dataclasses.replace(row, image_id=rows[row.row // 2].image_id) for row in rows]
+    monkeypatch.setattr(task, "read", lambda split: rows)
+    boxes = [(2.0, 1.0, 9.0, 12.0), (8.0, 3.0, 19.0, 15.0)]
+    grounded = {
+        row.row: Regions(row.image_id, (20, 16), (Region(boxes[row.row % 3 % 2], 0.5, "x"),))
+        for row in rows
+    }
+    write_regions(tmp_path / "regions_vg_val.jsonl", {"leaky": False}, grounded)
+    method = build(tiny_model, num_grounded=2, num_detected=0)
+    options = InputOptions(
+        images="required", max_length=40, cache=tmp_path / "cache", regions=str(tmp_path)
+    )
+    _, tokenizer = FocalMRE.build(FocalMREConfig(), TASK, Source(str(tiny_model)))
+    split = load_split(task, "val", tokenizer, method, options)
+    whole = split.dataset.collate(np.arange(len(split)))
+    copies = method.pictures(whole).flatten(0, 1)
+    distinct = len({copy.numpy().tobytes() for copy in copies})
+    made = []
+
+    class Recorded(EncodeOnce):
+        def __init__(self, encode):
+            super().__init__(encode)
+            made.append(self)
+
+    monkeypatch.setattr(focalmre, "EncodeOnce", Recorded)
+    found = predict(method, task, split, "fp32", micro_batch_size=7)
+    assert [once.encoded for once in made] == [distinct] and distinct < len(copies) / 1.5
+    with torch.inference_mode():
+        expected = method(whole).logits.softmax(-1)
+    torch.testing.assert_close(torch.tensor(found.probabilities), expected, atol=2e-5, rtol=0)
 
 
 def test_encode_once_forgets_the_oldest():
