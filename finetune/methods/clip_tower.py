@@ -29,7 +29,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class Regions:
+class Layout:
     """What the tower's sequence is made of."""
 
     vg: int
@@ -51,14 +51,14 @@ class VisionTower(nn.Module):
     who mixes in the text.
     """
 
-    def __init__(self, config: CLIPVisionConfig, regions: Regions) -> None:
+    def __init__(self, config: CLIPVisionConfig, layout: Layout) -> None:
         super().__init__()
-        self.config, self.regions = config, regions
+        self.config, self.layout = config, layout
         width, patch = config.hidden_size, config.patch_size
         for name in ("vg_size", "od_size"):
-            if getattr(regions, name) % patch:
+            if getattr(layout, name) % patch:
                 raise InputError(
-                    f"--model.{name} {getattr(regions, name)} is no multiple of the vision tower's "
+                    f"--model.{name} {getattr(layout, name)} is no multiple of the vision tower's "
                     f"patches of {patch} pixels"
                 )
         self.class_embedding = nn.Parameter(torch.empty(width).normal_(std=width**-0.5))
@@ -71,7 +71,7 @@ class VisionTower(nn.Module):
         )
         self.vg_position_embeddings = nn.Parameter(torch.empty(self.tokens("vg"), width).normal_())
         self.od_position_embeddings = nn.Parameter(torch.empty(self.tokens("od"), width).normal_())
-        if regions.whole:
+        if layout.whole:
             whole = torch.empty((config.image_size // patch) ** 2, width).normal_(std=0.02)
             self.image_position_embeddings = nn.Parameter(whole)
         statistics = torch.tensor([config.image_mean, config.image_std]) * 255
@@ -79,8 +79,8 @@ class VisionTower(nn.Module):
 
     def tokens(self, kind: str) -> int:
         """Visual tokens of all slots of a kind (vg, od)."""
-        side = getattr(self.regions, f"{kind}_size") // self.config.patch_size
-        return getattr(self.regions, kind) * side**2
+        side = getattr(self.layout, f"{kind}_size") // self.config.patch_size
+        return getattr(self.layout, kind) * side**2
 
     def inputs(self, regions: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Region pixels as the network takes them.
@@ -95,9 +95,9 @@ class VisionTower(nn.Module):
         mean, std = self.pixel_statistics
         pixels = (regions.to(mean.dtype) - mean) / std
         pixels = pixels * present[:, :, None, None, None]
-        vg, od = pixels.split([self.regions.vg, self.regions.od], dim=1)
-        if self.regions.od_size != od.shape[-1]:
-            size = (self.regions.od_size,) * 2
+        vg, od = pixels.split([self.layout.vg, self.layout.od], dim=1)
+        if self.layout.od_size != od.shape[-1]:
+            size = (self.layout.od_size,) * 2
             small = nn.functional.interpolate(od.flatten(0, 1), size, mode="area")
             od = small.unflatten(0, od.shape[:2])
         return vg, od
@@ -107,9 +107,9 @@ class VisionTower(nn.Module):
         tokens = [self.class_embedding.expand(len(vg), 1, -1)]
         if image is not None:
             tokens.append(self._patches(image[:, None]) + self.image_position_embeddings)
-        if self.regions.vg:
+        if self.layout.vg:
             tokens.append(self._patches(vg) + self.vg_position_embeddings)
-        if self.regions.od:
+        if self.layout.od:
             tokens.append(self._patches(od) + self.od_position_embeddings)
         return self.norm(torch.cat(tokens, dim=1))
 
@@ -123,7 +123,7 @@ class VisionTower(nn.Module):
         if image_mask is not None:
             masks.append(image_mask[:, None].expand(-1, len(self.image_position_embeddings)))
         for kind, part in zip(
-            ("vg", "od"), present.split([self.regions.vg, self.regions.od], dim=1), strict=True
+            ("vg", "od"), present.split([self.layout.vg, self.layout.od], dim=1), strict=True
         ):
             if slots := part.shape[1]:
                 masks.append(part.repeat_interleave(self.tokens(kind) // slots, dim=1))
@@ -143,11 +143,11 @@ class VisionTower(nn.Module):
         self.load_state_dict(state, strict=False)
         if positions == "clip":
             for kind in ("vg", "od"):
-                if slots := getattr(self.regions, kind):
-                    side = getattr(self.regions, f"{kind}_size") // self.config.patch_size
+                if slots := getattr(self.layout, kind):
+                    side = getattr(self.layout, f"{kind}_size") // self.config.patch_size
                     resized = resize_table(table, side).repeat(slots, 1)
                     getattr(self, f"{kind}_position_embeddings").copy_(resized)
-        if self.regions.whole:
+        if self.layout.whole:
             side = self.config.image_size // self.config.patch_size
             self.image_position_embeddings.copy_(resize_table(table, side))
 
@@ -230,7 +230,7 @@ def _ours(pre_norm: bool, mean: tuple[float, ...], std: tuple[float, ...]) -> di
     return {"pre_norm": pre_norm, "image_mean": list(mean), "image_std": list(std)}
 
 
-def saved_tower(source: str, regions: Regions) -> VisionTower | None:
+def saved_tower(source: str, layout: Layout) -> VisionTower | None:
     """The tower of a finished run's model directory; None where `source` is something else.
 
     Position tables of other slots than ours are left out.
@@ -247,7 +247,7 @@ def saved_tower(source: str, regions: Regions) -> VisionTower | None:
         raise InputError(f"{path}: damaged ({error})") from None
     if not state:
         return None
-    tower = VisionTower(CLIPVisionConfig.from_dict(stored), regions)
+    tower = VisionTower(CLIPVisionConfig.from_dict(stored), layout)
     ours = tower.state_dict()
     tables = [name for name in state if name.endswith("position_embeddings")]
     left = [name for name in tables if name not in ours or state[name].shape != ours[name].shape]
@@ -255,7 +255,8 @@ def saved_tower(source: str, regions: Regions) -> VisionTower | None:
     fresh = {name: ours[name] for name in ours if name.endswith("position_embeddings")}
     check_fits(ours, fresh | kept, str(path))
     tower.load_state_dict(fresh | kept)
-    LOG.info("vision: the finished run %s; left: %s", source, ", ".join(["its head", *left]))
+    left = ["its fusion layers and head", *left]
+    LOG.info("vision: the tower of the finished run %s; left: %s", source, ", ".join(left))
     return tower
 
 

@@ -30,7 +30,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.clip_tower import STORED, Regions, VisionTower, find_tower, saved_tower
+from finetune.methods.clip_tower import STORED, Layout, VisionTower, find_tower, saved_tower
 from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
 from finetune.tasks.base import TaskInfo
 from pretrain.cli import InputError
@@ -158,10 +158,13 @@ class MKGformer(Method):
     ) -> tuple["MKGformer", Any]:
         """Text side of a fusion model or any BERT, and the vision tower that the settings name."""
         encoder, tokenizer = load_text_encoder(source, task)
-        regions = Regions(
-            config.vg, config.vg_size, config.od, config.od_size, config.use_full_image
-        )
-        vision = None if source.random_weights else saved_tower(source.path, regions)
+        longest = encoder.config.max_position_embeddings
+        if config.switch("pad_to") > longest:
+            raise InputError(
+                f"--model.pad_to {config.switch('pad_to')}: {source.path} has {longest} positions"
+            )
+        layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
+        vision = None if source.random_weights else saved_tower(source.path, layout)
         if vision is None:
             sizes, state, line = find_tower(
                 config.vision,
@@ -171,7 +174,7 @@ class MKGformer(Method):
                 encoder.config,
             )
             check_towers(encoder.config, sizes, config.fusion_layers)
-            vision = VisionTower(sizes, regions)
+            vision = VisionTower(sizes, layout)
             vision.load(state, config.switch("positions"), config.vision)
             LOG.info("mkgformer, text: %s; %s", source.path, line)
         return cls(encoder, vision, task, config, tokenizer.pad_token_id), tokenizer

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     BertConfig,
     BertModel,
@@ -23,10 +24,11 @@ from transformers import (
 from finetune.batch import Batch
 from finetune.checkpoint import load_method, save_method
 from finetune.config import OptimConfig
+from finetune.inputs import InputOptions, load_split
 from finetune.methods import mkgformer_names as names
 from finetune.methods.base import Source
 from finetune.methods.clip_tower import (
-    Regions,
+    Layout,
     VisionTower,
     drawn,
     fusion_vit,
@@ -35,11 +37,12 @@ from finetune.methods.clip_tower import (
 )
 from finetune.methods.mkgformer import MKGformer, MKGformerConfig, text_layer, vision_layer
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.mnre import MARKERS
+from finetune.tasks.mnre import MARKERS, Mnre
+from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.checkpoint.hub import load_fusion
 from pretrain.cli import InputError
 
-GOLDEN = Path(__file__).parents[2].parent / "shared/golden/mkgformer.json"
+GOLDEN = Path(__file__).parent / "golden/mkgformer.json"
 RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 TINY = {"vg_size": 32, "od_size": 16, "vision_patch": 8, "vision": "random"}
 
@@ -58,7 +61,7 @@ def tiny(task: TaskInfo = RELATION, **settings) -> MKGformer:
     config = MKGformerConfig(**{"fusion_layers": 2} | TINY | settings)
     encoder = bert()
     sizes, state = drawn(encoder.config, config.vision_patch)
-    regions = Regions(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
+    regions = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
     tower = VisionTower(sizes, regions)
     tower.load(state, config.switch("positions"), "random")
     return MKGformer(encoder, tower, task, config)
@@ -94,7 +97,7 @@ def batch(method: MKGformer, rows: int = 3, length: int = 16, seed: int = 1, **c
 
 
 def random_like(name: str, shape: list[int], kind: str) -> torch.Tensor:
-    """The weight rule of shared/golden/README.md §1."""
+    """A weight by the rule of the golden files: seeded by its name, in float32."""
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     x = np.asarray(generator.standard_normal(tuple(shape))).astype(np.float32)
     f = np.float32
@@ -108,7 +111,7 @@ def random_like(name: str, shape: list[int], kind: str) -> torch.Tensor:
 
 
 def image(key: str, lead: tuple[int, ...], side: int) -> torch.Tensor:
-    """The image rule of the same file, §2."""
+    """A picture likewise: an offset, coarse cells and fine noise."""
     r = np.random.default_rng(zlib.crc32(key.encode()))
     o = r.standard_normal((*lead, 3, 1, 1))
     c = r.standard_normal((*lead, 3, side // 32, side // 32))
@@ -118,8 +121,6 @@ def image(key: str, lead: tuple[int, ...], side: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def golden():
-    if not GOLDEN.is_file():
-        pytest.skip(f"{GOLDEN} is not here")
     return json.loads(GOLDEN.read_text())
 
 
@@ -136,7 +137,7 @@ def authors(golden):
     )  # fmt: skip
     task = TaskInfo("mnre", "relation", tuple(map(str, range(23))), MARKERS)
     with torch.device("meta"):
-        tower = VisionTower(sizes, Regions(3, 128, 3, 64, False))
+        tower = VisionTower(sizes, Layout(3, 128, 3, 64, False))
         method = MKGformer(encoder, tower, task, config)
     dead = re.compile(r"model\.encoder\.text_layer\.[0-7]\.intermediate\.fusion_dense\..+")
     state = {}
@@ -186,7 +187,7 @@ def agrees(found: torch.Tensor, recorded: dict, tolerance: float) -> None:
 
 @torch.inference_mode()
 def test_golden(golden, authors, inputs):
-    """Logits, loss and every recorded state, within the tolerances of golden/README.md §4."""
+    """Logits, loss and every recorded state, within the tolerances that came with the golden files."""
     ids, mask, vg, od = inputs
     for given, name in ((vg, "aux_imgs"), (od, "rcnn_imgs")):
         agrees(given, golden["inputs"][name], 1e-6)
@@ -456,6 +457,37 @@ def test_8_optimiser_and_9_gradients(preset, task):
     assert len(method.eval().decode(output, given)) == 3
 
 
+def test_10_regions_stay_with_their_rows(tmp_path, mnre_folder, tiny_model):
+    """Filtered and shuffled, a row keeps the pixels of its own regions; a missing line is an error
+    (missing files: test_region_inputs.py)."""
+    task = Mnre(mnre_folder)
+    config = MKGformerConfig(**TINY, fusion_layers=1, od=0)
+    method, tokenizer = MKGformer.build(config, task.info, Source(str(tiny_model)))
+    boxes = {
+        row.row: Regions(row.image_id, (20, 16), (Region((0, 0, 8, 8), 1.0, "x", "head"),))
+        for row in task.read("val")
+    }
+    write_regions(mnre_folder / "regions_vg_val.jsonl", {"leaky": False}, boxes)
+    options = InputOptions(
+        images="required", max_length=40, regions=str(mnre_folder), cache=tmp_path / "cache"
+    )
+    load = partial(load_split, task, "val", tokenizer, method, options)
+    kept = load().subset(np.array([17, 3, 28, 4]))
+    for batch in kept.dataset.batches(2, np.random.default_rng(0)):
+        for row, pixels, shown in zip(
+            batch.rows, batch.region_pixels, batch.region_mask, strict=True
+        ):
+            with Image.open(mnre_folder / f"img_org/val/val{row}.jpg") as picture:
+                colour = picture.getpixel((4, 4))
+            assert shown.tolist() == [True, False, False]
+            assert pixels[0, :, 16, 16].tolist() == list(colour)
+            assert not pixels[1:].any()
+    del boxes[29]
+    write_regions(mnre_folder / "regions_vg_val.jsonl", {"leaky": False}, boxes)
+    with pytest.raises(InputError, match="29"):
+        load()
+
+
 # ---------------------------------------------------------------------- 11, and whence the towers
 
 
@@ -481,7 +513,7 @@ def test_11_every_tensor_of_a_clip_is_used(tmp_path):
     assert len(names.rename(theirs, names.CLIP, "CLIP")) == len(theirs) - 2
     for source in ("vision", "clip"):
         sizes, state = read_clip(str(tmp_path / source))
-        tower = VisionTower(sizes, Regions(3, 32, 3, 16, True))
+        tower = VisionTower(sizes, Layout(3, 32, 3, 16, True))
         tower.load(state, "clip", source)
         block = tower.layer[2].mlp.fc1.weight
         assert torch.equal(block, model.encoder.layers[2].mlp.fc1.weight)
@@ -513,7 +545,7 @@ def test_layers_alone_are_those_of_transformers_and_timm(tiny_model):
     torch.testing.assert_close(vision_layer(block, states, None), block(states, None))
     encoder, _ = load_fusion(tiny_model)
     sizes, state = fusion_vit(encoder.eval())
-    tower = VisionTower(sizes, Regions(1, 16, 1, 8, False)).eval()
+    tower = VisionTower(sizes, Layout(1, 16, 1, 8, False)).eval()
     tower.load(state, "clip", "fusion")
     pixels = torch.randn(2, 3, 16, 16)
     embedded = encoder.vision.patch_embed(pixels) + encoder.vision.pos_embed[:, 1:]
@@ -535,6 +567,8 @@ def test_towers_that_do_not_fit_are_named(tiny_model):
         build(MKGformerConfig(vision="random"))
     with pytest.raises(InputError, match=r"od_size 20 is no multiple .* patches of 8"):
         build(MKGformerConfig(**TINY | {"od_size": 20, "fusion_layers": 1}))
+    with pytest.raises(InputError, match=r"pad_to 999: .* has 512 positions"):
+        build(MKGformerConfig(pad_to=999))
     with pytest.raises(ValueError, match="od_size must not exceed"):
         MKGformerConfig(vg_size=32)
 
@@ -552,7 +586,7 @@ def test_a_finished_run_gives_its_towers(tmp_path, tiny_model, caplog):
     with caplog.at_level("INFO"):
         wider = replace(config, vg=4)
         again, _ = MKGformer.build(wider, RELATION, Source(str(directory)))
-    assert "left: its head, vg_position_embeddings" in caplog.text
+    assert "left: its fusion layers and head, vg_position_embeddings" in caplog.text
     for name, tensor in method.vision.state_dict().items():
         if name != "vg_position_embeddings":
             assert torch.equal(tensor, again.vision.state_dict()[name]), name
