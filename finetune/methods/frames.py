@@ -1,8 +1,8 @@
 """Focal frames: one picture a region with that region marked, drawn on the device (FocalMRE §3.3).
 
 A batch carries each picture once, as uint8 and at the size that the network takes, and the boxes;
-the marked copies are made here, all rows and regions at once. Lengths given at 224 pixels scale with
-the picture. B: rows, R: regions, S: side of a picture in pixels.
+the marked copies are made here, all rows and regions at once. Lengths are given for 224 pixels and
+scale with the picture. B: rows, R: regions, S: side of a picture in pixels.
 
 Two kinds of mark: an edge is painted on (rect, ellipse), or everything outside is made hard to see
 (dim: half as bright; blur: Gaussian).
