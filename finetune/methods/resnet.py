@@ -136,7 +136,8 @@ def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPy
             "--model.vision_random true, or leave it at 64"
         )
     local = Path(name).is_dir()
-    options = {} if width == 64 else {"channels": tuple(width * 2**i for i in range(4))}
+    channels = tuple(width * 2**i for i in range(4))
+    options = {} if width == 64 else {"channels": channels, "stem_width": max(width // 2, 4)}
     try:
         net = timm.create_model(
             f"local-dir:{name}" if local else name,

@@ -490,7 +490,32 @@ def test_pieces_decode_to_words():
     assert [len(tags) for tags in method.decode(output, batch)] == [2, 3]
 
 
-def test_bad_settings(tmp_path):
+def test_half_precision_and_gradients():
+    """bf16 autocast: near the full precision, a finite gradient for all that learns."""
+    method, batch = tiny().train(), random_batch()
+    method.encoder.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method(batch)
+    assert output.logits.dtype == torch.float32
+    close(output.logits, method(batch).logits, 5e-2)
+    output.loss.backward()
+    for name, parameter in method.named_parameters():
+        if name.startswith(("prefix.", "head.")):
+            assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+def test_narrow_resnets():
+    """All widths follow the first stage's, the stem's too where it is made of three layers."""
+    net = load_resnet("resnet10t", random_weights=True, width=8)
+    assert net.channels == (8, 16, 32, 64) and net.net.conv1[0].out_channels == 3
+    assert load_resnet("resnet10t", random_weights=True).channels == (64, 128, 256, 512)
+    maps = net(net.normalise(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)))
+    assert [tuple(stage.shape[1:]) for stage in maps] == [
+        (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)
+    ]  # fmt: skip
+
+
+def test_bad_settings():
     with pytest.raises(ValueError, match="image_size must be at least 64"):
         HvpnetConfig(image_size=32)
     with pytest.raises(InputError, match="no published weights"):
