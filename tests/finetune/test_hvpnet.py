@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
 from finetune.batch import Batch
@@ -513,6 +515,25 @@ def test_narrow_resnets():
     assert [tuple(stage.shape[1:]) for stage in maps] == [
         (8, 16, 16), (16, 8, 8), (32, 4, 4), (64, 2, 2)
     ]  # fmt: skip
+
+
+def test_resnet_of_a_directory(tmp_path):
+    """timm's layout, with ImageNet's classifier in it: weights and colours are the file's."""
+    net = timm.create_model("resnet10t", num_classes=10, channels=(4, 8, 16, 32), stem_width=4)
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    config = {
+        "architecture": "resnet10t",
+        "num_classes": 10,
+        "model_args": {"channels": [4, 8, 16, 32], "stem_width": 4},
+        "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5], "num_classes": 10},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    vision = load_resnet(str(tmp_path), random_weights=False).eval()
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = torch.full((3, 1, 1), 0.5), torch.tensor([0.25, 0.5, 0.5]).view(3, 1, 1)
+    with torch.no_grad():
+        wanted = net.eval().forward_features((pixels / 255 - mean) / std)
+        close(vision(vision.normalise(pixels))[-1], wanted, 1e-4)
 
 
 def test_bad_settings():
