@@ -237,24 +237,21 @@ class FocalMRE(Method):
         config, plain = self.config, batch.pixel_values
         if config.input == "original":
             return plain[:, None]
-        there = batch.region_mask
-        repeat = config.fill == "repeat"
-        if repeat:
-            places, there = repeated(there, list(self.region_slots.values()))
         regions = batch.region_pixels if config.input == "cropped" else batch.region_boxes
-        if repeat:
+        there = batch.region_mask
+        if config.fill == "repeat":
+            places, there = repeated(there, list(self.region_slots.values()))
             regions = regions[torch.arange(len(regions), device=regions.device)[:, None], places]
         if config.input == "cropped":
             return torch.where(there[:, :, None, None, None], regions, plain[:, None])
-        boxes = regions
         look = {"style": config.style, "width": config.frame_width}
         if config.merge == "none":
-            return draw(plain, boxes, there, self.colors, **look)
+            return draw(plain, regions, there, self.colors, **look)
         numbers = list(self.region_slots.values())
         numbers = [sum(numbers)] if config.merge == "all" else numbers
-        parts = (tensor.split(numbers, dim=dim) for tensor, dim in
-                 ((boxes, 1), (there, 1), (self.colors, 0)))  # fmt: skip
-        return torch.stack([draw_together(plain, *p, **look) for p in zip(*parts, strict=True)], 1)
+        boxes, marked = regions.split(numbers, dim=1), there.split(numbers, dim=1)
+        parts = zip(boxes, marked, self.colors.split(numbers), strict=True)
+        return torch.stack([draw_together(plain, *part, **look) for part in parts], dim=1)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, R, 3, S, S) uint8 -> (B, R, 1+K, V)."""
