@@ -69,7 +69,7 @@ def posts_task(info: TaskInfo, rows: Sequence[Row], folder: Path) -> Task:
             self.relation2id = {label: i for i, label in enumerate(info.labels)}
 
         def split_file(self, split: str) -> Path | None:
-            return folder / "posts"
+            return Path("the post")
 
         def image_folder(self, split: str) -> Path:
             return folder
@@ -190,7 +190,7 @@ def reason(error: InputError, post: Post) -> str:
                 picture.load()
         except (OSError, ValueError, SyntaxError) as damage:
             return f"image {post.image}: no readable picture ({damage})"
-    return str(error)
+    return str(error).removeprefix("row 0: ")
 
 
 class Extractor:

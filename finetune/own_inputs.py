@@ -27,7 +27,9 @@ from pretrain.cli import InputError
 
 LOG = logging.getLogger(__name__)
 REGIONS = frozenset({"region_boxes", "region_pixels"})
-POSSIBLE = REGIONS | {"image", "caption", "entity_types", "visual_features", "released_markers"}
+POSSIBLE = REGIONS | {
+    *("image", "image_ids", "caption", "entity_types", "visual_features", "released_markers"),
+}
 """Needs of a method that can be met for a post that nobody has seen."""
 UNMADE = {
     "crop_count": "the number of a row's published crops, which tells the label",
@@ -135,6 +137,8 @@ def check_needs(
     needs = set(method.needs)
     if inputs["images"] == "none":
         needs -= VISUAL
+    if "phrases" in needs and method.settings.phrases != "community":
+        needs.remove("phrases")  # the names of the entities
     if missing := sorted(needs - POSSIBLE):
         what = "; ".join(UNMADE.get(name, name) for name in missing)
         raise InputError(f"{source}: it reads what new posts do not have: {what}")
@@ -143,8 +147,8 @@ def check_needs(
     if inputs.get("types") is not None:
         LOG.warning("%s was trained with entity types; those of new posts are unknown", source)
         inputs["types"] = None
-    if needs & REGIONS and inputs["regions"] != "none":
-        if inputs["regions"] == "community":
+    if needs & REGIONS and inputs.get("regions") != "none":
+        if inputs.get("regions") == "community":
             LOG.warning("%s was trained on published crops; new posts have grounded ones", source)
         inputs["regions"] = live.regions
         if live.regions == "live":

@@ -217,7 +217,7 @@ def test_bad_rows_stand_in_their_places(tmp_path, run, mnre_folder, posts, capsy
         4: errors[4][:22],
         7: errors[7][:22],
         11: errors[11][:22],
-        12: "row 0: its text itself"[:22],
+        12: "its text itself holds ",
         20: "unknown key 'colour'; ",
         25: "not JSON",
         29: "a line of more than 10",
@@ -234,7 +234,6 @@ def test_bad_rows_stand_in_their_places(tmp_path, run, mnre_folder, posts, capsy
 def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypatch):
     source, out = write(mnre_folder / "p.jsonl", [*posts[:20], "x\n", *posts[20:]]), tmp_path / "o"
     argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
-    monkeypatch.setattr("finetune.extractor.CHUNK", 8)
     main(argv)
     expected = out.read_bytes()
     lines = expected.splitlines(keepends=True)
@@ -385,6 +384,12 @@ def test_what_cannot_be_made_is_named(run, caplog):
         check_needs(method, inputs, LiveInputs(), "run")
     assert check_needs(method, inputs | {"images": "none"}, LiveInputs(), "run")["types"] is None
     assert "those of new posts are unknown" in caplog.text
+    method.needs = frozenset({"phrases", "image_ids"})
+    method.settings = SimpleNamespace(phrases="entities")
+    check_needs(method, inputs, LiveInputs(), "run")
+    method.settings = SimpleNamespace(phrases="community")
+    with pytest.raises(InputError, match="phrases that TMR's authors published"):
+        check_needs(method, inputs, LiveInputs(), "run")
 
 
 # ---------------------------------------------------------------------- posts
