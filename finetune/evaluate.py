@@ -133,10 +133,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def seed_directories(run: Path) -> list[Path]:
-    """The finished seeds of a run directory, or the directory itself where it is one seed's."""
+    """The finished seeds of a run directory, or the directory itself where it is one seed's, or a
+    converted checkpoint's."""
     found = [path for path in run.glob("seed-*") if (path / "result.json").is_file()]
     if not found and (run / "model").is_dir():
-        found = [run]
+        return [run]
     if not found:
         raise InputError(f"{run}: no finished seed in it (expected seed-*/result.json)")
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

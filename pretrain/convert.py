@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ examples:
   python -m pretrain.convert bert-base-uncased out --vision vit_base_patch16_224.orig_in21k
   python -m pretrain.convert openai/clip-vit-base-patch32 teacher
   python -m pretrain.convert out/model promu.pt --to promu
+  python -m pretrain.convert best.pth runs/h/model --from hvpnet --labels ours_rel2id.json
 """
 
 
@@ -45,6 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     kind = detect(source, args.source) if args.kind == "auto" else args.kind
     if kind == "clip":  # stays a CLIP: our text tower is a BERT
         print(f"{write_clip(args.out, args.source)} -> {args.out}")
+        return report_digest(args.out)
+    if kind in fine_tuned():
+        print(f"{fine_tuned()[kind].load()(source, args)} -> {args.out}")
         return report_digest(args.out)
     imported, tokenizer = _READERS[kind](source, args)
     if args.image_size:
@@ -67,6 +72,12 @@ def report_digest(out: str) -> None:
     if not is_remote(out):
         path = Path(out) / strict.WEIGHTS_NAME if Path(out).is_dir() else Path(out)
         print(f"sha256 {strict.digest(path)}  {path}")
+
+
+def fine_tuned() -> dict[str, EntryPoint]:
+    """Readers of other projects' fine-tuned checkpoints; `finetune` registers them, because
+    nothing here imports it."""
+    return {entry.name: entry for entry in entry_points(group="fusion_mre.converters")}
 
 
 def detect(source: Path, name: str) -> str:
@@ -257,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="kind",
         default="auto",
-        choices=("auto", *_READERS, "clip"),
+        choices=("auto", *_READERS, "clip", *sorted(fine_tuned())),
         help="what SRC is (default: found out)",
     )
     add(
@@ -272,7 +283,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         default="bert-base-uncased",
         metavar="DIR",
-        help="tokenizer for a promu or alpro file, which has none (default: bert-base-uncased)",
+        help="tokenizer of a file that has none; for a fine-tuned one its whole BERT directory or "
+        "id (default: bert-base-uncased)",
     )
     add(
         "--text-layers",
@@ -292,6 +304,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("student", "prompter", "prompter_image", "prompter_obj"),
         help="for promu: the student, a stage-1 file as prompter, or a teacher inside the student",
     )
+    add("--labels", metavar="FILE", help="for a fine-tuned relation model: its ours_rel2id.json")
     add("--image-size", type=int, metavar="PIXELS", help="resize the position table for this size")
     add("--seed", type=int, default=0, help="of what no source has (projections)")
     return parser
