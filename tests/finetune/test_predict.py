@@ -1,6 +1,7 @@
 """Prediction on new posts: numbers of evaluation, places, bad rows, resuming, calibration."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
