@@ -14,8 +14,9 @@ A study is a YAML file in `finetune/configs/studies/` (or of your own)::
     small: {optim.epochs: 2}                     # over `settings`, with --small
 
 A view whose scope is the test split is shown to the run that was trained without it; every other
-one means a training of its own. `$model` and `$data` stand for the options. Runs are ordinary run
-directories: give the same command again and only what is missing is computed.
+one means a training of its own. A setting that is null is left out. `$model` and `$data` stand for
+the options. Runs are ordinary run directories: give the same command again and only what is missing
+is computed.
 """
 
 import argparse
@@ -146,7 +147,8 @@ def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
     if cell.view and cell.own_training:
         options["view"] = str(make_view(cell, data, out))
     settings = {"cache": str(out / "cache")} | dict(cell.settings) | options
-    argv = [word for key, value in settings.items() for word in (f"--{key}", as_word(value))]
+    given = {key: value for key, value in settings.items() if value is not None}
+    argv = [word for key, value in given.items() for word in (f"--{key}", as_word(value))]
     return run(parse_train(argv))
 
 
