@@ -19,6 +19,7 @@ USAGE = """usage: python -m finetune COMMAND …
   data      check a task's files, or make them of your own posts
   view      write a view manifest: what an experiment changes in a split
   regions   build, recover or import region caches
+  generate  TMR's side inputs: generated pictures, correlation scores
   types     write the types of the entities: NER, learned, gold (leaky)
   audit     test whether an input leaks the label
   study     one question, many runs, one table
@@ -93,6 +94,7 @@ MODULES = {
     "view": "finetune.views",
     "regions": "finetune.regions",
     "types": "finetune.entity_types",
+    "generate": "finetune.generate",
     "audit": "finetune.audit",
     "report": "finetune.report",
     "study": "finetune.study",

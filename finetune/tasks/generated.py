@@ -80,8 +80,8 @@ def generated_folder(wanted: Wanted) -> Path:
         if (root / name).is_dir():
             return root / name
     raise InputError(
-        f"{root}/{wanted.split}: no generated pictures; make them (`python -m finetune.generate "
-        f"--data {wanted.task.folder} --split {wanted.split}`), or leave that source out with "
+        f"{root}/{wanted.split}: no generated pictures; make them (`python -m finetune generate "
+        f"pictures --data {wanted.task.folder}`), or leave that source out with "
         "--model.generated none"
     )
 
@@ -127,8 +127,9 @@ def add_scores(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     folder = wanted.task.folder / wanted.method.settings.scores
     posted = {row.row: row.image_id for row in wanted.original}
     rows: list[Row] = [replace(row, image_id=posted[row.row]) for row in loaded.rows]
-    scores = np.empty((len(rows), 2, 2), dtype=np.float32)
-    for k, which in enumerate(("", "dif_")):
+    scores = np.full((len(rows), 2, 2), UNKNOWN_SCORE, dtype=np.float32)
+    sources = ("",) if wanted.method.settings.generated == "none" else ("", "dif_")
+    for k, which in enumerate(sources):
         for j, strength in enumerate(("weak", "strong")):
             pattern = f"{which}{{split}}_weight_{strength}.txt"
             source = side_inputs.read_scores(side_inputs.find(folder, pattern, wanted.split))

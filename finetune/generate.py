@@ -1,0 +1,229 @@
+"""`python -m finetune generate pictures | scores`: TMR's side inputs, made anew.
+
+pictures  one a picture of the task, painted by Stable Diffusion from the post it came with (the
+          `generate` extra); what is there already stays, so an interrupted run goes on
+scores    how well original and generated pictures match their posts, by a CLIP
+
+Neither looks at a label. TMR's own scores come from an estimator that was not published; these are
+ours: `strong` is the share of the split's other posts that match the picture less than its own does
+(a half for a picture that says nothing), `weak` is 1 - strong.
+"""
+
+import argparse
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from finetune import registry
+from finetune.tasks.base import Task
+from pretrain.checkpoint.hub import resolve
+from pretrain.checkpoint.strict import read_transformers
+from pretrain.cli import InputError, atomic_path, exit_on_input_error, write_json
+
+SPLITS = ("train", "val", "test")
+FOLDER = "diffusion_pic"
+Paint = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+"""Prompts and their seeds -> pictures."""
+
+
+def posts_of(task: Task, split: str) -> dict[str, str]:
+    """Picture -> the words of the first post that it came with."""
+    posts: dict[str, str] = {}
+    for row in task.read(split):
+        posts.setdefault(row.image_id, " ".join(row.tokens))
+    return posts
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+def paint_all(
+    posts: Mapping[str, str], folder: Path, paint: Paint, settings: Mapping[str, Any], batch: int
+) -> int:
+    """Paint what `folder` lacks; returns how many pictures were new.
+
+    A picture's seed follows from its name, so it does not depend on what else is painted.
+
+    Raises:
+        InputError: the folder holds pictures made with other settings.
+    """
+    from tqdm import tqdm
+
+    record = folder / "generated.json"
+    _same_settings(record, settings)
+    todo = [name for name in posts if not (folder / name).is_file()]
+    bar = tqdm(total=len(todo), desc=str(folder), disable=None)
+    for start in range(0, len(todo), batch):
+        names = todo[start : start + batch]
+        seeds = [zlib.crc32(f"{settings['seed']} {name}".encode()) for name in names]
+        for name, picture in zip(names, paint([posts[n] for n in names], seeds), strict=True):
+            with atomic_path(folder / name) as temporary:
+                picture.convert("RGB").save(temporary, format="JPEG", quality=95)
+        bar.update(len(names))
+    bar.close()
+    return len(todo)
+
+
+def _same_settings(record: Path, settings: Mapping[str, Any]) -> None:
+    if record.is_file() and (found := json.loads(record.read_text(encoding="utf-8"))) != settings:
+        changed = [key for key in settings if found.get(key) != settings[key]]
+        raise InputError(
+            f"{record.parent}: made with another {', '.join(changed)}; choose another --out, or "
+            "give the same settings"
+        )
+    write_json(record, dict(settings))
+
+
+def stable_diffusion(model: str, steps: int, device: str) -> Paint:
+    """TMR's pipeline: Stable Diffusion 2 with an Euler scheduler, half precision on a GPU."""
+    try:
+        from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    except ImportError:
+        raise InputError("painting needs diffusers: pip install 'fusion-mre[generate]'") from None
+    kind = torch.float16 if device == "cuda" else torch.float32
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model,
+        scheduler=EulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler"),
+        torch_dtype=kind,
+        use_safetensors=True,
+    ).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        found = pipeline(list(prompts), num_inference_steps=steps, generator=generators)
+        return found.images
+
+    return paint
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def matching_share(pictures: np.ndarray, posts: np.ndarray, chunk: int = 1024) -> np.ndarray:
+    """(N,) share of the other posts that match a picture less than its own, ties by half.
+
+    Args:
+        pictures: (N, E) unit vectors. posts: (N, E) unit vectors, row i of picture i.
+    """
+    if len(pictures) < 2:
+        return np.full(len(pictures), 0.5)
+    shares = []
+    for start in range(0, len(pictures), chunk):
+        similar = pictures[start : start + chunk] @ posts.T  # (n, N)
+        rows = np.arange(len(similar))
+        own = similar[rows, start + rows][:, None]
+        # Its own post is compared with itself once: half a tie, taken off again.
+        wins = (similar < own).sum(1) + 0.5 * (similar == own).sum(1) - 0.5
+        shares.append(wins / (len(posts) - 1))
+    return np.concatenate(shares)
+
+
+class Clip:
+    """A CLIP of `transformers` that gives unit vectors of pictures and texts."""
+
+    def __init__(self, source: str, device: str) -> None:
+        from transformers import AutoProcessor, CLIPModel
+
+        directory = resolve(source)
+        self.model = read_transformers(CLIPModel, directory).eval().to(device)
+        self.processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, files: Sequence[Path], texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """(2, n, E): pictures and texts, some at a time. InputError: an unreadable picture."""
+        for start in range(0, len(files), 32):
+            some = slice(start, start + 32)
+            inputs = self.processor(
+                text=list(texts[some]),
+                images=[_open(path) for path in files[some]],
+                return_tensors="pt",
+                padding=True,
+                truncation=True,
+            ).to(self.device)
+            found = self.model(**inputs)
+            yield torch.stack([found.image_embeds, found.text_embeds]).float().cpu().numpy()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not readable as a picture ({error})") from None
+
+
+def write_scores(
+    posts: Mapping[str, str], folder: Path, clip: Clip, out: Path, split: str, which: str
+) -> None:
+    """`{which}{split}_weight_{strong,weak}.txt` in `out`, as TMR's: `img_id<TAB>number` a line."""
+    names = list(posts)
+    files = [folder / name for name in names]
+    pictures, texts = np.concatenate(list(clip(files, list(posts.values()))), axis=1)
+    strong = matching_share(pictures, texts)
+    for strength, values in (("strong", strong), ("weak", 1 - strong)):
+        with atomic_path(out / f"{which}{split}_weight_{strength}.txt") as temporary:
+            lines = (f"{name}\t{value:.6f}\n" for name, value in zip(names, values, strict=True))
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+
+# ---- command -------------------------------------------------------------------------------------
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m finetune generate`"""
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune generate",
+        description="Make TMR's generated pictures, or correlation scores.",
+        epilog="example: python -m finetune generate pictures --data MNRE --split train",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind, model in (
+        ("pictures", "stabilityai/stable-diffusion-2"),
+        ("scores", "openai/clip-vit-base-patch32"),
+    ):
+        sub = kinds.add_parser(kind)
+        sub.add_argument("--data", type=Path, required=True, help="folder of the task's files")
+        sub.add_argument("--task", default="mnre", help="task name (default: mnre)")
+        sub.add_argument("--split", action="append", help="a split; default: all there are")
+        sub.add_argument("--model", default=model, help=f"hub id or folder (default: {model})")
+        sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        sub.add_argument(
+            "--generated", default=FOLDER, help=f"folder of generated pictures ({FOLDER})"
+        )
+        if kind == "pictures":
+            sub.add_argument("--seed", type=int, default=0)
+            sub.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
+            sub.add_argument("--batch", type=int, default=4, help="pictures at a time")
+        else:
+            sub.add_argument("--out", default="scores", help="folder in --data (default: scores)")
+    args = parser.parse_args(argv)
+    task = registry.load("tasks", args.task)(args.data)
+    splits = args.split or [split for split in SPLITS if task.split_file(split)]
+    if args.kind == "pictures":
+        paint = stable_diffusion(args.model, args.steps, args.device)
+        settings = {"model": args.model, "steps": args.steps, "seed": args.seed}
+        for split in splits:
+            folder = args.data / args.generated / split
+            made = paint_all(posts_of(task, split), folder, paint, settings, args.batch)
+            print(f"{folder}: {made} new pictures")
+        return
+    clip = Clip(args.model, args.device)
+    for split in splits:
+        posts = posts_of(task, split)
+        write_scores(posts, task.image_folder(split), clip, args.data / args.out, split, "")
+        generated = args.data / args.generated / split
+        if generated.is_dir():
+            write_scores(posts, generated, clip, args.data / args.out, split, "dif_")
+        print(f"{args.data / args.out}: scores of {len(posts)} pictures of {split}")
+
+
+if __name__ == "__main__":
+    main()
