@@ -22,10 +22,16 @@ class PretrainBatch:
     """(B, 2) int64: hash of caption id and of image id."""
     patch_weights: Tensor
     """(B, K) float32: fraction of each patch covered by the best object; zero: none visible."""
+    box: Tensor | None = None
+    """(B, 4) float32: x1, y1, x2, y2 of the best object in pixels of the view; all 0: none."""
     image_feat: Tensor | None = None
     """(B, E) float16: the prompter's view of the clean picture; None without teacher column."""
     object_feat: Tensor | None = None
     """(B, E) float16: the prompter's view of the best object's crop."""
+    image_view: Tensor | None = None
+    """(B, 3, H, W) uint8: the clean picture, where the prompter looks while training."""
+    object_view: Tensor | None = None
+    """(B, 3, H, W) uint8: the best object's crop; black: none."""
     keys: tuple[str, ...] = ()
     """Sample keys, for messages."""
 

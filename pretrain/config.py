@@ -67,6 +67,15 @@ class PrompterConfig:
     """Relation templates, Table 3; several are averaged."""
     temperature: float | None = None
     """Temperature of the soft labels; None: the prompter's own learned one."""
+    mode: Literal["cached", "online_clean", "online_student_view"] = "cached"
+    """cached: the teacher column. online_clean: the same views, computed while training.
+    online_student_view: the prompter sees the student's augmented pixels (released code)."""
+    erase_object: bool = False
+    """With online_student_view: both labels are of the picture without its object (released code),
+    not of the whole picture and of the object's crop."""
+    object_labels: Literal["entities", "relations"] = "entities"
+    """Prompts behind COE: relations is the released code's slip, both its prompters being of kind
+    "image"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +96,10 @@ class OptimConfig:
     """Share of the steps with rising learning rate."""
     clip: float = 2.0
     """Global gradient norm limit; 0: none."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate for each layer between a parameter and the encoder's output."""
+    freeze: tuple[Literal["text", "vision"], ...] = ()
+    """Towers that keep their first weights."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: end the run and name the samples, or leave that update
     out, count it in `skipped_updates`, and go on."""
@@ -107,7 +120,10 @@ class BatchConfig:
     micro_size: int | None = None
     """Pairs per forward pass of one rank."""
     accumulation: int | None = 1
-    """Forward passes per optimizer step; contrastive negatives come from one pass."""
+    """Forward passes per optimizer step."""
+    negatives: Literal["pass", "step"] = "pass"
+    """Contrastive negatives of one forward pass, or of the whole step (GradCache): as one large
+    batch, for one more forward pass of both towers."""
 
     def resolve(self, world: int) -> tuple[int, int, int]:
         """(global, micro, accumulation) for a number of ranks.
@@ -142,7 +158,12 @@ class EngineConfig:
     deepspeed: str = "launch/zero1.json"
     """DeepSpeed tuning (stage, buckets, offload), relative to the repository or absolute."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: autocast over float32 weights; features, softmax and losses stay float32."""
+    """bf16: autocast over float32 weights; features, softmax, losses and the sums of gradients over
+    ranks stay float32."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more computation."""
+    compile: bool = False
+    """torch.compile of the three stacks of layers; not under ZeRO-3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +239,12 @@ class PretrainConfig:
                 f"data.max_length {self.data.max_length} is beyond model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
+        if self.prompter.erase_object and self.prompter.mode != "online_student_view":
+            raise ValueError("prompter.erase_object: only with prompter.mode online_student_view")
         if self.checkpoint.best and not self.data.val:
             raise ValueError("checkpoint.best: needs data.val, a shard directory to validate on")
         if self.data.matched_only and self.loss.itm:
             raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")
-        if self.loss.coe and not self.prompter.entities:
+        needs_entities = self.loss.coe and self.prompter.object_labels == "entities"
+        if needs_entities and not self.prompter.entities:
             raise ValueError("prompter.entities: COE needs a vocabulary (`python -m shards nouns`)")

@@ -19,7 +19,7 @@ from pretrain.config import DataConfig
 from pretrain.jpeg import decode_rows, reduction_for
 from pretrain.model.patches import patch_coverage, view_box
 from shards.schema import OBJECTS, TEACHER, InputError
-from shards.stream import CanonicalOrder, RankBatches, Sample, ShardReader
+from shards.stream import RankBatches, Sample, ShardReader
 
 PAD_TO = 8  # word pieces; tensor cores want lengths that are multiples of it
 Address = tuple[int, int, int]  # (epoch, shard number, row in the shard)
@@ -65,12 +65,14 @@ class PairDataset(Dataset):
         patch_size: int,
         seed: int,
         augment: bool,
+        teacher_size: int = 0,
     ) -> None:
+        """teacher_size: pixels a side of the clean views that an online prompter wants; 0: none."""
         if config.max_length % PAD_TO:
             raise InputError(f"data.max_length {config.max_length}: must be a multiple of {PAD_TO}")
         self.reader, self.config = reader, config
         self.image_size, self.patch_size = image_size, patch_size
-        self.seed, self.augment = seed, augment
+        self.seed, self.augment, self.teacher_size = seed, augment, teacher_size
         self.tokenizer = batch_tokenizer(tokenizer, config.max_length)
 
     def __getitems__(self, addresses: Sequence[Address]) -> PretrainBatch:
@@ -96,10 +98,11 @@ class PairDataset(Dataset):
             attention_mask=torch.tensor([pieces.attention_mask for pieces in tokens]),
             matched=torch.tensor([sample.meta.matched for sample in samples]),
             ids=torch.tensor(ids, dtype=torch.int64),
-            patch_weights=self._patch_weights(
+            keys=tuple(sample.key for sample in samples),
+            **self._seen_objects(
                 samples, [crop for _, crop in shown], [view.flip for view in views]
             ),
-            keys=tuple(sample.key for sample in samples),
+            **(clean_views(samples, self.teacher_size) if self.teacher_size else {}),
             **_teacher(samples),
         )
 
@@ -109,14 +112,19 @@ class PairDataset(Dataset):
             return random_view(random, sample.meta.size, self.config)
         return View((0.0, 0.0, *sample.meta.size), False, ())
 
-    def _patch_weights(
+    def _seen_objects(
         self, samples: Sequence[Sample], crops: Sequence[Crop], flips: Sequence[bool]
-    ) -> Tensor:
-        """(B, K) coverage of each best object, zero where there is none."""
+    ) -> dict[str, Tensor]:
+        """(B, K) coverage of each best object, (B, 4) its box; zero where there is none."""
         boxes = [sample.objects[0].box if sample.objects else (0, 0, 0, 0) for sample in samples]
         seen = view_box(np.array(boxes), np.array(crops), np.array(flips), self.image_size)
         size, patch = self.image_size, self.patch_size
-        return torch.from_numpy(patch_coverage(seen, size, patch, self.config.min_visible))
+        coverage = patch_coverage(seen, size, patch, self.config.min_visible)
+        visible = seen.clip(0, size) * coverage.any(axis=1, keepdims=True)
+        return {
+            "patch_weights": torch.from_numpy(coverage),
+            "box": torch.from_numpy(visible.astype(np.float32)),
+        }
 
 
 def batch_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
@@ -208,6 +216,30 @@ def _hash(identifier: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+def object_crop(sample: Sample, picture: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The best object's box in pixels of the decoded picture, clipped, a pixel a side or more."""
+    zoom = np.array([picture[0] / sample.meta.size[0], picture[1] / sample.meta.size[1]] * 2)
+    x1, y1, x2, y2 = np.array(sample.objects[0].box) * zoom
+    x1, y1 = min(max(x1, 0), picture[0] - 1), min(max(y1, 0), picture[1] - 1)
+    return x1, y1, min(max(x2, x1 + 1), picture[0]), min(max(y2, y1 + 1), picture[1])
+
+
+def clean_views(samples: Sequence[Sample], size: int) -> dict[str, Tensor]:
+    """`image_view` and `object_view` (B, 3, S, S) uint8, as the teacher column is made from."""
+    pictures = [decode(sample, 2 * size) for sample in samples]
+    crops = [
+        squash(picture, size, object_crop(sample, picture.size))
+        if sample.objects
+        else np.zeros((3, size, size), np.uint8)
+        for sample, picture in zip(samples, pictures, strict=True)
+    ]
+    whole = [squash(picture, size) for picture in pictures]
+    return {
+        "image_view": torch.from_numpy(np.stack(whole)),
+        "object_view": torch.from_numpy(np.stack(crops)),
+    }
+
+
 def _teacher(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
     if samples[0].teacher is None:
         return {}
@@ -244,13 +276,3 @@ def train_batches(
         prefetch_factor=4 if workers else None,
     )
     return iter(loader)
-
-
-def val_batches(
-    dataset: PairDataset, pairs: int, *, rank: int, world: int, batch_size: int = 64
-) -> Iterator[PretrainBatch]:
-    """This rank's share of the first `pairs` of a fixed shuffled order, as clean views."""
-    counts = [shard.samples for shard in dataset.reader.index.shards]
-    order = CanonicalOrder(counts, seed=0).epoch(0)[rank:pairs:world]
-    for start in range(0, len(order), batch_size):
-        yield dataset.__getitems__([(0, *map(int, at)) for at in order[start : start + batch_size]])

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,10 +79,10 @@ class SingleEngine:
         self.grad_norm: Tensor | float = 0.0
         self._micro_steps = 0
 
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
+    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Named losses of one micro-batch."""
         with autocast(self.device, self.precision):
-            return self.module(batch)
+            return self.module(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
@@ -101,6 +102,10 @@ class SingleEngine:
     def lr(self) -> float:
         """Learning rate of the next update."""
         return self.schedule.get_last_lr()[0]
+
+    def whole(self, parameter: nn.Parameter) -> AbstractContextManager:
+        """A context in which `parameter` may be read outside of its module's forward pass."""
+        return nullcontext(parameter)
 
     def save(self, root: Path, tag: str) -> None:
         """Weights, moments and schedule below root/tag."""
@@ -169,9 +174,9 @@ class DeepSpeedEngine:
         # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
         self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"
 
-    def __call__(self, batch: Any) -> dict[str, Tensor]:
+    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
         """Named losses of one micro-batch."""
-        return self.engine(batch)
+        return self.engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
@@ -190,6 +195,12 @@ class DeepSpeedEngine:
     def grad_norm(self) -> Tensor | float:
         """Of the last update, over all ranks, before clipping."""
         return self.engine.get_global_grad_norm() if self._stage else self._grad_norm
+
+    def whole(self, parameter: nn.Parameter) -> AbstractContextManager:
+        """A context in which `parameter` may be read outside of its module's forward pass."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3)
 
     def save(self, root: Path, tag: str) -> None:
         """Collective: weights, moments and schedule below root/tag."""
@@ -242,4 +253,7 @@ def read_tuning(name: str) -> dict[str, Any]:
             f"{path}: {', '.join(taken)} belong in the run's own configuration "
             "(batch.*, optim.*, engine.precision); remove them here"
         )
+    if "offload_optimizer" in content.get("zero_optimization", {}):
+        # Else DeepSpeed insists on an optimizer of its own, which it compiles first.
+        content.setdefault("zero_force_ds_cpu_optimizer", False)
     return content

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.teacher import load_prompter
 from pretrain.cli import exit_on_input_error
-from pretrain.data import decode, squash
+from pretrain.data import decode, object_crop, squash
 from pretrain.distributed import device as pick_device
 from pretrain.engine import autocast
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -108,14 +108,6 @@ def features(
     object_feat = np.zeros((len(samples), width), np.float16)
     object_feat[has_object] = encode(crops)
     return {"image_feat": encode(whole), "object_feat": object_feat, "has_object": has_object}
-
-
-def object_crop(sample: Sample, picture: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The best object's box in pixels of the decoded picture, clipped, a pixel a side or more."""
-    zoom = np.array([picture[0] / sample.meta.size[0], picture[1] / sample.meta.size[1]] * 2)
-    x1, y1, x2, y2 = np.array(sample.objects[0].box) * zoom
-    x1, y1 = min(max(x1, 0), picture[0] - 1), min(max(y1, 0), picture[1] - 1)
-    return x1, y1, min(max(x2, x1 + 1), picture[0]), min(max(y2, y1 + 1), picture[1])
 
 
 if __name__ == "__main__":

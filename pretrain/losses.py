@@ -17,6 +17,50 @@ def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), matched.long())
 
 
+def hard_itm_loss(
+    logits: Tensor, negative_logits: Tensor, matched: Tensor, usable: Tensor, all_matched: Tensor
+) -> Tensor:
+    """Image-text matching with drawn negatives (ALPRO, ALBEF): a mean over all rows, up to 3·G.
+
+    Args:
+        logits: (B, 2) of the pairs. negative_logits: (2·B, 2) of `hard_negatives`' pairs.
+        matched, usable: (B,) bool; negatives count where their anchor is matched and has any.
+        all_matched: (G,) bool.
+    """
+    size, total = len(matched), len(all_matched)
+    given = F.cross_entropy(logits.float(), matched.long(), reduction="sum")
+    drawn = F.cross_entropy(
+        negative_logits.float(), negative_logits.new_zeros(2 * size).long(), reduction="none"
+    )
+    kept = (matched & usable).repeat(2)
+    rows = total + 2 * all_matched.sum()
+    return (given + (drawn * kept).sum()) * (total // size) / rows
+
+
+@torch.no_grad()
+def hard_negatives(
+    image_feat: Tensor, text_feat: Tensor, ids: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each pair another picture and another caption of this rank, drawn by their similarity.
+
+    Pairs that share caption or picture are no negatives of each other; where none is left (ALBEF's
+    "sum of probabilities <= 0"), the draw is uniform and the row not `usable`.
+
+    Returns:
+        (B,) int64 picture for each caption; (B,) int64 caption for each picture; (B,) bool usable.
+    """
+    same = (ids[:, None] == ids[None]).any(dim=-1)
+    usable = ~same.all(dim=1)
+    allowed = ~same | ~usable[:, None]
+    with torch.autocast(image_feat.device.type, enabled=False):
+        similarity = text_feat.float() @ image_feat.float().T / temperature.float()
+    draws = [
+        scores.masked_fill(~allowed, -torch.inf).softmax(dim=1).multinomial(1)[:, 0]
+        for scores in (similarity, similarity.T)
+    ]
+    return draws[0], draws[1], usable
+
+
 def cit_loss(
     image_feat: Tensor,
     text_feat: Tensor,

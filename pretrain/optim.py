@@ -1,6 +1,6 @@
 """AdamW parameter groups and learning-rate schedule, of pre-training and fine-tuning alike."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -25,6 +25,30 @@ def parameter_groups(
         {"params": without, "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def layerwise_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    above: Callable[[str], int],
+) -> list[dict]:
+    """`parameter_groups` whose rate falls by `layer_decay` for each layer above a parameter.
+
+    above: parameter name -> number of layers between it and the loss.
+    """
+    by_depth: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in named:
+        by_depth.setdefault(above(name), []).append((name, parameter))
+    return [
+        group
+        for depth in sorted(by_depth)
+        for group in parameter_groups(
+            by_depth[depth], lr=lr * layer_decay**depth, weight_decay=weight_decay
+        )
+    ]
 
 
 def adamw(

@@ -10,13 +10,14 @@ import yaml
 
 from pretrain import distributed
 from pretrain.checkpoint import hub
-from pretrain.checkpoint.teacher import load_prompter
+from pretrain.checkpoint.teacher import Prompter, load_prompter
 from pretrain.cli import dump_config
 from pretrain.config import PretrainConfig
 from pretrain.data import PairDataset
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, encode_prompts
 from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.teacher import OnlineTeacher
 from pretrain.tokenizer import learn_tokenizer
 from shards.nouns import read_vocabulary
 from shards.relations import relation_labels
@@ -59,7 +60,7 @@ def build_model(config: PretrainConfig, reader, run_dir: Path):
     tokenizer = run_tokenizer(config, reader, run_dir)
     heads = HeadsConfig(
         itm=bool(config.loss.itm),
-        num_entities=len(read_vocabulary(config.prompter.entities)) if config.loss.coe else 0,
+        num_entities=len(object_classes(config)) if config.loss.coe else 0,
         num_relations=len(relation_labels(config.prompter.relations)) if config.loss.cir else 0,
     )
     architecture = replace(config.model.architecture(), vocab_size=len(tokenizer))
@@ -69,6 +70,14 @@ def build_model(config: PretrainConfig, reader, run_dir: Path):
             print(f"model.init {config.model.init}: {notes}", flush=True)
     else:
         encoder = FusionEncoder(architecture)
+    for tower in config.optim.freeze:
+        getattr(encoder, tower).requires_grad_(False)
+    if config.engine.activation_checkpointing:
+        encoder.checkpoint_activations()
+    if config.engine.compile:
+        for stack in (encoder.text.encoder, encoder.vision, getattr(encoder, "fusion", None)):
+            if stack is not None:
+                stack.compile()
     model = Promu(encoder, heads, config.loss)
     content = model.released_config()
     distributed.on_main(lambda: write_json(run_dir / "architecture" / hub.CONFIG_NAME, content))
@@ -121,15 +130,37 @@ def check_teacher(reader: ShardReader, prompter: str) -> None:
         )
 
 
-def encode_banks(model: Promu, config: PretrainConfig, device: torch.device) -> None:
-    """Give the model the encoded prompts of its frozen prompter (text tower only; then dropped)."""
+def object_classes(config: PretrainConfig) -> list[str]:
+    """Classes of the COE head."""
+    if config.prompter.object_labels == "relations":
+        return relation_labels(config.prompter.relations)
+    return read_vocabulary(config.prompter.entities)
+
+
+def prepare_teacher(
+    model: Promu, config: PretrainConfig, device: torch.device
+) -> OnlineTeacher | None:
+    """Load the frozen prompter; the model gets its prompts, and it stays only if it is to look."""
+    prompter, settings = load_prompter(config.prompter.source), config.prompter
+    encode_banks(model, prompter, config, device)
+    if settings.mode == "cached":
+        return None
+    view = "clean" if settings.mode == "online_clean" else "student"
+    return OnlineTeacher(prompter, view, settings.erase_object, device, config.engine.precision)
+
+
+def encode_banks(
+    model: Promu, teacher: Prompter, config: PretrainConfig, device: torch.device
+) -> None:
+    """Give the model the encoded prompts of its frozen prompter."""
     settings = config.prompter
-    teacher = load_prompter(settings.source)
     encoder, tokenizer = teacher.encoder.to(device), teacher.tokenizer
     temperature = settings.temperature or teacher.temperature
     if config.loss.coe:
         templates = [ENTITY_TEMPLATES[key] for key in settings.entity_prompts]
-        vocabulary = read_vocabulary(settings.entities)
+        if settings.object_labels == "relations":
+            templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
+        vocabulary = object_classes(config)
         model.entity_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
     if config.loss.cir:
         templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
@@ -137,8 +168,16 @@ def encode_banks(model: Promu, config: PretrainConfig, device: torch.device) -> 
         model.relation_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
 
 
-def pair_dataset(reader, tokenizer, config: PretrainConfig, *, augment: bool) -> PairDataset:
-    """The data set over `reader` that fits this run's model."""
+def pair_dataset(
+    reader,
+    tokenizer,
+    config: PretrainConfig,
+    *,
+    augment: bool,
+    teacher: OnlineTeacher | None = None,
+) -> PairDataset:
+    """The data set over `reader` that fits this run's model and its online teacher."""
+    clean = teacher is not None and teacher.view == "clean"
     return PairDataset(
         reader,
         tokenizer,
@@ -147,4 +186,5 @@ def pair_dataset(reader, tokenizer, config: PretrainConfig, *, augment: bool) ->
         patch_size=config.model.patch_size,
         seed=config.seed,
         augment=augment,
+        teacher_size=teacher.encoder.config.image_size if clean else 0,
     )

@@ -1,11 +1,15 @@
 """What a run tells: `metrics.jsonl` and TensorBoard, gapless through a resume; progress, log."""
 
 import json
+import resource
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
+from pretrain.flops import peak_flops
 from shards.schema import atomic_path
 
 
@@ -31,6 +35,11 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """(H, W, 3) uint8 to TensorBoard alone."""
+        self._writer.add_image("validation", pixels, step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:
@@ -66,13 +75,29 @@ class Reporter:
         """`speed` counts from here."""
         self.since, self.steps = time.perf_counter(), 0
 
-    def speed(self, waited: float) -> dict[str, float]:
-        """Of the steps since the clock's start, `waited` seconds of it spent without a batch."""
+    def speed(self, waited: float, flops: float, device: torch.device) -> dict[str, float]:
+        """Of the steps since the clock's start.
+
+        Args:
+            waited: seconds of it without a batch. flops: operations of this process in it.
+        """
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        return {
+        found = {
             "samples_per_second": self.steps * self.batch_size / seconds,
             "data_wait_percent": 100 * waited / seconds,
+            "teraflops": flops / seconds / 1e12,
         }
+        if peak := peak_flops(device):
+            found["mfu_percent"] = 100 * flops / seconds / peak
+        if device.type == "cuda":
+            found["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        else:
+            found["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return found
+
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """(H, W, 3) uint8 to TensorBoard."""
+        self.log.picture(step, pixels)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values of a step."""

@@ -1,53 +1,90 @@
-"""Validation while pre-training: ITM accuracy, retrieval recall@k, agreement with the prompter.
+"""Validation while pre-training: ITM accuracy, retrieval recall@k, CIT loss, agreement with the
+prompter.
 
-Recall is over the matched pairs of one fixed sample of the validation shards; it says how a run
-develops, not how one corpus compares with another.
+Over one fixed sample of the validation shards, the same pairs whatever the number of ranks; it says
+how a run develops, not how one corpus compares with another.
 """
 
-from collections.abc import Iterable
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain import distributed
+from pretrain import distributed, losses
 from pretrain.batch import PretrainBatch
+from pretrain.data import PairDataset
 from pretrain.engine import autocast
+from pretrain.model.prompter import PromptBank
 from pretrain.model.promu import Promu
+from shards.stream import CanonicalOrder
+
+BATCH = 64
+TOP = 3
 
 
-@torch.no_grad()
-def validate(
-    model: Promu, batches: Iterable[PretrainBatch], device: torch.device, precision: str
-) -> dict[str, float]:
-    """Metrics in percent over this rank's `batches` and those of all other ranks.
+class Validator:
+    """The validation sample of a run, shared out over the ranks."""
 
-    Every rank must bring the same number of pairs.
-    """
-    model.eval()
-    collected: dict[str, list[Tensor]] = {}
-    with autocast(device, precision):
-        for batch in batches:
-            for name, value in _forward(model, batch.to(device)).items():
-                collected.setdefault(name, []).append(value)
-    model.train()
-    columns = {name: distributed.gather(torch.cat(parts)) for name, parts in collected.items()}
-    metrics = {
-        name: 100 * columns[name].float().mean().item()
-        for name in ("itm_accuracy", "relation_agreement")
-        if name in columns
-    }
-    if "object_agreement" in columns and columns["visible"].any():
-        agreement = columns["object_agreement"][columns["visible"]]
-        metrics["object_agreement"] = 100 * agreement.float().mean().item()
-    if "image_feat" in columns:
-        keep = columns["matched"].bool()
-        metrics |= recall(
-            columns["image_feat"][keep], columns["text_feat"][keep], columns["ids"][keep]
-        )
-    return {f"val_{name}": value for name, value in metrics.items()}
+    def __init__(self, dataset: PairDataset, pairs: int) -> None:
+        """dataset: clean views of the validation shards. pairs: how many of them."""
+        self.dataset = dataset
+        counts = [shard.samples for shard in dataset.reader.index.shards]
+        self.addresses = CanonicalOrder(counts, seed=0).epoch(0)[:pairs]  # (N, 2)
+        read = dataset.reader.read
+        self.sources = np.array([read(*map(int, at)).meta.source for at in self.addresses])
+
+    @torch.no_grad()
+    def columns(self, model: Promu, device: torch.device, precision: str) -> dict[str, Tensor]:
+        """What the metrics are made of, a row a pair, in the sample's order on every rank."""
+        total, world = len(self.addresses), distributed.world_size()
+        # Ranks take turns; the last round is filled up, for every rank must make as many passes.
+        rounds = np.resize(np.arange(total), -(-total // world) * world)
+        mine = rounds[distributed.rank() :: world]
+        collected: dict[str, list[Tensor]] = {}
+        was_training = model.training
+        model.eval()
+        with autocast(device, precision):
+            for start in range(0, len(mine), BATCH):
+                batch = self.batch(mine[start : start + BATCH])
+                for name, value in forward(model, batch.to(device)).items():
+                    collected.setdefault(name, []).append(value)
+        model.train(was_training)
+        return {name: self._in_order(torch.cat(parts)) for name, parts in collected.items()}
+
+    def _in_order(self, mine: Tensor) -> Tensor:
+        everything = distributed.gather(mine)  # (W·n, …), rank by rank
+        rows = everything.unflatten(0, (distributed.world_size(), len(mine)))
+        return rows.transpose(0, 1).flatten(0, 1)[: len(self.addresses)]
+
+    def batch(self, numbers: np.ndarray) -> PretrainBatch:
+        """Clean views of some pairs of the sample."""
+        return self.dataset.__getitems__([(0, *map(int, self.addresses[n])) for n in numbers])
+
+    def metrics(self, columns: dict[str, Tensor], temperature: Tensor) -> dict[str, float]:
+        """Percent, nats for losses and divergences; without `val_` only inside."""
+        found: dict[str, float] = {}
+        if "itm" in columns:
+            right = columns["itm"].cpu().numpy()
+            found["itm_accuracy"] = 100 * right.mean()
+            for source in sorted(set(self.sources)):
+                found[f"itm_accuracy/{source}"] = 100 * right[self.sources == source].mean()
+        if "image_feat" in columns:
+            image, text = columns["image_feat"], columns["text_feat"]
+            matched, ids = columns["matched"], columns["ids"]
+            found |= recall(image[matched], text[matched], ids[matched])
+            cit = losses.cit_loss(image, text, image, text, matched, ids, temperature, offset=0)
+            found["cit_loss"] = cit.item()
+        for kind in ("object", "relation"):
+            if f"{kind}_agrees" in columns:
+                keep = columns["visible"] if kind == "object" else ...
+                agrees, kl = columns[f"{kind}_agrees"][keep], columns[f"{kind}_kl"][keep]
+                if agrees.numel():
+                    found[f"{kind}_agreement"] = 100 * agrees.float().mean().item()
+                    found[f"{kind}_kl"] = kl.mean().item()
+        return {f"val_{name}": float(value) for name, value in found.items()}
 
 
-def _forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
+def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
+    """Columns of one batch, B rows each."""
     encoder, config = model.encoder, model.loss_config
     text = encoder.encode_text(batch.input_ids, batch.attention_mask)
     vision = encoder.encode_image(batch.pixel_values)
@@ -59,24 +96,38 @@ def _forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
     fused = encoder.fuse(text, batch.attention_mask, vision)
     patches = fused[:, batch.input_ids.shape[1] + 1 :]
     if config.itm:
-        predicted = model.heads["itm"](fused[:, 0]).argmax(dim=-1)
-        out["itm_accuracy"] = predicted == batch.matched
+        out["itm"] = model.heads["itm"](fused[:, 0]).argmax(dim=-1) == batch.matched
     if config.coe and batch.object_feat is not None:
-        logits = model.heads["entity"](model.object_state(patches, batch.patch_weights))
-        wanted = batch.object_feat.float() @ model.entity_bank.features.T
-        out["object_agreement"] = logits.argmax(dim=-1) == wanted.argmax(dim=-1)
         out["visible"] = batch.patch_weights.sum(dim=1) > 0
+        state = model.object_state(patches, batch.patch_weights)
+        logits = model.heads["entity"](state)
+        out |= _agreement("object", logits, batch.object_feat, model.entity_bank)
     if config.cir and batch.image_feat is not None:
-        state = fused[:, 0] if config.cir_pool == "cls" else patches.mean(dim=1)
-        wanted = batch.image_feat.float() @ model.relation_bank.features.T
-        out["relation_agreement"] = model.heads["relation"](state).argmax(-1) == wanted.argmax(-1)
+        logits = model.heads["relation"](model.relation_state(fused, patches))
+        out |= _agreement("relation", logits, batch.image_feat, model.relation_bank)
     return out
+
+
+def _agreement(kind: str, logits: Tensor, features: Tensor, bank: PromptBank) -> dict[str, Tensor]:
+    """Student's p against the prompter's soft labels q: same top class, KL(q‖p), top classes."""
+    p = logits.float().log_softmax(dim=-1)
+    q = (features.float() @ bank.features.T / bank.temperature).log_softmax(dim=-1)
+    top = min(TOP, q.shape[-1])
+    (p_values, p_classes), (q_values, q_classes) = p.topk(top), q.topk(top)
+    return {
+        f"{kind}_agrees": p_classes[:, 0] == q_classes[:, 0],
+        f"{kind}_kl": (q.exp() * (q - p)).sum(dim=-1),
+        f"{kind}_p": p_values.exp(),
+        f"{kind}_p_class": p_classes,
+        f"{kind}_q": q_values.exp(),
+        f"{kind}_q_class": q_classes,
+    }
 
 
 def recall(
     image_feat: Tensor, text_feat: Tensor, ids: Tensor, ks: tuple[int, ...] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Retrieval recall@k in percent, mean of both directions, over (N, E) matched features.
+    """Retrieval recall@k in percent over (N, E) matched features: both directions, and their mean.
 
     ids: (N, 2) caption and image id; any row with the same caption or image is a right answer.
     """
@@ -86,9 +137,9 @@ def recall(
     for k in ks:
         if k > len(similarity):
             continue
-        hits = [
-            right.gather(1, scores.topk(k, dim=1).indices).any(dim=1).float().mean()
-            for scores in (similarity, similarity.T)
-        ]
-        result[f"recall@{k}"] = 100 * torch.stack(hits).mean().item()
+        for name, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+            hits = right.gather(1, scores.topk(k, dim=1).indices).any(dim=1)
+            result[f"{name}_recall@{k}"] = 100 * hits.float().mean().item()
+        both = result[f"image_to_text_recall@{k}"], result[f"text_to_image_recall@{k}"]
+        result[f"recall@{k}"] = sum(both) / 2
     return result

@@ -7,6 +7,7 @@ added at the joint, and padding is masked as keys.
 """
 
 import os
+import re
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -16,7 +17,9 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from shards.schema import is_number
@@ -180,6 +183,13 @@ class FusionOutput:
     """(B, L+1+K, D): text positions, class token, patches row by row; (B, L, D) without picture."""
 
 
+class _Vision(VisionTransformer):
+    """The tower is called, not its method: ZeRO-3 gathers `cls_token` and `pos_embed` on calls."""
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.forward_features(pixel_values)
+
+
 class FusionEncoder(nn.Module):
     """Text tower, vision tower, fusion layers, and the two contrastive projections."""
 
@@ -187,7 +197,7 @@ class FusionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.text = BertModel(config.bert_config(config.text_layers), add_pooling_layer=False)
-        self.vision = VisionTransformer(
+        self.vision = _Vision(
             img_size=config.image_size,
             patch_size=config.patch_size,
             embed_dim=config.vision_hidden_size,
@@ -206,6 +216,30 @@ class FusionEncoder(nn.Module):
         statistics = torch.tensor([config.image_mean, config.image_std]) * 255
         self.register_buffer("pixel_statistics", statistics.view(2, 3, 1, 1), persistent=False)
 
+    def layers_above(self, name: str) -> int:
+        """How many layers stand between a parameter and the encoder's output, for learning rates
+        that fall with depth. name: as in `named_parameters`."""
+        fusion = self.config.fusion_layers
+        if found := re.search(r"(text\.encoder|vision|fusion)\.(?:layer|blocks)\.(\d+)\.", name):
+            tower, number = found[1], int(found[2])
+            if tower == "fusion":
+                return fusion - number
+            layers = self.config.vision_layers if tower == "vision" else self.config.text_layers
+            return fusion + layers - number
+        if name.startswith("text.embeddings."):
+            return fusion + self.config.text_layers + 1
+        if name.startswith(("vision.patch_embed.", "vision.cls_token", "vision.pos_embed")):
+            return fusion + self.config.vision_layers + 1
+        return fusion if name.startswith("vision.norm.") else 0
+
+    def checkpoint_activations(self) -> None:
+        """While training, keep the inputs of layers alone and compute the rest again backwards."""
+        self.vision.set_grad_checkpointing()
+        for layer in self.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
     # ------------------------------------------------------------------ the two towers
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -218,7 +252,7 @@ class FusionEncoder(nn.Module):
         if pixel_values.dtype == torch.uint8:
             mean, std = self.pixel_statistics
             pixel_values = (pixel_values.to(mean.dtype) - mean) / std
-        return self.vision.forward_features(pixel_values)
+        return self.vision(pixel_values)
 
     def fuse(
         self,

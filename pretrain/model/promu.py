@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed, losses
 from pretrain.batch import PretrainBatch
+from pretrain.gradcache import StepContrast
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.prompter import PromptBank
 
@@ -52,6 +53,15 @@ class LossConfig:
     """COE pools patches that show the object alike (Eq. 7), or by covered area (released code)."""
     cir_pool: Literal["cls", "patch_mean"] = "cls"
     """CIR reads the fused class token (Eq. 9), or the mean of fused patches (released code)."""
+    coe_pairs: Literal["all", "matched"] = "all"
+    """Pairs that COE reads: Eq. 8 averages over all."""
+    itm_hard_negatives: bool = False
+    """ITM also reads a drawn picture and a drawn caption for each matched pair (ALPRO); up to three
+    times the cost of the fusion layers."""
+    ignore_below: float = 0.0
+    """Rows whose likeliest prompt is less likely take no part in COE or CIR (ALPRO: 0.2)."""
+    ignore_first_class: bool = False
+    """Nor rows whose likeliest prompt is the first one: what the released code's rule computes."""
     temperature_init: float = 0.07
     """Initial temperature; learned, used within 0.001 … 0.5."""
 
@@ -82,29 +92,54 @@ class Promu(nn.Module):
         """(1,) Clamped where used: an in-place clamp would be undone by the next ZeRO step."""
         return self.temperature.float().clamp(0.001, 0.5)
 
-    def forward(self, batch: PretrainBatch) -> dict[str, Tensor]:
+    def forward(self, batch: PretrainBatch, step: StepContrast | None = None) -> dict[str, Tensor]:
         """Named losses; `loss` is their weighted sum, the rest is detached.
 
-        Every switched-on head runs on every rank in every step, whatever the batch holds.
+        Every switched-on head runs on every rank in every step, whatever the batch holds. `step`
+        makes CIT's negatives and COE's mean those of the whole optimizer step.
         """
         config, encoder = self.loss_config, self.encoder
         text = encoder.encode_text(batch.input_ids, batch.attention_mask)  # (B, L, D)
         vision = encoder.encode_image(batch.pixel_values)  # (B, 1+K, Dv)
-        visible = batch.patch_weights.sum(dim=1) > 0  # (B,)
-        table = distributed.gather(
-            torch.cat([batch.ids, batch.matched[:, None], visible[:, None]], dim=1)
-        )  # (G, 4)
+        features = None
+        if config.cit or config.itm_hard_negatives:
+            features = encoder.image_feat(vision), encoder.text_feat(text)
+        table = distributed.gather(self.table(batch))  # (G, 5)
         terms: dict[str, Tensor] = {}
-        if config.cit:
-            terms["cit"] = self._cit(encoder.image_feat(vision), encoder.text_feat(text), table)
+        if config.cit and step:
+            terms["cit"] = step.loss(*features, self.clamped_temperature())
+        elif config.cit:
+            terms["cit"] = self.cit(*features, self.clamped_temperature(), table)
         if config.itm or config.coe or config.cir:
             fused = encoder.fuse(text, batch.attention_mask, vision)  # (B, L+1+K, D)
-            terms |= self._fused_terms(fused, batch, visible, visible_everywhere=table[:, 3].sum())
+            patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, K, D)
+            if config.itm:
+                logits = self.heads["itm"](fused[:, 0])
+                if config.itm_hard_negatives:
+                    terms["itm"] = self._hard_itm(logits, batch, text, vision, features, table)
+                else:
+                    terms["itm"] = losses.itm_loss(logits, batch.matched)
+            terms |= self._soft_terms(fused, patches, batch, step.kept if step else table[:, 3:])
         total = sum(getattr(config, name) * term for name, term in terms.items())
         named = {f"{name}_loss": term.detach() for name, term in terms.items()}
         return {"loss": total, **named}
 
-    def _cit(self, image_feat: Tensor, text_feat: Tensor, table: Tensor) -> Tensor:
+    def features(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
+        """(B, E) of the pictures and (B, E) of the captions, computed as `forward` does."""
+        text = self.encoder.encode_text(batch.input_ids, batch.attention_mask)
+        vision = self.encoder.encode_image(batch.pixel_values)
+        return self.encoder.image_feat(vision), self.encoder.text_feat(text)
+
+    def table(self, batch: PretrainBatch) -> Tensor:
+        """(B, 5) int64, what other ranks must know: two ids, matched, takes part in COE, in CIR."""
+        targets = self._targets(batch)
+        kept = [targets[name][1] if name in targets else batch.matched for name in ("coe", "cir")]
+        return torch.cat([batch.ids, torch.stack([batch.matched, *kept], dim=1).long()], dim=1)
+
+    def cit(
+        self, image_feat: Tensor, text_feat: Tensor, temperature: Tensor, table: Tensor
+    ) -> Tensor:
+        """CIT of this rank's features against those of all ranks, whose `table` is given."""
         return losses.cit_loss(
             image_feat,
             text_feat,
@@ -112,34 +147,64 @@ class Promu(nn.Module):
             distributed.gather(text_feat),
             table[:, 2].bool(),
             table[:, :2],
-            self.clamped_temperature(),
+            temperature,
             offset=distributed.rank() * len(image_feat),
             negatives=self.loss_config.cit_negatives,
             normalize_by=self.loss_config.cit_normalize_by,
         )
 
-    def _fused_terms(
-        self, fused: Tensor, batch: PretrainBatch, visible: Tensor, visible_everywhere: Tensor
+    def _hard_itm(
+        self,
+        logits: Tensor,
+        batch: PretrainBatch,
+        text: Tensor,
+        vision: Tensor,
+        features: tuple[Tensor, Tensor],
+        table: Tensor,
+    ) -> Tensor:
+        pictures, captions, usable = losses.hard_negatives(
+            *features, batch.ids, self.clamped_temperature()
+        )
+        mask = batch.attention_mask
+        fused = self.encoder.fuse(
+            torch.cat([text, text[captions]]),
+            torch.cat([mask, mask[captions]]),
+            torch.cat([vision[pictures], vision]),
+        )
+        drawn = self.heads["itm"](fused[:, 0])
+        return losses.hard_itm_loss(logits, drawn, batch.matched, usable, table[:, 2].bool())
+
+    def _soft_terms(
+        self, fused: Tensor, patches: Tensor, batch: PretrainBatch, kept: Tensor
     ) -> dict[str, Tensor]:
-        config, terms = self.loss_config, {}
-        patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, K, D)
-        world = distributed.world_size()
-        if config.itm:
-            terms["itm"] = losses.itm_loss(self.heads["itm"](fused[:, 0]), batch.matched)
-        if config.coe:
-            logits = self.heads["entity"](self.object_state(patches, batch.patch_weights))
-            targets = self._labels(batch.object_feat, self.entity_bank)
-            terms["coe"] = losses.soft_label_loss(
-                logits, targets, visible, visible_everywhere, world
-            )
-        if config.cir:
-            state = fused[:, 0] if config.cir_pool == "cls" else patches.mean(dim=1)
-            targets = self._labels(batch.image_feat, self.relation_bank)
-            everyone = torch.ones_like(visible)
-            terms["cir"] = losses.soft_label_loss(
-                self.heads["relation"](state), targets, everyone, everyone.sum() * world, world
-            )
+        """COE and CIR. kept: (…, 2), rows that take part, of all ranks (and micro-batches)."""
+        everywhere = kept.sum(dim=0)
+        # Ranks and micro-batches average; each brings its share of one sum.
+        parts = len(kept) // len(batch)
+        terms, targets = {}, self._targets(batch)
+        if "coe" in targets:
+            state = self.object_state(patches, batch.patch_weights)
+            logits = self.heads["entity"](state)
+            terms["coe"] = losses.soft_label_loss(logits, *targets["coe"], everywhere[0], parts)
+        if "cir" in targets:
+            logits = self.heads["relation"](self.relation_state(fused, patches))
+            terms["cir"] = losses.soft_label_loss(logits, *targets["cir"], everywhere[1], parts)
         return terms
+
+    def _targets(self, batch: PretrainBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of COE and CIR, where switched on: (B, C) soft labels, and (B,) which rows take part."""
+        config, found = self.loss_config, {}
+        if config.coe:
+            labels, kept = self._labels(batch.object_feat, self.entity_bank)
+            kept &= batch.patch_weights.sum(dim=1) > 0
+            found["coe"] = labels, kept & batch.matched if config.coe_pairs == "matched" else kept
+        if config.cir:
+            found["cir"] = self._labels(batch.image_feat, self.relation_bank)
+        return found
+
+    def relation_state(self, fused: Tensor, patches: Tensor) -> Tensor:
+        """(B, L+1+K, D), (B, K, D) -> (B, D) that CIR reads."""
+        return fused[:, 0] if self.loss_config.cir_pool == "cls" else patches.mean(dim=1)
 
     def object_state(self, patches: Tensor, patch_weights: Tensor) -> Tensor:
         """(B, K, D), (B, K) -> (B, D): the object's pooled fused patches."""
@@ -147,10 +212,16 @@ class Promu(nn.Module):
             patch_weights = (patch_weights > 0).float()
         return losses.pool_patches(patches, patch_weights)
 
-    def _labels(self, features: Tensor, bank: PromptBank) -> Tensor:
-        return losses.soft_labels(
-            features, bank.features, bank.temperature, self.loss_config.label_kind
-        )
+    def _labels(self, features: Tensor, bank: PromptBank) -> tuple[Tensor, Tensor]:
+        config = self.loss_config
+        soft = losses.soft_labels(features, bank.features, bank.temperature)
+        likeliest, classes = soft.max(dim=-1)
+        kept = likeliest >= config.ignore_below
+        if config.ignore_first_class:
+            kept &= classes > 0
+        if config.label_kind == "hard":
+            soft = losses.soft_labels(features, bank.features, bank.temperature, "hard")
+        return soft, kept
 
     # ------------------------------------------------------------------ as files
 

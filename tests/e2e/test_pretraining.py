@@ -275,6 +275,26 @@ def test_resumed_on_other_ranks_and_stage(before, after, world, undisturbed):
     assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "zero",
+    [
+        {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+        },  # every parameter is cut, pos_embed too
+        {"stage": 1, "offload_optimizer": {"device": "cpu"}},
+    ],
+    ids=["zero3", "offload"],
+)
+def test_other_tuning_computes_the_same(zero, world, undisturbed, tmp_path):
+    (tmp_path / "tuning.json").write_text(json.dumps({"zero_optimization": zero}))
+    options = ["--engine.deepspeed", str(tmp_path / "tuning.json")]
+    run(*WAYS["deepspeed"], *arguments(world, tmp_path / "run"), *options)
+    for one, two in zip(losses(undisturbed), losses(tmp_path / "run"), strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+
+
 def test_running_again_changes_nothing_and_another_configuration_is_refused(world, undisturbed):
     before = (undisturbed / "model/model.safetensors").stat().st_mtime_ns
     assert "finished before" in run("python", "-m", "pretrain", *arguments(world, undisturbed))

@@ -16,7 +16,7 @@ from torchvision.transforms import RandomResizedCrop
 from pretrain import data
 from pretrain.batch import PretrainBatch
 from pretrain.config import DataConfig
-from pretrain.data import PairDataset, cropped, open_reader, train_batches, val_batches
+from pretrain.data import PairDataset, cropped, open_reader, train_batches
 from pretrain.tokenizer import learn_tokenizer
 from shards.schema import DetectedObject, InputError, PairMeta
 from shards.shard import scan_shard
@@ -328,18 +328,3 @@ def test_workers_give_the_same_batches(pair_shards):
         assert equal(one, two)
         seen += one.keys
     assert len(set(seen[:32])) == 32
-
-
-def test_validation_pairs_are_shared_out_among_ranks(pair_shards):
-    dataset = make_dataset(pair_shards, augment=False)
-
-    def keys(**options) -> list[str]:
-        return [key for batch in val_batches(dataset, 21, **options) for key in batch.keys]
-
-    alone = keys(rank=0, world=1, batch_size=4)
-    assert len(set(alone)) == 21
-    parts = [keys(rank=rank, world=2) for rank in (0, 1)]
-    assert sorted(parts[0] + parts[1]) == sorted(alone)
-    clean = next(val_batches(dataset, 4, rank=0, world=1))
-    assert equal(clean, next(val_batches(dataset, 4, rank=0, world=1)))
-    assert {field.name for field in dataclasses.fields(clean)} >= {"pixel_values", "patch_weights"}

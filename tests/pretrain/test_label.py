@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pretrain.checkpoint.hub import load_fusion, save_model_directory
-from pretrain.label import label, main, object_crop
+from pretrain.data import object_crop
+from pretrain.label import label, main
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.tokenizer import learn_tokenizer

@@ -1,0 +1,207 @@
+"""The steps of a pre-training run: batches in; updates, log lines, validations, checkpoints out."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain import distributed
+from pretrain.batch import PretrainBatch
+from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.cli import CommonError
+from pretrain.config import PretrainConfig
+from pretrain.engine import Engine, autocast
+from pretrain.flops import forward_flops
+from pretrain.gradcache import contrast_step
+from pretrain.numerics import FiniteWatch
+from pretrain.panel import draw_panel
+from pretrain.prepare import object_classes
+from pretrain.stopping import StopSignal
+from pretrain.teacher import OnlineTeacher
+from pretrain.tracking import Reporter
+from pretrain.validate import Validator
+from shards.relations import relation_labels
+from shards.schema import InputError
+
+PANEL_PAIRS = 8
+
+
+class Feed:
+    """The loader's batches on the device, and the time spent waiting for them."""
+
+    def __init__(
+        self,
+        stream: Iterator[PretrainBatch],
+        device: torch.device,
+        teacher: OnlineTeacher | None = None,
+    ) -> None:
+        self.stream, self.device, self.teacher, self.waited = stream, device, teacher, 0.0
+
+    def __next__(self) -> PretrainBatch:
+        since = time.perf_counter()
+        try:
+            batch = next(self.stream)
+        except InputError as error:  # out of a worker it comes with the worker's traceback
+            reason = str(error).strip().rpartition("\n")[2].rpartition("InputError: ")[2]
+            raise InputError(f"rank {distributed.rank()}: {reason}") from None
+        self.waited += time.perf_counter() - since
+        batch = batch.to(self.device)
+        return self.teacher(batch) if self.teacher else batch
+
+
+class Run:
+    """The steps of one run, from wherever it is resumed."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        engine: Engine,
+        checkpoints: RunCheckpoints,
+        feed: Feed,
+        validator: Validator | None,
+    ) -> None:
+        self.config, self.engine, self.checkpoints = config, engine, checkpoints
+        self.feed, self.validator = feed, validator
+        self.size, _, self.accumulation = config.batch.resolve(distributed.world_size())
+        self.watch = FiniteWatch(config.optim.nonfinite)
+        self.sums: dict[str, Tensor] = {}
+        self.flops = 0.0
+
+    def steps(self, done: int, samples: int) -> str | None:
+        """Steps done+1 … optim.steps; `samples` pairs were consumed before.
+
+        Returns the reason where a signal ended them early, behind a checkpoint of the last step.
+        """
+        total, log, every = self.config.optim.steps, self.config.log, self.config.checkpoint.every
+        self.report = None
+        if distributed.is_main():
+            run_dir = Path(self.config.run_dir)
+            self.report = Reporter(run_dir, total=total, done=done, batch_size=self.size)
+        reason = None
+        with StopSignal() as stop:
+            self.engine.module.train()
+            for step in range(done + 1, total + 1):
+                self.one_step(step)
+                reason = stop.agreed() if step < total else None
+                if step % log.every == 0 or step == total or reason:
+                    self.log_losses(step)
+                figures = {}
+                if self._due(step, log.validate_every) and not reason:
+                    figures = self.validate(step)
+                if self._due(step, every) or reason or self.is_best(figures):
+                    self.watch.check(self.engine.module)
+                    consumed = samples + (step - done) * self.size
+                    self.checkpoints.save(self.engine, step, consumed, figures)
+                if reason:
+                    break
+                if figures or self._due(step, every):
+                    self._restart_clock()
+        if self.report:
+            if reason:
+                self.report.say(f"stopped after step {step} ({reason}); the same command goes on")
+            self.report.close()
+        return reason
+
+    def one_step(self, step: int) -> None:
+        """Forward, backward and update over all micro-batches of a step."""
+        # Dropout is a function of (seed, step, rank): a resumed run repeats it without saved state.
+        seeds = _seeds(self.config.seed, step, self.accumulation)
+        for batch, seed, contrast in self._micro_batches(seeds):
+            torch.manual_seed(seed)
+            losses = self.engine(batch, contrast)
+            self.engine.backward(losses["loss"])
+            self.engine.step()
+            self.watch.saw_loss(step, losses["loss"], batch.keys)
+            self._sum(losses)
+            self.flops += 3 * len(batch) * self._forward_flops(batch.input_ids.shape[1])
+        self.watch.saw_gradient(step, self.engine.grad_norm)
+        if self.report:
+            self.report.advance()
+
+    def _micro_batches(self, seeds: list[int]) -> Iterator[tuple]:
+        """(batch, seed, what it must know of its step), one for each seed."""
+        if self.config.batch.negatives == "pass" or not self.config.loss.cit:
+            yield from ((next(self.feed), seed, None) for seed in seeds)
+            return
+        batches = [next(self.feed) for _ in seeds]
+        precision = autocast(self.engine.device, self.config.engine.precision)
+        model = self.engine.module
+        with self.engine.whole(model.temperature):
+            contrasts = contrast_step(model, batches, seeds, precision)
+        yield from zip(batches, seeds, contrasts, strict=True)
+
+    def _forward_flops(self, length: int) -> float:
+        model = self.engine.module
+        return forward_flops(model.encoder.config, model.heads_config, length)
+
+    def _sum(self, losses: dict[str, Tensor]) -> None:
+        finite = losses["loss"].detach().isfinite()  # others are counted, not averaged in
+        for name, value in {**losses, "count": torch.ones_like(losses["loss"])}.items():
+            value = value.detach().where(finite, 0.0)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def log_losses(self, step: int) -> None:
+        """Mean losses since the last line, over ranks; what is not finite ends the run here."""
+        self.watch.check(self.engine.module)
+        values = distributed.mean_over_ranks(torch.stack(list(self.sums.values())).float())
+        means = dict(zip(self.sums, (values / values[-1].clamp(min=1e-9)).tolist(), strict=True))
+        del means["count"]
+        extra = {"grad_norm": float(self.engine.grad_norm), "lr": self.engine.lr}
+        if self.watch.skipped:
+            extra["skipped_updates"] = self.watch.skipped
+        if self.report:
+            speed = self.report.speed(self.feed.waited, self.flops, self.engine.device)
+            self.report.write(step, {**means, **extra, **speed})
+        self.sums = {}
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.feed.waited = self.flops = 0.0
+        if self.report:
+            self.report.restart_clock()
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Metrics of the validation shards, recorded with a panel of pictures; {} without them."""
+        if self.validator is None:
+            return {}
+        model = self.engine.module
+        precision = self.config.engine.precision
+        columns = self.validator.columns(model, self.engine.device, precision)
+        with self.engine.whole(model.temperature):
+            figures = self.validator.metrics(columns, model.clamped_temperature().detach())
+        if self.report:
+            self.report.write(step, figures)
+            self.report.picture(step, panel(self.validator, columns, self.config))
+        return figures
+
+    def is_best(self, figures: dict[str, float]) -> bool:
+        """Whether this validation's `checkpoint.best` beats those of all kept checkpoints."""
+        best = self.config.checkpoint.best
+        if not best or not figures:
+            return False
+        if best not in figures:
+            raise CommonError(f"checkpoint.best {best}: no such figure; there are {list(figures)}")
+        return self.checkpoints.is_better(figures[best])
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.config.optim.steps
+
+
+def panel(validator: Validator, columns: dict[str, Tensor], config: PretrainConfig) -> np.ndarray:
+    """The first pairs of the sample with what prompter and student say about them."""
+    names = {}
+    if "object_q" in columns:
+        names["object"] = object_classes(config)
+    if "relation_q" in columns:
+        names["relation"] = relation_labels(config.prompter.relations)
+    pairs = min(PANEL_PAIRS, len(validator.addresses))
+    return draw_panel(validator.batch(np.arange(pairs)), columns, names)
+
+
+def _seeds(seed: int, step: int, count: int) -> list[int]:
+    """One for each micro-batch of a step on this rank."""
+    entropy = np.random.SeedSequence([seed, step, distributed.rank()])
+    return [int(number >> 1) for number in entropy.generate_state(count, np.uint64)]

@@ -1,0 +1,256 @@
+"""Switches of the recipe: negatives, ignored labels, teachers, frozen towers, rates, memory."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain import losses
+from pretrain.batch import PretrainBatch
+from pretrain.checkpoint.teacher import Prompter
+from pretrain.cli import parse_config
+from pretrain.config import PretrainConfig
+from pretrain.flops import forward_flops
+from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank
+from pretrain.model.promu import HeadsConfig, LossConfig, Promu
+from pretrain.optim import layerwise_groups
+from pretrain.teacher import OnlineTeacher, erased, object_crops
+
+CONFIG = FusionEncoderConfig(
+    vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=24, text_layers=3,
+    fusion_layers=2, max_position_embeddings=16, hidden_dropout=0.0, attention_dropout=0.0,
+    image_size=32, patch_size=8, vision_hidden_size=16, vision_layers=4, vision_heads=2,
+    projection_size=8,
+)  # fmt: skip
+
+
+def promu(**loss) -> Promu:
+    torch.manual_seed(0)
+    heads = HeadsConfig(num_entities=5, num_relations=6)
+    model = Promu(FusionEncoder(CONFIG), heads, LossConfig(**loss))
+    model.entity_bank = PromptBank(nn.functional.normalize(torch.randn(5, 8), dim=-1), 0.1)
+    model.relation_bank = PromptBank(nn.functional.normalize(torch.randn(6, 8), dim=-1), 0.1)
+    return model
+
+
+def batch(pairs: int = 6) -> PretrainBatch:
+    random = torch.Generator().manual_seed(3)
+    features = nn.functional.normalize(torch.randn(2, pairs, 8, generator=random), dim=-1).half()
+    pixels = torch.randint(0, 256, (3, pairs, 3, 32, 32), generator=random, dtype=torch.uint8)
+    weights = torch.zeros(pairs, 4, 4)
+    weights[:, 1:3, 0:2] = 1
+    return PretrainBatch(
+        pixel_values=pixels[0], input_ids=torch.randint(5, 60, (pairs, 8), generator=random),
+        attention_mask=torch.ones(pairs, 8, dtype=torch.int64),
+        matched=torch.arange(pairs) % 3 > 0, ids=torch.arange(2 * pairs).view(pairs, 2),
+        patch_weights=weights.flatten(1), box=torch.tensor([[0.0, 8, 16, 24]]).repeat(pairs, 1),
+        image_feat=features[0], object_feat=features[1], image_view=pixels[1],
+        object_view=pixels[2],
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ hard negatives
+
+
+def test_hard_negatives_follow_the_similarity_and_never_pair_what_belongs_together():
+    torch.manual_seed(0)
+    image, text = nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
+    ids = torch.tensor([[0, 10], [1, 11], [2, 10], [3, 13]])  # pairs 0 and 2 share their picture
+    counts = torch.zeros(2, 4, 4)
+    for _ in range(4000):
+        pictures, captions, usable = losses.hard_negatives(image, text, ids, torch.tensor([0.5]))
+        counts[0, torch.arange(4), pictures] += 1
+        counts[1, torch.arange(4), captions] += 1
+    assert usable.all()
+    for row in range(4):
+        others = [c for c in range(4) if c != row and {row, c} != {0, 2}]
+        for direction, (a, b) in enumerate(((text, image), (image, text))):
+            weights = torch.tensor([math.exp(float(a[row] @ b[c]) / 0.5) for c in others])
+            expected = torch.zeros(4).scatter(0, torch.tensor(others), weights / weights.sum())
+            torch.testing.assert_close(counts[direction, row] / 4000, expected, rtol=0, atol=0.03)
+
+
+def test_without_any_negative_the_draw_is_uniform_and_left_out():
+    image = text = nn.functional.normalize(torch.randn(2, 8), dim=-1)
+    ids = torch.tensor([[0, 7], [1, 7]])  # one picture, two captions
+    *_, usable = losses.hard_negatives(image, text, ids, torch.tensor([0.001]))
+    assert not usable.any()
+    loss = losses.hard_itm_loss(
+        torch.zeros(2, 2), torch.full((4, 2), 9.0), torch.ones(2).bool(), usable, torch.ones(2)
+    )
+    assert loss.item() == pytest.approx(2 * math.log(2) / 6)
+
+
+def test_hard_itm_is_a_mean_over_given_and_drawn_rows():
+    torch.manual_seed(1)
+    logits, drawn = torch.randn(3, 2), torch.randn(6, 2)
+    matched = torch.tensor([True, False, True])
+    rows = [(logits[i], int(matched[i])) for i in range(3)]
+    rows += [(drawn[i], 0) for i in (0, 2, 3, 5)]  # of the matched anchors
+    expected = sum(nn.functional.cross_entropy(z, torch.tensor(y)) for z, y in rows) / 7
+    usable = torch.ones(3).bool()
+    found = losses.hard_itm_loss(logits, drawn, matched, usable, matched)
+    torch.testing.assert_close(found, expected)
+
+
+# ------------------------------------------------------------------ labels
+
+
+def test_ignored_rows_take_no_part_in_coe_and_cir():
+    given = batch()
+    model = promu(ignore_first_class=True, coe_pairs="matched", ignore_below=0.3)
+    for bank, feature, name in (
+        (model.entity_bank, given.object_feat, "coe"),
+        (model.relation_bank, given.image_feat, "cir"),
+    ):
+        q = losses.soft_labels(feature, bank.features, bank.temperature)
+        expected = (q.argmax(1) != 0) & (q.max(1).values >= 0.3)
+        if name == "coe":
+            expected &= given.matched
+        assert torch.equal(model._targets(given)[name][1], expected)
+        assert 0 < expected.sum() < len(expected)
+        column = 3 if name == "coe" else 4
+        assert torch.equal(model.table(given)[:, column].bool(), expected)
+
+
+def test_every_ablation_of_table_1_and_prompt_of_table_3_is_a_switch():
+    required = ["--run_dir=x", "--data.train=y", "--prompter.source=p", "--prompter.entities=e"]
+    paper = ["--config", "pretrain/configs/paper.yaml", *required]
+    ablations = [["--loss.coe=0"], ["--loss.cir=0"], ["--loss.label_kind=hard"]]
+    prompts = itertools.product(ENTITY_TEMPLATES, RELATION_TEMPLATES)
+    ablations += [
+        [f'--prompter.entity_prompts=["{e}"]', f'--prompter.relation_prompts=["{r}"]']
+        for e, r in prompts
+    ]
+    assert len(ablations) == 3 + 6
+    configs = [
+        parse_config(PretrainConfig, [*paper, *options], prog="p", description="", example="")
+        for options in ablations
+    ]
+    found = {
+        (c.loss.coe, c.loss.cir, c.loss.label_kind, *c.prompter.entity_prompts,
+         *c.prompter.relation_prompts)
+        for c in configs
+    }  # fmt: skip
+    assert len(found) == 3 + 6
+
+
+# ------------------------------------------------------------------ online teachers
+
+
+def test_object_crops_and_erased_boxes_are_where_the_box_is():
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    pixels[:, :, 8:24, 0:16] = 200
+    box = torch.tensor([[0.0, 8, 16, 24]])
+    assert (erased(pixels, box) == 0).all()
+    assert (object_crops(pixels, box)[..., 2:-2, 2:-2] == 200).all()
+    gradient = torch.arange(32, dtype=torch.uint8).expand(1, 3, 32, 32).contiguous()
+    crop = object_crops(gradient, box)[0, 0, 16].float()
+    expected = (torch.arange(32) + 0.5) * 16 / 32 - 0.5  # the box's columns, scaled by two
+    assert (crop - expected.clamp(min=0)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("view", ["clean", "student"])
+def test_the_online_teacher_encodes_the_views_it_is_to_look_at(view):
+    given, encoder = batch(), promu().encoder
+    teacher = OnlineTeacher(Prompter(encoder, None, 0.1), view, False, torch.device("cpu"), "fp32")
+    seen = teacher(given)
+    views = (given.image_view, given.object_view)
+    if view == "student":
+        views = given.pixel_values, object_crops(given.pixel_values, given.box)
+    with torch.no_grad():
+        for pixels, found in zip(views, (seen.image_feat, seen.object_feat), strict=True):
+            expected = encoder.image_feat(encoder.encode_image(pixels)).half()
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert given.image_feat is not seen.image_feat  # the batch it was given stays as it was
+
+
+def test_the_released_teacher_sees_neither_object_nor_whole_picture():
+    teacher = OnlineTeacher(
+        Prompter(promu().encoder, None, 0.1), "student", True, torch.device("cpu"), "fp32"
+    )
+    seen = teacher(batch())
+    assert torch.equal(seen.image_feat, seen.object_feat)
+
+
+# ------------------------------------------------------------------ rates, memory, operations
+
+
+def test_rates_fall_with_depth_and_nothing_is_lost():
+    model = promu()
+    groups = layerwise_groups(
+        model.named_parameters(), lr=1.0, weight_decay=0.1, layer_decay=0.5,
+        above=lambda name: model.encoder.layers_above(name.removeprefix("encoder.")),
+    )  # fmt: skip
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert rates.keys() == {id(p) for p in model.parameters()}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    expected = {  # fusion 2 layers, text 3, vision 4
+        "heads.itm.weight": (1, 0.1), "temperature": (1, 0), "encoder.text_proj.weight": (1, 0.1),
+        "encoder.fusion.layer.1.output.dense.weight": (0.5, 0.1),
+        "encoder.fusion.layer.0.output.dense.bias": (0.25, 0),
+        "encoder.text.encoder.layer.2.output.dense.weight": (0.125, 0.1),
+        "encoder.text.encoder.layer.0.output.dense.weight": (0.5**5, 0.1),
+        "encoder.text.embeddings.word_embeddings.weight": (0.5**6, 0.1),
+        "encoder.vision.norm.weight": (0.25, 0), "encoder.vision.blocks.3.mlp.fc1.bias": (0.125, 0),
+        "encoder.vision.blocks.0.attn.qkv.weight": (0.5**6, 0.1),
+        "encoder.vision.pos_embed": (0.5**7, 0),
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    assert groups[0]["lr"] == 1  # whose rate is logged
+
+
+def gradients(model: Promu) -> dict[str, torch.Tensor]:
+    model.train()(batch())["loss"].backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_activation_checkpointing_keeps_gradients_and_saves_activations():
+    kept = {}
+
+    def size(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def saved_bytes(model: Promu) -> int:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(size, lambda tensor: tensor):
+            loss = model.train()(batch())["loss"]
+        del loss
+        return sum(kept.values())
+
+    plain, checkpointed = promu(), promu()
+    checkpointed.encoder.checkpoint_activations()
+    assert saved_bytes(checkpointed) < 0.6 * saved_bytes(plain)
+    one, two = gradients(promu()), gradients(checkpointed)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, msg=name)
+
+
+def test_attention_is_fused():
+    """Neither tower nor the fusion layers write out attention scores."""
+    encoder = promu().encoder
+    assert encoder.text.config._attn_implementation == "sdpa"
+    assert encoder.fusion.config._attn_implementation == "sdpa"
+    assert all(block.attn.fused_attn for block in encoder.vision.blocks)
+
+
+def test_counted_operations_are_those_of_torch():
+    model, given = promu().eval(), batch(1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(given)
+    # torch also counts the small products of losses and patch pooling.
+    expected = forward_flops(CONFIG, model.heads_config, 8)
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_operations_of_the_base_model_are_those_of_the_specification():
+    """ViT 35, text 7, fusion 25 at 80 word pieces: 67 GFLOP a pair (spec §7.4)."""
+    heads = HeadsConfig(num_entities=1000, num_relations=1000)
+    assert forward_flops(FusionEncoderConfig(), heads, 80) / 1e9 == pytest.approx(67, rel=0.03)
