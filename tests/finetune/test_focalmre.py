@@ -467,6 +467,21 @@ def clip(tmp_path_factory):
     return folder
 
 
+def test_text_of_a_fusion_encoder_is_its_whole_bert(tiny_model):
+    """Text layers, then the fusion layers on the text alone = the BERT that was cut in two."""
+    from pretrain.checkpoint.hub import load_text_tower
+
+    method = build(tiny_model)
+    batch = some_batch(method)
+    mask = batch.attention_mask.clone()
+    mask[1, 12:] = False
+    batch = dataclasses.replace(batch, attention_mask=mask)
+    bert, _ = load_text_tower(tiny_model)
+    with torch.inference_mode():
+        expected = bert.eval()(input_ids=batch.input_ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(method.read(batch, "all"), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_clip_states_are_normed(clip):
     """`post_layernorm` on every token, by hand; the pooled output is the class token's."""
     from transformers import CLIPVisionModel
