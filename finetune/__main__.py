@@ -16,6 +16,7 @@ USAGE = """usage: python -m finetune COMMAND …
   train     train a method on a task: select on dev, test once
   evaluate  scores and predictions of a finished run
   predict   relation or entities of new posts
+  serve     a web page to try a run on a post and a picture
   data      check a task's files, or make them of your own posts
   view      write a view manifest: what an experiment changes in a split
   regions   build, recover or import region caches
@@ -84,10 +85,25 @@ def predict(argv: Sequence[str]) -> None:
     run(config)
 
 
+def serve(argv: Sequence[str]) -> None:
+    """python -m finetune serve RUN"""
+    from finetune.serve import ServeConfig, start
+
+    config = parse_config(
+        ServeConfig,
+        with_positional(argv, "run"),
+        prog="python -m finetune serve",
+        description="A web page to try a run on a post and a picture.",
+        example="python -m finetune serve runs/promu --examples SAMPLE/mnre",
+    )
+    start(config)
+
+
 COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "serve": serve,
 }
 MODULES = {
     "data": "finetune.own_data",

@@ -1,0 +1,92 @@
+"""Where a run looked: how much its answer needs each part of the picture.
+
+Occlusion (Zeiler and Fergus, ECCV 2014): a grey square covers one cell of a grid after the other;
+what the probability of the answer loses is what that cell was worth. It asks nothing of a method,
+so every one is looked into the same way, and two runs compare.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finetune.extractor import Bad, Extractor
+from finetune.posts import Post
+from pretrain.cli import InputError
+
+GREY = (127, 127, 127)
+GRID = 7
+SHOWN = 480
+"""Longer side of the pictures that are covered and shown."""
+
+
+def occlusion(extract: Extractor, post: Post, answer: str, grid: int = GRID) -> np.ndarray:
+    """(grid, grid) float64: what the probability of relation `answer` loses without each cell.
+
+    Raises:
+        InputError: the run finds entities, or the post has no picture or entities.
+    """
+    run = extract.run
+    if run.info.kind != "relation" or post.image is None or post.head is None:
+        raise InputError("where a run looked: for a relation of two entities beside a picture")
+    with Image.open(post.image) as picture:
+        picture = picture.convert("RGB")
+    picture.thumbnail((SHOWN, SHOWN))
+    with tempfile.TemporaryDirectory(prefix="covered-") as folder:
+        posts = [replace(post, image=save(picture, Path(folder) / "whole.png"))]
+        for row in range(grid):
+            for column in range(grid):
+                covered = picture.copy()
+                covered.paste(GREY, cell(picture.size, grid, row, column))
+                path = save(covered, Path(folder) / f"{row}-{column}.png")
+                posts.append(replace(post, image=path))
+        results = run.answers([(one, one.head, one.tail) for one in posts])
+    place = run.info.labels.index(answer)
+    shares = []
+    for result in results:
+        if isinstance(result, Bad):
+            raise InputError(result.error)
+        shares.append(float(result[1][place]))
+    return shares[0] - np.array(shares[1:]).reshape(grid, grid)
+
+
+def cell(size: tuple[int, int], grid: int, row: int, column: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels; the cells cover the picture without overlap."""
+    edges = [[round(side * k / grid) for k in range(grid + 1)] for side in size]
+    return edges[0][column], edges[1][row], edges[0][column + 1], edges[1][row + 1]
+
+
+def overlay(picture: Image.Image, worth: np.ndarray, alpha: float = 0.55) -> Image.Image:
+    """The picture under a map of `worth`: the more its answer needs a place, the brighter it is.
+
+    Nothing is drawn where a place counts nothing or against the answer.
+    """
+    from matplotlib import colormaps
+
+    scale = SHOWN / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    picture = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    positive = worth.clip(0)
+    strength = positive / positive.max() if positive.max() > 0 else positive
+    grey = Image.fromarray((strength * 255).astype(np.uint8))
+    smooth = np.asarray(grey.resize(picture.size, Image.Resampling.BICUBIC)) / 255
+    colours = colormaps["inferno"](smooth)[..., :3] * 255
+    weight = alpha * smooth[..., None]
+    mixed = (1 - weight) * np.asarray(picture) + weight * colours
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def save(picture: Image.Image, path: Path) -> Path:
+    """Without loss, and fast."""
+    picture.save(path, compress_level=1)
+    return path
+
+
+def strongest(worth: np.ndarray) -> Mapping[str, Any]:
+    """The cell that counts most, and what the answer loses without it."""
+    row, column = np.unravel_index(worth.argmax(), worth.shape)
+    return {"row": int(row), "column": int(column), "loss": float(worth.max())}

@@ -1,0 +1,253 @@
+"""`python -m finetune serve RUN`: a web page to try a run on a post and a picture.
+
+Paste a post, mark two entities by selecting their words, drop a picture: bars of the likeliest
+relations, and where the run looked. A run that finds entities shows them in the text. A second run
+stands beside the first. gradio (extra `serve`) draws the page; it is bound to this machine alone
+unless `--host` says otherwise, and sends nothing anywhere.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from finetune import looking
+from finetune.extractor import Extractor
+from finetune.metrics import NO_RELATION
+from finetune.own_inputs import LiveInputs
+from finetune.posts import parse_post
+from pretrain.cli import InputError
+
+LOG = logging.getLogger(__name__)
+LONGEST = 2_000
+"""Characters of a post."""
+LARGEST_UPLOAD = "16mb"
+EXAMPLES = 6
+STYLE = ".gradio-container { max-width: 75rem !important } #pick button { min-width: 8rem }"
+
+SELECTION = """(_, text, now) => {
+    const post = document.querySelector("#post textarea");
+    return [`${post.selectionStart}:${post.selectionEnd}`, text, now];
+}"""
+"""The browser's share: which characters of the post are selected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The page of a finished run."""
+
+    run: str
+    """Run directory, one seed's, or a fine-tuned model directory or hub id."""
+    compare: str | None = None
+    """A second run, its answer beside the first one's."""
+    ner: str | None = None
+    """A run that finds entities: where none are marked, every pair of them is scored."""
+    examples: str | None = None
+    """Folder in MNRE's format; some of its validation posts can be clicked."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens the page to your network."""
+    port: int = 7860
+    """Port to listen on."""
+    regions: str = "live"
+    """For runs that read regions: live, ground and detect them; none, all slots empty."""
+
+
+def answer(
+    extract: Extractor, text: str, head: str, tail: str, image: str | None, look: bool
+) -> dict[str, Any]:
+    """What the page shows of one run.
+
+    Args:
+        head, tail: words that occur once in the text, or START:END in characters, or nothing.
+
+    Returns:
+        `bars` relation -> probability, `spans` (text, type or None) pieces, `note` one line,
+        `picture` the overlay or None.
+
+    Raises:
+        InputError: one line for the user.
+    """
+    if len(text or "") > LONGEST:
+        raise InputError(f"a post of {len(text)} characters; this page reads {LONGEST}")
+    entities = {"head": (head or "").strip() or None, "tail": (tail or "").strip() or None}
+    post = parse_post({"text": text or "", "image": image, **entities}, Path(), extract.task)
+    (found,) = extract.answer([post], top_k=5)
+    if "error" in found:
+        raise InputError(found["error"])
+    chosen = ((post.head, "head"), (post.tail, "tail"))
+    spans = [(*post.characters(span), name) for span, name in chosen if span]
+    shown = {"bars": {}, "spans": pieces(text, spans), "note": "", "picture": None}
+    if "entities" in found:
+        shown["spans"] = pieces(
+            text, [(e["start"], e["end"], e["type"]) for e in found["entities"]]
+        )
+        shown["note"] = f"{len(found['entities'])} entities"
+    if "relations" in found:
+        related = [pair for pair in found["relations"] if pair["related"]]
+        shown["note"] += f", {len(related)} of {len(found['relations'])} pairs related"
+        shown["bars"] = {
+            f"{p['head']['text']} → {p['tail']['text']}: {p['relation']}": p["probability"]
+            for p in sorted(related, key=lambda p: -p["probability"])[:5]
+        }
+    if "top" in found:
+        shown["bars"] = {entry["relation"]: entry["probability"] for entry in found["top"]}
+        if look and image:
+            worth = looking.occlusion(extract, post, found["relation"])
+            loss, share = 100 * looking.strongest(worth)["loss"], 100 * found["probability"]
+            if loss < 0.05:
+                shown["note"] = "No part of the picture speaks for this answer."
+            else:
+                shown["note"] = (
+                    f"Without the brightest part of the picture, {found['relation']} would lose "
+                    f"{loss:.1f} of {share:.1f} %."
+                )
+                with Image.open(image) as picture:
+                    shown["picture"] = looking.overlay(picture, worth)
+    return shown
+
+
+def pieces(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
+    """(text, label or None) pieces that make up `text`; a span inside another is left out."""
+    found, end = [], 0
+    for start, stop, name in sorted(spans):
+        if start < end:
+            continue
+        found += [(text[end:start], None), (text[start:stop], name)]
+        end = stop
+    return [piece for piece in [*found, (text[end:], None)] if piece[0]]
+
+
+def read_examples(folder: str) -> list[list[Any]]:
+    """[post, picture, head, tail] of some related validation rows that have their picture."""
+    from finetune.tasks.mnre import Mnre
+
+    task = Mnre(Path(folder))
+    found = []
+    for row in task.read("val"):
+        picture = task.image_folder("val") / (row.image_id or "")
+        text = " ".join(row.tokens)
+        starts = [0]
+        for token in row.tokens:
+            starts.append(starts[-1] + len(token) + 1)
+        marks = [
+            mention(text, starts[first], starts[last] - 1) for first, last in (row.head, row.tail)
+        ]
+        if picture.is_file() and row.relation not in NO_RELATION:
+            found.append([text, str(picture), *marks])
+        if len(found) == EXAMPLES:
+            break
+    return found
+
+
+def mention(text: str, start: int, end: int) -> str:
+    """An entity as the page's fields take it: its words, or START:END where they occur again."""
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    words = text[start:end]
+    return words if words and text.count(words) == 1 else f"{start}:{end}"
+
+
+def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
+    """The `gradio.Blocks` of one or two runs."""
+    import gradio as gr
+
+    relation = any(e.run.info.kind == "relation" for e in runs.values())
+    hint = "its words, or START:END in characters"
+
+    def keep(selected: str, text: str, now: str) -> str:
+        start, end = map(int, selected.split(":"))
+        if not text[start:end].strip():
+            gr.Warning("Select the words of the entity in the post first.")
+            return now
+        return mention(text, start, end)
+
+    def ask(text: str, image: str | None, head: str, tail: str, look: bool) -> list[Any]:
+        values: list[Any] = []
+        for extract in runs.values():
+            try:
+                shown = answer(extract, text, head, tail, image, look)
+                values += [shown["spans"], shown["bars"] or None, shown["note"], shown["picture"]]
+            except InputError as error:
+                values += [[], None, f"**Not read:** {error}", None]
+        return values
+
+    with gr.Blocks(title="Fusion-MRE", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+        gr.Markdown("## Fusion-MRE\nA post and its picture → relation or entities.")
+        selected = gr.Textbox("0:0", visible="hidden", max_length=20)
+        with gr.Row():
+            with gr.Column():
+                text = gr.Textbox(label="Post", lines=4, max_length=LONGEST, elem_id="post")
+                with gr.Row(elem_id="pick", visible=relation):
+                    use_head = gr.Button("Selected words → head", size="sm")
+                    use_tail = gr.Button("Selected words → tail", size="sm")
+                with gr.Row(visible=relation):
+                    head = gr.Textbox(label="Head", elem_id="head", placeholder=hint)
+                    tail = gr.Textbox(label="Tail", elem_id="tail", placeholder=hint)
+                look = gr.Checkbox(label="Show where it looked (slower)", visible=relation)
+                go = gr.Button("Read", variant="primary", elem_id="read")
+            image = gr.Image(
+                label="Picture",
+                type="filepath",
+                sources=["upload", "clipboard"],
+                height=380,
+                elem_id="picture",
+            )
+        outputs: list[Any] = []
+        with gr.Row():
+            for name in runs:
+                with gr.Column():
+                    gr.Markdown(f"### {'/'.join(Path(name).parts[-2:])}")
+                    outputs += [
+                        gr.HighlightedText(label="Entities", combine_adjacent=False),
+                        gr.Label(label="Relation", num_top_classes=5, visible=relation),
+                        gr.Markdown(),
+                        gr.Image(
+                            label="Where it looked",
+                            buttons=["download", "fullscreen"],
+                            height=380,
+                            visible=relation,
+                        ),
+                    ]
+        if examples:
+            gr.Examples(examples, [text, image, head, tail], cache_examples=False)
+        use_head.click(keep, [selected, text, head], head, js=SELECTION, show_progress="hidden")
+        use_tail.click(keep, [selected, text, tail], tail, js=SELECTION, show_progress="hidden")
+        go.click(ask, [text, image, head, tail, look], outputs, api_name="read")
+    return blocks
+
+
+def start(config: ServeConfig, launch: Callable[..., Any] | None = None) -> None:
+    """Load the runs and serve the page until interrupted.
+
+    Raises:
+        InputError: gradio is not installed, or a run cannot be read.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise InputError("the page needs gradio: pip install 'fusion-mre[serve]'") from None
+    live = LiveInputs(regions=config.regions)
+    names = [config.run, *([config.compare] if config.compare else [])]
+    runs = {
+        name: Extractor.from_pretrained(name, ner=config.ner, live=live)
+        for name in dict.fromkeys(names)
+    }
+    folders = [config.examples] if config.examples else None
+    blocks = page(runs, read_examples(config.examples) if config.examples else [])
+    (launch or blocks.launch)(
+        server_name=config.host,
+        server_port=config.port,
+        share=False,
+        max_file_size=LARGEST_UPLOAD,
+        allowed_paths=folders,
+        css=STYLE,
+        footer_links=[],
+        quiet=True,
+    )
