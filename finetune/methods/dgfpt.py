@@ -111,7 +111,7 @@ class Dgfpt(Method):
         """What the settings make this method want, and its region slots."""
         slots = {"vg": self.config.grounded, "od": self.config.objects}
         slots = {kind: number for kind, number in slots.items() if number}
-        needs = {"entity_types"} | ({"caption"} if self.caption else set())
+        needs = {"entity_types"} | ({"caption"} if self.config.caption_weight else set())
         if self.vision is not None:
             needs |= {"image", "region_pixels"} if slots else {"image"}
             needs |= {"visual_features"} if self.vision.frozen else set()
@@ -212,12 +212,15 @@ class Dgfpt(Method):
         return layout
 
     def object_prefix(self, entities: list[Tensor], objects: Part | None) -> Part:
-        """P_o with the object that each entity means; without objects its slots are masked."""
+        """P_o with an object for each entity; without objects its slots are masked."""
         prefix = self.prefixes["Po"]
         if objects is None:
             empty = torch.zeros_like(entities[0])
             return prefix(empty, empty), prefix.mask(empty[:, 0].bool())
-        chosen = [select_object(entity, *objects, self.config.object_select) for entity in entities]
+        how = self.config.object_select
+        chosen = [
+            select_object(entity, *objects, how, rank) for rank, entity in enumerate(entities)
+        ]
         return prefix(*chosen), prefix.mask(objects[1].any(1))
 
     def pool(self, states: Tensor, text: Text) -> Tensor:

@@ -65,8 +65,9 @@ class DgfptConfig:
     """Regions of the row's own phrases that count as objects, too, and go first."""
     image_blocks: int = 4
     """M: positions of the whole picture."""
-    object_select: Literal["soft", "hard"] = "soft"
-    """The object of an entity in the object prefix: by attention, or the best one."""
+    object_select: Literal["soft", "hard", "score"] = "soft"
+    """Objects in the object prefix. soft, hard: those that the entities attend to most, mixed or
+    the first alone. score: the detector's two best."""
     alpha: Literal["shifted", "softmax", "raw"] = "shifted"
     """Eq. 4. raw: as printed, with negative and unbounded shares."""
     pool: Literal["mean", "entities", "last"] = "mean"
@@ -84,8 +85,9 @@ class DgfptConfig:
     """Entity states of eq. 13: after fusion, or (as printed, without tildes) before."""
     type_mask: Literal["off", "soft", "hard"] = "off"
     """Relations whose name contradicts the entities' types lose 5 points, or all chance."""
-    consistency: Literal["kl", "printed"] = "kl"
-    """Eq. 11: the divergence that the text describes, or the formula as printed (unbounded)."""
+    consistency: Literal["kl", "ce", "printed"] = "kl"
+    """Eq. 11: the divergence that the text describes, the cross-entropy that it calls equal, or the
+    formula as printed (unbounded)."""
     consistency_detach: Literal["none", "pre", "post"] = "none"
     """The side of it that gets no gradient: before or after fusion."""
     consistency_weight: float = 2.0

@@ -53,12 +53,20 @@ class VisualSegments(nn.Module):
 
 
 def select_object(
-    entity: Tensor, objects: Tensor, mask: Tensor, how: Literal["soft", "hard"]
+    entity: Tensor,
+    objects: Tensor,
+    mask: Tensor,
+    how: Literal["soft", "hard", "score"],
+    rank: int = 0,
 ) -> Tensor:
     """The object that an entity means: (B, D), (B, K, D), (B, K) -> (B, D); zero without objects.
 
-    soft: Σ_k softmax_k(e·o_k / √D) o_k. hard: the o_k of the largest product.
+    soft: Σ_k softmax_k(e·o_k / √D) o_k. hard: the o_k of the largest product. score: object number
+    `rank`, they come best first.
     """
+    if how == "score":
+        rank = min(rank, objects.shape[1] - 1)
+        return objects[:, rank] * mask[:, rank, None]
     scores = torch.einsum("bd,bkd->bk", entity, objects).float() * entity.shape[-1] ** -0.5
     scores = scores.masked_fill(~mask, HIDDEN)
     if how == "soft":
@@ -201,7 +209,8 @@ class RelationPredictor(nn.Module):
 
 def mean_embeddings(tokenizer: Any, words: Tensor, texts: Iterable[str]) -> Tensor:
     """(texts, D) mean rows of the word table over each text's pieces."""
-    return torch.stack([words[pieces(tokenizer, text)].mean(0) for text in texts])
+    rows = [words[pieces(tokenizer, text)] for text in texts]
+    return torch.stack([row.sum(0) / max(len(row), 1) for row in rows])
 
 
 def relation_words(label: str) -> str:

@@ -13,13 +13,13 @@ from torch import Tensor
 def consistency(
     fused: Tensor,
     plain: Tensor,
-    form: Literal["kl", "printed"] = "kl",
+    form: Literal["kl", "ce", "printed"] = "kl",
     detach: Literal["none", "pre", "post"] = "none",
 ) -> Tensor:
     """Eqs. 10–11: how far fusion moves the distribution of relations; mean over the batch.
 
-    kl: Σ p̃ (log p̃ - log p) >= 0. printed: Σ p̃ log p, minus a cross-entropy, which falls without
-    bound as the two part.
+    kl: Σ p̃ (log p̃ - log p) >= 0. ce: -Σ p̃ log p. printed: Σ p̃ log p, minus a cross-entropy, which
+    falls without bound as the two part.
 
     Args:
         fused, plain: (B, C) float32 logits after and before fusion.
@@ -27,7 +27,7 @@ def consistency(
     """
     after = (fused.detach() if detach == "post" else fused).log_softmax(-1)
     before = (plain.detach() if detach == "pre" else plain).log_softmax(-1)
-    own = 0.0 if form == "printed" else after
+    own = after if form == "kl" else 0.0
     sign = 1.0 if form == "printed" else -1.0
     return (after.exp() * (own + sign * before)).sum(-1).mean()
 

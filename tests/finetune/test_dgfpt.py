@@ -239,6 +239,7 @@ def test_consistency_is_the_divergence():
     assert consistency(plain, plain).item() == pytest.approx(0, abs=1e-7)
     printed = (fused.softmax(-1) * plain.log_softmax(-1)).sum(-1).mean()
     assert consistency(fused, plain, "printed") == pytest.approx(printed.item(), abs=1e-6)
+    assert consistency(fused, plain, "ce") == pytest.approx(-printed.item(), abs=1e-6)
     for detach, side in (("pre", 1), ("post", 0)):
         sides = [fused.clone().requires_grad_(), plain.clone().requires_grad_()]
         consistency(*sides, detach=detach).backward()
@@ -350,6 +351,9 @@ def test_select_object():
     soft = select_object(entity, objects, shown, "soft")
     torch.testing.assert_close(soft[0], torch.stack([weights[0], 3 * weights[1]]))
     assert select_object(entity, objects, shown, "hard").tolist() == [[1.0, 0.0]]
+    assert select_object(entity, objects, shown, "score", 1).tolist() == [[0.0, 3.0]]
+    assert select_object(entity, objects[:, :1], shown[:, :1], "score", 1).tolist() == [[1.0, 0.0]]
+    assert not select_object(entity, objects, ~shown, "score").any()
     assert not select_object(entity, objects, ~shown, "soft").any()
     assert not select_object(entity, objects, ~shown, "hard").any()
 
@@ -433,7 +437,8 @@ def test_caption_is_weighed_and_may_be_absent(language_models, task, tmp_path, f
     [
         {"decoder": "continue"}, {"gates": False}, {"classify_on": "plain"}, {"pool": "entities"},
         {"pool": "last"}, {"entity_pool": "mean"}, {"type_mask": "soft"}, {"alpha": "raw"},
-        {"object_select": "hard"}, {"consistency": "printed", "contrast": "printed"},
+        {"object_select": "hard"}, {"object_select": "score"},
+        {"consistency": "printed", "contrast": "printed"},
         {"consistency_weight": 0.0, "contrast_weight": 0.0}, {"segments": "without_prefixes"},
         {"positions": "restart_text"}, {"markers": True, "plm": "full"}, {"objects": 0},
     ],
