@@ -36,6 +36,7 @@ FIGURES = tuple(
         ("mnre", "hvpnet", "86.95 / 83.28 / 85.08", "FocalMRE, Table 1", COMMUNITY),
         ("mnre", "mkgformer", "86.26 / 84.38 / 85.31", "FocalMRE, Table 1", COMMUNITY),
         ("mnre", "focalmre", "88.85 / 87.19 / 88.01", "FocalMRE, Table 1", COMMUNITY),
+        ("mnre", "dgfpt", "84.35 / 83.83 / 84.47", "DGF-PT, Table 1", "averaging, types unknown"),
         ("mnre", "promu", "84.95 / 85.76 / 84.86", "PROMU, Table 1", "inputs not published"),
         ("twitter2015", "bert_crf", "69.22 / 74.59 / 71.81", "PROMU, Table 1", TEXT),
         ("twitter2015", "umgf", "74.49 / 75.21 / 74.85", "PROMU, Table 1", "regions of its own"),

@@ -43,8 +43,13 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`[CLS] post [SEP] caption [SEP]`: the picture in words, for whatever reads text."""
     if wanted.options.captions == "none":
         return loaded
-    loaded, texts = read_captions(loaded, wanted)
     tokenizer = wanted.tokenizer
+    if tokenizer.sep_token_id is None:
+        raise InputError(
+            "--captions: this language model knows no [SEP] to put after the post; where the method "
+            "reads captions as a text of their own, say so (dgfpt: --model.caption_weight 0.4)"
+        )
+    loaded, texts = read_captions(loaded, wanted)
     captions = tokenizer(
         texts,
         add_special_tokens=False,
