@@ -8,6 +8,7 @@ configuration alone; a DeepSpeed file that sets one of them is an error.
 import json
 import logging
 import os
+import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -234,12 +235,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def read_tuning(name: str) -> dict[str, Any]:
-    """A DeepSpeed JSON file, looked up from here and from the repository.
+    """A DeepSpeed JSON file, looked up from here, the repository, and where a wheel puts it.
 
     Raises:
         InputError: missing, damaged, or it sets what our configuration sets.
     """
-    candidates = [Path(name), Path(__file__).resolve().parents[1] / name]
+    installed = Path(sysconfig.get_path("data"), "share/fusion-mre", name)
+    candidates = [Path(name), Path(__file__).resolve().parents[1] / name, installed]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise InputError(f"engine.deepspeed: no file {name}")
