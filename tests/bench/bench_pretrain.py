@@ -1,16 +1,19 @@
 """A pre-training step, loader included, against the released path; weak scaling from 1 to 2 ranks.
 
     python tests/bench/bench_pretrain.py [--pairs 16] [--steps 4] [--size tiny|small|base]
+    python tests/bench/bench_pretrain.py --scaling
 
 The released path is re-created here as its specification describes it, sizes and device alike:
 two whole trainable teachers that see the student's augmented pixels, every picture opened twice at
 full resolution and carried through PIL once more inside the model, captions padded to 80, attention
-in plain matrix products, an AdamW that loops over parameters. Each side runs in a process of its
-own, so that peaks of memory are its own. Time on a CPU is processor time of one thread, which other
-programs on the machine hardly change; on a GPU it is wall time.
+in plain matrix products, an AdamW that loops over parameters, float32 throughout; ours computes in
+bf16, its default (`--precision fp32` for the rest of the difference). Each side runs in a process
+of its own, so that peaks of memory are its own. On a CPU, time is processor time of one thread, which
+other programs hardly change; on a GPU it is wall time.
 """
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -37,7 +40,7 @@ SIZES = {
     "base": {},
 }  # fmt: skip
 CLASSES, VOCABULARY, PICTURES = 1000, 30522, 64
-WORDS = "a man and the woman with dog on street holding red umbrella near old city bridge".split()
+WORDS = ["a", "man", "and", "the", "woman", "with", "dog", "on", "street", "red", "umbrella"]
 
 
 def write_corpus(folder: Path) -> None:
@@ -90,7 +93,9 @@ def device_here() -> torch.device:
 # ------------------------------------------------------------------ ours
 
 
-def ours(folder: Path, size: str, pairs: int, steps: int) -> dict[str, float]:
+def ours(
+    folder: Path, size: str, pairs: int, steps: int, precision: str = "bf16"
+) -> dict[str, float]:
     """This repository's loader, model and engine; teacher features come out of the column."""
     from pretrain.config import DataConfig
     from pretrain.data import PairDataset, open_reader, train_batches
@@ -118,7 +123,6 @@ def ours(folder: Path, size: str, pairs: int, steps: int) -> dict[str, float]:
         optimizer = adamw(groups, betas=(0.9, 0.98), eps=1e-6)
         return optimizer, linear_schedule(optimizer, 10, 1000)
 
-    precision = "bf16" if device_here().type == "cuda" else "fp32"
     engine = SingleEngine(model, build, precision=precision, accumulation=1, clip=2.0)
     width, device = config.projection_size, engine.device
     unit = nn.functional.normalize(torch.randn(CLASSES, width, device=device), dim=-1)
@@ -138,6 +142,16 @@ def ours(folder: Path, size: str, pairs: int, steps: int) -> dict[str, float]:
 # ------------------------------------------------------------------ the released path
 
 
+GREY = (128, 128, 128)
+CHANGES = (
+    lambda image: ImageEnhance.Brightness(image).enhance(1.36),
+    lambda image: ImageEnhance.Sharpness(image).enhance(1.36),
+    lambda image: image.rotate(21, fillcolor=GREY),
+    lambda image: image.transform(image.size, SHEAR, (1, 0.21, 0, 0, 1, 0), fillcolor=GREY),
+)
+SHEAR = Image.Transform.AFFINE
+
+
 def released_sample(path: Path, box: tuple[int, int, int, int], random) -> tuple[np.ndarray, ...]:
     """Two full-size openings, each augmented by itself; float pixels, and the box erased."""
     views = []
@@ -152,17 +166,12 @@ def released_sample(path: Path, box: tuple[int, int, int, int], random) -> tuple
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         for _ in range(2):
             if random.random() < 0.5:
-                match random.integers(4):
-                    case 0: image = ImageEnhance.Brightness(image).enhance(1.36)
-                    case 1: image = ImageEnhance.Sharpness(image).enhance(1.36)
-                    case 2: image = image.rotate(21, fillcolor=(128, 128, 128))
-                    case 3: image = image.transform(image.size, Image.Transform.AFFINE,
-                                                    (1, 0.21, 0, 0, 1, 0), fillcolor=(128,) * 3)
+                image = CHANGES[random.integers(len(CHANGES))](image)
         views.append(np.asarray(image, dtype=np.float32))
     x1, y1, x2, y2 = box
     context = views[0].copy()
     context[y1:y2, x1:x2] = 0
-    return views[0], views[1], context  # fmt: skip
+    return views[0], views[1], context
 
 
 class ReleasedBlock(nn.Module):
@@ -301,7 +310,9 @@ def released(folder: Path, size: str, pairs: int, steps: int) -> dict[str, float
                            truncation=True, return_tensors="pt").to(device)  # fmt: skip
         matched = (torch.arange(pairs, device=device) % 2 == 0).float()
         patch = weights.flatten().expand(pairs, -1).to(device)
-        losses = model(tokens["input_ids"], tokens["attention_mask"], views, context, matched, patch)
+        losses = model(
+            tokens["input_ids"], tokens["attention_mask"], views, context, matched, patch
+        )
         losses.sum().backward()
         optimizer.step()
         [loss.item() for loss in losses]  # logged every step
@@ -386,6 +397,7 @@ def side(which: str, folder: str, args: argparse.Namespace) -> dict[str, float]:
     """One side in a process of its own."""
     command = [sys.executable, __file__, "--side", which, "--folder", folder]
     command += ["--size", args.size, "--pairs", str(args.pairs), "--steps", str(args.steps)]
+    command += ["--precision", args.precision]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | threads, stdout=subprocess.PIPE, text=True, check=True
@@ -395,17 +407,18 @@ def side(which: str, folder: str, args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="towers; pictures are 224")
+    parser.add_argument("--size", choices=SIZES, default="small", help="towers; pictures are 224")
     parser.add_argument("--pairs", type=int, default=16, help="pairs a step (and rank)")
     parser.add_argument("--steps", type=int, default=4, help="steps measured")
     parser.add_argument("--rounds", type=int, default=2, help="times that the sides take turns")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of ours")
     parser.add_argument("--scaling", action="store_true", help="measure weak scaling alone")
     parser.add_argument("--side", choices=("ours", "released"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        run = ours if args.side == "ours" else released
-        print(json.dumps(run(Path(args.folder), args.size, args.pairs, args.steps)))
+        given = (Path(args.folder), args.size, args.pairs, args.steps)
+        print(json.dumps(ours(*given, args.precision) if args.side == "ours" else released(*given)))
         return
     if args.scaling:
         weak_scaling(args.size, args.pairs, args.steps)
@@ -423,13 +436,10 @@ def main() -> None:
         )
 
 
+# What both sides import does not count.
 sys.path.insert(0, str(ROOT))
-import shards.stream  # noqa: E402, F401  what both sides import is not counted
-import transformers  # noqa: E402, F401
-
-import pretrain.engine  # noqa: E402, F401
-import pretrain.model.promu  # noqa: E402, F401
-
+for name in ("transformers", "shards.stream", "pretrain.engine", "pretrain.model.promu"):
+    importlib.import_module(name)
 BASELINE = peak_rss()
 
 if __name__ == "__main__":
