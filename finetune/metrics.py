@@ -62,6 +62,13 @@ def macro_f1(by_label: Mapping[str, Mapping[str, float]]) -> float:
     return float(np.mean([scores["f1"] for scores in by_label.values()])) if by_label else 0.0
 
 
+def weighted_f1(by_label: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean of the labels' F1, each counted as often as `gold` has it, in percent."""
+    weights = [scores["support"] for scores in by_label.values()]
+    f1 = [scores["f1"] for scores in by_label.values()]
+    return float(np.average(f1, weights=weights)) if by_label else 0.0
+
+
 def scores_by_frequency(
     gold: Sequence[str],
     predicted: Sequence[str],

@@ -124,6 +124,8 @@ def relation_section(
     ]
     macro = [mean([metrics.macro_f1(seed) for seed in seeds]) for seeds in by_label.values()]
     rows.append(["macro F1", "", "", *macro])
+    weighted = [mean([metrics.weighted_f1(seed) for seed in s]) for s in by_label.values()]
+    rows.append(["weighted F1", "", "", *weighted])
     binned = {
         name: [metrics.scores_by_frequency(a.gold, a.predicted, train) for a in found]
         for name, found in shown.items()

@@ -46,7 +46,7 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     tokenizer = wanted.tokenizer
     if tokenizer.sep_token_id is None:
         raise InputError(
-            "--captions: this language model knows no [SEP] to put after the post; where the method "
+            "--captions: this language model knows no [SEP] to put after the post; where a method "
             "reads captions as a text of their own, say so (dgfpt: --model.caption_weight 0.4)"
         )
     loaded, texts = read_captions(loaded, wanted)

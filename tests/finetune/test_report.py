@@ -94,6 +94,8 @@ def test_scores_by_label_equal_scikit_learn():
         expected = f1_score(gold, predicted, labels=labels, average=None, zero_division=0)
         assert [found[name]["f1"] for name in labels] == pytest.approx((100 * expected).tolist())
         assert metrics.macro_f1(found) == pytest.approx(100 * expected.mean())
+        weighted = f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0)
+        assert metrics.weighted_f1(found) == pytest.approx(100 * weighted)
         assert "None" not in found
         assert sum(scores["support"] for scores in found.values()) == 40 - gold.count("None")
 
