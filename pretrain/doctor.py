@@ -212,7 +212,7 @@ class Doctor:
         return f"{self.config.run_dir}: seen and writable by all"
 
     def disk(self) -> str:
-        """Room for the checkpoints that are kept and the one being written."""
+        """Room for the checkpoints that are kept, the best one, and the one being written."""
         import torch
 
         from pretrain.model.fusion_encoder import FusionEncoder
@@ -221,7 +221,7 @@ class Doctor:
             encoder = FusionEncoder(self.config.model.architecture())
         # float32 weights, master copy and two moments of AdamW
         one = 16 * sum(parameter.numel() for parameter in encoder.parameters())
-        need = one * (self.config.checkpoint.keep + 2)
+        need = one * (self.config.checkpoint.keep + 3)
         free = min(facts["free"] for facts in self.facts.values())
         if free < need:
             raise InputError(

@@ -47,7 +47,8 @@ def main() -> None:
     """Supervise one run to its end."""
     parser = argparse.ArgumentParser(
         prog="python -m pretrain.supervise",
-        usage="%(prog)s [-h] [--hostfile FILE | --ranks N] [--master_port PORT] -- SETTINGS…",
+        usage="%(prog)s [-h] [--hostfile FILE | --ranks N] [--master_port PORT] [--finished] "
+        "-- SETTINGS…",
         description="Pre-train, and go on from the last complete checkpoint when a rank or a "
         "machine is lost, on what is left. SETTINGS are those of `python -m pretrain`.",
         epilog="example: python -m pretrain.supervise --hostfile launch/hostfile.example -- "
@@ -56,6 +57,9 @@ def main() -> None:
     parser.add_argument("--hostfile", help="lines `NAME slots=N`; default: this machine alone")
     parser.add_argument("--ranks", type=int, help="ranks on this machine; default: one a GPU")
     parser.add_argument("--master_port", type=int, default=29500, help="and the ten after it")
+    parser.add_argument(
+        "--finished", action="store_true", help="only tell, by exit status 0 or 1, if the run is"
+    )
     parser.add_argument("--agent", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="SETTINGS")
     args = parser.parse_args()
@@ -66,8 +70,9 @@ def main() -> None:
         if len(hosts) > 1 and any(host.local for host in hosts):
             raise InputError(f"{args.hostfile}: {LOCAL} means another machine on every machine")
     else:
-        hosts = [Host(name=LOCAL, slots=args.ranks or _gpus())]
-    sys.exit(Supervisor(hosts, args.settings, args.master_port).run())
+        hosts = [Host(name=LOCAL, slots=args.ranks or (1 if args.finished else _gpus()))]
+    supervisor = Supervisor(hosts, args.settings, args.master_port)
+    sys.exit(not supervisor.finished() if args.finished else supervisor.run())
 
 
 class Supervisor:
@@ -80,15 +85,15 @@ class Supervisor:
         self.config = parse_config(
             PretrainConfig, settings, prog="SETTINGS", description="", example=example
         )
-        if self.config.batch.global_size is None:
-            raise InputError(
-                "batch.global_size must be given: it stays, whatever number of ranks is left"
-            )
         self.hosts, self.settings, self.port = hosts, settings, port
         self.stop = 0
 
     def run(self) -> int:
         """Exit status: 0 finished or stopped by a signal, 2 bad input, 1 given up."""
+        if self.config.batch.global_size is None:
+            raise InputError(
+                "batch.global_size must be given: it stays, whatever number of ranks is left"
+            )
         for number in _STOPS:
             signal.signal(number, self._on_signal)
         there = reachable(self.hosts)
@@ -102,7 +107,7 @@ class Supervisor:
             chosen = usable(there, self.config.batch)
             self._say(f"attempt {attempt}, after step {step}: {_names(chosen)}")
             ended = self._attempt(chosen, self.port + attempt % 10)
-            if not any(ended.values()) and self._finished():
+            if not any(ended.values()) and self.finished():
                 self._say(f"finished after step {self._last_step()}")
                 return 0
             if self.stop:
@@ -184,7 +189,8 @@ class Supervisor:
         steps = RunCheckpoints(run_dir, keep=self.config.checkpoint.keep).complete_steps()
         return steps[-1] if steps else 0
 
-    def _finished(self) -> bool:
+    def finished(self) -> bool:
+        """The last step is checkpointed and the model directory there."""
         model = Path(self.config.run_dir) / "model"
         return self._last_step() == self.config.optim.steps and model.is_dir()
 

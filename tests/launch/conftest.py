@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ PermitRootLogin yes
 PidFile none
 """
 CLIENT = """
-Host 10.77.0.*
+Host 10.77.0.* node*
     IdentityFile {home}/id
     StrictHostKeyChecking no
     UserKnownHostsFile /dev/null
@@ -80,6 +81,9 @@ class Hosts:
             )
         (home / "sshd_config").write_text(SSHD.format(home=home))
         (home / "config").write_text(CLIENT.format(home=home))
+        names = {"127.0.0.1": "localhost", "10.77.0.1": "switch"}
+        names |= {address: f"node{number}" for number, address in enumerate(self.addresses)}
+        (home / "names").write_text("".join(f"{a} {name}\n" for a, name in names.items()))
         Path("/run/sshd").mkdir(exist_ok=True)  # its privilege separation directory
         self.switch = f"{self.prefix}s"
         ip("netns", "add", self.switch)
@@ -105,10 +109,8 @@ class Hosts:
 
     def _boot(self, number: int) -> subprocess.Popen:
         """The first process of the host: when it dies, so does all that runs there."""
-        script = (
-            f"hostname node{number}; mkdir -p /root/.ssh; mount --bind {self.home} /root/.ssh; "
-            f"exec {which('sshd')} -D -e -f {self.home}/sshd_config"
-        )
+        daemon = f"{which('sshd')} -D -e -f {self.home}/sshd_config"
+        script = f"hostname node{number}; {self._mounts()} exec {daemon}"
         log = (self.home / f"sshd-{number}.log").open("w")
         return subprocess.Popen(
             [which("ip"), "netns", "exec", f"{self.prefix}h{number}", which("unshare"), "--mount",
@@ -127,9 +129,17 @@ class Hosts:
     def wrap(self, command: list[str], host: int | None = None) -> list[str]:
         """`command` as given on the switch, or on a host without ssh (sees its network alone)."""
         space = self.switch if host is None else f"{self.prefix}h{host}"
-        mount = f'mkdir -p /root/.ssh; mount --bind {self.home} /root/.ssh; exec "$@"'
-        return [which("ip"), "netns", "exec", space, which("unshare"), "--mount", "sh", "-c", mount,
-                "sh", *command]  # fmt: skip
+        name = "switch" if host is None else f"node{host}"
+        script = f'hostname {name}; {self._mounts()} exec "$@"'
+        return [which("ip"), "netns", "exec", space, which("unshare"), "--mount", "--uts",
+                "sh", "-c", script, "sh", *command]  # fmt: skip
+
+    def _mounts(self) -> str:
+        """Shell commands, in a mount namespace: its own keys of ssh, its own names of hosts."""
+        return (
+            f"mkdir -p /root/.ssh; mount --bind {self.home} /root/.ssh; "
+            f"mount --bind {self.home}/names /etc/hosts; "
+        )
 
     def popen(self, command: list[str], host: int | None = None, **options) -> subprocess.Popen:
         return subprocess.Popen(self.wrap(command, host), **options)
@@ -175,6 +185,17 @@ class Bench:
         cpu = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         path = {"PATH": f"{BIN}:{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": interface}
         return {**os.environ, **cpu, **path, **more}
+
+    def port(self) -> str:
+        """A free one: other jobs may run on this machine."""
+        with socket.socket() as server:
+            server.bind(("", 0))
+            return str(server.getsockname()[1])
+
+    def launcher(self) -> list[str]:
+        """DeepSpeed's, two ranks on this machine."""
+        ranks = ["--num_accelerators", "2", "--master_port", self.port()]
+        return [str(BIN / "deepspeed"), *ranks, "launch/pretrain.sh"]
 
     def run(self, command: list[str], *, env: dict[str, str], cwd: Path = ROOT) -> str:
         """Output of a command that must succeed."""
@@ -228,7 +249,6 @@ def hosts(tmp_path_factory):
 def one_host(bench, tmp_path_factory) -> Path:
     """The run that the others are compared with: one machine, two ranks, never interrupted."""
     run_dir = tmp_path_factory.mktemp("one") / "run"
-    launcher = [str(BIN / "deepspeed"), "--num_accelerators", "2", "launch/pretrain.sh"]
-    bench.run([*launcher, *bench.arguments(run_dir)], env=bench.environment())
+    bench.run([*bench.launcher(), *bench.arguments(run_dir)], env=bench.environment())
     assert len(bench.losses(run_dir)) == 20
     return run_dir

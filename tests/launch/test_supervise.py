@@ -163,7 +163,7 @@ def test_a_killed_rank_is_started_again(bench, one_host, tmp_path):
 
     run_dir = tmp_path / "run"
     settings = bench.arguments(run_dir, "--checkpoint.every", "4")
-    command = supervised(bench, "--ranks", "2", "--", *settings)
+    command = supervised(bench, "--ranks", "2", "--master_port", bench.port(), "--", *settings)
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, cwd=bench.root, env=bench.environment(), **options)
     bench.wait_for_step(process, run_dir, 9)
