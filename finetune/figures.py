@@ -1,10 +1,18 @@
 """Plots of runs as PNG (matplotlib, without a display)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from finetune.cases import Case
 from pretrain.cli import atomic_path
+
+LINES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442")
+"""Okabe and Ito's colours, told apart with any colour vision."""
 
 
 def bars(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -52,9 +60,11 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> 
         strict=True,
     )
     for axes, key, title in panels:
+        axes.set_prop_cycle(color=LINES)
         for label, lines in metrics.items():
             shown = [line for line in lines if key in line]
             axes.plot([line["epoch"] for line in shown], [line[key] for line in shown], label=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("epoch")
         axes.set_title(title)
     axes.legend(fontsize="small", frameon=False)
@@ -76,6 +86,7 @@ def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
     )
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for axes, (title, shown) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.set_prop_cycle(color=LINES)
         for name in shown:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*zip(*points, strict=True), label=name.removeprefix("val_"))
@@ -83,6 +94,53 @@ def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.set_title(title)
         if shown:
             axes.legend(fontsize="small", frameon=False)
+    _save(figure, path)
+
+
+def confusion(gold: Sequence[str], predicted: Sequence[str], path: Path) -> None:
+    """What became of the rows of each relation: counts, shaded by their share of the line."""
+    from matplotlib.figure import Figure
+
+    labels = sorted({*gold, *predicted}, key=lambda label: (label == "None", label))
+    place = {label: number for number, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(counts, ([place[g] for g in gold], [place[p] for p in predicted]), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    side = 2.5 + 0.36 * len(labels)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*counts.nonzero(), strict=True):
+        color = "white" if shares[row, column] > 0.6 else "black"
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("gold")
+    _save(figure, path)
+
+
+def cases(found: Sequence[Case], path: Path, columns: int = 4) -> None:
+    """Wrong answers, each with its picture, what it was and what was said."""
+    from matplotlib.figure import Figure
+
+    lines = -(-len(found) // columns)
+    figure = Figure(figsize=(3 * columns, 4.1 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.axis("off")
+    for axes, case in zip(grid, found, strict=False):
+        if case.picture:
+            with Image.open(case.picture) as picture:
+                picture = picture.convert("RGB")
+            picture.thumbnail((320, 320))
+            axes.imshow(picture)
+        verdict = f"said {case.predicted} ({100 * case.probability:.0f} %)\nis {case.gold}"
+        text = textwrap.shorten(case.text.replace("$", r"\$"), 130, placeholder=" …")
+        axes.set_title(
+            f"row {case.row}\n{verdict}\n{textwrap.fill(text, 40)}", fontsize=8, loc="left"
+        )
     _save(figure, path)
 
 

@@ -14,7 +14,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
 th { border-bottom: 2px solid #888 } td.n, th.n { text-align: right; white-space: nowrap }
-img { max-width: 100% } p { color: #444 } em { color: #b00020 }
+img { max-width: 100% } figure { margin: 1rem 0 } figcaption { color: #666; font-size: .9em }
+p { color: #444 } em { color: #b00020 }
 """
 
 
@@ -89,7 +90,8 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
         parts += [table.html() for table in section.tables]
         for description, picture in section.pictures:
             data = base64.b64encode(picture.read_bytes()).decode()
-            parts.append(f'<img alt="{inline(description)}" src="data:image/png;base64,{data}">')
+            shown = f'<img alt="{inline(description)}" src="data:image/png;base64,{data}">'
+            parts.append(f"<figure>{shown}<figcaption>{inline(description)}</figcaption></figure>")
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{inline(title)}'

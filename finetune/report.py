@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import figures, pages, tables
+from finetune import cases, figures, pages, tables
 from finetune.tables import Results
 from pretrain.cli import InputError, write_json
 from pretrain.tracking import read_metrics
@@ -68,12 +68,19 @@ def build(
     ]
     if table := tables.fraction_table(results):
         sections.append(pages.Section("Few labels", "Test F1 over shares of train.", [table]))
+    if table := tables.audit_table(results):
+        note = (
+            "A look-up table of which inputs a row has, fitted on train and scored on dev, without "
+            "text or pixels, against always giving the commonest relation."
+        )
+        sections.append(pages.Section("Leak audit", note, [table]))
     if table := tables.view_table(results):
         sections.append(pages.Section("Views", "What each changed run was shown.", [table]))
     for task, kind in dict.fromkeys((r["task"], r["provenance"]["kind"]) for r in results.values()):
         chosen = {name: answers[name] for name in answers if results[name]["task"] == task}
         if kind == "relation" and any(chosen.values()):
             sections.append(tables.relation_section(task, results, chosen))
+            sections += closer_look(task, {name: runs[name] for name in chosen}, results, out)
         if table := tables.published_table(task, results):
             note = "Their protocols and inputs differ, as the last column says."
             sections.append(pages.Section(f"Published on {task}", note, [table]))
@@ -82,6 +89,30 @@ def build(
         note = "Losses and validation figures (percent) over steps."
         sections.append(pages.Section("Pre-training", note, [], [("pre-training", losses)]))
     return sections
+
+
+def closer_look(
+    task: str, runs: Mapping[str, Path], results: Results, out: Path
+) -> list[pages.Section]:
+    """What the best run by dev confuses, and where it was surest and wrong."""
+    best = max(runs, key=lambda name: results[name]["dev"]["f1"]["mean"])
+    answers = tables.read_predictions(runs[best])
+    if not answers:
+        return []
+    matrix, wrong = (
+        out.with_name(f"{out.stem}_{task}_{kind}.png") for kind in ("confusion", "cases")
+    )
+    gold, predicted = (
+        [label for seed in answers for label in getattr(seed, side)]
+        for side in ("gold", "predicted")
+    )
+    figures.confusion(gold, predicted, matrix)
+    pictures = [(f"{best}: rows of each relation (all seeds), by what was predicted", matrix)]
+    if found := cases.hardest(runs[best], results[best]):
+        figures.cases(found, wrong)
+        pictures.append((f"{best}: test rows where it was surest and wrong", wrong))
+    note = f"The run with the best dev F1, {best}. Entities: [head], (tail)."
+    return [pages.Section(f"A closer look at {task}", note, [], pictures)]
 
 
 # ---- Reading -------------------------------------------------------------------------------------

@@ -85,6 +85,19 @@ def fraction_table(results: Results) -> pages.Table | None:
     return pages.Table(head, rows, numeric=4)
 
 
+def audit_table(results: Results) -> pages.Table | None:
+    """What each run's inputs tell about the label by their mere presence and number."""
+    rows = [
+        [name, found["feature"], f"{found['majority_accuracy']:.1f}"]
+        + [f"{found['look_up'][key]:.1f}" for key in ("accuracy", "f1")]
+        + ["*tells the label*" if found["verdict"] == "flagged" else "nothing"]
+        for name, result in results.items()
+        for found in result["provenance"]["audit"]
+    ]
+    head = ["run", "input", "majority acc.", "look-up acc.", "look-up F1", "it tells"]
+    return pages.Table(head, rows, numeric=2) if rows else None
+
+
 def view_table(results: Results) -> pages.Table | None:
     """The views of runs that had any."""
     rows = [
@@ -92,7 +105,7 @@ def view_table(results: Results) -> pages.Table | None:
             name,
             view["split"],
             view.get("tool", "?"),
-            ", ".join(f"{key} {value}" for key, value in view.get("params", {}).items()),
+            ", ".join(f"{k} {v}" for k, v in view.get("params", {}).items() if v is not None),
             figure((result["test"] or result["dev"])["f1"]),
         ]
         for name, result in results.items()

@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 
 from finetune import metrics, pages, published
 from finetune.__main__ import main
+from finetune.cases import hardest
 from finetune.report import run_names, summary
 
 
@@ -53,14 +54,33 @@ def test_report_and_summary(tmp_path, runs):
         "seconds": 12,
     }
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert pictures == ["report_f1.png", "report_curves.png", "report_pretraining.png"]
+    names = ("f1", "curves", "mnre_confusion", "mnre_cases", "pretraining")
+    assert pictures == [f"report_{name}.png" for name in names]
     for picture in pictures:
         assert (out.parent / picture).read_bytes().startswith(b"\x89PNG")
     page = out.with_suffix(".html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 5
     assert 'src="report' not in page and "http" not in page
     assert "Published" not in text  # these rows are not the published ones
+    assert "## Leak audit" in text and "| *tells the label* |" not in text
     assert "## Few labels" in text and "## Relations of mnre" in text and "macro F1" in text
+
+
+def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs):
+    run = runs / "promu"
+    result = json.loads((run / "result.json").read_text())
+    found = hardest(run, result, 5)
+    lines = (run / "seed-1" / "pred_test.jsonl").read_text().splitlines()
+    wrong = [r for r in map(json.loads, lines) if r["gold"] != r["pred"]]
+    shares = sorted((max(r["scores"]) for r in wrong), reverse=True)
+    assert [case.probability for case in found] == shares[:5]
+    by_row = {record["row"]: record for record in wrong}
+    for case in found:
+        assert (case.gold, case.predicted) == (by_row[case.row]["gold"], by_row[case.row]["pred"])
+        assert case.picture.name == f"test{case.row}.jpg"
+        assert re.search(r"\[\w+\].*\(\w+\)", case.text)
+    gone = {**result, "provenance": {**result["provenance"], "config": {"data": "/none"}}}
+    assert hardest(run, gone) == []
 
 
 def test_missing_runs_are_named(tmp_path, capsys):
