@@ -11,11 +11,16 @@ import yaml
 from pretrain import distributed
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.teacher import Prompter, load_prompter
-from pretrain.cli import dump_config
+from pretrain.cli import CommonError, dump_config
 from pretrain.config import PretrainConfig
 from pretrain.data import PairDataset
 from pretrain.model.fusion_encoder import FusionEncoder
-from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, encode_prompts
+from pretrain.model.prompter import (
+    ENTITY_TEMPLATES,
+    RELATION_TEMPLATES,
+    PromptBank,
+    encode_prompts,
+)
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.teacher import OnlineTeacher
 from pretrain.tokenizer import learn_tokenizer
@@ -161,11 +166,23 @@ def encode_banks(
         if settings.object_labels == "relations":
             templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
         vocabulary = object_classes(config)
-        model.entity_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+        bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+        model.entity_bank = _told_apart(bank, vocabulary)
     if config.loss.cir:
         templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
         vocabulary = relation_labels(settings.relations)
-        model.relation_bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+        bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+        model.relation_bank = _told_apart(bank, vocabulary)
+
+
+def _told_apart(bank: PromptBank, vocabulary: list[str]) -> PromptBank:
+    """The bank, unless all its prompts read alike, as those of unknown words do."""
+    if len(vocabulary) > 1 and torch.allclose(bank.features, bank.features[:1], atol=1e-5):
+        raise CommonError(
+            f"the prompts of {', '.join(vocabulary[:3])} … are all the same to the prompter: its "
+            "tokenizer knows none of these words; give another vocabulary or prompter"
+        )
+    return bank
 
 
 def pair_dataset(

@@ -125,7 +125,7 @@ def write_sample(
             "twitter2017": write_twitter(unfinished, size, seed, workers),
         }
         words = [word for cues in CUES.values() for _, word in cues.values()]
-        write_lines(unfinished / "relations.tsv", [f"R{i}\t{word}" for i, word in enumerate(words)])
+        write_lines(unfinished / "relations.tsv", words)
         write_json(unfinished / PROVENANCE, _provenance(options, counts))
         unfinished.chmod(0o755)  # mkdtemp's is the owner's alone
         os.replace(unfinished, out)

@@ -8,8 +8,8 @@ two whole trainable teachers that see the student's augmented pixels, every pict
 full resolution and carried through PIL once more inside the model, captions padded to 80, attention
 in plain matrix products, an AdamW that loops over parameters, float32 throughout; ours computes in
 bf16, its default (`--precision fp32` for the rest of the difference). Each side runs in a process
-of its own, so that peaks of memory are its own. On a CPU, time is processor time of one thread, which
-other programs hardly change; on a GPU it is wall time.
+of its own, so that peaks of memory are its own. On a CPU, time is processor time of one thread,
+which other programs hardly change; on a GPU it is wall time.
 """
 
 import argparse

@@ -18,7 +18,12 @@ from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.optim import layerwise_groups
+from pretrain.prepare import _told_apart
 from pretrain.teacher import OnlineTeacher, erased, object_crops
+from shards.relations import relation_labels
+from shards.sample import write_sample
+from shards.sample_world import CUES
+from shards.schema import InputError
 
 CONFIG = FusionEncoderConfig(
     vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=24, text_layers=3,
@@ -137,6 +142,21 @@ def test_every_ablation_of_table_1_and_prompt_of_table_3_is_a_switch():
         for c in configs
     }  # fmt: skip
     assert len(found) == 3 + 6
+
+
+def test_prompts_that_all_read_alike_are_refused():
+    """Labels would be uniform: what R0, R1, … instead of words once did, unseen."""
+    bank = PromptBank(nn.functional.normalize(torch.randn(1, 8), dim=-1).repeat(3, 1), 0.1)
+    with pytest.raises(InputError, match="R0, R1, R2 … are all the same to the prompter"):
+        _told_apart(bank, ["R0", "R1", "R2"])
+    distinct = promu().relation_bank
+    assert _told_apart(distinct, list("abcdef")) is distinct
+
+
+def test_the_samples_relations_are_read_as_the_words_of_its_captions(tmp_path):
+    write_sample(tmp_path / "sample", pairs=240, rows=(8, 4, 4), size=32)
+    words = [word for cues in CUES.values() for _, word in cues.values()]
+    assert relation_labels(tmp_path / "sample/relations.tsv") == words
 
 
 # ------------------------------------------------------------------ online teachers
