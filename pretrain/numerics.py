@@ -76,8 +76,8 @@ class FiniteWatch:
         what = "weights are" if weights else "loss or gradient was"
         raise CommonError(
             f"{what} not finite within steps {first}…{last} ({'; '.join(places[:4])}); checkpoints "
-            "are intact: look at these samples, lower optim.lr, use engine.precision fp32, or set "
-            "optim.nonfinite skip, and run again"
+            "are intact: look at these samples; optim.nonfinite skip goes on without such updates, "
+            "a new run_dir takes a lower optim.lr or engine.precision fp32"
         )
 
 

@@ -30,7 +30,10 @@ from shards.schema import COLUMN_NAME, OBJECTS, TEACHER, InputError, atomic_path
 from shards.stream import ShardReader
 
 # What a resumed run may change without changing what is computed.
-_FREE = ("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers")
+_FREE = (
+    *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
+    "optim.nonfinite",
+)
 
 
 def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> None:
