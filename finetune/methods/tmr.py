@@ -129,6 +129,7 @@ class Tmr(Method):
             size,
             len(task.labels),
             sources=1 if config.generated == "none" else 2,
+            regions=vision is not None and config.regions > 0,
             mean=config.pool == "mean",
             extended=config.version == "v2",
             dropout=config.dropout,

@@ -76,16 +76,26 @@ class TmrHead(nn.Module):
     """Fuses the sources by their scores and classifies."""
 
     def __init__(
-        self, size: int, labels: int, *, sources: int, mean: bool, extended: bool, dropout: float
+        self,
+        size: int,
+        labels: int,
+        *,
+        sources: int,
+        regions: bool,
+        mean: bool,
+        extended: bool,
+        dropout: float,
     ) -> None:
         """
         Args:
+            regions: there are some, which ask the phrases.
             mean: pool by mean, not by sum.
             extended: further layers for sources and phrases (v2).
         """
         super().__init__()
         self.sources = sources
-        self.fine, self.coarse = CrossPooling(size, mean), CrossPooling(size, mean)
+        self.fine = CrossPooling(size, mean)
+        self.coarse = CrossPooling(size, mean) if regions else None
         self.extend = nn.Linear(size, size) if extended else None
         self.phrase = nn.Linear(size, 2 * size) if extended else None
         phrase_size = 2 * size if extended else size
@@ -106,7 +116,7 @@ class TmrHead(nn.Module):
         fine = self.fine(asked, text, text_mask)
         with_objects = [source for source in streams if source.objects is not None]
         asked = [(source.objects, source.objects_counted) for source in with_objects]
-        coarse = iter(self.coarse(asked, phrases, phrase_mask))
+        coarse = iter(self.coarse(asked, phrases, phrase_mask) if asked else ())
         features = []
         for source, whole in zip(streams, fine, strict=True):
             for_whole, for_objects = source.shortcuts

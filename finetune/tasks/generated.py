@@ -77,7 +77,7 @@ def generated_folder(wanted: Wanted) -> Path:
     """Where the generated pictures of the split lie: `{--model.generated}/{split}` in the data."""
     root = wanted.task.folder / wanted.method.settings.generated
     for name in side_inputs.SPLIT_NAMES[wanted.split]:
-        if (root / name).is_dir():
+        if (root / name).is_dir() or wanted.options.images == "blank":
             return root / name
     raise InputError(
         f"{root}/{wanted.split}: no generated pictures; make them (`python -m finetune generate "

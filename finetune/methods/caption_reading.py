@@ -1,0 +1,111 @@
+"""What CAMIM adds to the method underneath: settings, a second BERT that reads captions, a loss.
+
+B: rows, W: words, D: hidden size.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import BertModel
+
+from finetune.batch import Batch
+from finetune.methods.caption_aware import (
+    Combine,
+    Direction,
+    Levels,
+    mutual_information,
+    pool_sentence,
+)
+
+CAPTION_LENGTH = 40
+"""Word pieces of a caption, and of a sentence where it describes a generated picture."""
+FIXED: dict[str, Any] = {
+    "combine": "concat",
+    "swap_words": False,
+    "sentence": "mean_masked",
+    "mask_words": True,
+}
+LEGACY: dict[str, Any] = {
+    "combine": "add",
+    "swap_words": True,
+    "sentence": "mean_all",
+    "mask_words": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamimSettings:
+    """What CAMIM adds to either method. Tables and figures are the paper's."""
+
+    use_cam: bool = True
+    """The caption-aware module (Table 1)."""
+    use_mi: bool = True
+    """The mutual-information loss (Table 1)."""
+    mi_alpha: float = 0.1
+    """Its weight (Figure 4c)."""
+    mi_direction: Direction = "g2o"
+    """g2o: the generated feature is the anchor, originals are candidates (code). o2g: the other way
+    (Eq. 22). symmetric: the mean. On HVPNeT picture and final feature stand for them."""
+    mi_temperature: float = 1.0
+    """Divides the similarities."""
+    mi_mask_same_image: bool = False
+    """Rows of one picture are no negatives of each other."""
+    mi_gather: bool = False
+    """Negatives from all processes; their batches must be equally large."""
+    cam_levels: Levels = "ws"
+    """Words and sentence of the caption, or one of them: w, s (Figure 4b)."""
+    combine: Combine | None = None
+    """Self and cross attention: concat (fixed, Eq. 11), add (legacy)."""
+    swap_words: bool | None = None
+    """Words attend to words with query and key exchanged (legacy: true)."""
+    sentence: Literal["mean_masked", "mean_all", "cls"] | None = None
+    """A caption's own vector: the mean of its words (fixed), with padding (legacy), or [CLS]."""
+    mask_words: bool | None = None
+    """Leave padding of captions out of attention and sums (legacy: false, always 40 words)."""
+    share_bert: bool = False
+    """One BERT for sentence and caption, not one for each."""
+
+
+def caption_encoder(encoder: BertModel, settings: CamimSettings) -> BertModel | None:
+    """The second BERT, begun from the same weights; None where it is shared or unused."""
+    if settings.share_bert or not settings.use_cam:
+        return None
+    return copy.deepcopy(encoder)
+
+
+def read(
+    encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
+    if not settings.mask_words:  # as released: exactly 40
+        missing = max(0, CAPTION_LENGTH - ids.shape[1])
+        ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
+        mask = nn.functional.pad(mask, (0, missing))
+    words = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    sentence = pool_sentence(words, mask, settings.sentence)
+    return sentence, words, mask if settings.mask_words else None
+
+
+def information_loss(
+    loss: Tensor | None, settings: CamimSettings, batch: Batch, anchor: Tensor, candidates: Tensor
+) -> Tensor | None:
+    """The loss with α · InfoNCE added (Eq. 23)."""
+    if loss is None or not settings.use_mi:
+        return loss
+    information = mutual_information(
+        anchor,
+        candidates,
+        settings.mi_direction,
+        settings.mi_temperature,
+        batch.image_ids if settings.mi_mask_same_image else None,
+        settings.mi_gather,
+    )
+    return loss + settings.mi_alpha * information
+
+
+def caption_needs(settings: CamimSettings) -> set[str]:
+    """Inputs beyond those of the method underneath."""
+    needs = {"caption"} if settings.use_cam else set()
+    return needs | ({"image_ids"} if settings.use_mi and settings.mi_mask_same_image else set())
