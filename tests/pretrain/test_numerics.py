@@ -61,9 +61,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_named():
     after = [v for s in engine.optimizer.state.values() for v in s.values()]
     assert all(torch.equal(one, two) for one, two in zip(moments, after, strict=True))
     one_step(engine, watch, 9, 1.0)
-    with pytest.raises(
-        CommonError, match=r"within steps 8…9 \(step 8, loss nan, samples pair-8"
-    ):
+    with pytest.raises(CommonError, match=r"within steps 8…9 \(step 8, loss nan, samples pair-8"):
         watch.check(engine.module)
 
 
