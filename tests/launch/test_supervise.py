@@ -174,3 +174,21 @@ def test_a_killed_rank_is_started_again(bench, one_host, tmp_path):
     assert process.returncode == 0, text[-4000:]
     assert "SIGKILL" in text and "attempt 2, after step 8: 2 ranks" in text
     assert bench.losses(run_dir) == bench.losses(one_host)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_with_a_checkpoint(bench, one_host, tmp_path):
+    """SIGTERM to the supervisor alone: status 0, nothing lost, the same command finishes."""
+    run_dir = tmp_path / "run"
+    settings = bench.arguments(run_dir, "--checkpoint.every", "100")
+    command = supervised(bench, "--ranks", "2", "--master_port", bench.port(), "--", *settings)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=bench.root, env=bench.environment(), **options)
+    bench.wait_for_step(process, run_dir, 3)
+    process.terminate()
+    text, _ = process.communicate(timeout=300)
+    steps = len(bench.losses(run_dir))
+    assert process.returncode == 0, text[-4000:]
+    assert steps < 20 and f"supervise: stopped after step {steps}" in text
+    assert "supervise: finished after step 20" in bench.run(command, env=bench.environment())
+    assert bench.losses(run_dir) == bench.losses(one_host)
