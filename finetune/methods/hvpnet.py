@@ -202,7 +202,9 @@ class Hvpnet(Method):
         if batch.region_mask is not None:
             present = torch.cat([present, batch.region_mask], dim=1)
         if batch.image_features is not None:
-            tokens = joined(batch.image_features, batch.region_features)
+            # Not float16 any more before they are joined: bf16 autocast refuses to mix the two.
+            whole, regions = batch.image_features.float(), batch.region_features
+            tokens = joined(whole, None if regions is None else regions.float())
             tokens = tokens.unflatten(-1, (TOKENS, -1)).to(self.prefix.encode[0].weight.dtype)
             if self.settings.absent == "attend":
                 tokens = torch.where(present[..., None, None], tokens, self._nothing())

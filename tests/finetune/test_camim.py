@@ -418,6 +418,19 @@ def test_begins_as_hvpnet(folder, tiny_model, tmp_path):
     assert not torch.allclose(method(batch).logits, method(other).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("on", METHODS)
+def test_bf16(folder, tiny_model, tmp_path, on):
+    """Under autocast, with pictures and (HVPNeT: half-precision features of) regions."""
+    method, split, _ = load(folder, tiny_model, tmp_path, on, "required")
+    batch = split.dataset.collate(np.arange(6))
+    exact = method(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method(batch)
+    assert output.logits.dtype == output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.logits, exact.logits, atol=0.05, rtol=0.05)
+    output.loss.backward()
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("on", METHODS)
 def test_captions_alone(folder, tiny_model, tmp_path, on):
