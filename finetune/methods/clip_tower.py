@@ -230,10 +230,13 @@ def _ours(pre_norm: bool, mean: tuple[float, ...], std: tuple[float, ...]) -> di
     return {"pre_norm": pre_norm, "image_mean": list(mean), "image_std": list(std)}
 
 
-def saved_tower(source: str, layout: Layout) -> VisionTower | None:
+def saved_tower(source: str, layout: Layout, announce: bool) -> VisionTower | None:
     """The tower of a finished run's model directory; None where `source` is something else.
 
     Position tables of other slots than ours are left out.
+
+    Args:
+        announce: log what was taken and what was left (not where all of the run is loaded again).
     """
     directory = resolve(source)
     stored, path = read_config(directory).get(STORED), directory / "head.safetensors"
@@ -256,7 +259,8 @@ def saved_tower(source: str, layout: Layout) -> VisionTower | None:
     check_fits(ours, fresh | kept, str(path))
     tower.load_state_dict(fresh | kept)
     left = ["its fusion layers and head", *left]
-    LOG.info("vision: the tower of the finished run %s; left: %s", source, ", ".join(left))
+    if announce:
+        LOG.info("vision: the tower of the finished run %s; left: %s", source, ", ".join(left))
     return tower
 
 

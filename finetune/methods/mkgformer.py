@@ -164,7 +164,9 @@ class MKGformer(Method):
                 f"--model.pad_to {config.switch('pad_to')}: {source.path} has {longest} positions"
             )
         layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
-        vision = None if source.random_weights else saved_tower(source.path, layout)
+        vision = None
+        if not source.random_weights:
+            vision = saved_tower(source.path, layout, announce=not source.finished)
         if vision is None:
             sizes, state, line = find_tower(
                 config.vision,
