@@ -43,7 +43,7 @@ def test_launch_files_are_shell_and_python(name):
     ast.parse(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["quickstart.sh", "environment.sh"])
+@pytest.mark.parametrize("name", ["quickstart.sh", "environment.sh", "pretrain.slurm"])
 def test_shell_files_parse(name):
     subprocess.run(["bash", "-n", str(ROOT / "launch" / name)], check=True)
 
