@@ -26,6 +26,7 @@ USAGE = """usage: python -m finetune COMMAND …
   study     one question, many runs, one table
   list      methods, tasks, views, studies, configurations with expected figures
   report    tables and plots of any number of runs
+  figures   plots for a paper: states by t-SNE, where runs look, relations, studies
 
 `python -m finetune COMMAND --help` explains each, with an example.
 """
@@ -115,6 +116,7 @@ MODULES = {
     "report": "finetune.report",
     "study": "finetune.study",
     "list": "finetune.listing",
+    "figures": "finetune.plots",
 }
 """Commands that are a module's `main`."""
 

@@ -1,0 +1,188 @@
+"""What a run's fusion layers made of texts and pictures, for PROMU's Figure 3.
+
+The paper draws 50 test samples: entity beside object, relation beside image, "after modality
+fusion". Read here as: the state of an entity's first piece; the mean over the patches under its
+picture's best detected box; the mean state of the two opening markers; the picture's state as the
+encoder pools it. N: rows, D: hidden size, K: patches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetune import checkpoint, registry
+from finetune.batch import Batch
+from finetune.config import cache_directory
+from finetune.evaluate import SPLITS, check_labels
+from finetune.extractor import best_seed
+from finetune.inputs import InputOptions, load_split
+from finetune.loaded import LoadedSplit
+from finetune.methods.layers import entity_states
+from finetune.metrics import entities
+from finetune.tasks import side_inputs
+from finetune.tasks.region_cache import Regions, read_regions
+from pretrain import distributed
+from pretrain.cli import InputError
+from pretrain.model.fusion_encoder import FusionEncoder
+
+CHUNK = 50
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two kinds of states, row by row."""
+
+    names: tuple[str, str]
+    first: np.ndarray
+    """(N, D) float32, of the text."""
+    second: np.ndarray
+    """(N, D) float32, of the picture."""
+
+    def cosines(self) -> tuple[float, float]:
+        """Mean cosine of the two of a row, and of those of different rows."""
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (self.first, self.second)]
+        table = unit[0] @ unit[1].T
+        others = table[~np.eye(len(table), dtype=bool)]
+        return float(table.diagonal().mean()), float(others.mean())
+
+    def flat(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Two (N, 2): t-SNE of all states together.
+
+        Raises:
+            InputError: scikit-learn is not installed.
+        """
+        try:
+            from sklearn.manifold import TSNE
+        except ImportError:
+            raise InputError(
+                "t-SNE needs scikit-learn: pip install 'fusion-mre[figures]'"
+            ) from None
+        states = np.concatenate([self.first, self.second])
+        perplexity = min(30.0, (len(states) - 1) / 3)
+        plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states)
+        return plane[: len(self.first)], plane[len(self.first) :]
+
+
+@torch.inference_mode()
+def collect(
+    run: str, data: Path, split: str, number: int, regions: Path | None, seed: int = 0
+) -> list[Pairs]:
+    """The states of `number` rows of a split, drawn among those that have all that is shown.
+
+    Args:
+        regions: folder of a region cache with `regions_od.jsonl`: adds entity and object.
+
+    Raises:
+        InputError: a run without fusion layers or pictures, or too few rows.
+    """
+    directory = best_seed(run)
+    model = directory / "model" if (directory / "model").is_dir() else directory
+    method, tokenizer, description = checkpoint.load_method(model)
+    encoder, inputs = method.encoder, description["inputs"]
+    if not isinstance(encoder, FusionEncoder) or "image" not in method.needs:
+        raise InputError(
+            f"{run}: {description['method']} has no fusion layers that read text and picture "
+            "together; give a run of promu"
+        )
+    if inputs["images"] != "required":
+        raise InputError(f"{run}: was trained with --images {inputs['images']}: it sees no picture")
+    task = registry.load("tasks", description["task"]["name"])(data)
+    check_labels(task, description["task"]["labels"], str(data))
+    relation = task.info.kind == "relation"
+    if regions is None and not relation:
+        raise InputError(
+            "entities are shown beside objects: give --regions DIR with regions_od.jsonl "
+            "(python -m finetune regions build)"
+        )
+    split = SPLITS[split]
+    options = InputOptions(**inputs, cache=cache_directory(None, directory.parent))
+    loaded = load_split(task, split, tokenizer, method, options)
+    found = {}
+    if regions is not None:
+        found = read_regions(side_inputs.find(regions, "regions_od.jsonl", split)).values
+    rows = drawn(loaded, relation, found if regions is not None else None, number, seed)
+    method.to(distributed.device())
+    parts = [
+        read(method.encoder, loaded, rows[start : start + CHUNK], relation, found)
+        for start in range(0, len(rows), CHUNK)
+    ]
+    return [
+        Pairs(names, *(np.concatenate([part[names][side] for part in parts]) for side in (0, 1)))
+        for names in parts[0]
+    ]
+
+
+def drawn(
+    loaded: LoadedSplit,
+    relation: bool,
+    found: Mapping[str, Regions] | None,
+    number: int,
+    seed: int,
+) -> np.ndarray:
+    """Positions of rows with a picture, and, where objects are shown, an object and an entity."""
+    good = [
+        i
+        for i, row in enumerate(loaded.rows)
+        if row.image_id is not None
+        and (found is None or (row.image_id in found and found[row.image_id].regions))
+        and (relation or entities(loaded.gold[i]))
+    ]
+    if len(good) < 3:
+        raise InputError(f"only {len(good)} rows have all that is to be shown; 3 are the least")
+    return np.sort(np.random.default_rng(seed).permutation(good)[:number])
+
+
+def read(
+    encoder: FusionEncoder,
+    loaded: LoadedSplit,
+    rows: np.ndarray,
+    relation: bool,
+    found: Mapping[str, Regions],
+) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Names -> the two states of each of these rows."""
+    batch = loaded.dataset.collate(rows).to(distributed.device())
+    fused = encoder(
+        batch.pixel_values, batch.input_ids, batch.attention_mask, batch.image_mask
+    ).fused_embeds.float()
+    length = batch.input_ids.shape[1]
+    text, picture = fused[:, :length], fused[:, length:]
+    result = {}
+    if found:
+        objects = [found[loaded.rows[i].image_id] for i in rows]
+        shown = torch.stack([under(p[1:], o) for p, o in zip(picture, objects, strict=True)])
+        result["entity", "object"] = first_entity(text, batch, loaded, rows, relation), shown
+    if relation:
+        both = entity_states(text, batch.head_start, batch.tail_start).unflatten(-1, (2, -1))
+        pooled = picture[:, 0] if encoder.config.vision_pool == "cls" else picture[:, 1:].mean(1)
+        result["relation", "image"] = both.mean(dim=1), pooled
+    return {names: tuple(x.cpu().numpy() for x in pair) for names, pair in result.items()}
+
+
+def first_entity(
+    text: Tensor, batch: Batch, loaded: LoadedSplit, rows: Sequence[int], relation: bool
+) -> Tensor:
+    """(N, L, D) -> (N, D): the head's marker, or the first piece of the first gold entity."""
+    place = torch.arange(len(text), device=text.device)
+    if relation:
+        return text[place, batch.head_start]
+    words = [entities(loaded.gold[i])[0][1] for i in rows]
+    return text[place, batch.word_starts[place, torch.tensor(words, device=text.device)]]
+
+
+def under(patches: Tensor, regions: Any) -> Tensor:
+    """(K, D) -> (D,): mean over the patches whose middle lies in the best box, or the nearest."""
+    side = round(len(patches) ** 0.5)
+    middles = (torch.arange(side, device=patches.device) + 0.5) / side
+    width, height = regions.size
+    best = max(regions.regions, key=lambda region: region.score)
+    left, top, right, bottom = np.divide(best.box, (width, height, width, height))
+    x = (middles - (left + right) / 2).abs()
+    y = (middles - (top + bottom) / 2).abs()
+    inside_x = x <= max((right - left) / 2, float(x.min()))
+    inside_y = y <= max((bottom - top) / 2, float(y.min()))
+    return patches.unflatten(0, (side, side))[inside_y][:, inside_x].flatten(0, 1).mean(dim=0)

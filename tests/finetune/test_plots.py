@@ -1,0 +1,191 @@
+"""`finetune figures`: the right numbers reach the axes, and what is missing is said in a line."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from finetune import figures, plots, states
+from finetune.tasks.region_cache import Region, Regions
+from pretrain.cli import InputError
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were to be saved."""
+    found = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path, dpi=130: found.append(figure))
+    return found
+
+
+def study_file(folder: Path, columns: dict[str, float], table: str = "Noise") -> Path:
+    cells = [
+        {"table": table, "run": run, "column": column, "dev": {"f1": {"mean": 1, "sd": None}},
+         "test": {"f1": {"mean": mean + more, "sd": 2.0}}}
+        for run, more in (("text", 0), ("promu", 10))
+        for column, mean in columns.items()
+    ]  # fmt: skip
+    path = folder / "study.json"
+    path.write_text(json.dumps({"study": "noise", "seeds": "1,2", "cells": cells}))
+    return path
+
+
+def test_numbers_of_a_study_become_lines_in_their_order(tmp_path, drawn):
+    path = study_file(tmp_path, {"50 %": 20, "none": 60, "10 %": 40})
+    plots.main(["study", str(path), "--out", str(tmp_path / "f.png")])
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["none", "10 %", "50 %"]
+    lines = {bar.get_label(): bar.lines[0].get_ydata().tolist() for bar in axes.containers}
+    assert lines == {"text": [60, 40, 20], "promu": [70, 50, 30]}
+    low, high = axes.containers[0].lines[1]
+    assert (high.get_ydata() - low.get_ydata()).tolist() == [4, 4, 4]
+    assert drawn[0].get_figwidth() == 3.3
+
+
+def test_other_columns_become_bars(tmp_path, drawn):
+    path = study_file(tmp_path, {"clean": 60, "half taken away": 30})
+    plots.main(["study", str(path), "--out", str(tmp_path / "f.png")])
+    (axes,) = drawn[0].axes
+    widths = [round(bar.get_width()) for bar in axes.patches]
+    assert widths == [60, 30, 70, 40]
+
+
+@pytest.mark.parametrize(
+    ("columns", "axis"),
+    [
+        (["none", "10 %", "100 %"], [0, 10, 100]),
+        (["all", "10 %"], [100, 10]),
+        (["2 each", "8 each"], [2, 8]),
+        (["all", "2 each"], None),
+        (["10 %", "8 each"], None),
+        (["50 % wrong", "none"], None),
+        (["F1"], None),
+        (["5 %"], None),
+    ],
+)
+def test_which_columns_are_numbers(columns, axis):
+    assert plots.numbers(columns) == axis
+
+
+def test_relations_by_hand(tmp_path, drawn):
+    run = tmp_path / "runs" / "promu"
+    for seed, predicted in (("seed-1", "aab"), ("seed-2", "abb")):
+        (run / seed).mkdir(parents=True)
+        lines = [
+            json.dumps({"row": i, "gold": gold, "pred": said})
+            for i, (gold, said) in enumerate(zip("aab", predicted, strict=True))
+        ]
+        (run / seed / "pred_test.jsonl").write_text("\n".join(lines) + "\n")
+    (run / "result.json").write_text(json.dumps({"provenance": {"kind": "relation"}}))
+    plots.main(["relations", str(run), "--out", str(tmp_path / "f.png")])
+    (axes,) = drawn[0].axes
+    # Second seed: a has P 1, R 1/2; b has P 1/2, R 1; the first is right throughout.
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([250 / 3, 250 / 3], abs=1e-3)
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a (2)", "b (1)"]
+
+
+def test_states_on_the_axes(tmp_path, drawn):
+    first, second = np.array([[0.0, 0], [1, 1]]), np.array([[2.0, 0], [3, 1]])
+    panel = {"names": ("entity", "object"), "points": (first, second), "note": "cosine"}
+    figures.states([panel], tmp_path / "f.png")
+    (axes,) = drawn[0].axes
+    shown = {dots.get_label(): dots.get_offsets().tolist() for dots in axes.collections}
+    assert shown == {"entity": first.tolist(), "object": second.tolist()}
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[0, 0], [2, 0]],
+        [[1, 1], [3, 1]],
+    ]
+
+
+def test_cosines_by_hand():
+    pairs = states.Pairs(("a", "b"), np.array([[2.0, 0], [0, 3]]), np.array([[1.0, 0], [1, 0]]))
+    assert pairs.cosines() == (0.5, 0.5)
+
+
+def test_patches_under_a_box_by_hand():
+    patches = torch.arange(16.0)[:, None]  # 4 × 4, row by row
+    best, other = Region((0, 0, 40, 20), 0.9, "car"), Region((0, 0, 80, 40), 0.5, "dog")
+    regions = Regions("a.jpg", (80, 40), (other, best))
+    assert states.under(patches, regions).tolist() == [np.mean([0, 1, 4, 5])]
+    speck = Regions("a.jpg", (80, 40), (Region((61, 31, 62, 32), 0.9, "fly"),))
+    assert states.under(patches, speck).tolist() == [15]
+
+
+def test_states_of_a_run_come_from_its_fusion_layers(mnre_folder, tiny_model, tmp_path):
+    from finetune import checkpoint, registry
+    from finetune.methods.base import Source
+
+    task = registry.load("tasks", "mnre")(mnre_folder)
+    promu = registry.load("methods", "promu")
+    method, tokenizer = promu.build(promu.Config(), task.info, Source(str(tiny_model)))
+    inputs = {"images": "required", "max_length": 40}
+    checkpoint.save_method(
+        tmp_path / "run", method, tokenizer, name="promu", config=promu.Config(),
+        task=task.info, inputs=inputs, card="",
+    )  # fmt: skip
+    (pairs,) = states.collect(str(tmp_path / "run"), mnre_folder, "test", 7, None)
+    assert pairs.names == ("relation", "image")
+    assert pairs.first.shape == pairs.second.shape == (7, 32)
+    flat = pairs.flat()
+    assert flat[0].shape == flat[1].shape == (7, 2) and np.isfinite(flat).all()
+    with pytest.raises(InputError, match=r"regions_od\.jsonl"):
+        states.collect(str(tmp_path / "run"), mnre_folder, "test", 7, tmp_path)
+
+
+def test_attention_shows_the_copies_of_the_most_and_least_open_gate():
+    copies = torch.stack([torch.full((3, 8, 8), value, dtype=torch.uint8) for value in (9, 99, 50)])
+    weights = torch.zeros(1, 3, 2, 4)
+    weights[0, :, :, 1] = 1
+    gate = torch.tensor([0.2, 0.8, 0.5])[None, :, None].expand(1, 3, 2)
+    glance = SimpleNamespace(pictures=copies[None], weights=weights, gate=gate)
+    method = SimpleNamespace(glance=lambda batch: glance)
+    panels = plots.attention(method, SimpleNamespace(pixel_values=1), "focal")
+    assert [title.split("gate ")[1] for title, _ in panels] == [
+        "0.80 (most open)",
+        "0.20 (least open)",
+    ]
+    shown = [np.asarray(picture)[-10, 10].tolist() for _, picture in panels]
+    assert shown == [[99] * 3, [9] * 3]
+    assert plots.attention(object(), SimpleNamespace(pixel_values=1), "mtb") == []
+
+
+def test_panels_of_a_look(tmp_path, drawn):
+    figures.looks([("a", Image.new("RGB", (4, 2), "red"))] * 4, "costs 5 $", tmp_path / "f.png")
+    axes = drawn[0].axes
+    assert len(axes) == 4 and axes[3].images[0].get_array().shape == (2, 4, 3)
+    drawn[0].canvas.draw()  # a lone $ is no formula
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["study", "gone.json", "--out", "f.png"], "no such file"),
+        (["relations", "gone", "--out", "f.png"], "not a finished run"),
+        (["study", "gone.json", "--out", "f.pdf"], "a PNG is written"),
+        (["states", "gone", "--data", ".", "--number", "2", "--out", "f.png"], "at least 3"),
+    ],
+)
+def test_wrong_usage_is_one_line(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        plots.main(argv)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_study(tmp_path):
+    path = tmp_path / "study.json"
+    for content in ("", "[]", '{"cells": []}', '{"cells": [{}]}'):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"study\.json"):
+            plots.read_study(path)
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.manifold", None)
+    pairs = states.Pairs(("a", "b"), np.eye(3), np.eye(3))
+    with pytest.raises(InputError, match=r"fusion-mre\[figures\]"):
+        pairs.flat()
