@@ -24,7 +24,7 @@ from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, read_regions
 from finetune.views import whole
-from pretrain.cli import InputError, exit_on_input_error, write_json
+from pretrain.cli import CommandParser, InputError, exit_on_input_error, write_json
 
 __all__ = ["AuditResult", "audit_features", "audit_source", "main"]
 
@@ -222,7 +222,7 @@ def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune audit`; exit status 1 where `--strict` finds a leak."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune audit",
         description="Test whether an input leaks the label.",
         epilog="example: python -m finetune audit --data DATA/mnre --crops --phrases",

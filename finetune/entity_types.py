@@ -24,7 +24,7 @@ from finetune.tasks.base import Task
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.types import FILE, TYPES, types_of
 from pretrain.checkpoint.hub import load_text_tower
-from pretrain.cli import InputError, atomic_path, exit_on_input_error
+from pretrain.cli import CommandParser, InputError, atomic_path, exit_on_input_error
 
 SPLITS = ("train", "val", "test")
 Pairs = list[tuple[str, str]]
@@ -261,7 +261,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune types`"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune types",
         description="Write the types of the two entities of each row.",
         epilog="example: python -m finetune types learned --data DATA/mnre --out TYPES "

@@ -9,7 +9,6 @@ ours: `strong` is the share of the split's other posts that match the picture le
 (a half for a picture that says nothing), `weak` is 1 - strong.
 """
 
-import argparse
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from finetune import registry
 from finetune.tasks.base import Task
 from pretrain.checkpoint.hub import resolve
 from pretrain.checkpoint.strict import read_transformers
-from pretrain.cli import InputError, atomic_path, exit_on_input_error, write_json
+from pretrain.cli import CommandParser, InputError, atomic_path, exit_on_input_error, write_json
 
 SPLITS = ("train", "val", "test")
 FOLDER = "diffusion_pic"
@@ -179,17 +178,18 @@ def write_scores(
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune generate`"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune generate",
         description="Make TMR's generated pictures, or correlation scores.",
         epilog="example: python -m finetune generate pictures --data MNRE --split train",
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind, model in (
-        ("pictures", "stabilityai/stable-diffusion-2"),
-        ("scores", "openai/clip-vit-base-patch32"),
+    for kind, model, text in (
+        ("pictures", "stabilityai/stable-diffusion-2", "a picture of each sentence"),
+        ("scores", "openai/clip-vit-base-patch32", "how well sentence and pictures match"),
     ):
-        sub = kinds.add_parser(kind)
+        example = f"example: python -m finetune generate {kind} --data MNRE --split train"
+        sub = kinds.add_parser(kind, help=text, description=text, epilog=example)
         sub.add_argument("--data", type=Path, required=True, help="folder of the task's files")
         sub.add_argument("--task", default="mnre", help="task name (default: mnre)")
         sub.add_argument("--split", action="append", help="a split; default: all there are")

@@ -1,6 +1,5 @@
 """`python -m finetune list`: what there is, with the figures to expect."""
 
-import argparse
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from finetune import registry
 from finetune.protocols import PROTOCOLS
 from finetune.study import STUDIES
 from finetune.views import TOOLS
-from pretrain.cli import InputError
+from pretrain.cli import CommandParser, InputError
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -84,7 +83,7 @@ def first_line(thing: object) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune list`"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune list",
         description="Methods, tasks, views, studies, and configurations with expected figures.",
         epilog="example: python -m finetune list methods",

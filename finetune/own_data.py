@@ -12,7 +12,6 @@ Entities are characters [start, end), or (relations) words that occur once. Labe
 doccano export the second form, their `label` or `labels` for `entities`.
 """
 
-import argparse
 import csv
 import json
 from collections import Counter
@@ -26,7 +25,7 @@ from finetune.overlap import overlap
 from finetune.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.base import Task
 from finetune.tasks.side_inputs import parse_record, read_lines
-from pretrain.cli import InputError, atomic_path
+from pretrain.cli import CommandParser, InputError, atomic_path
 
 SPLITS = ("train", "val", "test")
 
@@ -169,17 +168,28 @@ def _image(record: dict[str, Any]) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune data`"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune data",
         description="Check a task's files, or make them of your own posts.",
         epilog="example: python -m finetune data convert posts.csv --to relations "
         "--out mine/train.jsonl",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("check", help="read every split and say what is in it")
+    sub = commands.add_parser(
+        "check",
+        help="read every split and say what is in it",
+        description="Rows, labels, pictures and repeats of every split.",
+        epilog="example: python -m finetune data check --task relations --data mine",
+    )
     sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
     sub.add_argument("--task", required=True, help="mnre, twitter2015, relations, entities, …")
-    sub = commands.add_parser("convert", help="text with marked characters -> a split's file")
+    sub = commands.add_parser(
+        "convert",
+        help="text with marked characters -> a split's file",
+        description="One file of posts to one split: train.jsonl, val.jsonl, test.jsonl.",
+        epilog="example: python -m finetune data convert posts.csv --to relations "
+        "--out mine/train.jsonl",
+    )
     sub.add_argument("posts", type=Path, metavar="FILE", help=".jsonl or .csv")
     sub.add_argument("--to", required=True, choices=("relations", "entities"), help="which task")
     sub.add_argument("--out", required=True, type=Path, metavar="FILE", help="{split}.jsonl")

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from finetune import figures, metrics, tables
-from pretrain.cli import InputError
+from pretrain.cli import CommandParser, InputError
 
 NUMBERS = {"none": 0.0, "clean": 0.0, "all": 100.0}
 """Columns of a study that are words and stand at an end of the axis."""
@@ -232,7 +232,7 @@ KINDS: Mapping[str, Any] = {
 
 def parser() -> argparse.ArgumentParser:
     """Options of each kind."""
-    whole = argparse.ArgumentParser(
+    whole = CommandParser(
         prog="python -m finetune figures",
         description="Plots of finished runs and studies: PNG, a column of a paper wide.",
         epilog="example: python -m finetune figures study studies/protocols/study.json "

@@ -28,7 +28,7 @@ from finetune.tasks.region_cache import (
     regions_to_json,
     write_regions,
 )
-from pretrain.cli import InputError, exit_on_input_error
+from pretrain.cli import CommandParser, InputError, exit_on_input_error
 
 SPLITS = ("train", "val", "test")
 GENERATED_SIZE = (768, 768)
@@ -326,7 +326,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune regions`"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune regions",
         description="Write region caches.",
         epilog="example: python -m finetune regions build --data DATA/mnre --out REGIONS",

@@ -1,6 +1,5 @@
 """Any number of runs -> one report: Markdown and a self-contained HTML page, tables and plots."""
 
-import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -9,13 +8,13 @@ from typing import Any
 
 from finetune import cases, figures, pages, tables
 from finetune.tables import Results
-from pretrain.cli import InputError, write_json
+from pretrain.cli import CommandParser, InputError, write_json
 from pretrain.tracking import read_metrics
 
 
 def main(argv: Sequence[str]) -> None:
     """python -m finetune report RUN… --out report.md"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune report",
         description="Tables and plots of finished runs.",
         epilog="example: python -m finetune report runs/mtb runs/promu --out report.md",

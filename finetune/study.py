@@ -19,7 +19,6 @@ the options. Runs are ordinary run directories: give the same command again and 
 is computed.
 """
 
-import argparse
 import json
 import logging
 import multiprocessing
@@ -34,7 +33,7 @@ from typing import Any
 import yaml
 
 from finetune import pages
-from pretrain.cli import InputError, write_json
+from pretrain.cli import CommandParser, InputError, write_json
 
 STUDIES = Path(__file__).parent / "configs" / "studies"
 OWN_KEYS = {"settings", "runs", "tables", "small"}
@@ -282,7 +281,7 @@ def write_report(
 
 def main(argv: Sequence[str]) -> None:
     """python -m finetune study NAME --data DIR --out DIR"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune study",
         description="Train and score all runs of a study, and write its tables.",
         epilog="example: python -m finetune study protocols --data SAMPLE/mnre "

@@ -18,7 +18,7 @@ from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import read_regions
 from finetune.tasks.side_inputs import SideInput
-from pretrain.cli import InputError, exit_on_input_error
+from pretrain.cli import CommandParser, InputError, exit_on_input_error
 
 __all__ = ["Change", "View", "main", "read_view", "write_view"]
 
@@ -119,7 +119,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             description=text,
             epilog="example: "
             f"python -m finetune view {name} --data DATA/mnre{values} --out views/{name}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
         sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
@@ -128,7 +127,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         sub.add_argument("--seed", type=whole, default=1, help="default 1")
         sub.add_argument(
-            "--scope", choices=SCOPES, default=scope, help=f"splits to change; default {scope}"
+            "--scope",
+            choices=SCOPES,
+            default=scope,
+            metavar="SCOPE",
+            help=f"splits to change: {', '.join(SCOPES)}; default {scope}",
         )
         for option, settings in options.items():
             sub.add_argument(option, **settings)
@@ -222,12 +225,11 @@ def _reground(
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """`python -m finetune view`"""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m finetune view",
         description="Write a view manifest: what an experiment changes in a split.",
         epilog="example: python -m finetune view align-noise --data DATA/mnre --ratio 0.05 "
         "--out views/align-05",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     args = parser.parse_args(argv)

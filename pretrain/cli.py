@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from shards.schema import InputError, atomic_path, write_json
+from shards.schema import CommandParser, InputError, atomic_path, write_json
 
-# Three names are the shards' own, passed on: fine-tuning does not import shards.schema.
+# Four names are the shards' own, passed on: fine-tuning does not import shards.schema.
 __all__ = [
+    "CommandParser",
     "CommonError",
     "InputError",
     "atomic_path",
@@ -124,7 +125,9 @@ def parse_config(
 
 def _one_line(message: str) -> str:
     lines = [line.strip(" -") for line in message.splitlines()]
-    return " ".join(line for line in lines if line)
+    line = " ".join(line for line in lines if line)
+    line = re.sub(r"Expected a typing\.Literal\[([^]]*)\]", r"Expected one of \1", line)
+    return re.sub(r"Expected a <class '(\w+)'>", r"Expected a value of type \1", line)
 
 
 def _nearest(message: str, parser: Any) -> str:

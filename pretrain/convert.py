@@ -20,7 +20,7 @@ from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.teacher import write_clip
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
-from pretrain.cli import exit_on_input_error
+from pretrain.cli import CommandParser, exit_on_input_error
 from pretrain.model.promu import Promu
 from shards.schema import InputError, atomic_path
 
@@ -255,7 +255,7 @@ _WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], None]] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pretrain.convert",
         description="Convert a checkpoint into a model directory, or a model directory back out.",
         epilog=_EXAMPLES,
@@ -269,7 +269,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="kind",
         default="auto",
         choices=("auto", *_READERS, "clip", *sorted(fine_tuned())),
-        help="what SRC is (default: found out)",
+        metavar="KIND",
+        help="what SRC is: %(choices)s (default: found out)",
     )
     add(
         "--to",
@@ -296,7 +297,9 @@ def _parser() -> argparse.ArgumentParser:
         "--encoder-layout",
         default="split",
         choices=("split", "two_bert", "shared_twice"),
-        help="for bert+vit: one BERT cut in two, a copy for fusion, or the same layers again",
+        metavar="LAYOUT",
+        help="for bert+vit: %(choices)s: one BERT cut in two, a copy for fusion, or the same "
+        "layers again",
     )
     add(
         "--part",

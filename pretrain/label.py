@@ -5,7 +5,6 @@ constants, 1 KB a picture. Soft labels are formed from them on the fly, so that 
 vocabularies, temperature and hard labels can change without a new pass (PROMU spec §2.3).
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from safetensors.numpy import save
 
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.teacher import load_prompter
-from pretrain.cli import exit_on_input_error
+from pretrain.cli import CommandParser, exit_on_input_error
 from pretrain.data import decode, object_crop, squash
 from pretrain.distributed import device as pick_device
 from pretrain.engine import autocast
@@ -28,7 +27,7 @@ from shards.stream import Sample, ShardReader
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """Label every shard that is not labelled yet."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pretrain.label",
         description="Store what a frozen prompter sees in every picture and its best object.",
         epilog="example: python -m pretrain.label shards/train --prompter runs/prompter/model",

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards import captions, corpora, newsclippings, nouns, objects, sample, verify, write
-from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
+from shards.schema import REJECTS_NAME, CommandParser, InputError, ShardIndex, parse_object
 
 EXAMPLE = """example:
-  python -m shards sample work/raw
-  python -m shards build newsclippings --news-clippings work/raw/news_clippings \\
-      --visual-news work/raw/visual_news --split train --out work/shards/train
-  python -m shards detect work/shards/train --detector torchvision
-  python -m shards nouns work/shards/train --size 1000 --out work/entities.json
-  python -m shards verify work/shards/train
+  python -m shards sample raw
+  python -m shards build newsclippings --news-clippings raw/news_clippings \\
+      --visual-news raw/visual_news --split train --out shards/train
+  python -m shards detect shards/train --detector torchvision
+  python -m shards nouns shards/train --size 1000 --out entities.json
+  python -m shards verify shards/train
 """
 
 
@@ -45,30 +45,51 @@ def _fail(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m shards",
         description="Raw corpora to training shards and their columns.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module, text in (
-        ("sample", sample, "write synthetic corpora in the raw formats"),
-        ("detect", objects, "write the objects column"),
-        ("nouns", nouns, "count the nouns of the captions: the entity vocabulary"),
-        ("captions", captions, "generate captions, or convert published ones"),
-        ("verify", verify, "check every byte, key and count"),
+    for name, module, text, example in (
+        ("sample", sample, "write synthetic corpora in the raw formats", "raw"),
+        ("detect", objects, "write the objects column", "shards/train --detector torchvision"),
+        (
+            "nouns",
+            nouns,
+            "count the nouns of the captions: the entity vocabulary",
+            "shards/train --size 1000 --out entities.tsv",
+        ),
+        (
+            "captions",
+            captions,
+            "generate captions, or convert published ones",
+            "convert cogvlm.txt --out cogvlm.csv",
+        ),
+        ("verify", verify, "check every byte, key and count", "shards/train"),
     ):
-        command = commands.add_parser(name, help=text, description=module.__doc__)
+        example = f"example: python -m shards {name} {example}"
+        command = commands.add_parser(name, help=text, description=module.__doc__, epilog=example)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    build = commands.add_parser("build", help="raw corpus to shards")
+    example = (
+        "example: python -m shards build captions --images flickr --captions c.csv --out shards"
+    )
+    build = commands.add_parser("build", help="raw corpus to shards", epilog=example)
     _add_build(build.add_subparsers(metavar="CORPUS", required=True))
     return parser
 
 
 def _add_build(kinds: argparse._SubParsersAction) -> None:
-    news = kinds.add_parser("newsclippings", help="NewsCLIPpings over VisualNews")
+    news = kinds.add_parser(
+        "newsclippings",
+        help="NewsCLIPpings over VisualNews",
+        epilog=(
+            "example: python -m shards build newsclippings --news-clippings NC --visual-news VN "
+            "--split train --out shards/train"
+        ),
+    )
     news.add_argument("--news-clippings", type=Path, required=True, help="holds data/<subset>/")
     news.add_argument("--visual-news", type=Path, required=True, help="holds origin/data.json")
     news.add_argument(
@@ -82,7 +103,13 @@ def _add_build(kinds: argparse._SubParsersAction) -> None:
     news.add_argument("--split", required=True, choices=("train", "val", "test"))
     news.set_defaults(run=_build_newsclippings)
 
-    pairs = kinds.add_parser("captions", help="any CSV with the columns image,caption")
+    pairs = kinds.add_parser(
+        "captions",
+        help="any CSV with the columns image,caption",
+        epilog=(
+            "example: python -m shards build captions --images flickr --captions c.csv --out shards"
+        ),
+    )
     pairs.add_argument("--images", type=Path, required=True, help="folder of the pictures")
     pairs.add_argument("--captions", type=Path, required=True, help="CSV: image,caption")
     pairs.add_argument("--split", default="train", help="name of the split (default: train)")

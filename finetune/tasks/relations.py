@@ -54,7 +54,10 @@ class OwnRelations(Mnre):
         """
         path = self.split_file(split)
         if path is None:
-            raise InputError(f"{self.folder}: no {split}.jsonl in it")
+            raise InputError(
+                f"{self.folder}: no {split}.jsonl in it; `python -m finetune data convert` "
+                "makes one of your posts"
+            )
         rows = [self._row(row, *place) for row, place in enumerate(read_lines(path))]
         if not rows:
             raise InputError(f"{path}: empty; expected one row a line")
