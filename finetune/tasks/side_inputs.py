@@ -92,7 +92,8 @@ def find(folder: str | Path, pattern: str, split: str) -> Path:
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    raise InputError(f"{folder}: none of {', '.join(names)} is there")
+    hint = "; `python -m finetune regions build` makes it" if "regions_" in pattern else ""
+    raise InputError(f"{folder}: none of {', '.join(names)} is there{hint}")
 
 
 def read_captions(path: str | Path) -> SideInput:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from finetune import figures, plots, states
-from finetune.tasks.region_cache import Region, Regions
+from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError
 
 
@@ -106,6 +106,14 @@ def test_cosines_by_hand():
     assert pairs.cosines() == (0.5, 0.5)
 
 
+def test_entity_of_a_sentence_is_its_first_piece():
+    text = torch.arange(12.0).view(2, 6, 1)
+    loaded = SimpleNamespace(gold=[["O", "B-PER", "I-PER"], ["B-ORG", "O", "O"]])
+    batch = SimpleNamespace(word_starts=torch.tensor([[1, 3, 4], [2, 3, 4]]))
+    found = states.first_entity(text, batch, loaded, np.array([0, 1]), relation=False)
+    assert found.flatten().tolist() == [3, 8]
+
+
 def test_patches_under_a_box_by_hand():
     patches = torch.arange(16.0)[:, None]  # 4 × 4, row by row
     best, other = Region((0, 0, 40, 20), 0.9, "car"), Region((0, 0, 80, 40), 0.5, "dog")
@@ -134,6 +142,24 @@ def test_states_of_a_run_come_from_its_fusion_layers(mnre_folder, tiny_model, tm
     assert flat[0].shape == flat[1].shape == (7, 2) and np.isfinite(flat).all()
     with pytest.raises(InputError, match=r"regions_od\.jsonl"):
         states.collect(str(tmp_path / "run"), mnre_folder, "test", 7, tmp_path)
+    found = (Region((0, 0, 10, 8), 0.9, "cat"),)
+    names = [row.image_id for row in task.read("test")[:9]]
+    cache = {name: Regions(name, (20, 16), found) for name in names}
+    write_regions(tmp_path / "regions_od.jsonl", {"leaky": False}, cache)
+    both = states.collect(str(tmp_path / "run"), mnre_folder, "test", 50, tmp_path)
+    assert [pairs.names for pairs in both] == [("entity", "object"), ("relation", "image")]
+    assert both[0].second.shape == (9, 32)  # the rows that have an object
+    plots.main(
+        [
+            "states",
+            str(tmp_path / "run"),
+            "--data",
+            str(mnre_folder),
+            "--out",
+            str(tmp_path / "f.png"),
+        ]
+    )
+    assert Image.open(tmp_path / "f.png").width == 990
 
 
 def test_attention_shows_the_copies_of_the_most_and_least_open_gate():
