@@ -13,8 +13,9 @@ from torch import Tensor
 from finetune.tasks.base import Column
 from finetune.tasks.images import ImageStore
 
-MULTIPLE = 8
-"""Ragged columns are padded to a multiple of this: few distinct shapes, full tensor cores."""
+MULTIPLE = 8 if torch.cuda.is_available() else 1
+"""Ragged columns are padded to a multiple of this: few distinct shapes and full tensor cores on a
+GPU; a CPU gains nothing from it."""
 MASKS = {"input_ids": "attention_mask", "caption_ids": "caption_mask", "phrase_ids": "phrase_mask"}
 """Columns of word pieces, and the field that tells real ones from padding."""
 
@@ -207,7 +208,7 @@ def bucketed(
 
 
 def pad(arrays: Sequence[np.ndarray], fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged arrays as one (B, longest rounded up to a multiple of 8), and its bool mask."""
+    """Ragged arrays as one (B, longest rounded up to `MULTIPLE`), and its bool mask."""
     lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
     width = -(-max(int(lengths.max()), 1) // MULTIPLE) * MULTIPLE
     mask = np.arange(width) < lengths[:, None]

@@ -14,13 +14,15 @@ def dataset(size: int = 103) -> Dataset:
     return Dataset(rows=np.arange(size) + 1000, columns=columns, pad_id=7)
 
 
-def test_pad_against_a_loop():
+@pytest.mark.parametrize(("multiple", "width"), [(1, 9), (8, 16)])
+def test_pad_against_a_loop(monkeypatch, multiple, width):
+    monkeypatch.setattr("finetune.batch.MULTIPLE", multiple)
     arrays = [np.array([1, 2, 3]), np.array([4]), np.arange(9)]
     padded, mask = pad(arrays, fill=7)
-    assert padded.shape == mask.shape == (3, 16)
+    assert padded.shape == mask.shape == (3, width)
     for row, array in enumerate(arrays):
-        assert padded[row].tolist() == array.tolist() + [7] * (16 - len(array))
-        assert mask[row].tolist() == [True] * len(array) + [False] * (16 - len(array))
+        assert padded[row].tolist() == array.tolist() + [7] * (width - len(array))
+        assert mask[row].tolist() == [True] * len(array) + [False] * (width - len(array))
 
 
 @pytest.mark.parametrize("seed", [None, 3])
