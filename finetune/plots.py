@@ -54,6 +54,8 @@ def look(args: argparse.Namespace) -> None:
     names = run_names([Path(run) for run in args.runs])
     for name, run in zip(names, args.runs, strict=True):
         extract = Extractor.from_pretrained(run, live=LiveInputs(regions=args.regions))
+        if extract.run.info.kind != "relation":
+            raise InputError(f"{run}: finds entities; where a run looked is shown for relations")
         post = parse_post(record, Path(), extract.task)
         with Watched(extract.run.method) as seen:
             (answer,) = extract.answer([post], top_k=1)

@@ -215,3 +215,11 @@ def test_without_scikit_learn(monkeypatch):
     pairs = states.Pairs(("a", "b"), np.eye(3), np.eye(3))
     with pytest.raises(InputError, match=r"fusion-mre\[figures\]"):
         pairs.flat()
+
+
+def test_a_run_that_finds_entities_has_no_look(monkeypatch, tmp_path):
+    run = SimpleNamespace(run=SimpleNamespace(info=SimpleNamespace(kind="entities")))
+    monkeypatch.setattr("finetune.extractor.Extractor.from_pretrained", lambda *a, **k: run)
+    post = ["--text", "Ann", "--head", "0:1", "--tail", "1:2", "--image", "a.jpg"]
+    with pytest.raises(InputError, match="finds entities"):
+        plots.main(["look", "ner", *post, "--out", str(tmp_path / "f.png")])
