@@ -164,7 +164,12 @@ def best_seed(source: str) -> Path:
     if (path / "method.json").is_file():
         return path.parent if (path.parent / "pred_dev.jsonl").is_file() else path
     if not path.exists():
-        return Path(resolve(source))
+        try:
+            return Path(resolve(source))
+        except InputError as error:
+            raise InputError(
+                f"{source}: no such run, and no model within reach ({error})"
+            ) from None
     found = seed_directories(path)
     if len(found) == 1:
         return found[0]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region
+from pretrain.checkpoint.hub import resolve
 from pretrain.cli import InputError
 from shards.objects import clip
 
@@ -94,8 +95,9 @@ class Grounder:
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         try:
-            self.processor = AutoProcessor.from_pretrained(model)
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(model)
+            folder = resolve(model)  # asks the hub once; `from_pretrained` would try for a minute
+            self.processor = AutoProcessor.from_pretrained(folder)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--grounder {model}: cannot be loaded ({str(error).splitlines()[0]}); give a "
