@@ -9,166 +9,21 @@ added at the joint, and padding is masked as keys.
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
+from transformers import BertModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from shards.schema import is_number
+from pretrain.model.architecture import MODEL_TYPE, FusionEncoderConfig
 
-CONFIG_VERSION = 1
-MODEL_TYPE = "fusion-mre"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FusionEncoderConfig:
-    """Architecture: what `config.json` of a model directory stores. Default: BERT- and ViT-base."""
-
-    vocab_size: int = 30522
-    """Word pieces of the tokenizer."""
-    hidden_size: int = 768
-    """Width D of text tower and fusion layers."""
-    num_attention_heads: int = 12
-    """Heads of text tower and fusion layers."""
-    intermediate_size: int = 3072
-    """Feed-forward width of text tower and fusion layers."""
-    text_layers: int = 6
-    """BERT layers that read the text alone."""
-    fusion_layers: int = 6
-    """BERT layers that read text and picture together; 0 = dual encoder (a prompter)."""
-    encoder_layout: Literal["split", "two_bert", "shared_twice"] = "split"
-    """split: one BERT cut in two (released code, pre-training). two_bert: two whole BERTs (the
-    paper read literally). shared_twice: the text layers again as fusion (released MRE class)."""
-    max_position_embeddings: int = 512
-    """Longest text in word pieces."""
-    hidden_dropout: float = 0.1
-    """Dropout of text tower and fusion layers."""
-    attention_dropout: float = 0.1
-    """Dropout on attention weights of text tower and fusion layers."""
-    layer_norm_eps: float = 1e-12
-    """LayerNorm epsilon of text tower and fusion layers."""
-    image_size: int = 224
-    """Input pixels a side."""
-    patch_size: int = 16
-    """Patch pixels a side."""
-    vision_hidden_size: int = 768
-    """Width of the vision tower; bridged by a Linear where it differs from `hidden_size`."""
-    vision_layers: int = 12
-    """Layers of the vision tower."""
-    vision_heads: int = 12
-    """Heads of the vision tower."""
-    vision_norm_eps: float = 1e-12
-    """LayerNorm epsilon of the vision tower (Hugging Face ViT: 1e-12, timm: 1e-6)."""
-    vision_pool: Literal["cls", "avg"] = "cls"
-    """What the picture's projection reads: the class token, or the mean over patches."""
-    projection_size: int = 256
-    """Width E of the contrastive features."""
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """RGB mean that pixels in 0..1 are normalised with, once, on the device."""
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """RGB standard deviation, likewise."""
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"model.image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"model.hidden_size {self.hidden_size} is no multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-        shared = self.encoder_layout == "shared_twice"
-        if shared and self.fusion_layers not in (0, self.text_layers):
-            raise ValueError("model.encoder_layout shared_twice needs fusion_layers == text_layers")
-
-    @property
-    def grid(self) -> int:
-        """Patches a side; K = grid²."""
-        return self.image_size // self.patch_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`."""
-        return {"model_type": MODEL_TYPE, "format_version": CONFIG_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "FusionEncoderConfig":
-        """Inverse of `to_dict`; keys of other parts (`heads`) are theirs to read.
-
-        Raises:
-            ValueError: not a fusion-mre config, a newer format, or an unknown key.
-        """
-        if content.get("model_type") != MODEL_TYPE:
-            raise ValueError(f"model_type is {content.get('model_type')!r}, not {MODEL_TYPE!r}")
-        if content.get("format_version", 0) > CONFIG_VERSION:
-            raise ValueError(
-                f"format_version {content['format_version']} is newer than {CONFIG_VERSION}; "
-                "update fusion-mre"
-            )
-        names = {field.name for field in fields(cls)}
-        unknown = set(content) - names - {"model_type", "format_version", "heads"}
-        if unknown:
-            raise ValueError(f"unknown keys {sorted(unknown)}")
-        values = {}
-        for field in fields(cls):
-            if field.name in content:
-                values[field.name] = _checked(field.name, field.type, content[field.name])
-        return cls(**values)
-
-    @property
-    def least_parameters(self) -> int:
-        """A lower bound of the number of parameters, by arithmetic: nothing is built for it."""
-        fusion = 0 if self.encoder_layout == "shared_twice" else self.fusion_layers
-        bert = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
-        vit = 12 * self.vision_hidden_size**2
-        words = self.vocab_size + self.max_position_embeddings
-        patches = self.grid**2 + 3 * self.patch_size**2
-        return (
-            words * self.hidden_size
-            + (self.text_layers + fusion) * bert
-            + patches * self.vision_hidden_size
-            + self.vision_layers * vit
-            + self.projection_size * (self.hidden_size + self.vision_hidden_size)
-        )
-
-    def bert_config(self, num_layers: int) -> BertConfig:
-        """The `transformers` configuration of `num_layers` of our BERT layers."""
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_position_embeddings,
-            hidden_dropout_prob=self.hidden_dropout,
-            attention_probs_dropout_prob=self.attention_dropout,
-            layer_norm_eps=self.layer_norm_eps,
-            attn_implementation="sdpa",
-        )
-
-
-def _checked(name: str, kind: Any, value: Any) -> Any:
-    """A value from `config.json`, if it is of its field's kind."""
-    if get_origin(kind) is Literal:
-        good = value in get_args(kind)
-    elif get_origin(kind) is tuple:
-        good = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
-        value = tuple(value) if good else value
-    elif kind is int:
-        good = type(value) is int and value >= (0 if name == "fusion_layers" else 1)
-    else:
-        good = is_number(value) and value >= 0
-    if not good:
-        raise ValueError(f"{name} cannot be {value!r}")
-    return value
+__all__ = ["MODEL_TYPE", "FusionEncoder", "FusionEncoderConfig", "FusionOutput"]
 
 
 @dataclass
@@ -239,6 +94,13 @@ class FusionEncoder(nn.Module):
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+    def compile_layers(self) -> None:
+        """`torch.compile` the stacks of layers: for the first length of captions, and once more,
+        for every other length, when it changes."""
+        for stack in (self.text.encoder, self.vision, getattr(self, "fusion", None)):
+            if stack is not None:
+                stack.compile()
 
     # ------------------------------------------------------------------ the two towers
 
