@@ -106,7 +106,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if paths and split not in views:
         raise InputError(f"--view {config.view}: made for {', '.join(views)}, not for {split}")
     stem = "_".join([name, *(path.stem for path in paths)])
-    per_seed = []
+    per_seed, leaky = [], False
     for directory in seed_directories(run):
         method, tokenizer, description = checkpoint.load_method(directory / "model")
         task = registry.load("tasks", description["task"]["name"])(Path(config.data))
@@ -122,14 +122,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         predictions = predict(method, task, loaded, pick_precision(config.precision))
         predictions.write(directory / f"pred_{stem}.jsonl")
         per_seed.append({"seed": directory.name, **predictions.score(task)})
+        leaky |= loaded.leaky or trained_leaky(directory)
     result = {
         "split": name,
+        "leaky": leaky,
         "views": [dict(view.header) for view in views.get(split, ())],
         **protocols.aggregate(per_seed),
         "per_seed": per_seed,
     }
     write_json(run / f"evaluate_{stem}.json", result)
     return result
+
+
+def trained_leaky(directory: Path) -> bool:
+    """The stamp of a seed's training; a converted checkpoint has none."""
+    path = directory / "result.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["leaky"])
 
 
 def seed_directories(run: Path) -> list[Path]:

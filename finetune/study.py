@@ -159,7 +159,8 @@ def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
     folder = str(out / "runs" / cell.name)
     view = make_view(cell, data, out)
     config = EvaluateConfig(run=folder, data=data, view=str(view), cache=str(out / "cache"))
-    return {"test": run(config)}
+    result = run(config)
+    return {"test": result, "leaky": result["leaky"]}
 
 
 def make_view(cell: Cell, data: str, out: Path) -> Path:
@@ -169,10 +170,14 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
     names = (str(value) for key, value in cell.view.items() if key != "regions")
     place = out / "views" / (folder_name(*names) + ("" if cell.own_training else ".jsonl"))
     if not place.exists():
+        partial = place.with_name(f"partial-{place.name}")  # all of its splits, or nothing
         options = {k: v for k, v in cell.view.items() if k != "tool"}
         words = [w for key, value in options.items() for w in (f"--{key}", as_word(value))]
         task = str(cell.settings.get("task", "mnre"))
-        view_main([cell.view["tool"], "--data", data, "--task", task, "--out", str(place), *words])
+        view_main(
+            [cell.view["tool"], "--data", data, "--task", task, "--out", str(partial), *words]
+        )
+        partial.rename(place)
     return place
 
 
@@ -239,20 +244,20 @@ def figure(result: Mapping[str, Any]) -> str:
     """Test F1, or dev's where there is no test split: mean ± sd over seeds."""
     scores = result["test"] or result["dev"]
     mean, sd = scores["f1"]["mean"], scores["f1"]["sd"]
-    leaky = " *leaky*" if result.get("leaky") else ""
-    return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}") + leaky
+    return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
 
 
-def table_of(title: str, todo: Sequence[Cell], results: Mapping[tuple, Mapping]) -> pages.Table:
-    """Runs down, columns across; a single column also says what its runs cost."""
-    here = [cell for cell in todo if cell.table == title]
-    columns, runs = ([*dict.fromkeys(getattr(c, a) for c in here)] for a in ("column", "run"))
+def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
+    """(run, column) -> result: runs down, columns across; trainings in a single column also say
+    what they cost."""
+    runs, columns = (list(dict.fromkeys(key)) for key in zip(*cells, strict=True))
+    costly = len(columns) == 1 and all("per_seed" in result for result in cells.values())
     rows = []
     for run in runs:
-        found = [results.get((title, run, column)) for column in columns]
+        found = [cells.get((run, column)) for column in columns]
         line = [run, *(figure(result) if result else "–" for result in found)]
-        rows.append(line + (costs(found[0]) if len(columns) == 1 else []))
-    head = ["run", *columns] + (["s/epoch", "parameters"] if len(columns) == 1 else [])
+        rows.append(line + (costs(found[0]) if costly else []))
+    head = ["run", *columns] + (["s/epoch", "parameters"] if costly else [])
     return pages.Table(head, rows, numeric=1)
 
 
@@ -263,17 +268,20 @@ def costs(result: Mapping[str, Any]) -> list[str]:
     return [f"{seconds:.1f}", f"{per_seed[0]['parameters']:,}"]
 
 
-def write_report(
-    name: str, todo: Sequence[Cell], results: Mapping[tuple, Mapping], seeds: str, out: Path
-) -> None:
+def write_report(name: str, results: Mapping[tuple, Mapping], seeds: str, out: Path) -> None:
     """`study.md`, `study.html`, `study.json`."""
     split = "dev" if any(r["test"] is None for r in results.values()) else "test"
     note = f"{split} F1 in percent, seeds {seeds}; the epoch is chosen on dev."
-    titles = dict.fromkeys(cell.table for cell in todo)
-    sections = [pages.Section(t, note, [table_of(t, todo, results)]) for t in titles]
+    tables: dict[tuple[str, bool], dict[tuple[str, str], Any]] = {}
+    for (title, run, column), result in results.items():  # leaky figures: tables of their own
+        tables.setdefault((title, bool(result["leaky"])), {})[run, column] = result
+    sections = [
+        pages.Section(f"{title}: *leaky* inputs" if leaky else title, note, [table_of(cells)])
+        for (title, leaky), cells in tables.items()
+    ]
     pages.write(out / "study.md", name, sections)
     rows = [
-        {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("dev", "test")}}
+        {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("leaky", "dev", "test")}}
         for (t, r, c), result in results.items()
     ]
     write_json(out / "study.json", {"study": name, "seeds": seeds, "cells": rows})
@@ -299,5 +307,5 @@ def main(argv: Sequence[str]) -> None:
     todo = list(cells(read_study(args.study), args.small, places))
     args.out.mkdir(parents=True, exist_ok=True)
     results = compute(todo, args.data, args.seeds, args.out, max(1, args.jobs))
-    write_report(Path(args.study).stem, todo, results, args.seeds, args.out)
+    write_report(Path(args.study).stem, results, args.seeds, args.out)
     print((args.out / "study.md").read_text(encoding="utf-8"))

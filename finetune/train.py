@@ -26,10 +26,10 @@ from finetune.build import build_engine, build_method, set_seed
 from finetune.config import TrainConfig
 from finetune.evaluate import predict
 from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
+from finetune.model_card import model_card
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.checkpoint.card import card, hardware, table
 from pretrain.cli import InputError, write_json
 from pretrain.tracking import MetricsLog
 
@@ -199,7 +199,13 @@ class SeedRun:
                 config=self.config.model,
                 task=self.task.info,
                 inputs=self.options.remembered(),
-                card=model_card(self.config, self.seed, progress),
+                card=model_card(
+                    self.config,
+                    self.seed,
+                    epoch=progress.best_epoch,
+                    steps=progress.step,
+                    dev_f1=f1,
+                ),
             )
 
     def train_counts(self) -> dict[str, int]:
@@ -249,6 +255,7 @@ class SeedRun:
         method, tokenizer, _ = checkpoint.load_method(self.directory / "model")
         self.method, self.tokenizer = method.to(self.engine.device), tokenizer
         result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None}
+        splits = [self.train_split, self.dev_split]
         images = {"train": self.train_split.images}
         for name, split in (("dev", "val"), ("test", "test")):
             if self.task.split_file(split) is None:
@@ -259,6 +266,7 @@ class SeedRun:
                 predictions.write(self.directory / f"pred_{name}.jsonl")
             result[name] = dict(predictions.score(self.task))
             images[name] = loaded.images
+            splits += [loaded] if split == "test" else []
         result |= {
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
@@ -271,36 +279,12 @@ class SeedRun:
             "processes": distributed.world_size(),
             "precision": self.engine.precision,
             "images": images,
-            "leaky": self.dev_split.leaky
+            "leaky": any(split.leaky for split in splits)
             or any(entry["verdict"] == "flagged" for entry in self.audit),
             "audit": self.audit,
-            "side_inputs": [str(path) for path in self.train_split.files + self.dev_split.files],
+            "side_inputs": list(dict.fromkeys(str(path) for s in splits for path in s.files)),
         }
         if distributed.is_main():
             write_json(self.directory / "result.json", result)
             shutil.rmtree(self.directory / "resume", ignore_errors=True)
         return result
-
-
-def model_card(config: TrainConfig, seed: int, progress: Progress) -> str:
-    """README.md of the fine-tuned model."""
-    random_start = f"random weights, architecture of `{config.architecture}`"
-    settings = {
-        "data": f"`{config.data}`, {config.fraction:.0%} of the training rows",
-        "initialised from": f"`{config.init}`" if config.architecture is None else random_start,
-        "images": config.images,
-        "views": config.view or "none",
-        "protocol": f"{config.protocol}; the epoch is chosen on dev, test is read once",
-        "seed": seed,
-        "epoch": f"{progress.best_epoch}, after {progress.step} steps",
-        "hardware": hardware(),
-    }
-    return card(
-        f"{config.method} on {config.task}, fine-tuned with Fusion-MRE",
-        {
-            "Training": table(settings),
-            "Validation": f"dev F1 {progress.best_f1:.2f} %; this figure chose the epoch.",
-        },
-        loading="`python -m finetune evaluate RUN --data DIR`, with this directory inside its run; "
-        "or `python -m finetune train … --init THIS`, to go on from its encoder.",
-    )

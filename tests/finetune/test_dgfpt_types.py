@@ -185,6 +185,22 @@ def test_a_run_with_gold_types_is_stamped(tmp_path, mnre_folder, tiny_model):
     assert again["f1"] == result["test"]["f1"]
 
 
+def test_a_leak_in_test_alone_is_stamped_too(tmp_path, mnre_folder, tiny_model):
+    rows = {split: Mnre(mnre_folder).read(split) for split in ("train", "val", "test")}
+    for split, some in rows.items():
+        pairs = [("person", "person")] * len(some)
+        write_types(tmp_path / f"types_{split}.jsonl", {"leaky": split == "test"}, pairs, some)
+    main(
+        f"train --task mnre --method dgfpt --data {mnre_folder} --init {tiny_model} --images none "
+        f"--model.vision none --optim.epochs 1 --types {tmp_path} --out {tmp_path}/r".split()
+    )
+    result = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert result["leaky"] is True
+    assert str(tmp_path / "types_test.jsonl") in result["provenance"]["data"]
+    main(f"evaluate {tmp_path}/r --data {mnre_folder} --split dev".split())
+    assert json.loads((tmp_path / "r" / "evaluate_dev.json").read_text())["leaky"] is True
+
+
 def test_learned_by_command(tmp_path, mnre_folder, tiny_model, capsys):
     out = tmp_path / "types"
     main(f"types learned --data {mnre_folder} --out {out} --encoder {tiny_model} --folds 3".split())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.__main__ import main
-from finetune.study import STUDIES, cells, read_study
+from finetune.study import STUDIES, cells, read_study, write_report
 from pretrain.cli import InputError
 
 STUDY = """
@@ -68,6 +68,24 @@ def test_tables_hold_what_runs_and_evaluations_found(
     assert f"| text | {trained('text'):.1f} | – | – |" in page
     monkeypatch.setattr("finetune.train.SeedRun.run", lambda self: pytest.fail("trained twice"))
     run(study, mnre_folder, tiny_model, out)  # everything is there
+
+
+def test_leaky_figures_never_share_a_table(tmp_path):
+    def result(f1, leaky):
+        scores = {"f1": {"mean": f1, "sd": None}}
+        return {"dev": scores, "test": scores, "leaky": leaky}
+
+    results = {
+        ("Table", "a", "as it is"): result(11.1, False),
+        ("Table", "a", "more"): result(22.2, True),
+        ("Table", "b", "as it is"): result(33.3, False),
+    }
+    write_report("mine", results, "1", tmp_path)
+    clean, leaky = (tmp_path / "study.md").read_text().split("## ")[1:]
+    assert "| a | 11.1 |" in clean and "| b | 33.3 |" in clean and "more" not in clean
+    assert leaky.startswith("Table: *leaky* inputs") and "| a | 22.2 |" in leaky
+    cells = json.loads((tmp_path / "study.json").read_text())["cells"]
+    assert [cell["leaky"] for cell in cells] == [False, True, False]
 
 
 def test_small_and_placeholders(study):
