@@ -31,9 +31,12 @@ def attention(
 ) -> tuple[Tensor, None]:
     """(B, H, L, d) query, key, value -> (B, L, H, d), as `transformers` calls an attention.
 
-    attention_mask: bool, broadcast to (B, H, L, L), True = may be looked at; None: everything.
+    attention_mask: bool, broadcast to (B, H, L, L), True = may be looked at; None: everything. One
+    to be added, or causal attention, is left to torch.
     """
-    if not dropout or query.device.type != "cpu" or torch.compiler.is_compiling():
+    plain = attention_mask.dtype == torch.bool if attention_mask is not None else True
+    plain &= not (kwargs.get("is_causal") or getattr(module, "is_causal", False))
+    if not (plain and dropout and query.device.type == "cpu") or torch.compiler.is_compiling():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
