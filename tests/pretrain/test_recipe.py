@@ -198,6 +198,42 @@ def test_the_released_teacher_sees_neither_object_nor_whole_picture():
     assert torch.equal(seen.image_feat, seen.object_feat)
 
 
+def test_the_teacher_gets_no_gradient_and_is_no_parameter():
+    model, encoder = promu(), promu().encoder.requires_grad_(True)
+    prompter = Prompter(encoder, None, 0.1)
+    seen = OnlineTeacher(prompter, "clean", False, torch.device("cpu"), "fp32")(batch())
+    model(seen)["loss"].backward()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert not seen.image_feat.requires_grad and not seen.object_feat.requires_grad
+    bank = {id(model.relation_bank.features), id(model.entity_bank.features)}
+    assert bank.isdisjoint(id(parameter) for parameter in model.parameters())
+    assert not any("bank" in name for name in model.state_dict())
+
+
+# ------------------------------------------------------------------ learning
+
+
+def test_all_four_losses_fall_and_matching_is_learnt_by_heart():
+    """One batch of 32 pairs, 150 steps."""
+    model, given = promu().train(), batch(32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    first = model(given)
+    for _ in range(150):
+        optimizer.zero_grad()
+        found = model(given)
+        found["loss"].backward()
+        optimizer.step()
+    for name in ("cit_loss", "itm_loss", "coe_loss", "cir_loss"):
+        assert found[name] < first[name], name
+    with torch.no_grad():
+        text = model.encoder.encode_text(given.input_ids, given.attention_mask)
+        fused = model.encoder.fuse(
+            text, given.attention_mask, model.encoder.encode_image(given.pixel_values)
+        )
+        answers = model.heads["itm"](fused[:, 0]).argmax(dim=1).bool()
+    assert torch.equal(answers, given.matched)
+
+
 # ------------------------------------------------------------------ rates, memory, operations
 
 
