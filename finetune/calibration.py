@@ -7,6 +7,7 @@ is z up to a constant of the row, so neither model nor data are needed to fit.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,7 +100,24 @@ def calibrate(probabilities: np.ndarray, gold: np.ndarray, source: str = "") -> 
     )
 
 
-def of_seed(directory: Path, labels: tuple[str, ...]) -> Calibration | None:
+def read_answers(path: Path, labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """(N, C) probabilities and (N,) right label ids of a prediction file; None: it has none.
+
+    Raises:
+        InputError: the file is damaged, or of other labels.
+    """
+    number = {label: i for i, label in enumerate(labels)}
+    try:
+        records = [json.loads(line) for line in path.read_bytes().splitlines()]
+        if len(records) < 2 or "scores" not in records[0]:
+            return None
+        scores = np.array([record["scores"] for record in records], dtype=np.float64)
+        return scores, np.array([number[record["gold"]] for record in records])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r})") from None
+
+
+def of_seed(directory: Path, labels: Sequence[str]) -> Calibration | None:
     """The calibration of a finished seed: from `calibration.json`, else fitted and kept there.
 
     None where the seed has no `pred_dev.jsonl` with probabilities (entities, a bare model
@@ -120,16 +138,10 @@ def of_seed(directory: Path, labels: tuple[str, ...]) -> Calibration | None:
             raise InputError(f"{path}: damaged ({error}); remove it") from None
         if kept.source == source:
             return kept
-    number = {label: i for i, label in enumerate(labels)}
-    try:
-        records = [json.loads(line) for line in content.splitlines()]
-        if len(records) < 2 or "scores" not in records[0]:
-            return None
-        scores = np.array([record["scores"] for record in records], dtype=np.float64)
-        gold = np.array([number[record["gold"]] for record in records])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{predictions}: damaged ({error!r})") from None
-    found = calibrate(scores, gold, source)
+    read = read_answers(predictions, labels)
+    if read is None:
+        return None
+    found = calibrate(*read, source)
     try:
         write_json(path, asdict(found))
     except OSError:  # somebody else's run: fit again next time

@@ -15,7 +15,7 @@ from pretrain.cli import InputError, parse_config
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimisation; defaults as in promu.md §6.1."""
+    """Optimisation; defaults as in the PROMU paper."""
 
     lr: float = 3e-5
     """Peak learning rate of what `--init` holds."""

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from finetune.cases import Case
 from pretrain.cli import atomic_path
 
 LINES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442")
@@ -16,6 +14,8 @@ LINES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000
 MARKS = "os^Dv*Pp"
 PAPER, SMALL = 3.3, 6
 """Inches of a column of a paper, and points of what is smallest in it."""
+PLAIN = {"fontsize": "small", "frameon": False}
+"""A legend."""
 
 
 def bars(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -44,7 +44,7 @@ def bars(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("F1 (%)")
     axes.legend(loc="lower right", frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(metrics: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
@@ -53,25 +53,18 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> 
     Args:
         metrics: label of a line -> the lines of a `metrics.jsonl`.
     """
-    from matplotlib.figure import Figure
+    panels = {
+        title: {
+            label: [(line["epoch"], line[key]) for line in lines if key in line]
+            for label, lines in metrics.items()
+        }
+        for key, title in (("train_loss", "training loss"), ("dev_f1", "dev F1 (%)"))
+    }
+    _progress(panels, "epoch", path)
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    panels = zip(
-        figure.subplots(1, 2),
-        ("train_loss", "dev_f1"),
-        ("training loss", "dev F1 (%)"),
-        strict=True,
-    )
-    for axes, key, title in panels:
-        axes.set_prop_cycle(color=LINES)
-        for label, lines in metrics.items():
-            shown = [line for line in lines if key in line]
-            axes.plot([line["epoch"] for line in shown], [line[key] for line in shown], label=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("epoch")
-        axes.set_title(title)
-    axes.legend(fontsize="small", frameon=False)
-    _save(figure, path)
+
+VALIDATION = ("itm_accuracy", "recall@1", "recall@5", "object_agreement", "relation_agreement")
+"""Percentages that are shown; the others are parts of these, or of other units."""
 
 
 def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -80,24 +73,47 @@ def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
     Args:
         lines: a pre-training run's `metrics.jsonl`.
     """
+    names = dict.fromkeys(name for line in lines for name in line)
+    shown = {
+        "loss": {name: name.replace("val_", "validation ") for name in names if "loss" in name},
+        "validation (%)": {f"val_{name}": name for name in VALIDATION if f"val_{name}" in names},
+    }
+    panels = {
+        title: {
+            label: [(line["step"], line[name]) for line in lines if name in line]
+            for name, label in some.items()
+        }
+        for title, some in shown.items()
+    }
+    _progress(panels, "step", path)
+
+
+def _progress(panels: Mapping[str, Mapping[str, Sequence[tuple]]], unit: str, path: Path) -> None:
+    """Panels beside each other, (x, y) points of each line, what the lines are below."""
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    panels = (
-        ("loss", [name for name in names if "loss" in name]),
-        ("validation (%)", [name for name in names if name.startswith("val_")]),
-    )
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, (title, shown) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.set_prop_cycle(color=LINES)
-        for name in shown:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), label=name.removeprefix("val_"))
-        axes.set_xlabel("step")
+    legends = [dict.fromkeys(label for label in lines) for lines in panels.values()]
+    same = all(legend == legends[0] for legend in legends)
+    most = max(map(len, legends), default=0)
+    rows = -(-most // 3) if same else -(-most // 2)
+    figure = Figure(figsize=(9, 3.2 + 0.22 * rows), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for number, (label, points) in enumerate(lines.items()):
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(
+                x, y, color=LINES[number % len(LINES)], label=label, markersize=3.5,
+                marker=MARKS[number % len(MARKS)] if len(x) <= 40 else None,
+            )  # fmt: skip
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel(unit)
         axes.set_title(title)
-        if shown:
-            axes.legend(fontsize="small", frameon=False)
-    _save(figure, path)
+        axes.grid(color="0.92")
+        if lines and not same:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, **PLAIN)
+    if same and legends[0]:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, **PLAIN)
+    save(figure, path)
 
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], path: Path) -> None:
@@ -109,8 +125,8 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], path: Path) -> None
     counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(counts, ([place[g] for g in gold], [place[p] for p in predicted]), 1)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    side = 2.5 + 0.36 * len(labels)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    side = 2.2 + 0.36 * len(labels)
+    figure = Figure(figsize=(side + 0.1, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in zip(*counts.nonzero(), strict=True):
@@ -121,30 +137,7 @@ def confusion(gold: Sequence[str], predicted: Sequence[str], path: Path) -> None
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_xlabel("predicted")
     axes.set_ylabel("gold")
-    _save(figure, path)
-
-
-def cases(found: Sequence[Case], path: Path, columns: int = 4) -> None:
-    """Wrong answers, each with its picture, what it was and what was said."""
-    from matplotlib.figure import Figure
-
-    lines = -(-len(found) // columns)
-    figure = Figure(figsize=(3 * columns, 4.1 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.axis("off")
-    for axes, case in zip(grid, found, strict=False):
-        if case.picture:
-            with Image.open(case.picture) as picture:
-                picture = picture.convert("RGB")
-            picture.thumbnail((320, 320))
-            axes.imshow(picture)
-        verdict = f"said {case.predicted} ({100 * case.probability:.0f} %)\nis {case.gold}"
-        text = textwrap.shorten(case.text.replace("$", r"\$"), 130, placeholder=" …")
-        axes.set_title(
-            f"row {case.row}\n{verdict}\n{textwrap.fill(text, 40)}", fontsize=8, loc="left"
-        )
-    _save(figure, path)
+    save(figure, path)
 
 
 def relations(by_run: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
@@ -169,12 +162,13 @@ def relations(by_run: Mapping[str, Mapping[str, Mapping[str, float]]], path: Pat
     names = [f"{label} ({int(support[label]['support'])})" for label in labels]
     axes.set_yticks(range(len(labels)), names, fontsize=SMALL)
     axes.tick_params(axis="x", labelsize=SMALL)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("F1 (%), test rows in brackets", fontsize=SMALL + 1)
     if len(by_run) > 1:
-        figure.legend(loc="outside upper right", fontsize=SMALL, frameon=False, ncols=2)
-    _save(figure, path, dpi=300)
+        columns = 2 if max(map(len, by_run)) <= 24 else 1
+        figure.legend(loc="outside upper right", fontsize=SMALL, frameon=False, ncols=columns)
+    save(figure, path, dpi=300)
 
 
 def study(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -199,17 +193,18 @@ def study(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes, table in zip(panels, tables, strict=True):
         draw = _lines if table["axis"] else _groups
         draw(axes, table)
-        axes.set_title(table["title"], fontsize=SMALL + 2, loc="left")
+        axes.set_title(textwrap.fill(table["title"], 46), fontsize=SMALL + 2, loc="left")
         axes.tick_params(labelsize=SMALL)
     styles = {}
     for axes in panels:
         handles, names = axes.get_legend_handles_labels()
         styles = dict(zip(names, handles, strict=True)) | styles
+    narrow = max(map(len, styles)) <= 20
     figure.legend(
-        styles.values(), styles, loc="outside upper right", fontsize=SMALL, frameon=False,
-        ncols=min(len(styles), 2),
+        styles.values(), styles, loc="outside upper right" if narrow else "outside upper left",
+        fontsize=SMALL, frameon=False, ncols=2 if narrow and len(styles) > 1 else 1,
     )  # fmt: skip
-    _save(figure, path, dpi=300)
+    save(figure, path, dpi=300)
 
 
 def _lines(axes: Any, table: Mapping[str, Any]) -> None:
@@ -240,7 +235,7 @@ def _groups(axes: Any, table: Mapping[str, Any]) -> None:
             error_kw={"linewidth": 0.8},
         )  # fmt: skip
     axes.set_yticks(range(len(columns)), columns)
-    axes.invert_yaxis()
+    axes.set_ylim(len(columns) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("F1 (%)", fontsize=SMALL + 1)
 
@@ -270,29 +265,10 @@ def states(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
             loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=SMALL, frameon=False,
             columnspacing=1, handletextpad=0.2,
         )  # fmt: skip
-    _save(figure, path, dpi=300)
+    save(figure, path, dpi=300)
 
 
-def looks(panels: Sequence[tuple[str, Image.Image]], text: str, path: Path) -> None:
-    """Pictures with a line or two above each, below the post's text."""
-    from matplotlib.figure import Figure
-
-    columns = 2 if len(panels) in (1, 2, 4) else 3
-    lines, width = -(-len(panels) // columns), PAPER / columns
-    tallest = max(picture.height / picture.width for _, picture in panels)
-    heading = textwrap.fill(text.replace("$", r"\$"), 66)
-    height = lines * (width * min(tallest, 1.6) + 0.42) + 0.14 * (heading.count("\n") + 1)
-    figure = Figure(figsize=(PAPER, height), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.axis("off")
-    for axes, (title, picture) in zip(grid, panels, strict=False):
-        axes.imshow(picture)
-        axes.set_title(title.replace("$", r"\$"), fontsize=SMALL)
-    figure.suptitle(heading, fontsize=SMALL + 1, x=0.02, ha="left")
-    _save(figure, path, dpi=300)
-
-
-def _save(figure: Any, path: Path, dpi: int = 130) -> None:
+def save(figure: Any, path: Path, dpi: int = 130) -> None:
+    """Write the PNG."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)

@@ -1,4 +1,4 @@
-"""Where a run looked: how much its answer needs each part of the picture.
+"""Where a run looked: how much its answer needs each part of the picture, and what it attends to.
 
 Occlusion (Zeiler and Fergus, ECCV 2014): a grey square covers one cell of a grid after the other;
 what the probability of the answer loses is what that cell was worth. It asks nothing of a method,
@@ -7,21 +7,58 @@ so every one is looked into the same way, and two runs compare.
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from finetune.extractor import Bad, Extractor
+from finetune.extractor import Extractor
+from finetune.finished import Bad
 from finetune.posts import Post
 from pretrain.cli import InputError
 
+Panel = tuple[str, Image.Image]
+"""Lines above a picture, and the picture."""
 GREY = (127, 127, 127)
 GRID = 7
 SHOWN = 480
 """Longer side of the pictures that are covered and shown."""
+NOTHING = 0.005
+"""A loss of probability that rounding could be."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One run before one post."""
+
+    said: str
+    """Its relation and the probability."""
+    needs: str
+    """What the answer loses without the cell of the picture that counts most."""
+    panels: list[Panel]
+
+
+def look(name: str, extract: Extractor, post: Post) -> Look:
+    """What the run's answer needs of the picture; of a run that attends, also where to.
+
+    Raises:
+        InputError: the run finds entities, or cannot read the post.
+    """
+    (post,) = extract.run.with_captions([post])  # of the whole picture, before parts are covered
+    with Watched(extract.run.method) as seen:
+        (answer,) = extract.answer([post], top_k=1)
+    if "error" in answer:
+        raise InputError(f"{name}: {answer['error']}")
+    worth = occlusion(extract, post, answer["relation"])
+    most = strongest(worth)["loss"]
+    if most < NOTHING:  # else the map would show noise, stretched to full brightness
+        worth = worth * 0
+    needs = f"a cell: up to {most:.2f}" if most >= NOTHING else "loses nothing"
+    said = f"{short(answer['relation'])} {answer['probability']:.2f}"
+    panel = f"{fitted(name)}\n{said}\n{needs}", overlay(thumbnail(post.image), worth)
+    return Look(said, needs, [panel, *attention(extract.run.method, seen.batch, name)])
 
 
 def occlusion(extract: Extractor, post: Post, answer: str, grid: int = GRID) -> np.ndarray:
@@ -63,6 +100,7 @@ def cell(size: tuple[int, int], grid: int, row: int, column: int) -> tuple[int, 
 def overlay(picture: Image.Image, worth: np.ndarray, alpha: float = 0.55) -> Image.Image:
     """The picture under a map of `worth`: the more its answer needs a place, the brighter it is.
 
+    The cell that counts most is framed: on a bright picture the map is hard to see.
     Nothing is drawn where a place counts nothing or against the answer.
     """
     from matplotlib import colormaps
@@ -77,7 +115,15 @@ def overlay(picture: Image.Image, worth: np.ndarray, alpha: float = 0.55) -> Ima
     colours = colormaps["inferno"](smooth)[..., :3] * 255
     weight = alpha * smooth[..., None]
     mixed = (1 - weight) * np.asarray(picture) + weight * colours
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    mapped = Image.fromarray(mixed.round().astype(np.uint8))
+    if positive.max() > 0:
+        most = strongest(worth)
+        box = cell(picture.size, len(worth), most["row"], most["column"])
+        left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+        draw = ImageDraw.Draw(mapped)
+        draw.rectangle((left, top, right, bottom), outline="black", width=4)
+        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline="white", width=2)
+    return mapped
 
 
 def save(picture: Image.Image, path: Path) -> Path:
@@ -90,3 +136,63 @@ def strongest(worth: np.ndarray) -> Mapping[str, Any]:
     """The cell that counts most, and what the answer loses without it."""
     row, column = np.unravel_index(worth.argmax(), worth.shape)
     return {"row": int(row), "column": int(column), "loss": float(worth.max())}
+
+
+class Watched:
+    """While it is open, the last batch that a method read is kept."""
+
+    def __init__(self, method: Any) -> None:
+        self.method, self.batch = method, None
+
+    def __enter__(self) -> "Watched":
+        self.hook = self.method.register_forward_pre_hook(self.keep)
+        return self
+
+    def keep(self, method: Any, inputs: tuple[Any, ...]) -> None:
+        """The hook."""
+        (self.batch,) = inputs
+
+    def __exit__(self, *error: object) -> None:
+        self.hook.remove()
+
+
+def attention(method: Any, batch: Any, name: str) -> list[Panel]:
+    """FocalMRE, Figure 4: the copies whose gate is most and least open; none of other methods."""
+    if not hasattr(method, "glance") or batch.pixel_values is None:
+        return []
+    try:
+        glance = method.glance(batch)
+    except ValueError:  # this run has no attention, or no gate
+        return []
+    gate = glance.gate[0].mean(dim=-1)
+    order = gate.argsort(descending=True).tolist()
+    chosen = {order[0]: "most open"}
+    if len({tuple(p.flatten().tolist()) for p in glance.pictures[0]}) > 1:
+        chosen[order[-1]] = "least open"
+    panels = []
+    for copy, which in chosen.items():
+        weights = glance.weights[0, copy].mean(dim=0).float().cpu().numpy()
+        side = round(len(weights) ** 0.5)
+        pixels = glance.pictures[0, copy].permute(1, 2, 0).cpu().numpy()
+        title = f"{fitted(name)}\nattention\ngate {float(gate[copy]):.2f}"
+        title += f" ({which})" if len(chosen) > 1 else ""
+        panels.append((title, overlay(Image.fromarray(pixels), weights.reshape(side, side))))
+    return panels
+
+
+def thumbnail(path: Path, side: int = SHOWN) -> Image.Image:
+    """The picture, its longer side at most so many pixels."""
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+    picture.thumbnail((side, side))
+    return picture
+
+
+def fitted(name: str, most: int = 22) -> str:
+    """The end of a name that is too long for a panel."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
+def short(relation: str) -> str:
+    """/per/org/member_of -> member_of"""
+    return relation.rsplit("/", 1)[-1]

@@ -1,9 +1,10 @@
 """Side inputs of new posts: what a run was trained with, made on the spot, or a line on what is
 missing.
 
-Pictures and captions come with the posts. Regions are grounded from the post's own words and
-detected in its picture (as `regions build` does, leak-safe), by weights that are at hand. Nothing
-else can be made: the other side inputs are published files of the data sets.
+Pictures come with the posts. Captions come with them, too, or a captioner writes them (as `shards
+captions` does). Regions are grounded from the post's own words and detected in its picture (as
+`regions build` does, leak-safe), by weights that are at hand. Nothing else can be made: the other
+side inputs are published files of the data sets.
 """
 
 import json
@@ -11,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,17 @@ from finetune.methods.base import Method
 from finetune.posts import Post
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, write_regions
+from pretrain import distributed
 from pretrain.cli import InputError
+from shards.captions import Captioner
 
 LOG = logging.getLogger(__name__)
+LONGEST_CAPTION = 60
+"""Word pieces that a captioner writes at most."""
+CAPTIONED = 8
+"""Pictures that it describes at a time."""
+CAPTIONED_SIDE = 512
+"""Their longer side, as in `shards captions`."""
 REGIONS = frozenset({"region_boxes", "region_pixels"})
 POSSIBLE = REGIONS | {
     *("image", "image_ids", "caption", "entity_types", "visual_features", "released_markers"),
@@ -51,7 +61,18 @@ class LiveInputs:
     """Faster R-CNN: COCO_V1 or a weights file."""
     tagger: str = "en_core_web_sm"
     """spaCy model that finds nouns; none: entity names alone."""
+    caption_model: str | None = None
+    """Captioner (BLIP, …): folder or hub id; None: captions come with the posts."""
     device: str = "cpu"
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        """Loaded when a run wants it."""
+        try:
+            return Captioner(self.caption_model, "a photo of", LONGEST_CAPTION, self.device)
+        except InputError as error:
+            reason = str(error).replace("--model", "--caption-model", 1)
+            raise InputError(f"{reason}; or give --caption TEXT") from None
 
     @cached_property
     def ground(self) -> Grounder:
@@ -73,16 +94,37 @@ class LiveInputs:
     ) -> InputOptions:
         """Write what the method reads beside the pictures, and point the options there."""
         folder, rows = task.image_folder("test"), task.read("test")
-        if options.captions is not None:
-            absent = next((post for post in posts if post.image and post.caption is None), None)
-            if absent is not None:
-                raise InputError("this run reads captions of pictures: give the post a caption")
+        if reads_captions(options.captions):
+            if any(post.image and post.caption is None for post in posts):
+                raise InputError(
+                    "this run reads captions, and the post has none: give --caption TEXT "
+                    "(`caption` in a JSON line), or --caption-model DIR to have them written"
+                )
             write_captions(folder / "captions_test.jsonl", rows, posts)
             options = replace(options, captions=str(folder / "captions_{split}.jsonl"))
         if options.regions == "live":
             self.write_regions(folder, method, rows)
             options = replace(options, regions=str(folder))
         return options
+
+    def describe(self, posts: Sequence[Post]) -> list[Post]:
+        """The posts, with the captioner's caption where a picture has none.
+
+        Without a captioner, and of a file that is no picture, none is written: `make` says so.
+        """
+        if self.caption_model is None:
+            return list(posts)
+        silent = {post.image: None for post in posts if post.image and post.caption is None}
+        names = iter(list(silent))
+        while some := list(islice(names, CAPTIONED)):
+            pictures = {path: picture for path in some if (picture := opened(path))}
+            if pictures:
+                texts = self.captioner.describe(list(pictures.values()))
+                silent |= zip(pictures, texts, strict=True)
+        return [
+            post if post.caption is not None else replace(post, caption=silent.get(post.image))
+            for post in posts
+        ]
 
     def write_regions(self, folder: Path, method: Method, rows: Sequence[Row]) -> None:
         """`regions_vg_test.jsonl` and `regions_od.jsonl` of the kinds that the method has slots
@@ -109,6 +151,22 @@ class LiveInputs:
         if "od" in slots:
             nothing = {"none": Regions("none", (1, 1), ())}
             write_regions(folder / "regions_od.jsonl", header, detected or nothing)
+
+
+def reads_captions(captions: str | None) -> bool:
+    """Whether a run with this `--captions` reads any."""
+    return captions not in (None, "none")
+
+
+def opened(path: Path) -> Image.Image | None:
+    """A small copy of a picture (captioners see no more of it), or None: it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    small.thumbnail((CAPTIONED_SIDE, CAPTIONED_SIDE))
+    return small
 
 
 def write_captions(path: Path, rows: Sequence[Row], posts: Sequence[Post]) -> None:
@@ -147,6 +205,15 @@ def check_needs(
     if inputs.get("types") is not None:
         LOG.warning("%s was trained with entity types; those of new posts are unknown", source)
         inputs["types"] = None
+    if reads_captions(inputs.get("captions")):
+        if live.caption_model is not None:
+            _ = live.captioner
+            LOG.warning(
+                "%s was trained with captions %s; new posts without one have those of %s",
+                source, inputs["captions"], live.caption_model,
+            )  # fmt: skip
+    elif live.caption_model is not None:
+        LOG.warning("%s reads no captions: --caption-model is not used", source)
     if needs & REGIONS and inputs.get("regions") != "none":
         if inputs.get("regions") == "community":
             LOG.warning("%s was trained on published crops; new posts have grounded ones", source)
@@ -157,6 +224,13 @@ def check_needs(
             except InputError as error:
                 raise InputError(f"{error}; or --regions none: no regions") from None
     return inputs
+
+
+def live_inputs(settings: Any) -> LiveInputs:
+    """As a command's settings say: those of its fields that are called like these."""
+    names = ("regions", "grounder", "detector", "tagger", "caption_model")
+    chosen = {name: getattr(settings, name) for name in names}
+    return LiveInputs(**chosen, device=str(distributed.device()))
 
 
 def load_weights(method: Method, live: LiveInputs) -> None:

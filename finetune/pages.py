@@ -4,8 +4,10 @@ import base64
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from pretrain.cli import atomic_path
 
@@ -14,9 +16,15 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
 th { border-bottom: 2px solid #888 } td.n, th.n { text-align: right; white-space: nowrap }
-img { max-width: 100% } figure { margin: 1rem 0 } figcaption { color: #666; font-size: .9em }
-p { color: #444 } em { color: #b00020 }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start }
+figure { margin: 1rem 0; max-width: 100% } img { max-width: 100% }
+figcaption { color: #555; font-size: .85em; contain: inline-size }
+p { color: #444; max-width: 50rem } em { color: #b00020 }
 """
+
+
+ZOOM = 1.4
+"""Figures are drawn for paper; a screen is read from further away."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,34 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A PNG file, what it shows for who cannot see it, and the line below it."""
+
+    path: Path
+    alt: str
+    caption: str
+
+    def html(self) -> str:
+        """A `<figure>` with the picture inside, about as wide as its text is meant to be read."""
+        content = self.path.read_bytes()
+        with Image.open(self.path) as image:
+            inches = image.width / image.info.get("dpi", (130, 130))[0]
+        data = base64.b64encode(content).decode()
+        shown = (
+            f'<img alt="{html.escape(self.alt)}" style="width: {inches * ZOOM:.2f}in" '
+            f'src="data:image/png;base64,{data}">'
+        )
+        return f"<figure>{shown}<figcaption>{inline(self.caption)}</figcaption></figure>"
+
+
+@dataclass(frozen=True)
 class Section:
-    """A title, a paragraph, tables, and (description, PNG file) pictures."""
+    """A title, a paragraph, tables, and pictures."""
 
     title: str
     text: str
     tables: Sequence[Table] = ()
-    pictures: Sequence[tuple[str, Path]] = field(default=())
+    pictures: Sequence[Picture] = ()
 
 
 def write(path: Path, title: str, sections: Sequence[Section]) -> None:
@@ -74,11 +103,11 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     """The whole page; pictures by file name."""
     lines = [f"# {title}", ""]
     for section in sections:
-        lines += [f"## {section.title}", "", section.text, ""]
+        lines += [f"## {section.title}", ""] + ([section.text, ""] if section.text else [])
         for table in section.tables:
             lines += [*table.markdown(), ""]
-        for description, picture in section.pictures:
-            lines += [f"![{description}]({picture.name})", ""]
+        for picture in section.pictures:
+            lines += [f"![{picture.alt}]({picture.path.name})", "", picture.caption, ""]
     return "\n".join(lines)
 
 
@@ -86,12 +115,12 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
     """The whole page; pictures as data."""
     parts = [f"<h1>{inline(title)}</h1>"]
     for section in sections:
-        parts += [f"<h2>{inline(section.title)}</h2>", f"<p>{inline(section.text)}</p>"]
+        parts.append(f"<h2>{inline(section.title)}</h2>")
+        parts += [f"<p>{inline(section.text)}</p>"] if section.text else []
         parts += [table.html() for table in section.tables]
-        for description, picture in section.pictures:
-            data = base64.b64encode(picture.read_bytes()).decode()
-            shown = f'<img alt="{inline(description)}" src="data:image/png;base64,{data}">'
-            parts.append(f"<figure>{shown}<figcaption>{inline(description)}</figcaption></figure>")
+        if section.pictures:
+            shown = "\n".join(picture.html() for picture in section.pictures)
+            parts.append(f'<div class="figures">{shown}</div>')
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{inline(title)}'

@@ -64,6 +64,8 @@ class PredictConfig:
     """Faster R-CNN: COCO_V1 or a weights file."""
     tagger: str = "en_core_web_sm"
     """spaCy model that finds nouns to ground; none: entity names alone."""
+    caption_model: str | None = None
+    """For runs that read captions: a captioner (BLIP, …), folder or hub id, for posts without."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.input is None):
@@ -85,22 +87,14 @@ class PredictConfig:
 def build(config: PredictConfig):
     """The extractor that the settings name."""
     from finetune.extractor import Extractor
-    from finetune.own_inputs import LiveInputs
-    from pretrain import distributed
+    from finetune.own_inputs import live_inputs
 
-    live = LiveInputs(
-        regions=config.regions,
-        grounder=config.grounder,
-        detector=config.detector,
-        tagger=config.tagger,
-        device=str(distributed.device()),
-    )
     return Extractor.from_pretrained(
         config.run,
         ner=config.ner,
         precision=config.precision,
         batch_size=config.batch_size,
-        live=live,
+        live=live_inputs(config),
     )
 
 
@@ -109,7 +103,7 @@ def build(config: PredictConfig):
 
 def read_posts(file: BinaryIO, base: Path, task: str) -> Iterator[Any]:
     """A post a line; `Bad` for a line that is none. Only one line is held."""
-    from finetune.extractor import Bad
+    from finetune.finished import Bad
 
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):

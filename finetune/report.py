@@ -1,12 +1,15 @@
 """Any number of runs -> one report: Markdown and a self-contained HTML page, tables and plots."""
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import cases, figures, pages, tables
+from finetune import pages, sections, tables
+from finetune.pages import Section
+from finetune.sections import Report
 from finetune.tables import Results
 from pretrain.cli import CommandParser, InputError, write_json
 from pretrain.tracking import read_metrics
@@ -30,88 +33,48 @@ def main(argv: Sequence[str]) -> None:
         "--summary", metavar="FILE", type=Path, help="JSON: {run}_f1 on test, in percent"
     )
     parser.add_argument("--seconds", type=float, help="duration to note in the summary")
+    parser.add_argument(
+        "--study", action="append", default=[], metavar="FILE", type=Path,
+        help="study.json of a study: adds its curves (noise, few labels, regions); repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--looks", type=int, default=0, metavar="N",
+        help="adds where the runs look, on N test rows; needs the runs' data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--states", type=int, default=0, metavar="N",
+        help="adds t-SNE of the states of N test rows, of a run of promu (the paper: 50)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.looks < 0 or args.states < 0 or args.states in (1, 2):
+        raise InputError("--looks N: 1 or more; --states N: 3 or more")
     runs = dict(zip(run_names(args.runs), args.runs, strict=True))
     results = {name: read_result(run) for name, run in runs.items()}
     pretraining = read_pretraining(args.pretraining) if args.pretraining else []
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pages.write(args.out, "Results", build(runs, results, pretraining, args.out))
+    answers = {name: tables.read_predictions(run) for name, run in runs.items()}
+    report = Report(runs, results, answers, args.out)
+    pages.write(args.out, "Results", build(report, args, pretraining))
     print(f"{args.out}\n{args.out.with_suffix('.html')}")
     if args.summary:
         write_json(args.summary, summary(results, pretraining, args.seconds))
         print(args.summary)
 
 
-def build(
-    runs: Mapping[str, Path],
-    results: Results,
-    pretraining: Sequence[Mapping[str, float]],
-    out: Path,
-) -> list[pages.Section]:
-    """The sections of the report; plots are written beside `out`."""
-    bars, curves, losses = (
-        out.with_name(f"{out.stem}_{kind}.png") for kind in ("f1", "curves", "pretraining")
-    )
-    figures.bars(results, bars)
-    figures.curves(training_curves(runs), curves)
-    answers = {name: tables.read_predictions(run) for name, run in runs.items()}
-    sections = [
-        pages.Section(
-            "Runs",
-            "Percent; mean ± standard deviation over seeds; in brackets the 95 % bootstrap "
-            "interval of test F1 over rows. The epoch is chosen on dev, test is read once. Rows "
-            "marked *leaky* use an input that tells the label: comparable with nothing else.",
-            [tables.main_table(results, answers)],
-            [("F1 of every run", bars), ("training loss and dev F1", curves)],
-        )
-    ]
-    if table := tables.fraction_table(results):
-        sections.append(pages.Section("Few labels", "Test F1 over shares of train.", [table]))
-    if table := tables.audit_table(results):
-        note = (
-            "A look-up table of which inputs a row has, fitted on train and scored on dev, without "
-            "text or pixels, against always giving the commonest relation."
-        )
-        sections.append(pages.Section("Leak audit", note, [table]))
-    if table := tables.view_table(results):
-        sections.append(pages.Section("Views", "What each changed run was shown.", [table]))
-    for task, kind in dict.fromkeys((r["task"], r["provenance"]["kind"]) for r in results.values()):
-        chosen = {name: answers[name] for name in answers if results[name]["task"] == task}
-        if kind == "relation" and any(chosen.values()):
-            sections.append(tables.relation_section(task, results, chosen))
-            sections += closer_look(task, {name: runs[name] for name in chosen}, results, out)
-        if table := tables.published_table(task, results):
-            note = "Their protocols and inputs differ, as the last column says."
-            sections.append(pages.Section(f"Published on {task}", note, [table]))
-    if pretraining:
-        figures.pretraining(pretraining, losses)
-        note = "Losses and validation figures (percent) over steps."
-        sections.append(pages.Section("Pre-training", note, [], [("pre-training", losses)]))
-    return sections
+def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines) -> list[Section]:
+    """What the options ask for, in the order of a reader's questions."""
+    found = sections.runs(report, training_curves(report.runs))
+    found += sections.audit(report) + sections.few_labels(report) + sections.views(report)
+    found += sections.studies(report, args.study)
+    for task in report.tasks:
+        found += sections.relations(report, task) + sections.published(report, task)
+    found += sections.calibrated(report)
+    if args.looks or args.states:
+        from finetune import insides  # torch: a report of files alone does not need it
 
-
-def closer_look(
-    task: str, runs: Mapping[str, Path], results: Results, out: Path
-) -> list[pages.Section]:
-    """What the best run by dev confuses, and where it was surest and wrong."""
-    best = max(runs, key=lambda name: results[name]["dev"]["f1"]["mean"])
-    answers = tables.read_predictions(runs[best])
-    if not answers:
-        return []
-    matrix, wrong = (
-        out.with_name(f"{out.stem}_{task}_{kind}.png") for kind in ("confusion", "cases")
-    )
-    gold, predicted = (
-        [label for seed in answers for label in getattr(seed, side)]
-        for side in ("gold", "predicted")
-    )
-    figures.confusion(gold, predicted, matrix)
-    pictures = [(f"{best}: rows of each relation (all seeds), by what was predicted", matrix)]
-    if found := cases.hardest(runs[best], results[best]):
-        figures.cases(found, wrong)
-        pictures.append((f"{best}: test rows where it was surest and wrong", wrong))
-    note = f"The run with the best dev F1, {best}. Entities: [head], (tail)."
-    return [pages.Section(f"A closer look at {task}", note, [], pictures)]
+        found += insides.looks(report, args.looks) if args.looks else []
+        found += insides.fused_states(report, args.states) if args.states else []
+    return found + sections.pretraining(report, pretraining)
 
 
 # ---- Reading -------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
 from finetune import looking
 from finetune.extractor import Extractor
 from finetune.metrics import NO_RELATION
-from finetune.own_inputs import LiveInputs
+from finetune.own_inputs import live_inputs, reads_captions
 from finetune.posts import parse_post
 from pretrain.cli import InputError
 
@@ -52,17 +52,32 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 opens the page to your network."""
     port: int = 7860
     """Port to listen on."""
-    regions: str = "live"
-    """For runs that read regions: live, ground and detect them; none, all slots empty."""
+    regions: Literal["live", "none"] = "live"
+    """For runs that read regions. live: ground and detect them. none: all slots empty."""
+    grounder: str = "IDEA-Research/grounding-dino-base"
+    """Grounding DINO: folder or hub id."""
+    detector: str = "COCO_V1"
+    """Faster R-CNN: COCO_V1 or a weights file."""
+    tagger: str = "en_core_web_sm"
+    """spaCy model that finds nouns to ground; none: entity names alone."""
+    caption_model: str | None = None
+    """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
 
 
 def answer(
-    extract: Extractor, text: str, head: str, tail: str, image: str | None, look: bool
+    extract: Extractor,
+    text: str,
+    head: str,
+    tail: str,
+    image: str | None,
+    look: bool,
+    caption: str = "",
 ) -> dict[str, Any]:
     """What the page shows of one run.
 
     Args:
         head, tail: words that occur once in the text, or START:END in characters, or nothing.
+        caption: what the picture shows; blank: not said.
 
     Returns:
         `bars` relation -> probability, `spans` (text, type or None) pieces, `note` one line,
@@ -74,7 +89,9 @@ def answer(
     if len(text or "") > LONGEST:
         raise InputError(f"a post of {len(text)} characters; this page reads {LONGEST}")
     entities = {"head": (head or "").strip() or None, "tail": (tail or "").strip() or None}
+    entities["caption"] = (caption or "").strip() or None
     post = parse_post({"text": text or "", "image": image, **entities}, Path(), extract.task)
+    (post,) = extract.run.with_captions([post])  # once, not of every covered picture
     (found,) = extract.answer([post], top_k=5)
     if "error" in found:
         raise InputError(found["error"])
@@ -158,6 +175,7 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
     import gradio as gr
 
     relation = any(e.run.info.kind == "relation" for e in runs.values())
+    captions = any(reads_captions(e.run.inputs.get("captions")) for e in runs.values())
     hint = "its words, or START:END in characters"
 
     def keep(selected: str, text: str, now: str) -> str:
@@ -167,11 +185,13 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
             return now
         return mention(text, start, end)
 
-    def ask(text: str, image: str | None, head: str, tail: str, look: bool) -> list[Any]:
+    def ask(
+        text: str, image: str | None, head: str, tail: str, look: bool, caption: str
+    ) -> list[Any]:
         values: list[Any] = []
         for extract in runs.values():
             try:
-                shown = answer(extract, text, head, tail, image, look)
+                shown = answer(extract, text, head, tail, image, look, caption)
                 values += [shown["spans"], shown["bars"] or None, shown["note"], shown["picture"]]
             except InputError as error:
                 values += [[], None, f"**Not read:** {error}", None]
@@ -189,6 +209,12 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
                 with gr.Row(visible=relation):
                     head = gr.Textbox(label="Head", elem_id="head", placeholder=hint)
                     tail = gr.Textbox(label="Tail", elem_id="tail", placeholder=hint)
+                caption = gr.Textbox(
+                    label="Caption",
+                    placeholder="what the picture shows; blank: written by --caption-model",
+                    max_length=LONGEST,
+                    visible=captions,
+                )
                 look = gr.Checkbox(label="Show where it looked (slower)", visible=relation)
                 go = gr.Button("Read", variant="primary", elem_id="read")
             image = gr.Image(
@@ -218,7 +244,7 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
             gr.Examples(examples, [text, image, head, tail], cache_examples=False)
         use_head.click(keep, [selected, text, head], head, js=SELECTION, show_progress="hidden")
         use_tail.click(keep, [selected, text, tail], tail, js=SELECTION, show_progress="hidden")
-        go.click(ask, [text, image, head, tail, look], outputs, api_name="read")
+        go.click(ask, [text, image, head, tail, look, caption], outputs, api_name="read")
     return blocks
 
 
@@ -228,7 +254,7 @@ def start(config: ServeConfig, launch: Callable[..., Any] | None = None) -> None
     Raises:
         InputError: gradio is not installed, or a run cannot be read.
     """
-    live = LiveInputs(regions=config.regions)
+    live = live_inputs(config)
     names = [config.run, *([config.compare] if config.compare else [])]
     runs = {
         name: Extractor.from_pretrained(name, ner=config.ner, live=live)

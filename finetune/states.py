@@ -19,7 +19,7 @@ from finetune import checkpoint, registry
 from finetune.batch import Batch
 from finetune.config import cache_directory
 from finetune.evaluate import SPLITS, check_labels
-from finetune.extractor import best_seed
+from finetune.finished import best_seed
 from finetune.inputs import InputOptions, load_split
 from finetune.loaded import LoadedSplit
 from finetune.methods.layers import entity_states
@@ -66,6 +66,20 @@ class Pairs:
         perplexity = min(30.0, (len(states) - 1) / 3)
         plane = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(states)
         return plane[: len(self.first)], plane[len(self.first) :]
+
+
+def panels(found: Sequence[Pairs], seed: int = 0) -> list[dict[str, Any]]:
+    """As `figures.states` draws them, with the cosines below each.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    shown = []
+    for pairs in found:
+        own, others = pairs.cosines()
+        note = f"cosine: own pair {own:.2f}, others {others:.2f}"
+        shown.append({"names": pairs.names, "points": pairs.flat(seed), "note": note})
+    return shown
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Tables of a report, from `result.json` and `pred_test.jsonl` of runs."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from finetune import metrics, pages, published
 from finetune.protocols import METRICS
+from pretrain.cli import InputError
 
 Results = Mapping[str, Mapping[str, Any]]
 """Run name -> content of its `result.json`."""
@@ -49,9 +51,9 @@ def main_table(results: Results, answers: Mapping[str, Sequence[Answers]]) -> pa
                 name + (" *leaky*" if result["leaky"] else ""),
                 result["task"],
                 result["method"],
-                "random" if config["architecture"] else Path(config["init"]).name,
+                start_of(result),
                 result["images"],
-                f"{100 * config['fraction']:g} %",
+                percent(config["fraction"]),
                 str(len(result["per_seed"])),
                 figure(result["dev"]["f1"]),
                 *cells,
@@ -68,34 +70,75 @@ def interval(kind: str, answers: Sequence[Answers]) -> str:
     return f" [{low:.1f}, {high:.1f}]"
 
 
+def shares_of_train(results: Results) -> tuple[dict[tuple[str, ...], dict[float, Any]], list]:
+    """Line -> share of train -> F1, and the shares; nothing where there is but one share.
+
+    Runs under views are left out: they differ in more.
+    """
+    plain = {name: result for name, result in results.items() if not result["views"]}
+    shares = sorted({r["provenance"]["config"]["fraction"] for r in plain.values()})
+    lines: dict[tuple[str, ...], dict[float, Any]] = {}
+    for name, result in plain.items():
+        share = result["provenance"]["config"]["fraction"]
+        place(lines, key_of(result), share, best_f1(result), name)
+    return (lines, shares) if len(shares) > 1 else ({}, [])
+
+
 def fraction_table(results: Results) -> pages.Table | None:
     """Runs that differ in nothing but the share of labels, side by side."""
-    shares = sorted({r["provenance"]["config"]["fraction"] for r in results.values()})
-    if len(shares) < 2:
-        return None
-    lines: dict[tuple[str, ...], dict[float, str]] = {}
-    for result in results.values():
-        config = result["provenance"]["config"]
-        start = "random" if config["architecture"] else Path(config["init"]).name
-        key = (result["task"], result["method"], start, result["images"])
-        best = result["test"] or result["dev"]
-        lines.setdefault(key, {})[config["fraction"]] = figure(best["f1"])
-    rows = [[*key, *(cells.get(share, "–") for share in shares)] for key, cells in lines.items()]
-    head = ["task", "method", "start", "images", *(f"{100 * share:g} %" for share in shares)]
-    return pages.Table(head, rows, numeric=4)
-
-
-def audit_table(results: Results) -> pages.Table | None:
-    """What each run's inputs tell about the label by their mere presence and number."""
+    lines, shares = shares_of_train(results)
     rows = [
-        [name, found["feature"], f"{found['majority_accuracy']:.1f}"]
-        + [f"{found['look_up'][key]:.1f}" for key in ("accuracy", "f1")]
-        + ["*tells the label*" if found["verdict"] == "flagged" else "nothing"]
-        for name, result in results.items()
-        for found in result["provenance"]["audit"]
+        [", ".join(key), *(figure(found[s]) if s in found else "–" for s in shares)]
+        for key, found in lines.items()
     ]
+    return pages.Table(["runs", *map(percent, shares)], rows, numeric=1) if rows else None
+
+
+def key_of(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a line of a curve is called after: its runs share it."""
+    key = result["task"], result["method"], f"from {start_of(result)}"
+    return key if result["images"] == "required" else (*key, f"images {result['images']}")
+
+
+def place(lines: dict, key: tuple[str, ...], column: Any, value: Any, name: str) -> None:
+    """Into its line; a second run of one line and column begins a line of its own."""
+    if column in lines.get(key, ()):
+        key = (*key, name)
+    lines.setdefault(key, {})[column] = value
+
+
+def start_of(result: Mapping[str, Any]) -> str:
+    """The weights that a run began with, by their folder (`model` is every run's: then its
+    parent's too)."""
+    config = result["provenance"]["config"]
+    if config["architecture"]:
+        return "random weights"
+    path = Path(config["init"])
+    return f"{path.parent.name}/model" if path.name == "model" else path.name
+
+
+def best_f1(result: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """Of test, or of dev where there is none."""
+    return (result["test"] or result["dev"])["f1"]
+
+
+def percent(share: float) -> str:
+    """0.1 -> 10 %"""
+    return f"{100 * share:g} %"
+
+
+def audit_table(results: Results) -> pages.Table:
+    """What each run's inputs tell about the label by their mere presence and number."""
+    rows = []
+    for name, result in results.items():
+        for found in result["provenance"]["audit"]:
+            figures = [found["majority_accuracy"], *map(found["look_up"].get, ("accuracy", "f1"))]
+            tells = "*tells the label*" if found["verdict"] == "flagged" else "nothing"
+            rows.append([name, found["feature"], *(f"{value:.1f}" for value in figures), tells])
+        if not result["provenance"]["audit"]:
+            rows.append([name, "none beside the text", "–", "–", "–", "–"])
     head = ["run", "input", "majority acc.", "look-up acc.", "look-up F1", "it tells"]
-    return pages.Table(head, rows, numeric=2) if rows else None
+    return pages.Table(head, rows, numeric=2)
 
 
 def view_table(results: Results) -> pages.Table | None:
@@ -106,7 +149,7 @@ def view_table(results: Results) -> pages.Table | None:
             view["split"],
             view.get("tool", "?"),
             ", ".join(f"{k} {v}" for k, v in view.get("params", {}).items() if v is not None),
-            figure((result["test"] or result["dev"])["f1"]),
+            figure(best_f1(result)),
         ]
         for name, result in results.items()
         for view in result["views"]
@@ -115,66 +158,133 @@ def view_table(results: Results) -> pages.Table | None:
     return pages.Table(head, rows, numeric=4) if rows else None
 
 
-def relation_section(
-    task: str, results: Results, answers: Mapping[str, Sequence[Answers]]
-) -> pages.Section:
-    """F1 of each relation, macro F1, and F1 by how often train has the relation."""
-    shown = {name: found for name, found in answers.items() if found}
-    by_label = {
-        name: [metrics.relation_scores_by_label(a.gold, a.predicted) for a in found]
-        for name, found in shown.items()
-    }
-    train = next(results[name]["per_seed"][0]["train_counts"] for name in shown)
-    support = next(iter(by_label.values()))[0]
+def relation_f1(answers: Mapping[str, Sequence[Answers]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Run -> relation -> `f1` (percent, mean over seeds) and `support`.
 
-    def mean(values: Sequence[float]) -> str:
-        return f"{np.mean(values):.2f}"
+    Raises:
+        InputError: the runs were tested on different rows.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, some in answers.items():
+        seeds = [metrics.relation_scores_by_label(a.gold, a.predicted) for a in some]
+        found[name] = {
+            label: {"f1": mean([seed[label]["f1"] for seed in seeds]), "support": scores["support"]}
+            for label, scores in seeds[0].items()
+        }
+    supports = {name: {k: v["support"] for k, v in run.items()} for name, run in found.items()}
+    for name, support in supports.items():
+        if support != next(iter(supports.values())):
+            raise InputError(f"{name}: was tested on other rows than {next(iter(supports))}")
+    return found
+
+
+def mean(values: Sequence[float]) -> float:
+    """Plain."""
+    return sum(values) / len(values)
+
+
+def relation_tables(results: Results, answers: Mapping[str, Sequence[Answers]]) -> list[Any]:
+    """F1 of each relation, macro F1, and F1 by how often train has the relation."""
+    by_label = relation_f1(answers)
+    first = max((results[name]["per_seed"][0] for name in answers), key=lambda s: s["train_rows"])
+    train = first["train_counts"]
+
+    def line(name: str, score: Any, *known: str) -> list[str]:
+        """A row: a score of each seed's answers, mean of a run."""
+        values = (mean([score(a) for a in some]) for some in answers.values())
+        return [name, *(known or ("", "")), *(f"{value:.2f}" for value in values)]
+
+    def over_labels(average: Any) -> Any:
+        return lambda a: average(metrics.relation_scores_by_label(a.gold, a.predicted))
 
     rows = [
-        [relation, str(train.get(relation, 0)), str(int(support[relation]["support"]))]
-        + [mean([seed[relation]["f1"] for seed in seeds]) for seeds in by_label.values()]
-        for relation in support
+        [label, str(train.get(label, 0)), str(int(scores["support"]))]
+        + [f"{run[label]['f1']:.2f}" for run in by_label.values()]
+        for label, scores in next(iter(by_label.values())).items()
     ]
-    macro = [mean([metrics.macro_f1(seed) for seed in seeds]) for seeds in by_label.values()]
-    rows.append(["macro F1", "", "", *macro])
-    weighted = [mean([metrics.weighted_f1(seed) for seed in s]) for s in by_label.values()]
-    rows.append(["weighted F1", "", "", *weighted])
-    binned = {
-        name: [metrics.scores_by_frequency(a.gold, a.predicted, train) for a in found]
-        for name, found in shown.items()
-    }
+    rows += [
+        line("macro F1", over_labels(metrics.macro_f1)),
+        line("weighted F1", over_labels(metrics.weighted_f1)),
+    ]
+
+    def binned(a: Answers) -> Any:
+        return metrics.scores_by_frequency(a.gold, a.predicted, train)
+
     bins = [
         [label, str(int(scores["support"]))]
-        + [mean([seed[label]["f1"] for seed in seeds]) for seeds in binned.values()]
-        for label, scores in next(iter(binned.values()))[0].items()
+        + [f"{mean([binned(a)[label]['f1'] for a in some]):.2f}" for some in answers.values()]
+        for label, scores in binned(next(iter(answers.values()))[0]).items()
+        if scores["support"]
     ]
-    return pages.Section(
-        f"Relations of {task}",
-        "Test F1, one against the rest, and by the number of training rows; mean over seeds.",
-        [
-            pages.Table(["relation", "train", "test", *shown], rows, numeric=1),
-            pages.Table(["training rows", "test", *shown], bins, numeric=1),
-        ],
-    )
+    return [
+        pages.Table(["relation", "train", "test", *answers], rows, numeric=1),
+        pages.Table(["training rows", "test", *answers], bins, numeric=1),
+    ]
 
 
 def published_table(task: str, results: Results) -> pages.Table | None:
-    """What papers report on this task, if a run was trained on the data that they used."""
-    rows = published.TRAIN_ROWS.get(task)
-    if not any(
-        seed["train_rows"] == int(result["provenance"]["config"]["fraction"] * rows + 1e-9)
-        for result in results.values()
-        if result["task"] == task and rows
-        for seed in result["per_seed"]
-    ):
+    """What papers report on this task below our runs, if one was trained on the data they used."""
+    ours = {name: result for name, result in results.items() if result["task"] == task}
+    if not any(on_published_rows(task, result) for result in ours.values()):
         return None
-    rows = [
+    rows = []
+    for name, result in ours.items():
+        if on_published_rows(task, result) and result["test"] is not None:
+            test = [figure(result["test"][metric]) for metric in ("precision", "recall", "f1")]
+            tells = "inputs that tell the label: *leaky*" if result["leaky"] else reads(result)
+            rows.append([result["method"], *test, f"this report, {name}", tells])
+    rows += [
         [entry.method, *entry.figures, entry.source, entry.protocol]
         for entry in published.FIGURES
         if entry.task == task
     ]
     head = ["method", "P", "R", "F1", "source", "protocol"]
-    return pages.Table(head, rows, numeric=1) if rows else None
+    return pages.Table(head, rows, numeric=1)
+
+
+def on_published_rows(task: str, result: Mapping[str, Any]) -> bool:
+    """Whether the run's training rows are as many as the published ones."""
+    rows, share = published.TRAIN_ROWS.get(task), result["provenance"]["config"]["fraction"]
+    expected = rows and int(share * rows + 1e-9)
+    return any(seed["train_rows"] == expected for seed in result["per_seed"])
+
+
+def reads(result: Mapping[str, Any]) -> str:
+    """What a run's method saw beside the text, in words."""
+    config = result["provenance"]["config"]
+    seen = {"required": ["picture"], "blank": ["blank pictures"], "none": []}[result["images"]]
+    for name in ("regions", "captions", "types"):
+        if (value := config.get(name)) not in (None, "none"):
+            seen.append(f"{name} ({Path(value).name})")
+    return ", ".join(seen) or "text only"
+
+
+def protocol_table(results: Results) -> pages.Table:
+    """How each figure came about."""
+    rows = []
+    for name, result in results.items():
+        seeds, provenance = result["per_seed"], result["provenance"]
+        hashes = json.dumps(sorted(provenance["data"].values())).encode()
+        epochs = ", ".join(f"{seed['best_epoch']} of {seed['epochs']}" for seed in seeds)
+        first = seeds[0]
+        rows.append(
+            [
+                name,
+                result["protocol"],
+                f"{Path(provenance['config']['data']).name}, {first['train_rows']} training rows",
+                hashlib.sha256(hashes).hexdigest()[:8],
+                reads(result),
+                ", ".join(str(seed["seed"]) for seed in seeds),
+                epochs,
+                str(first["steps"]),
+                f"{first['parameters']:,}",
+                f"{provenance['seconds']:.0f}",
+                f"{first['processes']} x {first['device']}, {first['precision']}",
+            ]
+        )
+    head = ["run", "protocol", "data", "inputs' hash", "reads beside the text", "seeds"]
+    head += ["chosen epoch", "steps", "parameters", "seconds", "on"]
+    return pages.Table(head, rows, numeric=7)
 
 
 def figure(value: Mapping[str, float | None]) -> str:

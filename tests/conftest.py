@@ -17,3 +17,28 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no lent data at {path} (set FUSION_MRE_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_captioner(tmp_path_factory) -> Path:
+    """A BLIP of random weights, two layers and 40 words."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("blip")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "photo", "of"]
+    words += [f"word{n}" for n in range(31)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16}
+    tokens = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    config = transformers.BlipConfig(
+        text_config=sizes | tokens | {"vocab_size": 40, "encoder_hidden_size": 16},
+        vision_config=sizes | {"image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    transformers.set_seed(0)
+    transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    processor = transformers.BlipImageProcessor(size=size)
+    transformers.BlipProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder

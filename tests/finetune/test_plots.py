@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import figures, plots, states
+from finetune import figures, galleries, looking, plots, series, states
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError
 
@@ -18,7 +18,7 @@ from pretrain.cli import InputError
 def drawn(monkeypatch):
     """The figures that were to be saved."""
     found = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path, dpi=130: found.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path, dpi=130: found.append(figure))
     return found
 
 
@@ -68,7 +68,7 @@ def test_other_columns_become_bars(tmp_path, drawn):
     ],
 )
 def test_which_columns_are_numbers(columns, axis):
-    assert plots.numbers(columns) == axis
+    assert series.numbers(columns) == axis
 
 
 def test_relations_by_hand(tmp_path, drawn):
@@ -169,18 +169,18 @@ def test_attention_shows_the_copies_of_the_most_and_least_open_gate():
     gate = torch.tensor([0.2, 0.8, 0.5])[None, :, None].expand(1, 3, 2)
     glance = SimpleNamespace(pictures=copies[None], weights=weights, gate=gate)
     method = SimpleNamespace(glance=lambda batch: glance)
-    panels = plots.attention(method, SimpleNamespace(pixel_values=1), "focal")
+    panels = looking.attention(method, SimpleNamespace(pixel_values=1), "focal")
     assert [title.split("gate ")[1] for title, _ in panels] == [
         "0.80 (most open)",
         "0.20 (least open)",
     ]
     shown = [np.asarray(picture)[-10, 10].tolist() for _, picture in panels]
     assert shown == [[99] * 3, [9] * 3]
-    assert plots.attention(object(), SimpleNamespace(pixel_values=1), "mtb") == []
+    assert looking.attention(object(), SimpleNamespace(pixel_values=1), "mtb") == []
 
 
 def test_panels_of_a_look(tmp_path, drawn):
-    figures.looks([("a", Image.new("RGB", (4, 2), "red"))] * 4, "costs 5 $", tmp_path / "f.png")
+    galleries.looks([("a", Image.new("RGB", (4, 2), "red"))] * 4, "costs 5 $", tmp_path / "f.png")
     axes = drawn[0].axes
     assert len(axes) == 4 and axes[3].images[0].get_array().shape == (2, 4, 3)
     drawn[0].canvas.draw()  # a lone $ is no formula
@@ -207,7 +207,7 @@ def test_damaged_study(tmp_path):
     for content in ("", "[]", '{"cells": []}', '{"cells": [{}]}'):
         path.write_text(content)
         with pytest.raises(InputError, match=r"study\.json"):
-            plots.read_study(path)
+            series.read_study(path)
 
 
 def test_without_scikit_learn(monkeypatch):

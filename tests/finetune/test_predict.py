@@ -362,19 +362,58 @@ def test_regions_are_made_for_a_post(tmp_path, mnre_folder, tiny_model, posts):
     assert second["probability"] == pytest.approx(max(expected.probabilities[0]), abs=2e-4)
 
 
-def test_captions_come_with_the_posts(tmp_path, run, mnre_folder, posts):
+def reading_captions(run):
+    """The run, as if it had been trained with captions."""
     path = run / "seed-1/model/method.json"
     description = json.loads(path.read_text())
     description["inputs"] |= {"captions": "caption", "max_caption_length": 8}
     path.write_text(json.dumps(description))
-    extractor = Extractor.from_pretrained(run)
+    return run
+
+
+def test_captions_come_with_the_posts(run, mnre_folder, posts):
+    extractor = Extractor.from_pretrained(reading_captions(run))
     post = {"head": [3, 4], "tail": [5, 6], "image": mnre_folder / posts[0]["image"]}
     one = extractor(posts[0]["tokens"], caption="Ann", **post)
     two = extractor(posts[0]["tokens"], caption="Bob", **post)
     assert one["probability"] != two["probability"]
-    with pytest.raises(InputError, match="give the post a caption"):
+    with pytest.raises(InputError, match=r"give --caption TEXT.*--caption-model DIR"):
         extractor(posts[0]["tokens"], **post)
     assert "relation" in extractor(posts[0]["tokens"], **post | {"image": None})
+
+
+def test_captions_are_written_by_a_captioner(
+    tmp_path, run, mnre_folder, posts, tiny_captioner, capsys
+):
+    """Its words, as `shards captions` writes them; once a picture; a caption given is kept."""
+    from shards.captions import Captioner
+
+    own = Captioner(str(tiny_captioner), "a photo of", 60, "cpu")
+    pictures = [mnre_folder / post["image"] for post in posts[:2]]
+    with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
+        said = own.describe([first.convert("RGB"), second.convert("RGB")])
+    (mnre_folder / "cut.jpg").write_bytes(pictures[0].read_bytes()[:300])
+    lines = [posts[0], posts[1], posts[0], {**posts[0], "caption": "Bob"}]
+    lines += [{**posts[0], "image": "cut.jpg"}, {**posts[0], "image": None}]
+    run = reading_captions(run)
+    out = tmp_path / "o.jsonl"
+    main(["predict", str(run), "--input", str(write(mnre_folder / "p.jsonl", lines)),
+          "--out", str(out), "--caption-model", str(tiny_captioner)])  # fmt: skip
+    answers = read(out)
+    assert "cut.jpg: no readable picture" in answers.pop(4)["error"]
+    plain = Extractor.from_pretrained(run)
+    texts = [said[0], said[1], said[0], "Bob", None]
+    for line, text, answer in zip([*lines[:4], lines[5]], texts, answers, strict=True):
+        image = line["image"] and mnre_folder / line["image"]
+        given = plain(
+            line["tokens"], head=line["head"], tail=line["tail"], image=image, caption=text
+        )
+        assert answer["probability"] == pytest.approx(given["probability"], abs=2e-4)
+    with pytest.raises(SystemExit):
+        main(["predict", str(run), "--text", "Ann and Bob", "--head", "Ann", "--tail", "Bob",
+              "--caption-model", str(tmp_path / "none")])  # fmt: skip
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: --caption-model ") and "--caption TEXT" in last
 
 
 def test_what_cannot_be_made_is_named(run, caplog):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from finetune import metrics, pages, published
+from finetune import metrics, pages, published, series, tables
 from finetune.__main__ import main
+from finetune.calibration import of_seed
 from finetune.cases import hardest
 from finetune.report import run_names, summary
 
@@ -35,7 +36,8 @@ def test_report_and_summary(tmp_path, runs):
     names = ("mtb", "promu", "promu_10pct")
     main(
         f"report {' '.join(str(runs / name) for name in names)} --out {out} --seconds 12 "
-        f"--pretraining {pretraining} --summary {tmp_path}/s.json".split()
+        f"--pretraining {pretraining} --summary {tmp_path}/s.json --study {study_file(tmp_path)} "
+        f"--looks 2 --states 5".split()
     )
     text = out.read_text()
     results = {name: json.loads((runs / name / "result.json").read_text()) for name in names}
@@ -54,16 +56,89 @@ def test_report_and_summary(tmp_path, runs):
         "seconds": 12,
     }
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    names = ("f1", "curves", "mnre_confusion", "mnre_cases", "pretraining")
+    names = (
+        *("f1", "curves", "few_labels", "study1", "mnre_relations", "mnre_confusion"),
+        *("mnre_cases", "mnre_look1", "mnre_look2", "mnre_states", "pretraining"),
+    )
     assert pictures == [f"report_{name}.png" for name in names]
     for picture in pictures:
         assert (out.parent / picture).read_bytes().startswith(b"\x89PNG")
     page = out.with_suffix(".html").read_text()
-    assert page.count("data:image/png;base64,") == 5
-    assert 'src="report' not in page and "http" not in page
+    assert page.count("data:image/png;base64,") == page.count("<figcaption>") == len(names)
+    assert len(re.findall(r'<img alt="[^"]{10,}"', page)) == len(names)
+    assert not re.search(r"https?:|(src|href)=\"(?!data:)", page)  # opens without a network
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert all("chosen on dev" in caption for caption in captions[:-1])
     assert "Published" not in text  # these rows are not the published ones
     assert "## Leak audit" in text and "| *tells the label* |" not in text
     assert "## Few labels" in text and "## Relations of mnre" in text and "macro F1" in text
+    assert "## Protocol" in text and "on, the first of equal dev F1" in text
+    assert "| mtb | none beside the text |" in text
+    fitted = of_seed(runs / "mtb/seed-1", list(results["mtb"]["per_seed"][0]["train_counts"]))
+    shown = f"| mtb | {fitted.temperature:.2f} | 30 | {fitted.ece_before:.1f} |"
+    assert shown in text
+
+
+def study_file(folder):
+    """A study of two columns."""
+    cells = [
+        {"table": "Noise", "run": "promu", "column": column, "dev": None,
+         "test": {"f1": {"mean": mean, "sd": None}}}
+        for column, mean in (("none", 60.0), ("10 %", 50.0))
+    ]  # fmt: skip
+    path = folder / "study.json"
+    path.write_text(json.dumps({"study": "noise", "seeds": "1,2", "cells": cells}))
+    return path
+
+
+@pytest.mark.parametrize("option", ["--looks 1", "--states 5"])
+def test_what_runs_cannot_show_is_said_in_a_line(option, tmp_path, runs, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(f"report {runs}/mtb --out {tmp_path}/r.md {option}".split())
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and last.startswith(f"error: {option.split()[0]}: ")
+    assert not (tmp_path / "r.md").exists()
+
+
+def result(fraction=1.0, f1=50.0, views=(), **more):
+    """What `result.json` says, as far as series read it."""
+    config = {"fraction": fraction, "architecture": None, "init": "runs/pretrain/model"} | more
+    return {
+        "task": "mnre", "method": "promu", "images": "required", "views": list(views),
+        "dev": None, "test": {"f1": {"mean": f1, "sd": None}}, "provenance": {"config": config},
+    }  # fmt: skip
+
+
+def test_series_of_shares_and_of_noise_by_hand():
+    shares = {"all": result(1.0, 80), "tenth": result(0.1, 40), "again": result(0.1, 42)}
+    (found,) = series.few_labels(shares)
+    line = "promu, from pretrain/model"
+    assert found["columns"] == ["10 %", "100 %"] and found["axis"] == [10, 100]
+    assert found["runs"] == {
+        line: {"100 %": (80, None), "10 %": (40, None)},
+        f"{line}, again": {"10 %": (42, None)},
+    }
+    assert series.few_labels({"all": result()}) == []
+
+    def noisy(ratio, f1, split="test"):
+        params = {"ratio": ratio, "unit": "row"}
+        return result(1.0, f1, [{"tool": "align-noise", "params": params, "split": split}])
+
+    runs = {"clean": result(1.0, 80), "a": noisy(0.5, 60), "b": noisy(0.05, 75)}
+    (found,) = series.strengths(runs)
+    assert found["columns"] == ["none", "5 %", "50 %"] and found["axis"] == [0, 5, 50]
+    assert found["runs"] == {line: {"none": (80, None), "5 %": (75, None), "50 %": (60, None)}}
+    assert series.strengths({"clean": result(), "a": noisy(0.5, 60)}) == []
+
+
+def test_our_rows_stand_above_the_published_ones():
+    seed = {"train_rows": 12_247}
+    scores = {name: {"mean": 50.0, "sd": None} for name in ("precision", "recall", "f1")}
+    run = result() | {"per_seed": [seed], "test": scores, "leaky": False}
+    table = tables.published_table("mnre", {"mine": run})
+    assert table.rows[0] == ["promu", "50.00", "50.00", "50.00", "this report, mine", "picture"]
+    assert len(table.rows) == 1 + sum(entry.task == "mnre" for entry in published.FIGURES)
+    assert tables.published_table("mnre", {"mine": run | {"per_seed": [{"train_rows": 9}]}}) is None
 
 
 def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs):

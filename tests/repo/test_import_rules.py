@@ -12,7 +12,8 @@ PACKAGES = ("shards", "pretrain", "finetune")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FINETUNE_MAY = (
     *("pretrain.model", "pretrain.checkpoint", "pretrain.cli", "pretrain.engine"),
-    *("pretrain.optim", "pretrain.distributed", "pretrain.tracking", "shards.objects"),
+    *("pretrain.optim", "pretrain.distributed", "pretrain.tracking"),
+    *("shards.objects", "shards.captions"),
 )
 METHOD_FILES = {place.partition(":")[0] for place in registry.METHODS.values()}
 

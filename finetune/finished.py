@@ -1,0 +1,193 @@
+"""A finished seed, and how posts become its inputs.
+
+Posts become rows of a task of the kind that the run was trained on, and then take the road of
+training and evaluation: the task's `encode`, `inputs.load_split`, `evaluate.predict`.
+"""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from finetune import calibration, checkpoint, registry
+from finetune.evaluate import pick_precision, predict, seed_directories
+from finetune.inputs import InputOptions, load_split
+from finetune.own_inputs import LiveInputs, check_needs, reads_captions
+from finetune.posts import Post, Span
+from finetune.tasks.base import Column, Row, Task, TaskInfo
+from finetune.tasks.mnre import RelationRow
+from finetune.tasks.twitter import NERRow
+from pretrain import distributed
+from pretrain.checkpoint.hub import resolve
+from pretrain.cli import InputError
+
+LOG = logging.getLogger(__name__)
+MOST_ROWS = 2048
+"""Posts, or pairs of their entities, whose pictures are decoded at a time."""
+Wanted = tuple[Post, Span | None, Span | None]
+"""A post, and head and tail (tokens) where a relation is asked for."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """In the place of a post or of its answer: what is wrong with it."""
+
+    error: str
+
+
+def posts_task(info: TaskInfo, rows: Sequence[Row], folder: Path) -> Task:
+    """A task of the run's class whose one split is these rows, without labels.
+
+    Args:
+        folder: where the pictures lie, and side inputs that were made for these rows.
+    """
+    task_class = registry.load("tasks", info.name)
+
+    class Posts(task_class):
+        """Reads nothing: the rows are given."""
+
+        def __init__(self) -> None:
+            self.folder, self.info = folder, info
+            self.relation2id = {label: i for i, label in enumerate(info.labels)}
+
+        def split_file(self, split: str) -> Path | None:
+            return Path("the post")
+
+        def image_folder(self, split: str) -> Path:
+            return folder
+
+        def read(self, split: str) -> list[Row]:
+            return list(rows)
+
+        def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> dict[str, Column]:
+            columns = super().encode(rows, tokenizer, max_length)
+            del columns["labels"]  # placeholders: nobody knows them
+            return columns
+
+    return Posts()
+
+
+class Run:
+    """One finished seed, and how its posts become inputs."""
+
+    def __init__(self, source: str, live: LiveInputs, precision: str, batch_size: int) -> None:
+        self.directory = best_seed(source)
+        model = self.directory / "model" if (self.directory / "model").is_dir() else self.directory
+        self.method, self.tokenizer, self.description = checkpoint.load_method(model)
+        self.method.to(distributed.device())
+        task = self.description["task"]
+        lists = {key: tuple(task[key]) for key in ("labels", "extra_tokens")}
+        self.info = TaskInfo(task["name"], task["kind"], **lists)
+        self.live, self.batch_size = live, batch_size
+        self.precision = pick_precision(precision)
+        self.inputs = check_needs(self.method, self.description["inputs"], live, source)
+        self.temperature = 1.0
+        if self.info.kind == "relation":
+            found = calibration.of_seed(self.directory, self.info.labels)
+            if found is None:
+                LOG.warning("%s: no pred_dev.jsonl; probabilities are not calibrated", source)
+            else:
+                self.temperature = found.temperature
+
+    def row(self, number: int, wanted: Wanted, name: str | None) -> Row:
+        """A post as a row of the run's task, its picture called `name`; the label is a
+        placeholder."""
+        post, head, tail = wanted
+        if self.info.kind == "relation":
+            return RelationRow(
+                row=number, image_id=name, tokens=post.tokens, head=head, tail=tail,
+                relation=self.info.labels[0],
+            )  # fmt: skip
+        return NERRow(row=number, image_id=name, tokens=post.tokens, tags=("O",) * len(post.tokens))
+
+    def with_captions(self, posts: Sequence[Post]) -> list[Post]:
+        """The posts as this run reads them: with captions of their pictures where it reads any."""
+        wants = reads_captions(self.inputs.get("captions"))
+        return self.live.describe(posts) if wants else list(posts)
+
+    def answers(self, wanted: Sequence[Wanted]) -> list[tuple[Any, np.ndarray | None] | Bad]:
+        """(answer, calibrated probabilities) of each post; where one cannot be read, why.
+
+        What a provider refuses is found by halving: the others of the chunk are not lost.
+        """
+        if not wanted:
+            return []
+        described = self.with_captions([post for post, _, _ in wanted])
+        wanted = [(post, *pair) for post, (_, *pair) in zip(described, wanted, strict=True)]
+        half = len(wanted) // 2
+        if len(wanted) > MOST_ROWS:
+            return self.answers(wanted[:half]) + self.answers(wanted[half:])
+        try:
+            with tempfile.TemporaryDirectory(prefix="posts-") as scratch:
+                return self._answers(wanted, Path(scratch))
+        except InputError as error:
+            if len(wanted) == 1:
+                return [Bad(reason(error, wanted[0][0]))]
+            return self.answers(wanted[:half]) + self.answers(wanted[half:])
+
+    def _answers(
+        self, wanted: Sequence[Wanted], scratch: Path
+    ) -> list[tuple[Any, np.ndarray | None]]:
+        names: dict[Any, str | None] = {(None, None): None}
+        rows = []
+        for number, one in enumerate(wanted):
+            shown = (one[0].image, one[0].caption if one[0].image else None)
+            if shown not in names:  # one decoding for all pairs of a post
+                names[shown] = f"{number}.picture"
+                (scratch / f"{number}.picture").symlink_to(one[0].image)
+            rows.append(self.row(number, one, names[shown]))
+        task = posts_task(self.info, rows, scratch)
+        options = InputOptions(**self.inputs, cache=scratch / "cache")
+        options = self.live.make(options, self.method, task, [post for post, _, _ in wanted])
+        loaded = load_split(task, "test", self.tokenizer, self.method, options)
+        found = predict(self.method, task, loaded, self.precision, self.batch_size)
+        if found.probabilities is None:
+            return [(answer, None) for answer in found.answers]
+        shares = calibration.sharpen(np.array(found.probabilities), self.temperature)
+        return list(zip(found.answers, shares, strict=True))
+
+
+def best_seed(source: str) -> Path:
+    """The seed directory of a run with the best dev F1, or the model directory itself."""
+    path = Path(source)
+    if (path / "method.json").is_file():
+        return path.parent if (path.parent / "pred_dev.jsonl").is_file() else path
+    if not path.exists():
+        try:
+            return Path(resolve(source))
+        except InputError as error:
+            raise InputError(
+                f"{source}: no such run, and no model within reach ({error})"
+            ) from None
+    found = seed_directories(path)
+    if len(found) == 1:
+        return found[0]
+    best = max(found, key=dev_f1)
+    LOG.info("%s: of %d seeds, %s has the best dev F1", source, len(found), best.name)
+    return best
+
+
+def dev_f1(seed: Path) -> float:
+    """The score that chose the seed's epoch."""
+    path = seed / "result.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["dev"]["f1"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error!r})") from None
+
+
+def reason(error: InputError, post: Post) -> str:
+    """An error of a provider in the words of a post."""
+    if post.image is not None:
+        try:
+            with Image.open(post.image) as picture:
+                picture.load()
+        except (OSError, ValueError, SyntaxError) as damage:
+            return f"image {post.image}: no readable picture ({damage})"
+    return str(error).removeprefix("row 0: ")

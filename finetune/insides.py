@@ -1,0 +1,142 @@
+"""Sections of a report that ask runs themselves, on the data they were trained on: `--looks`,
+`--states`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune import figures, galleries, looking, registry, states
+from finetune.cases import with_entities
+from finetune.extractor import Extractor
+from finetune.metrics import NO_RELATION
+from finetune.pages import Picture, Section
+from finetune.posts import parse_post
+from finetune.sections import Report
+from finetune.tasks.base import Task
+from pretrain.cli import InputError
+
+LOG = logging.getLogger(__name__)
+
+
+def looks(report: Report, number: int) -> list[Section]:
+    """Where the runs that see pictures look, on test rows drawn by a fixed seed.
+
+    Raises:
+        InputError: none of the runs sees pictures, or none can be asked.
+    """
+    logging.getLogger("finetune.inputs").setLevel(logging.WARNING)  # it counts covered pictures
+    found: list[Section] = []
+    reasons = []
+    for task in [name for name, kind in report.tasks.items() if kind == "relation"]:
+        names = [n for n in report.of_task(task) if report.results[n]["images"] == "required"]
+        extracts: dict[str, Extractor] = {}
+        for name in names:
+            try:
+                extracts[name] = Extractor.from_pretrained(report.runs[name])
+            except InputError as error:
+                reasons.append(f"{name} is not shown ({error})")
+        if extracts:
+            found += look_at(report, task, extracts, number, reasons)
+    if not found:
+        raise InputError(f"--looks: {reasons[0] if reasons else 'no run sees pictures'}")
+    return found
+
+
+def look_at(
+    report: Report, task: str, extracts: Mapping[str, Extractor], number: int, reasons: list[str]
+) -> list[Section]:
+    """The rows of one task; a run that cannot read one joins the reasons."""
+    first = next(iter(extracts))
+    data, split = folder_and_split(report.results[first])
+    opened = registry.load("tasks", task)(data)
+    shown = []
+    for row in drawn(opened, split, number):
+        picture = opened.image_folder(split) / row.image_id
+        record = {"tokens": list(row.tokens), "head": list(row.head), "tail": list(row.tail)}
+        panels = [("the picture", looking.thumbnail(picture))]
+        for name, extract in list(extracts.items()):
+            try:
+                post = parse_post(record | {"image": picture}, Path(), task)
+                panels += looking.look(name, extract, post).panels
+            except InputError as error:
+                reasons.append(f"{name} is not shown ({error})")
+                del extracts[name]
+        if not extracts:
+            return []
+        path = report.figure(f"{task}_look{len(shown) + 1}")
+        text = f"{with_entities(row.tokens, row.head, row.tail)} — gold: {row.relation}"
+        galleries.looks(panels, text, path)
+        caption = (
+            f"Row {row.row} of {split}. Bright: where the probability of the run's own answer "
+            f"falls most when a grey square covers it. {report.protocol(*extracts)}"
+        )
+        alt = f"Row {row.row}: its picture, and a map of what each run's answer needs of it"
+        shown.append(Picture(path, alt, caption))
+    note = (
+        "Rows drawn by a fixed seed among those with a relation and a picture, not chosen. Each "
+        "panel: what the run said and its calibrated probability; what the answer loses without "
+        "the cell (of 7 x 7) that counts most."
+    )
+    note += "".join(f" *{reason}.*" for reason in reasons)
+    return [Section(f"Where runs look: {task}", note, [], shown)] if shown else []
+
+
+def drawn(task: Task, split: str, number: int) -> Sequence[Any]:
+    """Rows with a relation and a picture that is there, in file order."""
+    folder = task.image_folder(split)
+    good = [
+        row
+        for row in task.read(split)
+        if row.relation not in NO_RELATION and row.image_id and (folder / row.image_id).is_file()
+    ]
+    if not good:
+        raise InputError(f"--looks: {task.folder}: no {split} row with a relation and a picture")
+    chosen = np.sort(np.random.default_rng(0).permutation(len(good))[:number])
+    return [good[i] for i in chosen]
+
+
+def fused_states(report: Report, number: int) -> list[Section]:
+    """PROMU's Figure 3 of each task's best run that has fusion layers.
+
+    Raises:
+        InputError: no run has, or scikit-learn is not installed.
+    """
+    found, reasons = [], []
+    for task in report.tasks:
+        for name in report.of_task(task):
+            data, split = folder_and_split(report.results[name])
+            regions = data if (data / "regions_od.jsonl").is_file() else None
+            try:
+                pairs = states.collect(str(report.runs[name]), data, split, number, regions)
+            except InputError as error:
+                reasons.append(str(error))
+                continue
+            path = report.figure(f"{task}_states")
+            figures.states(states.panels(pairs), path)
+            kinds = " and ".join(" beside ".join(one.names) for one in pairs)
+            caption = (
+                f"{name}: {kinds} after the fusion layers, t-SNE of {len(pairs[0].first)} rows of "
+                f"{split} drawn by a fixed seed; grey lines join the two of a row. "
+                f"{report.protocol(name)}"
+            )
+            shown = Picture(path, f"Scatter plots: {kinds}", caption)
+            found.append(Section(f"States of {task}", "PROMU, Figure 3.", [], [shown]))
+            break
+    if not found:
+        raise InputError(f"--states: {reasons[0]}")
+    return found
+
+
+def folder_and_split(result: Mapping[str, Any]) -> tuple[Path, str]:
+    """The data that a run was trained on, and the split to look at.
+
+    Raises:
+        InputError: the folder is gone.
+    """
+    folder = Path(result["provenance"]["config"]["data"])
+    if not folder.is_dir():
+        raise InputError(f"{folder}: the data of the run is not there any more")
+    return folder, "val" if result["test"] is None else "test"

@@ -1,0 +1,249 @@
+"""The sections of a report: tables and figures, each with the protocol that it rests on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune import calibration, cases, figures, galleries, series, tables
+from finetune.pages import Picture, Section, Table
+from finetune.protocols import PROTOCOLS
+from finetune.tables import Answers, Results
+
+Lines = Sequence[Mapping[str, float]]
+"""Of a `metrics.jsonl`."""
+CHOICE = "the epoch is chosen on dev, test is read once"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of."""
+
+    runs: Mapping[str, Path]
+    results: Results
+    answers: Mapping[str, Sequence[Answers]]
+    """Run -> test answers of each seed."""
+    out: Path
+    """The Markdown file; figures lie beside it."""
+
+    def figure(self, kind: str) -> Path:
+        """Where a figure goes."""
+        return self.out.with_name(f"{self.out.stem}_{kind}.png")
+
+    def of_task(self, task: str) -> list[str]:
+        """Its runs, the best by dev first."""
+        names = [name for name, result in self.results.items() if result["task"] == task]
+        return sorted(names, key=lambda name: -self.results[name]["dev"]["f1"]["mean"])
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """Task -> kind."""
+        return {r["task"]: r["provenance"]["kind"] for r in self.results.values()}
+
+    def protocol(self, *names: str) -> str:
+        """A sentence on runs (none named: all): their seeds, and who chose the epoch."""
+        counts = {len(self.results[name]["per_seed"]) for name in names or self.results}
+        seeds = "One seed" if counts == {1} else f"{min(counts)} seeds"
+        if len(counts) > 1:
+            seeds = f"{min(counts)} to {max(counts)} seeds"
+        return f"{seeds}; {CHOICE}."
+
+
+# ---- What was run, and what came out -------------------------------------------------------------
+
+
+def runs(report: Report, curves: Mapping[str, Lines]) -> list[Section]:
+    """Figures of every run, their protocol, their training."""
+    path = report.figure("f1")
+    figures.bars(report.results, path)
+    bars = Picture(
+        path, "Bars: F1 of every run, dev beside test", f"F1 of every run. {report.protocol()}"
+    )
+    note = (
+        "Percent; mean ± standard deviation over seeds; in brackets the 95 % bootstrap interval of "
+        f"test F1 over rows. In every run {CHOICE}. Rows marked *leaky* use an input that tells "
+        "the label: comparable with nothing else."
+    )
+    return [
+        Section("Runs", note, [tables.main_table(report.results, report.answers)], [bars]),
+        protocols(report),
+        training(report, curves),
+    ]
+
+
+def protocols(report: Report) -> Section:
+    """How the figures came about."""
+    used = dict.fromkeys(result["protocol"] for result in report.results.values())
+    rules = "; ".join(
+        f"{name}: of the epochs from {PROTOCOLS[name].first_epoch} on, the {PROTOCOLS[name].ties} "
+        f"of equal dev F1 ({PROTOCOLS[name].source})"
+        for name in used
+        if name in PROTOCOLS
+    )
+    versions = [
+        ", ".join(f"{k} {v}" for k, v in result["provenance"]["versions"].items())
+        for result in report.results.values()
+    ]
+    kinds = set(report.tasks.values())
+    metric = ["relations: micro precision, recall and F1 over all but None, accuracy over all"]
+    metric = metric * ("relation" in kinds) + ["entities: exact span and type"] * (
+        "entities" in kinds
+    )
+    note = f"{rules}. Scores of {'; of '.join(metric)}. {' | '.join(dict.fromkeys(versions))}."
+    return Section("Protocol", note, [tables.protocol_table(report.results)])
+
+
+def training(report: Report, curves: Mapping[str, Lines]) -> Section:
+    """Loss and dev F1 over epochs."""
+    path = report.figure("curves")
+    figures.curves(curves, path)
+    caption = f"Training loss, and the dev F1 that chooses the epoch. {report.protocol()}"
+    alt = "Lines: training loss and dev F1 over epochs, a line a seed"
+    return Section("Training", "", [], [Picture(path, alt, caption)])
+
+
+def few_labels(report: Report) -> list[Section]:
+    """Where runs differ in the share of train."""
+    if (table := tables.fraction_table(report.results)) is None:
+        return []
+    path = report.figure("few_labels")
+    figures.study(series.few_labels(report.results), path)
+    caption = f"Test F1 over shares of the training rows. {report.protocol()}"
+    shown = Picture(path, "Lines: test F1 over shares of the training rows", caption)
+    return [Section("Few labels", "Test F1 over shares of train.", [table], [shown])]
+
+
+def views(report: Report) -> list[Section]:
+    """What runs under views were shown, and F1 over the strength of a view."""
+    if (table := tables.view_table(report.results)) is None:
+        return []
+    shown = []
+    if found := series.strengths(report.results):
+        path = report.figure("views")
+        figures.study(found, path)
+        caption = f"F1 under views of growing strength. {report.protocol()}"
+        shown = [Picture(path, "Lines: F1 over the strength of views", caption)]
+    return [Section("Views", "What each changed run was shown.", [table], shown)]
+
+
+def studies(report: Report, paths: Sequence[Path]) -> list[Section]:
+    """The curves of `study.json` files."""
+    found = []
+    for number, path in enumerate(paths):
+        about, drawn = series.read_study(path), report.figure(f"study{number + 1}")
+        figures.study(about, drawn)
+        name, seeds = series.name_of_study(path)
+        shown = Picture(
+            drawn,
+            f"Curves of the study {name}: {', '.join(one['title'] for one in about)}",
+            f"Test F1 (dev where there is no test), seeds {seeds}; {CHOICE}.",
+        )
+        found.append(Section(f"Study: {name}", f"From {path}.", [], [shown]))
+    return found
+
+
+def audit(report: Report) -> list[Section]:
+    """Whether an input tells the label."""
+    note = (
+        "A look-up table of which inputs a row has, fitted on train and scored on dev, without "
+        "text or pixels, against always giving the commonest relation."
+    )
+    return [Section("Leak audit", note, [tables.audit_table(report.results)])]
+
+
+def calibrated(report: Report) -> list[Section]:
+    """What the temperature that `predict` uses does to each run's probabilities."""
+    rows = []
+    for name, run in report.runs.items():
+        seed = next(iter(sorted(run.glob("seed-*/pred_dev.jsonl"))), None)
+        if seed is None or report.results[name]["provenance"]["kind"] != "relation":
+            continue
+        labels = list(report.results[name]["per_seed"][0]["train_counts"])
+        if (dev := calibration.read_answers(seed, labels)) is None:
+            continue
+        fitted = calibration.calibrate(*dev)
+        errors = [fitted.ece_before, fitted.ece_after, fitted.ece_after_held_out]
+        test = seed.with_name("pred_test.jsonl")
+        if test.is_file() and (found := calibration.read_answers(test, labels)) is not None:
+            shares, gold = found
+            sharpened = calibration.sharpen(shares, fitted.temperature)
+            errors += [calibration.calibration_error(x, gold) for x in (shares, sharpened)]
+        cells = [f"{error:.1f}" for error in errors] + ["–"] * (5 - len(errors))
+        rows.append([name, f"{fitted.temperature:.2f}", str(fitted.rows), *cells])
+    head = ["run", "temperature", "dev rows", "dev before", "after", "after, held out"]
+    head += ["test before", "after"]
+    note = (
+        "Expected calibration error in percent (15 bins), first seed, before and after one "
+        "temperature that is fitted on dev; held out: each half of dev with that of the other "
+        "half. On a few hundred rows it is uncertain by some points."
+    )
+    table = Table(head, rows, numeric=1)
+    return [Section("Calibration", note, [table])] if rows else []
+
+
+# ---- A task closer -------------------------------------------------------------------------------
+
+
+def relations(report: Report, task: str) -> list[Section]:
+    """Relation by relation; what the best run confuses; where it was surest and wrong."""
+    tested = [name for name in report.of_task(task) if report.answers[name]]
+    if not tested or report.tasks[task] != "relation":
+        return []
+    best = tested[0]
+    answers = {name: report.answers[name] for name in report.results if name in tested}
+    rows = {name: some[0].gold for name, some in answers.items()}
+    answers = {name: some for name, some in answers.items() if rows[name] == rows[best]}
+    bars = report.figure(f"{task}_relations")
+    figures.relations(tables.relation_f1(answers), bars)
+    protocol = report.protocol(*answers)
+    shown = Picture(
+        bars,
+        f"Bars: test F1 of each relation of {task}, the runs beside each other",
+        f"Test F1 of each relation, one against the rest, mean over seeds. {protocol}",
+    )
+    note = "Test F1, one against the rest, and by the number of training rows; mean over seeds."
+    if others := [name for name in tested if name not in answers]:
+        note += f" Tested on other rows, and left out: {', '.join(others)}."
+    found = [
+        Section(
+            f"Relations of {task}", note, tables.relation_tables(report.results, answers), [shown]
+        )
+    ]
+    matrix = report.figure(f"{task}_confusion")
+    gold, predicted = (
+        [label for seed in answers[best] for label in getattr(seed, side)]
+        for side in ("gold", "predicted")
+    )
+    figures.confusion(gold, predicted, matrix)
+    caption = f"{best}: test rows of each relation (all seeds), by what was predicted. {protocol}"
+    alt = f"Confusion matrix of {best} on test of {task}"
+    note = f"The run with the best dev F1, {best}."
+    found.append(Section(f"What is confused in {task}", note, [], [Picture(matrix, alt, caption)]))
+    if hard := cases.hardest(report.runs[best], report.results[best]):
+        wrong = report.figure(f"{task}_cases")
+        galleries.cases(hard, wrong)
+        caption = f"Test rows where {best} (first seed) was surest and wrong. {protocol}"
+        alt = "Wrong answers with their pictures: " + "; ".join(
+            f"row {case.row}: said {case.predicted}, is {case.gold}" for case in hard
+        )
+        note = f"The surest wrong answers of {best}. Entities: [head], (tail)."
+        found.append(Section(f"Hardest cases of {task}", note, [], [Picture(wrong, alt, caption)]))
+    return found
+
+
+def published(report: Report, task: str) -> list[Section]:
+    """Beside what papers report."""
+    if (table := tables.published_table(task, report.results)) is None:
+        return []
+    note = "Their protocols and inputs differ, as the last column says."
+    return [Section(f"Published on {task}", note, [table])]
+
+
+def pretraining(report: Report, lines: Lines) -> list[Section]:
+    """Losses and validation."""
+    if not lines:
+        return []
+    path = report.figure("pretraining")
+    figures.pretraining(lines, path)
+    caption = "Losses and validation figures (percent) over steps, on the held-out shards."
+    alt = "Lines: pre-training losses and validation figures over steps"
+    return [Section("Pre-training", "", [], [Picture(path, alt, caption)])]
