@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -45,8 +46,8 @@ def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except OSError as error:
-            if error.errno not in _FULL:
+        except OSError as error:  # of a file: a path of the user's, or its disk
+            if error.filename is None and error.errno not in _FULL:
                 raise
             sys.stderr.write(f"error: {error.filename or 'disk'}: {error.strerror}\n")
             sys.exit(2)
@@ -62,6 +63,7 @@ def _parser(config_class: type, prog: str | None, description: str, example: str
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=prog,
+        usage="%(prog)s [--config FILE] [--name VALUE …]",  # all names are explained below
         description=f"{description}\n\nexample: {example}",
         exit_on_error=False,
         formatter_class=_formatter(),
@@ -78,12 +80,23 @@ def _formatter() -> type:
     from jsonargparse import DefaultHelpFormatter
 
     class Formatter(DefaultHelpFormatter):
-        """Keeps the line breaks of the description, so that the example stays on its own line."""
+        """Keeps the line breaks of the description, so that the example stays on its own line, and
+        breaks what long lists of choices make of an option."""
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(
                 super(Formatter, self)._fill_text(line, width, indent) for line in text.split("\n")
             )
+
+        def _format_action_invocation(self, action: Any) -> str:
+            text = super()._format_action_invocation(action)
+            if len(text) <= self._width - 2:
+                return text
+            indent = " " * 6
+            return textwrap.fill(
+                text.replace(",", ", "), self._width - 2, subsequent_indent=indent,
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
 
     return Formatter
 
@@ -111,6 +124,7 @@ def parse_config(
     from jsonargparse import ArgumentError
 
     argv = [a for a in argv if not re.fullmatch(r"--local[-_]rank=-?\d+", a)]
+    argv = [_with_underscores(a) for a in argv]
     parser = _parser(config_class, prog, description, example)
     try:
         namespace = parser.parse_args(argv, _skip_validation=skip_validation)
@@ -121,6 +135,12 @@ def parse_config(
         raise CommonError(message) from None
     except (ValueError, TypeError) as error:
         raise CommonError(f"{prog}: {_one_line(str(error))}") from error
+
+
+def _with_underscores(word: str) -> str:
+    """`--top-k=3` -> `--top_k=3`: the fields of a dataclass have no dashes."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _one_line(message: str) -> str:

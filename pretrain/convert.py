@@ -26,14 +26,20 @@ from shards.schema import InputError, atomic_path
 
 _EXAMPLES = """\
 examples:
-  python -m pretrain.convert runs/base out/model                 newest checkpoint of a run
-  python -m pretrain.convert runs/base/checkpoints/step-500 out  that one
-  python -m pretrain.convert model_step_85000.pt out             the authors' PROMU
-  python -m pretrain.convert restore.pt teacher --part prompter_image
-  python -m pretrain.convert bert-base-uncased out --vision vit_base_patch16_224.orig_in21k
-  python -m pretrain.convert openai/clip-vit-base-patch32 teacher
-  python -m pretrain.convert out/model promu.pt --to promu
-  python -m pretrain.convert best.pth runs/h/model --from hvpnet --labels ours_rel2id.json
+  newest checkpoint of a run, or a certain one
+    python -m pretrain.convert runs/base out/model
+    python -m pretrain.convert runs/base/checkpoints/step-500 out
+  the authors' PROMU, and the prompter of their stage 1
+    python -m pretrain.convert model_step_85000.pt out
+    python -m pretrain.convert restore.pt teacher --part prompter_image
+  first weights: BERT and a ViT; CLIP as a teacher
+    python -m pretrain.convert bert-base-uncased out \\
+        --vision vit_base_patch16_224.orig_in21k
+    python -m pretrain.convert openai/clip-vit-base-patch32 teacher
+  back out, and a fine-tuned one of a paper
+    python -m pretrain.convert out/model promu.pt --to promu
+    python -m pretrain.convert best.pth runs/h/model \\
+        --from hvpnet --labels ours_rel2id.json
 """
 
 
@@ -305,7 +311,9 @@ def _parser() -> argparse.ArgumentParser:
         "--part",
         default="student",
         choices=("student", "prompter", "prompter_image", "prompter_obj"),
-        help="for promu: the student, a stage-1 file as prompter, or a teacher inside the student",
+        metavar="PART",
+        help="for promu: %(choices)s: the student, a stage-1 file as prompter, or a teacher inside "
+        "the student",
     )
     add("--labels", metavar="FILE", help="for a fine-tuned relation model: its ours_rel2id.json")
     add("--image-size", type=int, metavar="PIXELS", help="resize the position table for this size")

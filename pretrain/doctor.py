@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pretrain.cli import exit_on_input_error, parse_config
+from pretrain.cli import CommandParser, exit_on_input_error, parse_config
 from pretrain.nodes import (
     DEEPSPEED_ENV,
     LOCAL,
@@ -35,9 +35,10 @@ Facts = dict[str, dict]
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """Run every check and print it."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pretrain doctor",
-        usage="%(prog)s [-h] [--hostfile FILE] [--master_port PORT] [--write_env] -- SETTINGS…",
+        usage="%(prog)s [-h] [--hostfile FILE] [--master_port PORT]\n"
+        "                                 [--write_env] [-- SETTINGS…]",
         description="Check the machines of a run before it starts. SETTINGS are those of the run; "
         "without them data, batch and disk are not checked.",
         epilog="example: python -m pretrain doctor --hostfile launch/hostfile.example -- "

@@ -26,7 +26,12 @@ MAX_SIDE = 512  # captioners scale their input down themselves
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `python -m shards captions`."""
     commands = parser.add_subparsers(metavar="ACTION", required=True)
-    generate = commands.add_parser("generate", help="describe the pictures of a folder")
+    generate = commands.add_parser(
+        "generate",
+        help="describe the pictures of a folder",
+        epilog="example: python -m shards captions generate flickr "
+        "--model Salesforce/blip-image-captioning-base --out captions.csv",
+    )
     generate.add_argument("images", type=Path, help="folder, searched with its subfolders")
     generate.add_argument("--model", required=True, help="Hugging Face id or folder")
     generate.add_argument("--out", type=Path, required=True, help=".csv, or .txt as CAMIM has it")
@@ -35,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("--max-new-tokens", type=int, default=60, help="(default: %(default)s)")
     generate.add_argument("--device", default="cpu", help="(default: %(default)s)")
     generate.set_defaults(action=run_generate)
-    convert = commands.add_parser("convert", help="CAMIM .txt to .csv, or .csv to .txt")
+    convert = commands.add_parser(
+        "convert",
+        help="CAMIM .txt to .csv, or .csv to .txt",
+        epilog="example: python -m shards captions convert cogvlm.txt --out cogvlm.csv",
+    )
     convert.add_argument("file", type=Path)
     convert.add_argument("--out", type=Path, required=True, help=".csv or .txt")
     convert.set_defaults(action=run_convert)

@@ -1,4 +1,4 @@
-"""Captions -> entity vocabulary: the most frequent nouns (`specs/promu.md` 1.6).
+"""Captions -> entity vocabulary: the most frequent nouns, as in the PROMU paper.
 
 Every caption is counted once, however many pairs it appears in. A noun is a lower-cased lemma of
 at least three letters that is no stop word.

@@ -1,10 +1,12 @@
 """Every command on a terminal of 80 columns: its help has an example, bad usage is one line."""
 
 import importlib
+import re
 
 import pytest
 
 from finetune.__main__ import COMMANDS, MODULES, USAGE, main
+from pretrain.cli import parse_config
 
 SUBCOMMANDS = {
     "data": ("check", "convert"),
@@ -18,17 +20,50 @@ CALLS = [
     *([name] for name in (*COMMANDS, *MODULES)),
     *([name, sub] for name, subs in SUBCOMMANDS.items() for sub in subs),
 ]
+SHARDS = [
+    *([name] for name in ("sample", "build", "detect", "nouns", "captions", "verify")),
+    *([name, sub] for name in ("build",) for sub in ("newsclippings", "captions")),
+    *(["captions", sub] for sub in ("generate", "convert")),
+]
+OTHERS = [
+    *(("shards", "shards.__main__", call) for call in ([], *SHARDS)),
+    ("pretrain", "pretrain.__main__", []),
+    ("pretrain", "pretrain.__main__", ["doctor"]),
+    ("pretrain.convert", "pretrain.convert", []),
+    ("pretrain.label", "pretrain.label", []),
+]
+"""How it is called, the module of its `main`, the words before `--help`."""
+
+
+def shown_help(module: str, call: list[str], capsys, monkeypatch) -> str:
+    """What `--help` prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(module).main([*call, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def check_help(shown: str, name: str) -> None:
+    """It has an example of itself, fits, and speaks of nothing that a user does not have."""
+    words = " ".join(shown.split())
+    assert re.search(rf"\bexamples?: .*(python -m {re.escape(name)}\b|launch/pretrain\.sh)", words)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "specs/" not in shown and "§" not in shown
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 def test_help_fits_80_columns_and_has_an_example(call, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as stopped:
-        main([*call, "--help"])
-    shown = capsys.readouterr().out
-    assert stopped.value.code == 0
-    assert f"example: python -m finetune {call[0]}" in " ".join(shown.split())
-    assert max(map(len, shown.splitlines())) <= 80
+    shown = shown_help("finetune.__main__", call, capsys, monkeypatch)
+    check_help(shown, f"finetune {call[0]}")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "call"), OTHERS, ids=[" ".join([name, *call]) for name, _, call in OTHERS]
+)
+def test_so_does_that_of_the_other_packages(name, module, call, capsys, monkeypatch):
+    shown = shown_help(module, call, capsys, monkeypatch)
+    check_help(shown, " ".join([name, *call[:1]]))
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
@@ -40,10 +75,12 @@ def test_a_wrong_option_is_one_line(call, capsys):
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("module", ["shards.__main__", "pretrain.label", "pretrain.convert"])
-def test_so_for_the_other_packages(module, capsys):
+@pytest.mark.parametrize(
+    ("name", "module", "call"), OTHERS, ids=[" ".join([name, *call]) for name, _, call in OTHERS]
+)
+def test_so_for_the_other_packages(name, module, call, capsys):
     with pytest.raises(SystemExit) as stopped:
-        importlib.import_module(module).main(["--no-such-option"])
+        importlib.import_module(module).main([*call, "--no-such-option"])
     captured = capsys.readouterr()
     assert stopped.value.code == 2
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -53,6 +90,14 @@ def test_a_choice_is_named_in_plain_words(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "run", "--data", "d", "--split", "tst"])
     assert "Expected one of 'train', 'dev', 'val', 'test'" in capsys.readouterr().err
+
+
+def test_options_are_taken_with_dashes_too():
+    from finetune.predict import PredictConfig
+
+    argv = ["--run", "r", "--text", "Bob", "--top-k=2", "--caption-model", "a-b"]
+    config = parse_config(PredictConfig, argv, prog="p", description="d", example="e")
+    assert (config.top_k, config.caption_model) == (2, "a-b")
 
 
 def test_usage_lists_every_command():
