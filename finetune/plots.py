@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from finetune import figures, galleries, series, tables
-from pretrain.cli import CommandParser, InputError
+from pretrain.cli import CommandParser, InputError, atomic_path
 
 # ---- states --------------------------------------------------------------------------------------
 
@@ -55,6 +56,19 @@ def look(args: argparse.Namespace) -> None:
     galleries.looks(panels, args.text, args.out)
 
 
+# ---- attention -----------------------------------------------------------------------------------
+
+
+def attention(args: argparse.Namespace) -> None:
+    """FocalMRE, Figure 4; the numbers beside the picture, as .npz."""
+    from finetune.attending import attend
+
+    found = attend(args.run, args.data, args.split, args.row)
+    galleries.looks(found.panels, found.heading, args.out)
+    with atomic_path(args.out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **found.arrays)
+
+
 # ---- relations -----------------------------------------------------------------------------------
 
 
@@ -91,6 +105,7 @@ def study(args: argparse.Namespace) -> None:
 KINDS: Mapping[str, Any] = {
     "states": states,
     "look": look,
+    "attention": attention,
     "relations": relations,
     "study": study,
 }
@@ -143,6 +158,16 @@ def parser() -> argparse.ArgumentParser:
         "--regions", choices=("live", "none"), default="live",
         help="of runs that read regions: ground and detect them now, or leave all slots empty",
     )  # fmt: skip
+
+    one = add(
+        "attention",
+        "where FocalMRE's entities look in each framed copy of a row's picture",
+        "runs/focalmre --data MNRE --row 7",
+    )
+    one.add_argument("run", metavar="RUN", help="run of focalmre, with the regions it was given")
+    one.add_argument("--data", required=True, type=Path, help="folder of the task's files")
+    one.add_argument("--split", choices=("train", "dev", "test"), default="test")
+    one.add_argument("--row", required=True, type=int, help="its number in the file, from 0")
 
     one = add("relations", "test F1 of each relation", "runs/mtb runs/promu")
     one.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")

@@ -14,7 +14,7 @@ SUBCOMMANDS = {
     "regions": ("build", "recover", "import"),
     "generate": ("pictures", "scores"),
     "types": ("ner", "learned", "gold"),
-    "figures": ("states", "look", "relations", "study"),
+    "figures": ("states", "look", "attention", "relations", "study"),
 }
 CALLS = [
     *([name] for name in (*COMMANDS, *MODULES)),

@@ -1,0 +1,150 @@
+"""FocalMRE, Figure 4: where the two entities look in each marked copy of a row's picture.
+
+Beside the picture itself: the plain copy, then one copy a region with its frame, all of them in the
+run's own order. Each is lit where head and tail attend to it on average (the scale is its own), and
+says how far the gate is open, and how many times an even share the best patch gets (peak). The
+paper's colours from blue to red would hide the frames. The raw numbers go with it.
+
+R: copies of the picture, K: patches.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from finetune import checkpoint, registry
+from finetune.batch import Batch
+from finetune.cases import with_entities
+from finetune.config import cache_directory
+from finetune.evaluate import SPLITS, check_labels
+from finetune.finished import best_seed
+from finetune.inputs import InputOptions, load_split
+from finetune.looking import SHOWN, Panel, short
+from finetune.methods.focalmre import FocalMRE, Glance
+from finetune.tasks.base import Row
+from pretrain import distributed
+from pretrain.cli import InputError
+
+NAMES = {"vg": "grounded", "od": "detected"}
+DARKEST = 0.3
+"""Brightness of what is attended to least."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One row before one run."""
+
+    heading: str
+    """The text with its entities, the right relation and the run's."""
+    panels: list[Panel]
+    arrays: Mapping[str, np.ndarray]
+    """`pictures` (1+R, S, S, 3) uint8, the plain one first; `weights` (1+R, 2, K) of head and tail;
+    `gates` (1+R, 2); `fusion_KIND`, equation 5's weights."""
+
+
+@torch.inference_mode()
+def attend(run: str, data: Path, split: str, row: int) -> Attended:
+    """A row of a split, with the regions that the run was trained with.
+
+    Args:
+        row: its number in the file, from 0.
+
+    Raises:
+        InputError: not a run of FocalMRE with attention and gate, or no such row with a picture.
+    """
+    directory = best_seed(run)
+    model = directory / "model" if (directory / "model").is_dir() else directory
+    method, tokenizer, description = checkpoint.load_method(model)
+    inputs = description["inputs"]
+    if not isinstance(method, FocalMRE) or inputs["images"] == "none" or not method.region_slots:
+        raise InputError(f"{run}: attention is shown of runs of focalmre that see pictures")
+    task = registry.load("tasks", description["task"]["name"])(data)
+    check_labels(task, description["task"]["labels"], str(data))
+    options = InputOptions(**inputs, cache=cache_directory(None, directory.parent))
+    loaded = load_split(task, SPLITS[split], tokenizer, method, options)
+    places = [i for i, one in enumerate(loaded.rows) if one.row == row]
+    if not places or loaded.rows[places[0]].image_id is None:
+        raise InputError(f"--row {row}: {split} has no such row with a picture; they count from 0")
+    method.to(distributed.device()).eval()
+    batch = loaded.dataset.collate(np.array(places)).to(distributed.device())
+    try:
+        framed, plain = method.glance(batch), method.glance(without_frames(batch))
+    except ValueError as error:
+        raise InputError(f"{run}: {error}") from None
+    said = task.info.labels[int(method(batch).logits.argmax())]
+    numbers = arrays(plain, framed)
+    names = ["no frame", *copy_names(method)]
+    return Attended(heading(loaded.rows[places[0]], said), panels(names, numbers), numbers)
+
+
+def without_frames(batch: Batch) -> Batch:
+    """The same rows as if no region had been found."""
+    if batch.region_mask is None:
+        return batch
+    return replace(batch, region_mask=torch.zeros_like(batch.region_mask))
+
+
+def arrays(plain: Glance, framed: Glance) -> dict[str, np.ndarray]:
+    """The numbers of `Attended`, of the first row: its plain picture, then the marked copies."""
+
+    def joined(name: str) -> np.ndarray:
+        first, others = getattr(plain, name)[0, :1], getattr(framed, name)[0]
+        values = torch.cat([first, others])
+        return (values.float() if values.is_floating_point() else values).cpu().numpy()
+
+    return {
+        "pictures": joined("pictures").transpose(0, 2, 3, 1),
+        "weights": joined("weights"),
+        "gates": joined("gate"),
+        **{f"fusion_{k}": w.float().cpu().numpy() for k, w in framed.fusion.items()},
+    }
+
+
+def copy_names(method: FocalMRE) -> list[str]:
+    """What each of the R copies shows, in their order."""
+    if method.one_picture:
+        return ["both kinds"]
+    return [
+        NAMES[kind] + (f" {number}" if copies > 1 else "")
+        for kind, copies in method.copies.items()
+        for number in range(1, copies + 1)
+    ]
+
+
+def panels(names: list[str], numbers: Mapping[str, np.ndarray]) -> list[Panel]:
+    """The picture, and each copy in the light of what head and tail attend to, on average."""
+    shown = [("the picture", enlarged(numbers["pictures"][0]))]
+    mean, gates = numbers["weights"].mean(axis=1), numbers["gates"].mean(axis=1)
+    for name, picture, weights, gate in zip(names, numbers["pictures"], mean, gates, strict=True):
+        side = round(len(weights) ** 0.5)
+        title = f"{name}\ngate {gate:.2f}, peak {weights.max() * len(weights):.1f}×"
+        shown.append((title, lit(enlarged(picture), weights.reshape(side, side))))
+    return shown
+
+
+def lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:
+    """The picture, dark where weights (side, side) are least and as it is where they are most."""
+    spread = np.ptp(weights)
+    shares = (weights - weights.min()) / spread if spread > 0 else np.ones_like(weights)
+    grey = Image.fromarray((shares * 255).astype(np.uint8))
+    light = np.asarray(grey.resize(picture.size, Image.Resampling.BICUBIC)) / 255
+    light = DARKEST + (1 - DARKEST) * light[..., None]
+    return Image.fromarray((np.asarray(picture) * light).round().astype(np.uint8))
+
+
+def enlarged(pixels: np.ndarray) -> Image.Image:
+    """Small pictures keep their pixels' edges, so that a frame stays a frame."""
+    picture = Image.fromarray(pixels)
+    factor = max(1, SHOWN // max(picture.size))
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def heading(row: Row, said: str) -> str:
+    """Text, gold and answer in a line."""
+    text = with_entities(row.tokens, row.head, row.tail)
+    return f"{text} — {short(row.relation)}, said: {short(said)}"
