@@ -176,6 +176,7 @@ def claim(directory: Path, options: dict[str, Any], command: str) -> ShardIndex 
     if index and all(_is_whole(directory / shard.name, shard) for shard in index.shards):
         return index
     write_json(state, options)
+    (directory / INDEX_NAME).unlink(missing_ok=True)  # it would call a broken folder complete
     with atomic_path(directory / STATE / COMMAND_NAME) as temporary:
         temporary.write_text(command or f"python -m shards build … --out {directory}")
     return None

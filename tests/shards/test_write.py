@@ -172,7 +172,13 @@ def test_only_the_lost_shard_is_written_again(news, news_shards, tmp_path, monke
     (out / "train-000005.tar").write_bytes(b"cut")
     opened = []
     real = write.stored_image
-    monkeypatch.setattr(write, "stored_image", lambda *a: opened.append(a) or real(*a))
+
+    def store(*arguments):
+        assert not (out / "index.json").exists()  # it would call the folder complete
+        opened.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(write, "stored_image", store)
     build(corpus(news), out, shard_size=10)
     assert len(opened) == 20 and contents(out) == expected
 
