@@ -25,6 +25,11 @@ class ModelConfig(FusionEncoderConfig):
         )
 
 
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: a share between 0 and 1 is needed, not {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Shards and how pairs become tensors."""
@@ -49,6 +54,15 @@ class DataConfig:
     """Loader processes per rank; they start once."""
     streams: int = 64
     """Canonical streams of the sample order; bounds the set of open shards."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "photometric", "min_visible"):
+            _share(f"data.{name}", getattr(self, name))
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"data.crop_scale: 0 < low <= high <= 1 is needed, not {low}, {high}")
+        if self.workers < 0 or self.streams < 1 or self.max_length < 3:
+            raise ValueError("data: workers >= 0, streams >= 1 and max_length >= 3 are needed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +123,12 @@ class OptimConfig:
             raise ValueError(f"optim.steps must be at least 1, not {self.steps}")
         if self.lr <= 0:
             raise ValueError(f"optim.lr must be positive, not {self.lr}")
+        if self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("optim.weight_decay and optim.clip must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
+            raise ValueError("optim: 0 <= betas < 1 and eps > 0 are needed")
+        _share("optim.warmup_ratio", self.warmup_ratio)
+        _share("optim.layer_decay", self.layer_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +177,10 @@ class EngineConfig:
     """auto: DeepSpeed where a launcher started us, else this process alone."""
     deepspeed: str = "launch/zero1.json"
     """DeepSpeed tuning (stage, buckets, offload), relative to the repository or absolute."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """bf16: autocast over float32 weights; features, softmax, losses and the sums of gradients over
-    ranks stay float32."""
+    ranks stay float32. fp16: likewise, with a loss scale that finds itself; for GPUs without
+    bf16."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more computation."""
     compile: bool = False
@@ -177,6 +198,9 @@ class CheckpointConfig:
     best: str | None = None
     """Validation figure whose best checkpoint is kept too, such as val_recall@1; lower is better
     for names that end in loss or kl."""
+    background: bool = False
+    """Write while training goes on: a step waits only for a copy into host memory, which holds one
+    more checkpoint meanwhile."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:

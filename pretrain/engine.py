@@ -32,6 +32,8 @@ _OURS = (
     "torch_autocast",
     "amp",
 )
+Write = Callable[[Any, Any], None]
+"""`torch.save`, or what takes its place: (state_dict, path)."""
 Build = Callable[[nn.Module], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]]
 
 
@@ -77,6 +79,7 @@ class SingleEngine:
         self.module = module.to(self.device)
         self.optimizer, self.schedule = build(self.module)
         self.precision, self.accumulation, self.clip = precision, accumulation, clip
+        self.scaler = _scaler(self.device, precision)
         self.grad_norm: Tensor | float = 0.0
         self._micro_steps = 0
 
@@ -87,14 +90,14 @@ class SingleEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
-        (loss / self.accumulation).backward()
+        self.scaler.scale(loss / self.accumulation).backward()
 
     def step(self) -> None:
         """After each micro-batch; updates at the end of an accumulation."""
         self._micro_steps += 1
         if self._micro_steps % self.accumulation:
             return
-        self.grad_norm = clip_or_leave_out(self.optimizer, self.clip)
+        self.grad_norm = clip_or_leave_out(self.optimizer, self.clip, self.scaler)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -108,7 +111,7 @@ class SingleEngine:
         """A context in which `parameter` may be read outside of its module's forward pass."""
         return nullcontext(parameter)
 
-    def save(self, root: Path, tag: str) -> None:
+    def save(self, root: Path, tag: str, write: Write = torch.save) -> None:
         """Weights, moments and schedule below root/tag."""
         folder = root / tag
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,8 +119,9 @@ class SingleEngine:
             "model": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
-        torch.save(state, folder / "state.pt")
+        write(state, folder / "state.pt")
 
     def load(self, root: Path, tag: str) -> None:
         """Inverse of `save`."""
@@ -125,6 +129,7 @@ class SingleEngine:
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
 
 
 class DeepSpeedEngine:
@@ -148,7 +153,7 @@ class DeepSpeedEngine:
         module.to(self.device)
         optimizer, schedule = build(module)
         content = read_tuning(tuning)
-        stage = content.get("zero_optimization", {}).get("stage", 0)
+        stage = zero_stage(content)
         config = {
             **content,
             "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -163,14 +168,27 @@ class DeepSpeedEngine:
         )
         self.module = self.engine.module
         self._grad_norm: Tensor | float = 0.0
-        if (
-            not stage
-        ):  # ZeRO leaves out updates that are not finite, plain data parallelism does not
+        # ZeRO scales losses and leaves out updates that are not finite; stage 0 does neither.
+        self.scaler = _scaler(self.device, "fp32" if stage else precision)
+        if not stage:
 
             def before(inner: torch.optim.Optimizer, *_: Any) -> None:
-                self._grad_norm = clip_or_leave_out(inner, clip)
+                self._grad_norm = clip_or_leave_out(inner, clip, self.scaler)
 
             optimizer.register_step_pre_hook(before)
+        elif precision == "fp16":
+            from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+            # Its fp16 mode would make it, but also cast the module, buffers and sums to float16.
+            self.engine.optimizer.loss_scaler = DynamicLossScaler(
+                init_scale=2.0**16,
+                scale_window=2000,
+                min_scale=2.0**-20,
+                delayed_shift=1,
+                consecutive_hysteresis=False,
+                raise_error_at_min_scale=False,
+            )
+            self.engine.optimizer.dynamic_loss_scale = True
         self._stage = stage
         # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
         self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"
@@ -181,7 +199,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch."""
-        self.engine.backward(loss)
+        self.engine.backward(self.scaler.scale(loss))
 
     def step(self) -> None:
         """After each micro-batch; updates at the end of an accumulation."""
@@ -203,35 +221,55 @@ class DeepSpeedEngine:
 
         return deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3)
 
-    def save(self, root: Path, tag: str) -> None:
+    def save(self, root: Path, tag: str, write: Write = torch.save) -> None:
         """Collective: weights, moments and schedule below root/tag."""
-        self.engine.save_checkpoint(str(root), tag=tag, save_latest=False)
+        if write is not torch.save:
+            self.engine.checkpoint_engine.save = write  # called with (state_dict, path)
+        state = {"scaler": self.scaler.state_dict()}
+        self.engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
 
     def load(self, root: Path, tag: str) -> None:
         """Collective: inverse of `save`, in the same layout or from a `-universal` copy."""
         self.engine._config.load_universal_checkpoint = tag.endswith("-universal")
-        path, _ = self.engine.load_checkpoint(str(root), tag=tag)
+        path, state = self.engine.load_checkpoint(str(root), tag=tag)
         if path is None:
             raise InputError(f"{root / tag}: DeepSpeed found nothing to load there")
+        self.scaler.load_state_dict(state.get("scaler", {}))
 
 
 Engine = SingleEngine | DeepSpeedEngine
 
 
-def clip_or_leave_out(optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+def clip_or_leave_out(
+    optimizer: torch.optim.Optimizer, clip: float, scaler: torch.amp.GradScaler
+) -> Tensor:
     """Clip gradients to a global norm (0: no limit); returns the norm before.
 
-    Where it is not finite, the fused AdamW that follows changes nothing, without asking the host.
+    Where it is not finite, the fused AdamW that follows changes nothing, without asking the host;
+    in fp16 the loss is scaled less from then on.
     """
+    scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+    scaler.update()
     optimizer.found_inf = (~norm.isfinite()).float()
     return norm
 
 
+def _scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Keeps gradients within float16's range; does nothing in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model of this precision computes."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+def zero_stage(tuning: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed file asks for."""
+    return tuning.get("zero_optimization", {}).get("stage", 0)
 
 
 def read_tuning(name: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pretrain import distributed
 from pretrain.cli import CommonError
 
 _SHOWN_KEYS = 8
+_OVERFLOWS = 32
+"""In fp16 the loss scale halves at each: from 2^16, so many in a row are no search for a scale."""
 
 
 class _Seen(NamedTuple):
@@ -23,14 +25,16 @@ class FiniteWatch:
 
     Engines leave out an update whose gradient is not finite, so weights and moments stay good
     whatever a batch holds. `stop` ends the run at the next check; `skip` counts and goes on.
+    In fp16, gradients that overflow while their loss is finite are counted under either.
     """
 
-    def __init__(self, policy: Literal["stop", "skip"]) -> None:
-        self.policy = policy
+    def __init__(self, policy: Literal["stop", "skip"], precision: str = "fp32") -> None:
+        self.policy, self.precision = policy, precision
         self.skipped = 0
         """Updates left out since this process started."""
         self._seen: list[_Seen] = []
         self._norms: dict[int, Tensor | float] = {}
+        self._in_a_row = 0
 
     def saw_loss(self, step: int, loss: Tensor, keys: tuple[str, ...]) -> None:
         """The loss of one micro-batch of these samples."""
@@ -58,6 +62,10 @@ class FiniteWatch:
         # One reduction, one copy to the host.
         loss_found, norm_found, weights_found = distributed.max_over_ranks(found).tolist()
         skipped = int(bad_norms.sum()) if norm_found else 0
+        if self.precision == "fp16":  # the norm is that of all ranks: they count alike
+            for bad in bad_norms.tolist():
+                self._in_a_row = self._in_a_row + 1 if bad else 0
+            norm_found = self._in_a_row >= _OVERFLOWS
         if weights_found or (self.policy == "stop" and (loss_found or norm_found)):
             self._stop(bad_losses.tolist(), bad_norms.tolist(), bool(weights_found))
         self.skipped += skipped

@@ -83,9 +83,7 @@ def build_model(config: PretrainConfig, reader, run_dir: Path):
     if config.engine.activation_checkpointing:
         encoder.checkpoint_activations()
     if config.engine.compile:
-        for stack in (encoder.text.encoder, encoder.vision, getattr(encoder, "fusion", None)):
-            if stack is not None:
-                stack.compile()
+        encoder.compile_layers()
     model = Promu(encoder, heads, config.loss)
     content = model.released_config()
     distributed.on_main(lambda: write_json(run_dir / "architecture" / hub.CONFIG_NAME, content))

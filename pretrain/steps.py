@@ -66,7 +66,7 @@ class Run:
         self.config, self.engine, self.checkpoints = config, engine, checkpoints
         self.feed, self.validator = feed, validator
         self.size, _, self.accumulation = config.batch.resolve(distributed.world_size())
-        self.watch = FiniteWatch(config.optim.nonfinite)
+        self.watch = FiniteWatch(config.optim.nonfinite, config.engine.precision)
         self.sums: dict[str, Tensor] = {}
         self.flops = 0.0
 
@@ -75,35 +75,43 @@ class Run:
 
         Returns the reason where a signal ended them early, behind a checkpoint of the last step.
         """
-        total, log, every = self.config.optim.steps, self.config.log, self.config.checkpoint.every
+        total = self.config.optim.steps
         self.report = None
         if distributed.is_main():
             run_dir = Path(self.config.run_dir)
             self.report = Reporter(run_dir, total=total, done=done, batch_size=self.size)
-        reason = None
+        reason, step = None, done
         with StopSignal() as stop:
             self.engine.module.train()
-            for step in range(done + 1, total + 1):
-                self.one_step(step)
-                reason = stop.agreed() if step < total else None
-                if step % log.every == 0 or step == total or reason:
-                    self.log_losses(step)
-                figures = {}
-                if self._due(step, log.validate_every) and not reason:
-                    figures = self.validate(step)
-                if self._due(step, every) or reason or self.is_best(figures):
-                    self.watch.check(self.engine.module)
-                    consumed = samples + (step - done) * self.size
-                    self.checkpoints.save(self.engine, step, consumed, figures)
-                if reason:
-                    break
-                if figures or self._due(step, every):
-                    self._restart_clock()
+            try:
+                while step < total and not reason:
+                    step += 1
+                    self.one_step(step)
+                    reason = stop.agreed() if step < total else None
+                    self._after(step, reason, samples + (step - done) * self.size)
+            finally:
+                self.checkpoints.finish()
         if self.report:
             if reason:
                 self.report.say(f"stopped after step {step} ({reason}); the same command goes on")
             self.report.close()
         return reason
+
+    def _after(self, step: int, reason: str | None, consumed: int) -> None:
+        """What is due after a step: log line, validation, checkpoint."""
+        log, last = self.config.log, step == self.config.optim.steps
+        self.checkpoints.check()
+        if step % log.every == 0 or last or reason:
+            self.log_losses(step)
+        figures = {}
+        if self._due(step, log.validate_every) and not reason:
+            figures = self.validate(step)
+        due = self._due(step, self.config.checkpoint.every)
+        if due or reason or self.is_best(figures):
+            self.watch.check(self.engine.module)
+            self.checkpoints.save(self.engine, step, consumed, figures)
+        if figures or due:
+            self._restart_clock()
 
     def one_step(self, step: int) -> None:
         """Forward, backward and update over all micro-batches of a step."""

@@ -36,6 +36,12 @@ def train(config: PretrainConfig) -> Path | None:
     None where a signal ended it early: the same command goes on from there.
     """
     kind = engines.start(config.engine.kind)
+    tuning = engines.read_tuning(config.engine.deepspeed) if kind == "deepspeed" else {}
+    if config.engine.compile and engines.zero_stage(tuning) == 3:
+        raise CommonError(
+            f"engine.compile: not under ZeRO-3 ({config.engine.deepspeed}), which moves weights "
+            "while layers run; take launch/zero2.json, or set engine.compile to false"
+        )
     with Liveness():
         return _train(config, kind)
 
@@ -47,7 +53,9 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     except ValueError as error:
         raise CommonError(str(error)) from error
     kept = config.checkpoint
-    checkpoints = RunCheckpoints(run_dir, keep=kept.keep, best=kept.best)
+    checkpoints = RunCheckpoints(
+        run_dir, keep=kept.keep, best=kept.best, background=kept.background
+    )
     distributed.on_main(lambda: remember_config(config, run_dir, checkpoints.complete_steps()))
     if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
         if distributed.is_main():

@@ -6,9 +6,14 @@ half-written is removed by the next start.
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from pretrain import distributed
+from pretrain.checkpoint.background import BackgroundWriter
 from pretrain.checkpoint.zero import reshard
 from pretrain.cli import CommonError
 from pretrain.engine import Engine
@@ -20,10 +25,17 @@ MARKER = "COMPLETE"
 class RunCheckpoints:
     """The `checkpoints/` directory of one run."""
 
-    def __init__(self, run_dir: Path, *, keep: int, best: str | None = None) -> None:
-        """Keeps the `keep` newest, and the one with the best value of the figure `best`."""
+    def __init__(
+        self, run_dir: Path, *, keep: int, best: str | None = None, background: bool = False
+    ) -> None:
+        """Keeps the `keep` newest, and the one with the best value of the figure `best`.
+
+        background: `save` returns before the files are written; collective.
+        """
         self.root = run_dir / "checkpoints"
         self.keep, self.best = keep, best
+        self._writer = BackgroundWriter() if background else None
+        self._under_way = self.root
 
     def complete_steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -68,6 +80,7 @@ class RunCheckpoints:
 
     def is_better(self, value: float) -> bool:
         """Whether no complete checkpoint has so good a figure; the same on every process."""
+        self.finish()
         known = distributed.on_main(self._figures).values()
         return not known or max(known) < self._sign * value
 
@@ -79,22 +92,41 @@ class RunCheckpoints:
         Earlier checkpoints are touched only after this one is complete.
 
         Raises:
+            InputError: it, or the one before in the background, could not be written, on the
+                process that could not.
+        """
+        self.finish()
+        folder = self.root / f"step-{step}"
+        write = self._writer.take if self._writer else torch.save
+        with _told(folder):
+            self.root.mkdir(parents=True, exist_ok=True)
+            engine.save(self.root, folder.name, write)
+
+        def complete() -> None:
+            self._complete(folder, step, samples, engine.layout, figures)
+
+        if self._writer:
+            self._under_way = folder
+            self._writer.start(complete)
+        else:
+            distributed.barrier()
+            distributed.on_main(complete)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint in the background is complete.
+
+        Raises:
             InputError: it could not be written, on the process that could not.
         """
-        folder = self.root / f"step-{step}"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            engine.save(self.root, folder.name)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-                raise  # not torch.save's way to say that the disk is full
-            reason = str(error).strip().split("\n")[0]
-            raise InputError(
-                f"{folder} could not be written ({reason}); earlier checkpoints are intact: make "
-                "room, and give the same command again"
-            ) from error
-        distributed.barrier()
-        distributed.on_main(lambda: self._complete(folder, step, samples, engine.layout, figures))
+        if self._writer:
+            with _told(self._under_way):
+                self._writer.finish()
+
+    def check(self) -> None:
+        """Raise what `finish` would raise, without waiting."""
+        if self._writer:
+            with _told(self._under_way):
+                self._writer.check()
 
     def _complete(
         self, folder: Path, step: int, samples: int, layout: str, figures: dict | None
@@ -125,3 +157,18 @@ class RunCheckpoints:
     @property
     def _sign(self) -> int:
         return -1 if (self.best or "").endswith(("loss", "kl")) else 1
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """A disk that is full or read-only becomes an InputError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # not torch.save's way to say that the disk is full
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{folder} could not be written ({reason}); earlier checkpoints are intact: make "
+            "room, and give the same command again"
+        ) from error

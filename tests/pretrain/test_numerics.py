@@ -12,12 +12,14 @@ from torch import nn
 
 from pretrain.batch import PretrainBatch
 from pretrain.cli import CommonError
+from pretrain.config import DataConfig, EngineConfig, PretrainConfig
 from pretrain.engine import SingleEngine, autocast
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.prompter import PromptBank
-from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.numerics import FiniteWatch, finite_weights
 from pretrain.optim import adamw, linear_schedule
+from pretrain.train import train
 
 
 class Slope(nn.Module):
@@ -89,11 +91,55 @@ def test_a_weight_that_is_not_finite_ends_even_a_run_that_skips():
         watch.check(engine.module)
 
 
+# ------------------------------------------------------------------ fp16
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")
+def test_fp16_finds_its_loss_scale_and_then_learns_as_fp32_does(tmp_path):
+    engine = SingleEngine(Slope(), build, precision="fp16", accumulation=1, clip=1.0)
+    watch = FiniteWatch("stop", "fp16")
+    # The gradient of each weight is 1; times 2^16 it is beyond float16's 65504.
+    for step in (1, 2, 3):
+        one_step(engine, watch, step, 1.0)
+    watch.check(engine.module)
+    assert watch.skipped == 1
+    assert engine.scaler.get_scale() == 2**15
+    other = single()
+    for step in (2, 3):
+        other.schedule.last_epoch = step - 2
+        other.schedule.step()
+        one_step(other, FiniteWatch("stop"), step, 1.0)
+    torch.testing.assert_close(engine.module.line.weight, other.module.line.weight)
+    assert engine.grad_norm == other.grad_norm == 2
+    engine.save(tmp_path, "step-3")
+    resumed = SingleEngine(Slope(), build, precision="fp16", accumulation=1, clip=1.0)
+    resumed.load(tmp_path, "step-3")
+    assert resumed.scaler.get_scale() == 2**15
+
+
+def test_fp16_that_finds_no_scale_or_meets_a_bad_loss_ends():
+    watch = FiniteWatch("stop", "fp16")
+    for step in range(1, 32):
+        watch.saw_loss(step, torch.tensor(1.0), (f"pair-{step}",))
+        watch.saw_gradient(step, torch.inf)
+    watch.check(Slope())
+    assert watch.skipped == 31
+    watch.saw_loss(32, torch.tensor(1.0), ("pair-32",))
+    watch.saw_gradient(32, torch.inf)
+    with pytest.raises(CommonError, match=r"steps 32…32 \(step 32, loss 1, samples pair-32"):
+        watch.check(Slope())
+    watch = FiniteWatch("stop", "fp16")
+    watch.saw_loss(1, torch.tensor(torch.nan), ("pair-1",))
+    watch.saw_gradient(1, torch.nan)
+    with pytest.raises(CommonError, match="loss nan"):
+        watch.check(Slope())
+
+
 # ------------------------------------------------------------------ DeepSpeed, two ranks
 
 
-def rank_main(rank: int, port: int, folder: str) -> None:
-    """In every ZeRO stage rank 1 alone meets a bad batch in step 2."""
+def rank_main(rank: int, port: int, folder: str, precision: str) -> None:
+    """In every ZeRO stage rank 1 alone meets a bad batch in step 2. In fp16 step 1 overflows."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
@@ -106,10 +152,10 @@ def rank_main(rank: int, port: int, folder: str) -> None:
         tuning = Path(folder) / f"tuning-{stage}-{rank}.json"
         tuning.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
         engine = engines.DeepSpeedEngine(
-            Slope(), build, precision="fp32", accumulation=1, clip=1.0, micro_batch_size=1,
+            Slope(), build, precision=precision, accumulation=1, clip=1.0, micro_batch_size=1,
             tuning=str(tuning),
         )  # fmt: skip
-        watch = FiniteWatch("stop")
+        watch = FiniteWatch("stop", precision)
         for step in (1, 2, 3):
             one_step(engine, watch, step, torch.nan if (rank, step) == (1, 2) else 1.0)
         message = ""
@@ -118,25 +164,28 @@ def rank_main(rank: int, port: int, folder: str) -> None:
         except CommonError as error:
             message = str(error)
         loss = engine(torch.ones(1, 4))["loss"].item()
-        (Path(folder) / f"{stage}-{rank}").write_text(json.dumps([message, loss]))
+        norm = float(engine.grad_norm)
+        (Path(folder) / f"{stage}-{rank}").write_text(json.dumps([message, loss, norm]))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_every_zero_stage_leaves_the_update_out_and_names_the_rank(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_zero_stage_leaves_the_update_out_and_names_the_rank(precision, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(rank_main, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(rank_main, args=(port, str(tmp_path), precision), nprocs=2)
     for stage in range(4):
         both = [json.loads((tmp_path / f"{stage}-{rank}").read_text()) for rank in (0, 1)]
         assert both[0] == both[1]
-        message, loss = both[0]
+        message, loss, norm = both[0]
+        assert norm == pytest.approx(2)  # of four ones, whatever the loss was scaled by
         assert "within steps 1…3 (step 2, loss nan, samples pair-2, rank 1)" in message
         assert 3.0 < loss < 4.0  # finite, and lower than at the start
 
 
-# ------------------------------------------------------------------ bf16
+# ------------------------------------------------------------------ 16 bits
 
 
 def tiny_promu() -> Promu:
@@ -168,16 +217,69 @@ def random_batch(pairs: int) -> PretrainBatch:
     )
 
 
-def test_gradients_in_bf16_point_where_those_in_fp32_do():
+@pytest.mark.parametrize("low", ["bf16", "fp16"])
+def test_gradients_in_16_bits_point_where_those_in_fp32_do(low):
     gradients = {}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", low):
         model = tiny_promu()
         with autocast(torch.device("cpu"), precision):
             losses = model(random_batch(16))
         assert losses["loss"].dtype == torch.float32
-        losses["loss"].backward()
+        (losses["loss"] * (1 if precision == "bf16" else 2**10)).backward()
         assert all(p.grad.dtype == torch.float32 for p in model.parameters())
         gradients[precision] = torch.cat([p.grad.flatten() for p in model.parameters()]).double()
-    cosine = nn.functional.cosine_similarity(gradients["fp32"], gradients["bf16"], dim=0).item()
-    print(f"cosine {cosine:.6f}")
-    assert 0.999 <= cosine < 1  # below 1: bf16 did take part
+    cosine = nn.functional.cosine_similarity(gradients["fp32"], gradients[low], dim=0).item()
+    print(f"{low}: cosine {cosine:.6f}")
+    assert 0.999 <= cosine < 1  # below 1: 16 bits did take part
+
+
+# ------------------------------------------------------------------ torch.compile
+
+LENGTHS = (16, 9, 12)
+
+
+def three_losses(compiled: bool) -> list[float]:
+    """Of three steps; the last two have learned from captions of other lengths."""
+    model = tiny_promu().train()
+    if compiled:
+        model.encoder.compile_layers()
+
+    def build(module):
+        optimizer = adamw([{"params": list(module.parameters()), "lr": 1e-3}])
+        return optimizer, linear_schedule(optimizer, 1, 100)
+
+    engine = SingleEngine(model, build, precision="fp32", accumulation=1, clip=1.0)
+    found = []
+    for length in LENGTHS:
+        batch = random_batch(8)
+        batch.input_ids = batch.input_ids[:, :length]
+        batch.attention_mask = batch.attention_mask[:, :length].clone()
+        batch.attention_mask[0, length - 3 :] = 0
+        loss = engine(batch)["loss"]
+        engine.backward(loss)
+        engine.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager_and_compiles_each_stack_twice_at_most():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    eager, compiled = three_losses(False), three_losses(True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    print(f"eager {eager}, compiled {compiled}, graphs {graphs}")
+    assert compiled == pytest.approx(eager, abs=1e-4)
+    assert len(set(eager)) == 3
+    assert 3 <= graphs <= 2 + 2 + 1  # text, fusion; the vision tower sees one size
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_zero_3_refuses_to_compile(monkeypatch):
+    monkeypatch.setattr("pretrain.engine.start", lambda kind: "deepspeed")
+    config = PretrainConfig(
+        run_dir="x", data=DataConfig(train="y"), loss=LossConfig(coe=0, cir=0),
+        engine=EngineConfig(compile=True, deepspeed="launch/zero3.json"),
+    )  # fmt: skip
+    with pytest.raises(CommonError, match=r"engine\.compile: not under ZeRO-3 \(launch"):
+        train(config)

@@ -3,6 +3,11 @@
 import errno
 import json
 import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -84,3 +89,88 @@ def test_a_checkpoint_without_its_marker_is_none(tmp_path):
     assert checkpoints.resume(engine()) == (1, 8)
     facts = json.loads((checkpoints.root / "step-1/COMPLETE").read_text())
     assert facts["step"] == 1 and facts["layout"] == "single"
+
+
+# ------------------------------------------------------------------ in the background
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """An event without which no file of a background checkpoint is written."""
+    release, write = threading.Event(), Path.write_bytes
+
+    def wait_and_write(path, content):
+        assert release.wait(20)
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", wait_and_write)
+    yield release
+    release.set()
+
+
+def test_what_the_background_writes_is_what_was_there_when_it_was_asked(held, tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1, background=True)
+    small = engine()
+    before = small.module.weight.detach().clone()
+    checkpoints.save(small, 1, 8)
+    small.backward(small.module(torch.ones(1, 4)).sum())
+    small.step()  # training goes on
+    checkpoints.check()
+    assert checkpoints.complete_steps() == []
+    held.set()
+    checkpoints.finish()
+    assert checkpoints.complete_steps() == [1]
+    assert not torch.equal(small.module.weight, before)
+    assert checkpoints.resume(small) == (1, 8)
+    assert torch.equal(small.module.weight, before)
+
+
+def test_the_next_waits_for_the_one_before_which_then_goes(held, tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1, background=True)
+    checkpoints.save(engine(), 1, 8)
+    threading.Timer(0.2, held.set).start()
+    checkpoints.save(engine(), 2, 16)
+    checkpoints.finish()
+    assert checkpoints.complete_steps() == [2]
+
+
+def test_killed_in_the_middle_of_a_background_write(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1, background=True)
+    small = engine()
+    checkpoints.save(small, 1, 8)
+    checkpoints.finish()
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_run import RunCheckpoints, engine
+def half(path, content):
+    with open(path, "wb") as file:
+        file.write(content[: len(content) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.write_bytes = half
+RunCheckpoints(Path({str(tmp_path)!r}), keep=1, background=True).save(engine(), 2, 16)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (checkpoints.root / "step-2/state.pt").stat().st_size  # it was on its way
+    assert checkpoints.resume(small) == (1, 8)
+    assert not (checkpoints.root / "step-2").exists()
+
+
+def test_a_disk_that_is_full_is_told_at_the_next_step(monkeypatch, tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1, background=True)
+    checkpoints.save(engine(), 1, 8)
+    checkpoints.finish()
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    checkpoints.save(engine(), 2, 16)
+    with pytest.raises(InputError, match=r"step-2 could not be written \(.*No space left.*intact"):
+        for _ in range(100):
+            checkpoints.check()
+            time.sleep(0.05)
+    assert checkpoints.complete_steps() == [1]
+    checkpoints.check()  # told once

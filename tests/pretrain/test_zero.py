@@ -1,5 +1,6 @@
 """Checkpoints that DeepSpeed really wrote, against the tensors gathered in the same processes."""
 
+import errno
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from pretrain.batch import PretrainBatch
+from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_zero, reshard, take
 from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
@@ -119,10 +121,37 @@ def write_main(
             engine.step()
         engine.save(case, "step-2")
         save_gathered(engine, case / "gathered.pt")
-        third_step(engine)
+        background = RunCheckpoints(case, keep=1, background=True)
+        background.save(engine, 2, 8)
+        third_step(engine)  # while the files are written
+        background.finish()
         save_gathered(engine, case / "third_step.pt")
+    if world > 1:
+        one_rank_cannot_write(background, engine, rank)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def one_rank_cannot_write(background: RunCheckpoints, engine, rank: int) -> None:
+    """Rank 1's disk is full: it says so, and nobody calls the checkpoint complete."""
+    write = Path.write_bytes
+
+    def refuse(path, content):
+        if rank == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    Path.write_bytes = refuse
+    told = False
+    background.save(engine, 3, 12)
+    try:
+        background.finish()
+    except InputError as error:
+        told = "No space left" in str(error)
+    Path.write_bytes = write
+    assert told == (rank == 1)
+    torch.distributed.barrier()
+    assert background.complete_steps() == [2]
 
 
 def resume_main(
@@ -169,6 +198,11 @@ def test_equals_what_the_process_held(written, stage):
     changed = {name for name, tensor in state.items() if not torch.equal(tensor, initial[name])}
     assert "heads.itm.weight" in changed
     assert frozen != any("vision." in name for name in changed)
+    # Written in the background, while the third step changed the weights.
+    steps = RunCheckpoints(folder / f"zero{stage}", keep=1).complete_steps()
+    assert steps == [2]
+    later = read_zero(folder / f"zero{stage}" / "checkpoints/step-2")
+    assert all(torch.equal(later[name], tensor) for name, tensor in truth.items())
 
 
 @pytest.mark.parametrize("stage", [2, 3])
