@@ -10,35 +10,25 @@ checkpoint, and all ends with status 0.
 """
 
 import argparse
-import ctypes
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pretrain.agent import BAD_INPUT, GRACE, STOP, STOPS, Agent
 from pretrain.cli import exit_on_input_error, parse_config
 from pretrain.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
 from shards.schema import InputError
 
 BEAT = 2.0
 """Seconds between signs of life from the supervisor to its agents."""
-SILENCE = 20.0
-"""Seconds after which an agent that hears nothing ends its ranks."""
-GRACE = 20.0
-"""Seconds for the other ranks to end by themselves, and say why, after the first failure."""
-STOP = 60.0
-"""Seconds from a stop signal to the end of the agreed checkpoint."""
 FRUITLESS = 3
 """Failures in a row without a new checkpoint after which the supervisor gives up."""
 _SSH_FAILED = 255
-_BAD_INPUT = 2
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -94,7 +84,7 @@ class Supervisor:
             raise InputError(
                 "batch.global_size must be given: it stays, whatever number of ranks is left"
             )
-        for number in _STOPS:
+        for number in STOPS:
             signal.signal(number, self._on_signal)
         there = reachable(self.hosts)
         if missing := [host.name for host in self.hosts if host not in there]:
@@ -116,8 +106,8 @@ class Supervisor:
                 state = "stopped" if clean else "stopped without a checkpoint of its own,"
                 self._say(f"{state} after step {self._last_step()}; the same command goes on")
                 return 0 if clean else 1
-            if _BAD_INPUT in ended.values():
-                return _BAD_INPUT
+            if BAD_INPUT in ended.values():
+                return BAD_INPUT
             failed = [f"{host} ({_meaning(status)})" for host, status in ended.items() if status]
             self._say(f"failed: {', '.join(failed) or 'ended before the last step'}")
             fruitless = 0 if self._last_step() > step else fruitless + 1
@@ -201,74 +191,6 @@ class Supervisor:
         print(f"supervise: {words}", flush=True)
 
 
-class Agent:
-    """On one machine: starts its ranks and ends them with the supervisor's connection."""
-
-    def __init__(self, orders: dict) -> None:
-        self.orders = orders
-        self.lines: queue.Queue[str] = queue.Queue()
-        self.ranks: dict[str, subprocess.Popen] = {}
-
-    def run(self) -> int:
-        """0 when every rank ended well; else the status of the one that failed first."""
-        for number in _STOPS:  # a signal to all processes of the machine: the ranks deal with it
-            signal.signal(number, lambda *_: None)
-        for rank in self.orders["ranks"]:
-            self.ranks[rank["RANK"]] = subprocess.Popen(
-                [sys.executable, "-u", "-m", "pretrain", *self.orders["settings"]],
-                env={**os.environ, **self.orders["env"], **rank},
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent,
-            )  # fmt: skip
-        threading.Thread(target=self._listen, daemon=True).start()
-        heard, deadline, status = time.monotonic(), None, 0
-        while any(rank.poll() is None for rank in self.ranks.values()):
-            line = self._next()
-            if line is not None:
-                heard = time.monotonic()
-                if line == "":  # the supervisor is gone: leave a checkpoint
-                    line, deadline = f"signal {signal.SIGTERM}", deadline or heard + STOP
-                if line.startswith("signal "):
-                    self._signal(int(line.split()[1]))
-            now = time.monotonic()
-            if not status and (failed := self._failed()):
-                status, deadline = failed, deadline or now + GRACE / 2
-            cut_off = now - heard > SILENCE and deadline is None
-            if line == "kill" or cut_off or (deadline and now > deadline):
-                self._kill()
-        return status or self._failed()
-
-    def _listen(self) -> None:
-        for line in sys.stdin:
-            self.lines.put(line.strip())
-        self.lines.put("")
-
-    def _next(self) -> str | None:
-        try:
-            return self.lines.get(timeout=0.1)
-        except queue.Empty:
-            return None
-
-    def _failed(self) -> int:
-        """Status of a failed rank, bad input first, which no restart mends; 0: none failed."""
-        found = {n: rank.poll() for n, rank in self.ranks.items() if rank.poll()}
-        for number, status in found.items():
-            if status < 0:
-                name = signal.Signals(-status).name
-                print(f"supervise: rank {number} on {os.uname().nodename}: {name}", flush=True)
-        statuses = [status if status > 0 else 128 - status for status in found.values()]
-        return _BAD_INPUT if _BAD_INPUT in statuses else next(iter(statuses), 0)
-
-    def _signal(self, number: int) -> None:
-        for rank in self.ranks.values():
-            if rank.poll() is None:
-                rank.send_signal(number)
-
-    def _kill(self) -> None:
-        for rank in self.ranks.values():
-            if rank.poll() is None:
-                os.killpg(rank.pid, signal.SIGKILL)  # with its loader workers
-
-
 def usable(hosts: list[Host], batch) -> list[Host]:
     """Hosts, the last one perhaps in part: the most ranks that `batch.global_size` allows.
 
@@ -311,11 +233,6 @@ def _send(agent: subprocess.Popen, line: str) -> None:
         agent.stdin.flush()
     except (BrokenPipeError, ValueError):  # it ended; its status tells
         return
-
-
-def _die_with_parent() -> None:
-    """In a new rank: a killed agent leaves no rank behind."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _gpus() -> int:

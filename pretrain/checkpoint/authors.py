@@ -1,9 +1,7 @@
 """The authors' PROMU state dict <-> ours, and the part that an ALPRO state dict shares with it.
 
-Both layouts are tables, not code: one row per tensor of ours, with the names of the tensors of
-theirs that it consists of (query, key and value of a ViT are one matrix in timm). Layout: PROMU
-commit 0ef4296; ALPRO, from which it was forked, differs in its picture tower (a TimeSformer) and in
-`mpm_head`.
+The names: `tables.py`. ALPRO, from which PROMU was forked, differs in its picture tower (a
+TimeSformer) and in `mpm_head`.
 """
 
 import math
@@ -15,56 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.tables import HEADS, promu_table, to_ours, to_theirs
 from pretrain.model.fusion_encoder import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
 from shards.schema import InputError
 
 Part = Literal["student", "prompter", "prompter_image", "prompter_obj"]
-Table = dict[str, tuple[str, ...]]
-"""Our name -> the names of theirs whose rows, stacked, it is."""
-
-_BERT_EMBEDDINGS = (
-    "word_embeddings.weight",
-    "position_embeddings.weight",
-    "token_type_embeddings.weight",
-    "LayerNorm.weight",
-    "LayerNorm.bias",
-)
-_BERT_LAYER = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "attention.output.LayerNorm",
-    "intermediate.dense",
-    "output.dense",
-    "output.LayerNorm",
-)
-_VIT_STEM = {
-    "cls_token": ("embeddings.cls_token",),
-    "pos_embed": ("embeddings.position_embeddings",),
-    "patch_embed.proj.weight": ("embeddings.patch_embeddings.projection.weight",),
-    "patch_embed.proj.bias": ("embeddings.patch_embeddings.projection.bias",),
-    "norm.weight": ("layernorm.weight",),
-    "norm.bias": ("layernorm.bias",),
-}
-_VIT_LAYER = {
-    "norm1": ("layernorm_before",),
-    "attn.qkv": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
-    "attn.proj": ("attention.output.dense",),
-    "norm2": ("layernorm_after",),
-    "mlp.fc1": ("intermediate.dense",),
-    "mlp.fc2": ("output.dense",),
-}
-_PROJECTIONS = ("text_proj", "vision_proj")
-_HEADS = {
-    "heads.itm": "itm_head",
-    "heads.entity.0": "coe_head.0",
-    "heads.entity.2": "coe_head.2",
-    "heads.relation.0": "cir_head.0",
-    "heads.relation.2": "cir_head.2",
-}
-_SCALAR = "temp"
 # What their module holds and no forward pass of ours reads.
 _UNUSED = re.compile(
     r"text_encoder\.bert\.embeddings\.position_ids"
@@ -90,100 +44,6 @@ class Imported:
     """What was left out, resized or drawn at random: one printed line each."""
     card: str | None = None
     """README.md, where the source recorded how it was trained."""
-
-
-# ---------------------------------------------------------------------- the tables
-
-
-def with_suffixes(ours: str, theirs: Iterable[str]) -> Table:
-    """The rows of one module with weight and bias."""
-    return {
-        f"{ours}.{end}": tuple(f"{name}.{end}" for name in theirs) for end in ("weight", "bias")
-    }
-
-
-def bert_table(prefix: str, layers: int, cut: int) -> Table:
-    """A BERT under `prefix` whose layers from `cut` on are fusion layers."""
-    table: Table = {
-        f"text.embeddings.{name}": (f"{prefix}embeddings.{name}",) for name in _BERT_EMBEDDINGS
-    }
-    for index in range(layers):
-        ours = f"text.encoder.layer.{index}" if index < cut else f"fusion.layer.{index - cut}"
-        for name in _BERT_LAYER:
-            table |= with_suffixes(f"{ours}.{name}", [f"{prefix}encoder.layer.{index}.{name}"])
-    return table
-
-
-def vit_table(prefix: str, layers: int) -> Table:
-    """A Hugging Face ViT under `prefix`, in timm's names."""
-    table: Table = {
-        f"vision.{ours}": tuple(prefix + name for name in theirs)
-        for ours, theirs in _VIT_STEM.items()
-    }
-    for index in range(layers):
-        for ours, theirs in _VIT_LAYER.items():
-            names = [f"{prefix}encoder.layer.{index}.{name}" for name in theirs]
-            table |= with_suffixes(f"vision.blocks.{index}.{ours}", names)
-    return table
-
-
-def promu_table(
-    *, text_layers: int, fusion_layers: int, vision_layers: int, heads: Iterable[str]
-) -> Table:
-    """The whole student; `heads`: our names of the heads that are there, `heads.itm` …"""
-    table = bert_table("text_encoder.bert.", text_layers + fusion_layers, text_layers)
-    table |= vit_table("visual_encoder.", vision_layers)
-    for name in _PROJECTIONS:
-        table |= with_suffixes(name, [name])
-    for name in heads:
-        table |= with_suffixes(name, [_HEADS[name]])
-    return table | {"heads.temperature": (_SCALAR,)}
-
-
-# ---------------------------------------------------------------------- both directions
-
-
-def to_ours(theirs: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Their tensors under our names, float32.
-
-    Raises:
-        InputError: a tensor of theirs that no row names, or a row's tensor that is missing.
-    """
-    named = {name for names in table.values() for name in names}
-    unknown, missing = sorted(set(theirs) - named), sorted(named - set(theirs))
-    if unknown or missing:
-        raise InputError(
-            "not the layout of this table: "
-            + "; ".join(
-                f"{len(names)} {what} ({', '.join(names[:6])}{', …' if names[6:] else ''})"
-                for what, names in (("unknown", unknown), ("missing", missing))
-                if names
-            )
-        )
-    return {ours: _stack([theirs[name].float() for name in names]) for ours, names in table.items()}
-
-
-def to_theirs(ours: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """The inverse of `to_ours`. Raises: InputError with what their layout has no name for."""
-    foreign = sorted(set(ours) - set(table))
-    if foreign:
-        raise InputError(
-            f"the authors' layout has no place for {len(foreign)} tensors "
-            f"({', '.join(foreign[:6])}{', …' if foreign[6:] else ''})"
-        )
-    state: dict[str, Tensor] = {}
-    for name, names in table.items():
-        state |= zip(names, ours[name].chunk(len(names)), strict=True)
-    state[_SCALAR] = state[_SCALAR].reshape(())
-    return state
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    # DeepSpeed cannot broadcast 0-dim parameters, so their scalar is a vector of one here.
-    return torch.cat(parts) if len(parts) > 1 else torch.atleast_1d(parts[0])
-
-
-# ---------------------------------------------------------------------- whole checkpoints
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
@@ -234,7 +94,7 @@ def from_promu(
         state = _leave_out(state, re.compile(r"(itm|cir|coe)_head\..*"), "heads", notes)
         fusion_layers = 0
     vision_layers = count_layers(state, "visual_encoder.encoder.layer.")
-    present = [ours for ours, theirs in _HEADS.items() if f"{theirs}.weight" in state]
+    present = [ours for ours, theirs in HEADS.items() if f"{theirs}.weight" in state]
     table = promu_table(
         text_layers=text_layers,
         fusion_layers=fusion_layers,
@@ -257,7 +117,7 @@ def to_promu(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tens
         text_layers=config["text_layers"],
         fusion_layers=config["fusion_layers"],
         vision_layers=config["vision_layers"],
-        heads=[name for name in _HEADS if f"{name}.weight" in state],
+        heads=[name for name in HEADS if f"{name}.weight" in state],
     )
     return to_theirs({"heads.temperature": torch.tensor([0.07])} | state, table)
 

@@ -12,8 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from transformers import BertModel
 
-from pretrain.checkpoint.authors import Imported, bert_table, cut_after, to_ours
+from pretrain.checkpoint.authors import Imported, cut_after
 from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, check_fits, load_strictly
+from pretrain.checkpoint.tables import bert_table, to_ours
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards.schema import InputError, write_json
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pretrain import convert
-from pretrain.checkpoint import authors, hub
+from pretrain.checkpoint import authors, hub, tables
 from pretrain.checkpoint.teacher import load_prompter
 from pretrain.cli import InputError, write_json
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -283,7 +283,7 @@ def test_alpro_text_side(base_block, vit_dir, tokenizer_dir, tmp_path, capsys):
     ours = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(ours["heads.itm.weight"], state["itm_head.weight"])
     assert torch.equal(ours["text_proj.bias"], state["text_proj.bias"])
-    table = authors.bert_table("text_encoder.bert.", LAYERS, 3)
+    table = tables.bert_table("text_encoder.bert.", LAYERS, 3)
     assert len(table) == 5 + 16 * LAYERS
     assert all(torch.equal(ours[name], state[source]) for name, (source,) in table.items())
 
