@@ -1,0 +1,38 @@
+"""Settings out of their range are refused where they are read, in one line that names them."""
+
+import pytest
+
+from pretrain.cli import InputError, parse_config
+from pretrain.config import PretrainConfig
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.flip", "1.5"),
+        ("data.photometric", "-0.1"),
+        ("data.min_visible", "2"),
+        ("data.crop_scale", "[0.9, 0.2]"),
+        ("data.workers", "-1"),
+        ("data.streams", "0"),
+        ("optim.steps", "0"),
+        ("optim.lr", "-1e-4"),
+        ("optim.weight_decay", "-1"),
+        ("optim.clip", "-1"),
+        ("optim.betas", "[0.9, 1.0]"),
+        ("optim.warmup_ratio", "1.1"),
+        ("optim.layer_decay", "1.2"),
+        ("checkpoint.every", "0"),
+        ("log.every", "0"),
+        ("optim.learning_rate", "1"),
+    ],
+)
+def test_out_of_range(setting, value):
+    words = ["--run_dir", "r", "--data.train", "s", "--loss.coe", "0", "--loss.cir", "0"]
+    parse_config(PretrainConfig, words, prog="p", description="", example="")
+    with pytest.raises(InputError) as refused:
+        parse_config(
+            PretrainConfig, [*words, f"--{setting}", value], prog="p", description="", example=""
+        )
+    message = str(refused.value)
+    assert setting.rpartition(".")[2] in message and "\n" not in message
