@@ -1,5 +1,6 @@
 """`python -m finetune COMMAND`: every method on every task, judged one way."""
 
+import difflib
 import importlib
 import logging
 import os
@@ -161,8 +162,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command in MODULES:
         importlib.import_module(MODULES[command]).main(rest)
     else:
-        names = ", ".join([*COMMANDS, *MODULES])
-        raise InputError(f"unknown command {command!r}; there are {names}")
+        names = [*COMMANDS, *MODULES]
+        close = difflib.get_close_matches(command, names, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise InputError(f"unknown command {command!r}{meant}; there are {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pretrain.cli import atomic_path
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left }
+th, td { padding: .2rem .55rem; font-size: .9em; border-bottom: 1px solid #ddd; text-align: left }
 th { border-bottom: 2px solid #888 } td.n, th.n { text-align: right; white-space: nowrap }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem 2rem; align-items: flex-start }
 figure { margin: 1rem 0; max-width: 100% } img { max-width: 100% }
@@ -23,8 +23,8 @@ p { color: #444; max-width: 50rem } em { color: #b00020 }
 """
 
 
-ZOOM = 1.4
-"""Figures are drawn for paper; a screen is read from further away."""
+COLUMN, ZOOM = 4, 1.4
+"""Figures of less inches are drawn for a column of a paper; a screen is read from further away."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Picture:
         content = self.path.read_bytes()
         with Image.open(self.path) as image:
             inches = image.width / image.info.get("dpi", (130, 130))[0]
+        inches *= ZOOM if inches < COLUMN else 1
         data = base64.b64encode(content).decode()
         shown = (
-            f'<img alt="{html.escape(self.alt)}" style="width: {inches * ZOOM:.2f}in" '
+            f'<img alt="{html.escape(self.alt)}" style="width: {inches:.2f}in" '
             f'src="data:image/png;base64,{data}">'
         )
         return f"<figure>{shown}<figcaption>{inline(self.caption)}</figcaption></figure>"

@@ -165,7 +165,7 @@ def _characters(value: Any, text: str, name: str) -> Span:
     ]
     if len(places) != 1:
         times = f"occurs {len(places)} times in" if places else "does not occur in"
-        raise InputError(f"{name} {value!r} {times} the text; give its characters: [start, end)")
+        raise InputError(f"{name} {value!r} {times} the text; give its characters, START:END")
     return places[0]
 
 

@@ -78,7 +78,11 @@ def few_labels(results: Results) -> list[Series]:
         for name, found in named(lines).items()
     }
     axis = [100 * share for share in shares]
-    return [{"title": "", "columns": columns, "axis": axis, "runs": runs}] if runs else []
+    return (
+        [{"title": "Share of the training rows", "columns": columns, "axis": axis, "runs": runs}]
+        if runs
+        else []
+    )
 
 
 def strengths(results: Results) -> list[Series]:

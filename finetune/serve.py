@@ -27,7 +27,12 @@ LONGEST = 2_000
 """Characters of a post."""
 LARGEST_UPLOAD = "16mb"
 EXAMPLES = 6
-STYLE = ".gradio-container { max-width: 75rem !important } #pick button { min-width: 8rem }"
+STYLE = """
+.gradio-container { width: 100% !important; max-width: 75rem !important; margin: 0 auto !important }
+#pick button { min-width: 8rem }
+"""
+INTRODUCTION = """## Fusion-MRE
+Paste a post, select the words of an entity and press its button, add the picture, and read."""
 
 SELECTION = """(_, text, now) => {
     const post = document.querySelector("#post textarea");
@@ -119,7 +124,7 @@ def answer(
                 shown["note"] = "No part of the picture speaks for this answer."
             else:
                 shown["note"] = (
-                    f"Without the brightest part of the picture, {found['relation']} would lose "
+                    f"Without the framed part of the picture, {found['relation']} would lose "
                     f"{loss:.1f} of {share:.1f} %."
                 )
                 with Image.open(image) as picture:
@@ -188,17 +193,23 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
     def ask(
         text: str, image: str | None, head: str, tail: str, look: bool, caption: str
     ) -> list[Any]:
-        values: list[Any] = []
+        values: list[Any] = [gr.Row(visible=True)]
         for extract in runs.values():
             try:
                 shown = answer(extract, text, head, tail, image, look, caption)
-                values += [shown["spans"], shown["bars"] or None, shown["note"], shown["picture"]]
+                note, picture = shown["note"], shown["picture"]
             except InputError as error:
-                values += [[], None, f"**Not read:** {error}", None]
+                shown, note, picture = {"spans": [], "bars": {}}, f"**Not read:** {error}", None
+            values += [
+                note,
+                gr.HighlightedText(shown["spans"], visible=bool(shown["spans"])),
+                gr.Label(shown["bars"] or None, visible=bool(shown["bars"])),
+                gr.Image(picture, visible=picture is not None),
+            ]
         return values
 
     with gr.Blocks(title="Fusion-MRE", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        gr.Markdown("## Fusion-MRE\nA post and its picture → relation or entities.")
+        gr.Markdown(INTRODUCTION + (" Or click an example below." if examples else ""))
         selected = gr.Textbox("0:0", visible="hidden", max_length=20)
         with gr.Row():
             with gr.Column():
@@ -224,20 +235,20 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
                 height=380,
                 elem_id="picture",
             )
-        outputs: list[Any] = []
-        with gr.Row():
+        with gr.Row(visible=False) as answers:  # empty panes would push the examples away
+            outputs: list[Any] = [answers]
             for name in runs:
                 with gr.Column():
                     gr.Markdown(f"### {'/'.join(Path(name).parts[-2:])}")
                     outputs += [
-                        gr.HighlightedText(label="Entities", combine_adjacent=False),
-                        gr.Label(label="Relation", num_top_classes=5, visible=relation),
                         gr.Markdown(),
+                        gr.HighlightedText(label="Entities", combine_adjacent=False),
+                        gr.Label(label="Relation", num_top_classes=5),
                         gr.Image(
                             label="Where it looked",
+                            show_label=False,  # it would hide a corner of the picture
                             buttons=["download", "fullscreen"],
                             height=380,
-                            visible=relation,
                         ),
                     ]
         if examples:

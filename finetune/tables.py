@@ -37,7 +37,7 @@ def read_predictions(run: Path) -> list[Answers]:
 def main_table(results: Results, answers: Mapping[str, Sequence[Answers]]) -> pages.Table:
     """One run a row."""
     head = ["run", "task", "method", "start", "images", "labels", "seeds", "dev F1"]
-    head += [f"test {name}" for name in ("F1", "P", "R", "accuracy")]
+    head += ["test F1", "P", "R", "accuracy"]
     rows = []
     for name, result in results.items():
         config, test = result["provenance"]["config"], result["test"]
@@ -271,19 +271,20 @@ def protocol_table(results: Results) -> pages.Table:
             [
                 name,
                 result["protocol"],
-                f"{Path(provenance['config']['data']).name}, {first['train_rows']} training rows",
+                Path(provenance["config"]["data"]).name,
                 hashlib.sha256(hashes).hexdigest()[:8],
                 reads(result),
                 ", ".join(str(seed["seed"]) for seed in seeds),
                 epochs,
-                str(first["steps"]),
+                f"{first['train_rows']:,}",
+                f"{first['steps']:,}",
                 f"{first['parameters']:,}",
                 f"{provenance['seconds']:.0f}",
                 f"{first['processes']} x {first['device']}, {first['precision']}",
             ]
         )
     head = ["run", "protocol", "data", "inputs' hash", "reads beside the text", "seeds"]
-    head += ["chosen epoch", "steps", "parameters", "seconds", "on"]
+    head += ["chosen epoch", "rows", "steps", "parameters", "seconds", "on"]
     return pages.Table(head, rows, numeric=7)
 
 

@@ -132,6 +132,8 @@ def parse_config(
         return config_class(**parser.instantiate_classes(namespace).as_dict())
     except ArgumentError as error:
         message = f"{prog}: {_one_line(str(error))}{_nearest(str(error), parser)}"
+        if "arguments are required" in message:
+            message += f"; see `{prog} --help`"
         raise CommonError(message) from None
     except (ValueError, TypeError) as error:
         raise CommonError(f"{prog}: {_one_line(str(error))}") from error

@@ -1,4 +1,4 @@
-"""PROMU fine-tuned: fused text and picture states (ACM MM 2023, §4.4; promu.md §6).
+"""PROMU fine-tuned: fused text and picture states (ACM MM 2023, §4.4).
 
 Relations: `h = [e_[E1] ; e_[E2]]` from the fusion layers, Linear(2D, D)–ReLU–Linear(D, C); the
 paper leaves its classifier unspecified, this is the released code's. Entities: emissions from the
