@@ -49,7 +49,7 @@ def looks(panels: Sequence[tuple[str, Image.Image]], text: str, path: Path) -> N
     columns = 2 if len(panels) in (1, 2, 4) else 3
     lines, width = -(-len(panels) // columns), PAPER / columns
     tallest = max(picture.height / picture.width for _, picture in panels)
-    heading = textwrap.fill(text.replace("$", r"\$"), 54)
+    heading = textwrap.fill(text.replace("$", r"\$"), 58)
     height = lines * (width * min(tallest, 1.6) + 0.42) + 0.14 * (heading.count("\n") + 1)
     figure = Figure(figsize=(PAPER, height), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()

@@ -107,9 +107,10 @@ def few_labels(report: Report) -> list[Section]:
         return []
     path = report.figure("few_labels")
     figures.study(series.few_labels(report.results), path)
-    caption = f"Test F1 over shares of the training rows. {report.protocol()}"
+    scored = "Test F1 (dev where there is no test)"
+    caption = f"{scored} over shares of the training rows. {report.protocol()}"
     shown = Picture(path, "Lines: test F1 over shares of the training rows", caption)
-    return [Section("Few labels", "Test F1 over shares of train.", [table], [shown])]
+    return [Section("Few labels", f"{scored} over shares of train.", [table], [shown])]
 
 
 def views(report: Report) -> list[Section]:

@@ -265,17 +265,17 @@ def start(config: ServeConfig, launch: Callable[..., Any] | None = None) -> None
     Raises:
         InputError: gradio is not installed, or a run cannot be read.
     """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise InputError("the page needs gradio: pip install 'fusion-mre[serve]'") from None
     live = live_inputs(config)
     names = [config.run, *([config.compare] if config.compare else [])]
     runs = {
         name: Extractor.from_pretrained(name, ner=config.ner, live=live)
         for name in dict.fromkeys(names)
     }
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise InputError("the page needs gradio: pip install 'fusion-mre[serve]'") from None
     folders = [config.examples] if config.examples else None
     blocks = page(runs, read_examples(config.examples) if config.examples else [])
     (launch or blocks.launch)(

@@ -108,6 +108,8 @@ class Captioner:
     def __init__(self, model: str, prompt: str, max_new_tokens: int, device: str) -> None:
         import transformers
 
+        if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
+            raise InputError(f"--model {model}: no such folder")
         try:
             self.processor = transformers.AutoProcessor.from_pretrained(model)
             self.model = transformers.AutoModelForImageTextToText.from_pretrained(model)
