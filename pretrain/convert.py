@@ -2,8 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,12 +13,10 @@ from transformers.utils import logging
 
 from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
-from pretrain.checkpoint.card import checkpoint_card, conversion_card
+from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.remote import fetch, is_remote
-from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.checkpoint.sources import READERS, detect
 from pretrain.checkpoint.teacher import write_clip
-from pretrain.checkpoint.untrusted import load_pickle
-from pretrain.checkpoint.zero import read_zero
 from pretrain.cli import CommandParser, exit_on_input_error
 from pretrain.model.promu import Promu
 from shards.schema import InputError, atomic_path
@@ -57,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if kind in fine_tuned():
         print(f"{fine_tuned()[kind].load()(source, args)} -> {args.out}")
         return report_digest(args.out)
-    imported, tokenizer = _READERS[kind](source, args)
+    imported, tokenizer = READERS[kind](source, args)
     if args.image_size:
         imported = towers.resize_positions(imported, args.image_size)
     check(imported, args.source)
@@ -86,27 +83,6 @@ def fine_tuned() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="fusion_mre.converters")}
 
 
-def detect(source: Path, name: str) -> str:
-    """Which kind of checkpoint this is. Raises: InputError where none is recognised."""
-    if source.is_file():
-        with _about(source):
-            keys = authors.unwrap(load_pickle(source))
-        timesformer = any(key.startswith("visual_encoder.model.") for key in keys)
-        return "alpro" if timesformer else "promu"
-    if (source / "checkpoints").is_dir() or _is_step(source):
-        return "deepspeed"
-    if source.suffix in (".pt", ".pth", ".bin"):
-        raise InputError(f"{name}: no such file")
-    content = strict.read_config(hub.resolve(name))
-    kinds = {"fusion-mre": "model", "bert": "bert+vit", "clip": "clip"}
-    kind = kinds.get(str(content.get("model_type")))
-    if not kind:
-        raise InputError(
-            f"{name}: model_type {content.get('model_type')!r} is none of {list(kinds)}"
-        )
-    return kind
-
-
 def check(imported: Imported, name: str) -> None:
     """Raises: InputError unless the tensors are finite and exactly those of the configuration."""
     strict.check_values(imported.state, name)
@@ -121,108 +97,6 @@ def check(imported: Imported, name: str) -> None:
     if "heads.temperature" not in imported.state:
         del expected["heads.temperature"]
     strict.check_fits(expected, imported.state, name)
-
-
-# ---------------------------------------------------------------------- sources
-
-
-def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    if not _is_step(source):
-        steps = RunCheckpoints(source, keep=1).complete_steps()
-        if not steps:
-            raise InputError(f"{source}: no complete checkpoint in {source / 'checkpoints'}")
-        source = source / "checkpoints" / f"step-{steps[-1]}"
-    architecture = source.resolve().parents[1] / "architecture"
-    if not architecture.is_dir():
-        raise InputError(f"{source}: no {architecture}: not a checkpoint of this trainer")
-    if (source / "state.pt").is_file():
-        state = load_pickle(source / "state.pt")
-        if not isinstance(state, dict) or "model" not in state:
-            raise InputError(f"{source / 'state.pt'}: holds no `model`")
-        state = state["model"]
-    else:
-        state = read_zero(source)
-    imported = Imported(
-        strict.read_config(architecture),
-        hub.released_names(state),
-        [f"checkpoint {source.name}"],
-        checkpoint_card(source),
-    )
-    return imported, hub.load_tokenizer(architecture)
-
-
-def _read_promu(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    content = load_pickle(source)
-    with _about(source):
-        imported = authors.from_promu(content, text_layers=args.text_layers, part=args.part)
-    return imported, _tokenizer(args, imported.config["vocab_size"])
-
-
-def _read_alpro(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    vit = towers.read_vit(_vision(args))
-    content = load_pickle(source)
-    with _about(source):
-        text = authors.from_alpro(content, text_layers=args.text_layers)
-    imported = towers.add_vision(text, vit, seed=args.seed)
-    return imported, _tokenizer(args, imported.config["vocab_size"])
-
-
-def _read_towers(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    vit = towers.read_vit(_vision(args))
-    directory = hub.resolve(args.source)
-    bert = hub.read_bert(directory).eval()
-    layout = {"text_layers": args.text_layers, "layout": args.encoder_layout}
-    return towers.from_towers(bert, vit, seed=args.seed, **layout), hub.load_tokenizer(directory)
-
-
-def _read_model(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    directory = hub.resolve(args.source)
-    imported = Imported(strict.read_config(directory), strict.read_weights(directory))
-    return imported, hub.load_tokenizer(directory)
-
-
-_READERS: dict[str, Callable[[Path, argparse.Namespace], tuple[Imported, Any]]] = {
-    "deepspeed": _read_run,
-    "promu": _read_promu,
-    "alpro": _read_alpro,
-    "bert+vit": _read_towers,
-    "model": _read_model,
-}
-
-
-@contextmanager
-def _about(source: Path) -> Iterator[None]:
-    """Errors inside name the file."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if str(source) in text else f"{source}: {text}") from None
-
-
-def _is_step(source: Path) -> bool:
-    return (source / "state.pt").is_file() or any(source.glob("*model_states.pt"))
-
-
-def _vision(args: argparse.Namespace) -> str:
-    if not args.vision:
-        raise InputError(
-            f"{args.source} has no picture tower of ours: give --vision, a timm ViT such as "
-            "vit_base_patch16_224.orig_in21k, or a directory of one"
-        )
-    return args.vision
-
-
-def _tokenizer(args: argparse.Namespace, vocab_size: int) -> Any:
-    tokenizer = hub.load_tokenizer(hub.resolve(args.tokenizer))
-    if len(tokenizer) > vocab_size:
-        raise InputError(
-            f"--tokenizer {args.tokenizer}: {len(tokenizer)} word pieces, the model {vocab_size}"
-        )
-    return tokenizer
-
-
-# ---------------------------------------------------------------------- targets
 
 
 def _write_model(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
@@ -274,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="kind",
         default="auto",
-        choices=("auto", *_READERS, "clip", *sorted(fine_tuned())),
+        choices=("auto", *READERS, "clip", *sorted(fine_tuned())),
         metavar="KIND",
         help="what SRC is: %(choices)s (default: found out)",
     )

@@ -1,0 +1,133 @@
+"""What `pretrain.convert` reads: a kind of checkpoint is recognised, and read into our names."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import authors, hub, strict, towers
+from pretrain.checkpoint.authors import Imported
+from pretrain.checkpoint.card import checkpoint_card
+from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.checkpoint.untrusted import load_pickle
+from pretrain.checkpoint.zero import read_zero
+from shards.schema import InputError
+
+
+def detect(source: Path, name: str) -> str:
+    """Which kind of checkpoint this is. Raises: InputError where none is recognised."""
+    if source.is_file():
+        with _about(source):
+            keys = authors.unwrap(load_pickle(source))
+        timesformer = any(key.startswith("visual_encoder.model.") for key in keys)
+        return "alpro" if timesformer else "promu"
+    if (source / "checkpoints").is_dir() or _is_step(source):
+        return "deepspeed"
+    if source.suffix in (".pt", ".pth", ".bin"):
+        raise InputError(f"{name}: no such file")
+    content = strict.read_config(hub.resolve(name))
+    kinds = {"fusion-mre": "model", "bert": "bert+vit", "clip": "clip"}
+    kind = kinds.get(str(content.get("model_type")))
+    if not kind:
+        raise InputError(
+            f"{name}: model_type {content.get('model_type')!r} is none of {list(kinds)}"
+        )
+    return kind
+
+
+def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    if not _is_step(source):
+        steps = RunCheckpoints(source, keep=1).complete_steps()
+        if not steps:
+            raise InputError(f"{source}: no complete checkpoint in {source / 'checkpoints'}")
+        source = source / "checkpoints" / f"step-{steps[-1]}"
+    architecture = source.resolve().parents[1] / "architecture"
+    if not architecture.is_dir():
+        raise InputError(f"{source}: no {architecture}: not a checkpoint of this trainer")
+    if (source / "state.pt").is_file():
+        state = load_pickle(source / "state.pt")
+        if not isinstance(state, dict) or "model" not in state:
+            raise InputError(f"{source / 'state.pt'}: holds no `model`")
+        state = state["model"]
+    else:
+        state = read_zero(source)
+    imported = Imported(
+        strict.read_config(architecture),
+        hub.released_names(state),
+        [f"checkpoint {source.name}"],
+        checkpoint_card(source),
+    )
+    return imported, hub.load_tokenizer(architecture)
+
+
+def _read_promu(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    content = load_pickle(source)
+    with _about(source):
+        imported = authors.from_promu(content, text_layers=args.text_layers, part=args.part)
+    return imported, _tokenizer(args, imported.config["vocab_size"])
+
+
+def _read_alpro(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    vit = towers.read_vit(_vision(args))
+    content = load_pickle(source)
+    with _about(source):
+        text = authors.from_alpro(content, text_layers=args.text_layers)
+    imported = towers.add_vision(text, vit, seed=args.seed)
+    return imported, _tokenizer(args, imported.config["vocab_size"])
+
+
+def _read_towers(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    vit = towers.read_vit(_vision(args))
+    directory = hub.resolve(args.source)
+    bert = hub.read_bert(directory).eval()
+    layout = {"text_layers": args.text_layers, "layout": args.encoder_layout}
+    return towers.from_towers(bert, vit, seed=args.seed, **layout), hub.load_tokenizer(directory)
+
+
+def _read_model(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+    directory = hub.resolve(args.source)
+    imported = Imported(strict.read_config(directory), strict.read_weights(directory))
+    return imported, hub.load_tokenizer(directory)
+
+
+@contextmanager
+def _about(source: Path) -> Iterator[None]:
+    """Errors inside name the file."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if str(source) in text else f"{source}: {text}") from None
+
+
+def _is_step(source: Path) -> bool:
+    return (source / "state.pt").is_file() or any(source.glob("*model_states.pt"))
+
+
+def _vision(args: argparse.Namespace) -> str:
+    if not args.vision:
+        raise InputError(
+            f"{args.source} has no picture tower of ours: give --vision, a timm ViT such as "
+            "vit_base_patch16_224.orig_in21k, or a directory of one"
+        )
+    return args.vision
+
+
+def _tokenizer(args: argparse.Namespace, vocab_size: int) -> Any:
+    tokenizer = hub.load_tokenizer(hub.resolve(args.tokenizer))
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"--tokenizer {args.tokenizer}: {len(tokenizer)} word pieces, the model {vocab_size}"
+        )
+    return tokenizer
+
+
+READERS: dict[str, Callable[[Path, argparse.Namespace], tuple[Imported, Any]]] = {
+    "deepspeed": _read_run,
+    "promu": _read_promu,
+    "alpro": _read_alpro,
+    "bert+vit": _read_towers,
+    "model": _read_model,
+}
+"""Kind -> what reads it: (path, options) -> the checkpoint in our names, and its tokenizer."""
