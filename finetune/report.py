@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines) -> list[Section]:
-    """What the options ask for, in the order of a reader's questions."""
+    """What the options ask for, in the order of a reader's questions; runs whose inputs tell the
+    label come after the others, in tables and figures of their own."""
+    found = []
+    for number, part in enumerate(report.parts()):
+        leaky = any(result["leaky"] for result in part.results.values())
+        for section in of_runs(part, args):
+            title = f"{section.title}: *leaky* runs" if leaky else section.title
+            found.append(replace(section, title=title))
+        if number == 0:
+            found += sections.audit(report) + sections.studies(report, args.study)
+    return found + sections.pretraining(report, pretraining)
+
+
+def of_runs(report: Report, args: argparse.Namespace) -> list[Section]:
+    """What there is to say of runs that may stand beside each other."""
     found = sections.runs(report, training_curves(report.runs))
-    found += sections.audit(report) + sections.few_labels(report) + sections.views(report)
-    found += sections.studies(report, args.study)
+    found += sections.few_labels(report) + sections.views(report)
     for task in report.tasks:
         found += sections.relations(report, task) + sections.published(report, task)
     found += sections.calibrated(report)
@@ -74,7 +88,7 @@ def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines)
 
         found += insides.looks(report, args.looks) if args.looks else []
         found += insides.fused_states(report, args.states) if args.states else []
-    return found + sections.pretraining(report, pretraining)
+    return found
 
 
 # ---- Reading -------------------------------------------------------------------------------------

@@ -25,6 +25,19 @@ class Report:
     out: Path
     """The Markdown file; figures lie beside it."""
 
+    def parts(self) -> list["Report"]:
+        """Runs whose inputs tell the label apart from the others: they never share a table."""
+        found = []
+        for leaky in (False, True):
+            names = [name for name, result in self.results.items() if result["leaky"] == leaky]
+            runs, results, answers = (
+                {name: every[name] for name in names}
+                for every in (self.runs, self.results, self.answers)
+            )
+            stem = f"{self.out.stem}_leaky.md" if leaky else self.out.name
+            found += [Report(runs, results, answers, self.out.with_name(stem))] if names else []
+        return found
+
     def figure(self, kind: str) -> Path:
         """Where a figure goes."""
         return self.out.with_name(f"{self.out.stem}_{kind}.png")
@@ -60,8 +73,8 @@ def runs(report: Report, curves: Mapping[str, Lines]) -> list[Section]:
     )
     note = (
         "Percent; mean ± standard deviation over seeds; in brackets the 95 % bootstrap interval of "
-        f"test F1 over rows. In every run {CHOICE}. Rows marked *leaky* use an input that tells "
-        "the label: comparable with nothing else."
+        f"test F1 over rows. In every run {CHOICE}. Runs that use an input which tells the label "
+        "are marked *leaky* and stand apart: they are comparable with nothing else."
     )
     return [
         Section("Runs", note, [tables.main_table(report.results, report.answers)], [bars]),

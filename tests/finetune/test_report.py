@@ -57,8 +57,8 @@ def test_report_and_summary(tmp_path, runs):
     }
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     names = (
-        *("f1", "curves", "few_labels", "study1", "mnre_relations", "mnre_confusion"),
-        *("mnre_cases", "mnre_look1", "mnre_look2", "mnre_states", "pretraining"),
+        *("f1", "curves", "few_labels", "mnre_relations", "mnre_confusion", "mnre_cases"),
+        *("mnre_look1", "mnre_look2", "mnre_states", "study1", "pretraining"),
     )
     assert pictures == [f"report_{name}.png" for name in names]
     for picture in pictures:
@@ -89,6 +89,20 @@ def study_file(folder):
     path = folder / "study.json"
     path.write_text(json.dumps({"study": "noise", "seeds": "1,2", "cells": cells}))
     return path
+
+
+def test_leaky_runs_stand_apart(tmp_path, runs):
+    path = runs / "promu" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"leaky": True}))
+    out = tmp_path / "report.md"
+    main(f"report {runs}/mtb {runs}/promu {runs}/promu_10pct --out {out}".split())
+    sections = dict(part.split("\n", 1) for part in out.read_text().split("\n## ")[1:])
+    clean = "".join(text for title, text in sections.items() if "leaky" not in title)
+    leaky = "".join(text for title, text in sections.items() if title.endswith(": *leaky* runs"))
+    audit = sections["Leak audit"]
+    assert "\n| promu " not in clean.replace(audit, "") and "\n| promu |" in audit
+    assert "\n| promu *leaky* |" in leaky and "mtb" not in leaky and "promu_10pct" not in leaky
+    assert "(report_leaky_f1.png)" in leaky and (tmp_path / "report_leaky_f1.png").is_file()
 
 
 @pytest.mark.parametrize("option", ["--looks 1", "--states 5"])
