@@ -8,7 +8,9 @@ work="$(realpath -m "${1:-quickstart}")"
 cd "$(dirname "$0")/.."
 source launch/environment.sh lexicon
 mkdir -p "$work"
-started=$(date +%s)
+# Earlier calls count: a quickstart that was cut off took as long as all of its parts.
+started=$(($(date +%s) - $(cat "$work/seconds" 2>/dev/null || echo 0)))
+trap 'echo $(($(date +%s) - started)) >"$work/seconds"' EXIT
 say() { printf '\n== %s (%d s)\n' "$*" "$(($(date +%s) - started))"; }
 
 corpora="$work/corpora" shards="$work/shards"
@@ -43,7 +45,7 @@ for split in train val; do
 done
 
 say "stage 2, four losses: $work/pretrain"
-pretrain --run_dir "$work/pretrain" --optim.steps 350 --model.init "$work/prompter/model" \
+pretrain --run_dir "$work/pretrain" --optim.steps 600 --model.init "$work/prompter/model" \
     --prompter.source "$work/prompter/model" --prompter.entities "$work/entities.tsv" \
     --prompter.relations "$corpora/relations.tsv"
 model="$work/pretrain/model"
