@@ -14,6 +14,7 @@ from finetune import checkpoint, protocols, registry
 from finetune.config import EvaluateConfig, cache_directory, split_paths
 from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
 from finetune.methods.base import Method
+from finetune.metrics import entities
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.cli import InputError, atomic_path, write_json
@@ -30,8 +31,9 @@ class Predictions:
     rows: list[int]
     gold: list[Any]
     answers: list[Any]
-    probabilities: list[list[float]] | None
-    """Relations: one a label, in order of the labels. Entities: None."""
+    probabilities: list[list[Any]] | None
+    """Relations: one a label, in order of the labels. Entities: None, or where they were asked for
+    one an entity, in order of `metrics.entities`, which is None if the method knows none."""
 
     def write(self, path: Path) -> None:
         """`pred_{split}.jsonl`."""
@@ -49,23 +51,34 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(
-    method: Method, task: Task, split: LoadedSplit, precision: str, micro_batch_size: int = 64
+    method: Method,
+    task: Task,
+    split: LoadedSplit,
+    precision: str,
+    micro_batch_size: int = 64,
+    entity_scores: bool = False,
 ) -> Predictions:
-    """Answers for every row, each process its share, on the method's device; in file order."""
+    """Answers for every row, each process its share, on the method's device; in file order.
+
+    Args:
+        entity_scores: also the probability of each entity; training and evaluation need none.
+    """
     method.eval()
     device = next(method.parameters()).device
     relation = task.info.kind == "relation"
     rows = split.dataset.rows.tolist()
     mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
-    found: dict[int, tuple[Any, list[float] | None]] = {}
+    found: dict[int, tuple[Any, list[Any] | None]] = {}
     with autocast(device, precision), method.one_pass():
         for batch in mine.batches(micro_batch_size):
             batch = batch.to(device)
             output = method(batch)
-            answers = map(task.to_answer, method.decode(output, batch))
-            shares: Iterable[list[float] | None] = itertools.repeat(None, len(batch))
+            answers = list(map(task.to_answer, method.decode(output, batch)))
+            shares: Iterable[list[Any] | None] = itertools.repeat(None, len(batch))
             if relation:
                 shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5).tolist()
+            elif entity_scores:
+                shares = method.entity_scores(output, batch, list(map(entities, answers)))
             pairs = zip(answers, shares, strict=True)
             found |= zip(batch.rows.tolist(), pairs, strict=True)
     found = merge(found)
@@ -73,7 +86,7 @@ def predict(
         rows,
         split.gold,
         [found[row][0] for row in rows],
-        [found[row][1] for row in rows] if relation else None,
+        [found[row][1] for row in rows] if relation or entity_scores else None,
     )
 
 

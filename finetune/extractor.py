@@ -144,18 +144,24 @@ class Extractor:
     def _entities(
         self, run: Run, posts: Sequence[Post], chosen: Sequence[int], answers: list[dict[str, Any]]
     ) -> dict[int, list[Span]]:
-        """Fill in `entities` of the chosen posts; returns their spans."""
+        """Fill in `entities` of the chosen posts; returns their spans.
+
+        `score` is the probability of exactly this span and type, not calibrated; null where the
+        run's method gives none.
+        """
         spans: dict[int, list[Span]] = {}
         results = run.answers([(posts[i], None, None) for i in chosen])
         for i, result in zip(chosen, results, strict=True):
             if isinstance(result, Bad):
                 answers[i]["error"] = result.error
                 continue
-            found = [(kind, (first, last + 1)) for kind, first, last in entities(result[0])]
+            tags, scores = result
+            found = [(kind, (first, last + 1)) for kind, first, last in entities(tags)]
             answers[i]["entities"] = [
-                {**posts[i].mention(span), "type": kind, "words": list(span)}
-                for kind, span in found
-            ]
+                {**posts[i].mention(span), "type": kind, "words": list(span),
+                 "score": None if score is None else round(score, 4)}
+                for (kind, span), score in zip(found, scores, strict=True)
+            ]  # fmt: skip
             spans[i] = [span for _, span in found]
         return spans
 

@@ -111,8 +111,9 @@ class Run:
         wants = reads_captions(self.inputs.get("captions"))
         return self.live.describe(posts) if wants else list(posts)
 
-    def answers(self, wanted: Sequence[Wanted]) -> list[tuple[Any, np.ndarray | None] | Bad]:
-        """(answer, calibrated probabilities) of each post; where one cannot be read, why.
+    def answers(self, wanted: Sequence[Wanted]) -> list[tuple[Any, Any] | Bad]:
+        """(relation, calibrated probabilities) of each post, or (tags, list of its entities'
+        scores, None where the method knows none); where one cannot be read, why.
 
         What a provider refuses is found by halving: the others of the chunk are not lost.
         """
@@ -131,9 +132,7 @@ class Run:
                 return [Bad(reason(error, wanted[0][0]))]
             return self.answers(wanted[:half]) + self.answers(wanted[half:])
 
-    def _answers(
-        self, wanted: Sequence[Wanted], scratch: Path
-    ) -> list[tuple[Any, np.ndarray | None]]:
+    def _answers(self, wanted: Sequence[Wanted], scratch: Path) -> list[tuple[Any, Any]]:
         names: dict[Any, str | None] = {(None, None): None}
         rows = []
         for number, one in enumerate(wanted):
@@ -146,10 +145,12 @@ class Run:
         options = InputOptions(**self.inputs, cache=scratch / "cache")
         options = self.live.make(options, self.method, task, [post for post, _, _ in wanted])
         loaded = load_split(task, "test", self.tokenizer, self.method, options)
-        found = predict(self.method, task, loaded, self.precision, self.batch_size)
-        if found.probabilities is None:
-            return [(answer, None) for answer in found.answers]
-        shares = calibration.sharpen(np.array(found.probabilities), self.temperature)
+        found = predict(
+            self.method, task, loaded, self.precision, self.batch_size, entity_scores=True
+        )
+        shares: Any = found.probabilities
+        if self.info.kind == "relation":
+            shares = calibration.sharpen(np.array(shares), self.temperature)
         return list(zip(found.answers, shares, strict=True))
 
 

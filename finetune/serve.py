@@ -6,7 +6,6 @@ stands beside the first. gradio (extra `serve`) draws the page; it is bound to t
 unless `--host` says otherwise, and sends nothing anywhere.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,13 @@ from finetune.own_inputs import live_inputs, reads_captions
 from finetune.posts import parse_post
 from pretrain.cli import InputError
 
-LOG = logging.getLogger(__name__)
 LONGEST = 2_000
 """Characters of a post."""
 LARGEST_UPLOAD = "16mb"
+NOTHING = {"bars": {}, "spans": [], "colors": {}, "note": "", "picture": None}
 EXAMPLES = 6
+COLORS = ("blue", "green", "orange", "purple", "teal", "red", "yellow", "pink", "cyan", "lime")
+"""Of entity types, in the order of the run's labels."""
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 75rem !important; margin: 0 auto !important }
 #pick button { min-width: 8rem }
@@ -85,8 +86,8 @@ def answer(
         caption: what the picture shows; blank: not said.
 
     Returns:
-        `bars` relation -> probability, `spans` (text, type or None) pieces, `note` one line,
-        `picture` the overlay or None.
+        `bars` relation -> probability, `spans` (text, name or None) pieces, `colors` of names
+        (one a type), `note` one line, `picture` the overlay or None.
 
     Raises:
         InputError: one line for the user.
@@ -102,11 +103,13 @@ def answer(
         raise InputError(found["error"])
     chosen = ((post.head, "head"), (post.tail, "tail"))
     spans = [(*post.characters(span), name) for span, name in chosen if span]
-    shown = {"bars": {}, "spans": pieces(text, spans), "note": "", "picture": None}
+    shown = NOTHING | {"spans": pieces(text, spans)}
     if "entities" in found:
-        shown["spans"] = pieces(
-            text, [(e["start"], e["end"], e["type"]) for e in found["entities"]]
-        )
+        named = [(e, scored(e)) for e in found["entities"]]
+        shown["spans"] = pieces(text, [(e["start"], e["end"], name) for e, name in named])
+        labels = (extract.ner or extract.run).info.labels  # O, B-x, I-x, B-y, …
+        colors = {label[2:]: COLORS[(i - 1) // 2 % len(COLORS)] for i, label in enumerate(labels)}
+        shown["colors"] = {name: colors[e["type"]] for e, name in named}
         shown["note"] = f"{len(found['entities'])} entities"
     if "relations" in found:
         related = [pair for pair in found["relations"] if pair["related"]]
@@ -130,6 +133,11 @@ def answer(
                 with Image.open(image) as picture:
                     shown["picture"] = looking.overlay(picture, worth)
     return shown
+
+
+def scored(entity: dict[str, Any]) -> str:
+    """`PER 93%`, or `PER` alone where the run gives no score."""
+    return entity["type"] + ("" if entity["score"] is None else f" {entity['score']:.0%}")
 
 
 def pieces(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
@@ -197,14 +205,15 @@ def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
         for extract in runs.values():
             try:
                 shown = answer(extract, text, head, tail, image, look, caption)
-                note, picture = shown["note"], shown["picture"]
             except InputError as error:
-                shown, note, picture = {"spans": [], "bars": {}}, f"**Not read:** {error}", None
+                shown = NOTHING | {"note": f"**Not read:** {error}"}
             values += [
-                note,
-                gr.HighlightedText(shown["spans"], visible=bool(shown["spans"])),
+                shown["note"],
+                gr.HighlightedText(
+                    shown["spans"], color_map=shown["colors"], visible=bool(shown["spans"])
+                ),
                 gr.Label(shown["bars"] or None, visible=bool(shown["bars"])),
-                gr.Image(picture, visible=picture is not None),
+                gr.Image(shown["picture"], visible=shown["picture"] is not None),
             ]
         return values
 

@@ -24,7 +24,7 @@ its own, so a finished run can be the `--init` of the next. Everything else is n
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from finetune.batch import Batch
+from finetune.metrics import Entity
 from finetune.tasks.base import TaskInfo
 from pretrain.optim import parameter_groups
 
@@ -105,6 +106,15 @@ class Method(nn.Module):
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
         """One prediction a row: a label id, or (entities) the list of its words' label ids."""
         return output.logits.argmax(dim=-1).tolist()
+
+    def entity_scores(
+        self, output: MethodOutput, batch: Batch, entities: Sequence[Sequence[Entity]]
+    ) -> list[list[float | None]]:
+        """Probability of each row's entities, as `self.head` knows it (`layers.TaggingHead`);
+        None of each where it has no `entity_scores`."""
+        if not hasattr(getattr(self, "head", None), "entity_scores"):
+            return [[None] * len(found) for found in entities]
+        return self.head.entity_scores(output, batch, entities)
 
     def one_pass(self) -> AbstractContextManager[None]:
         """Surrounds a pass over a split at evaluation: the weights stand still, so that a method

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from finetune.metrics import Entity
+
 
 class LinearChainCRF(nn.Module):
     """Scores a tag sequence y over emissions e as
@@ -27,6 +29,7 @@ class LinearChainCRF(nn.Module):
                 untouched: the data itself holds orphan `I-` tags (Twitter-2015).
         """
         super().__init__()
+        self.labels = tuple(labels)
         num_tags = len(labels)
         self.start_transitions = nn.Parameter(torch.empty(num_tags))
         self.end_transitions = nn.Parameter(torch.empty(num_tags))
@@ -53,8 +56,9 @@ class LinearChainCRF(nn.Module):
         check_mask(mask)
         with torch.autocast(emissions.device.type, enabled=False):
             emissions = emissions.float().masked_fill(~mask[..., None], 0.0)
-            return self._score(emissions, tags.masked_fill(~mask, 0), mask) - self._log_partition(
-                emissions, mask
+            score = self._score(emissions, tags.masked_fill(~mask, 0), mask)
+            return score - self._log_partition(
+                emissions, mask, self.start_transitions, self.transitions
             )
 
     def _score(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
@@ -65,11 +69,16 @@ class LinearChainCRF(nn.Module):
         ends = self.start_transitions[tags[:, 0]] + self.end_transitions[last]
         return ends + at_tags.sum(1) + steps.sum(1)
 
-    def _log_partition(self, emissions: Tensor, mask: Tensor) -> Tensor:
-        """(B,) log of the summed exponential scores of all K^length sequences."""
-        alpha = self.start_transitions + emissions[:, 0]  # (B, K)
+    def _log_partition(
+        self, emissions: Tensor, mask: Tensor, start: Tensor, transitions: Tensor
+    ) -> Tensor:
+        """(B,) log of the summed exponential scores of all K^length sequences.
+
+        What is -inf in an emission, in `start` (K,) or in `transitions` (K, K) takes no part.
+        """
+        alpha = start + emissions[:, 0]  # (B, K)
         for t in range(1, emissions.shape[1]):
-            paths = alpha[:, :, None] + self.transitions + emissions[:, t, None, :]  # (B, K, K)
+            paths = alpha[:, :, None] + transitions + emissions[:, t, None, :]  # (B, K, K)
             alpha = torch.where(mask[:, t, None], paths.logsumexp(1), alpha)
         return (alpha + self.end_transitions).logsumexp(1)
 
@@ -82,9 +91,8 @@ class LinearChainCRF(nn.Module):
         check_mask(mask)
         with torch.autocast(emissions.device.type, enabled=False):
             emissions = emissions.float().masked_fill(~mask[..., None], 0.0)
-            transitions = self.transitions.masked_fill(self.illegal_step, -torch.inf)
-            best = self.start_transitions.masked_fill(self.illegal_start, -torch.inf)
-            best = best + emissions[:, 0]  # (B, K)
+            start, transitions = self._decoded_transitions()
+            best = start + emissions[:, 0]  # (B, K)
             stay = torch.arange(best.shape[1], device=best.device).expand_as(best)
             backward = []  # per step (B, K): the best previous tag
             for t in range(1, emissions.shape[1]):
@@ -99,6 +107,80 @@ class LinearChainCRF(nn.Module):
             tags.append(tag)
         paths = torch.stack(tags[::-1], dim=1).tolist()
         return [path[:length] for path, length in zip(paths, mask.sum(1).tolist(), strict=True)]
+
+    def _decoded_transitions(self) -> tuple[Tensor, Tensor]:
+        """Start (K,) and step (K, K) scores; -inf where `mask_illegal` forbids."""
+        start = self.start_transitions.masked_fill(self.illegal_start, -torch.inf)
+        return start, self.transitions.masked_fill(self.illegal_step, -torch.inf)
+
+    @torch.no_grad()
+    def entity_probabilities(
+        self,
+        emissions: Tensor,
+        mask: Tensor,
+        places: Tensor,
+        word_mask: Tensor,
+        entities: Sequence[Sequence[Entity]],
+    ) -> list[list[float]]:
+        """Posterior probability that a sentence's tags read as this entity, exactly; uncalibrated.
+
+        Its first word is `B-x`, or an `I-x` that follows no `x`; its other words are `I-x`, the
+        word after it is not: what `metrics.entities` finds. The sum over all such sequences, by
+        the forward recursion with the other tags at -inf, over the sum of all that `decode`
+        chooses from. Words may share the chain with positions that are free (later pieces).
+
+        Args:
+            emissions, mask: as in `log_likelihood`.
+            places: (B, W) the position at which each word's tag is read.
+            word_mask: (B, W) bool, where a word is.
+            entities: of each sentence.
+
+        Returns:
+            As many probabilities a sentence as it has entities.
+        """
+        check_mask(mask)
+        device = emissions.device
+        flat = [(row, *entity) for row, found in enumerate(entities) for entity in found]
+        if not flat:
+            return [[] for _ in entities]
+        rows = torch.tensor([row for row, *_ in flat], device=device)
+        shut = self._shut([entity for _, *entity in flat], word_mask[rows]).float()
+        where = places[rows, :, None].expand_as(shut[0])  # (N, W, K)
+        with torch.autocast(device.type, enabled=False):
+            emissions = emissions.float().masked_fill(~mask[..., None], 0.0)
+            legal = self._decoded_transitions()
+            total = self._log_partition(emissions, mask, *legal)[rows]  # (N,)
+            parts = []
+            for words in shut:  # begun with B-x, then with I-x
+                at = torch.zeros_like(emissions[rows]).scatter_add_(1, where, words) > 0
+                given = emissions[rows].masked_fill(at, -torch.inf)
+                parts.append(self._log_partition(given, mask[rows], *legal))
+            found = iter((torch.logaddexp(*parts) - total).exp().clamp(max=1.0).tolist())
+        return [[next(found) for _ in some] for some in entities]
+
+    def _shut(self, entities: Sequence[Entity], word_mask: Tensor) -> Tensor:
+        """(2, N, W, K) bool: tags that no word can have if the N entities begin with B-x, with I-x.
+
+        Args:
+            word_mask: (N, W) of their sentences.
+        """
+        device = word_mask.device
+        begin, inside = (
+            torch.tensor(
+                [[f"{p}-{kind}" == label for label in self.labels] for kind, _, _ in entities]
+            )
+            for p in "BI"
+        )  # (N, K)
+        begin, inside = begin.to(device)[:, None], inside.to(device)[:, None]
+        spans = torch.tensor([span for _, *span in entities], device=device)
+        first, last = spans[:, :1], spans[:, 1:]
+        word = torch.arange(word_mask.shape[1], device=device)
+        before, at = (word == first - 1)[..., None], (word == first)[..., None]  # (N, W, 1)
+        within = ((first < word) & (word <= last))[..., None]
+        after = ((word == last + 1) & word_mask)[..., None]
+        rest = (within & ~inside) | (after & inside)
+        with_b, with_i = at & ~begin, (at & ~inside) | (before & (begin | inside))
+        return torch.stack([rest | with_b, rest | with_i])
 
 
 def check_mask(mask: Tensor) -> None:

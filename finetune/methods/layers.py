@@ -3,6 +3,7 @@
 B: rows, L: positions, W: words, D: hidden size, C: labels.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from transformers import BertModel
 from finetune.batch import Batch
 from finetune.methods.base import MethodOutput, Source
 from finetune.methods.crf import LinearChainCRF, PieceTags
+from finetune.metrics import Entity
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_fusion, load_text_tower
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -92,6 +94,14 @@ class TaggingHead(nn.Module):
         """The likeliest tags (Viterbi)."""
         return self.crf.decode(output.logits, batch.word_mask)
 
+    def entity_scores(
+        self, output: MethodOutput, batch: Batch, entities: Sequence[Sequence[Entity]]
+    ) -> list[list[float]]:
+        """The chain's posterior probability of each entity."""
+        mask = batch.word_mask
+        places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+        return self.crf.entity_probabilities(output.logits, mask, places, mask, entities)
+
 
 class PieceTaggingHead(nn.Module):
     """HVPNeT's and TMR's way: one chain of tags over all word pieces (`crf.PieceTags`)."""
@@ -116,6 +126,14 @@ class PieceTaggingHead(nn.Module):
         """The likeliest tags (Viterbi), read at the words' first pieces."""
         paths = self.crf.decode(output.logits, batch.attention_mask)
         return self.tags.to_words(paths, batch.word_starts, batch.word_mask)
+
+    def entity_scores(
+        self, output: MethodOutput, batch: Batch, entities: Sequence[Sequence[Entity]]
+    ) -> list[list[float]]:
+        """The chain's posterior probability of each entity, whatever the words' later pieces."""
+        return self.crf.entity_probabilities(
+            output.logits, batch.attention_mask, batch.word_starts, batch.word_mask, entities
+        )
 
 
 def relation_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:

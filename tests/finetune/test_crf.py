@@ -7,6 +7,7 @@ import torch
 from torchcrf import CRF
 
 from finetune.methods.crf import LinearChainCRF, PieceTags, illegal_transitions
+from finetune.metrics import entities
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -165,3 +166,100 @@ def test_piece_tags():
     assert tags.to_words(paths, starts, word_mask) == [[3, 0, 0], [1]]
     odd = [[0, tags.names.index("X"), 0, 2, 0], [0, tags.names.index("[SEP]"), 0]]
     assert tags.to_words(odd, starts, word_mask) == [[0, 0, 1], [0]]
+
+
+# ---------------------------------------------------------------------- probability of an entity
+
+
+def enumerated(crf: LinearChainCRF, emissions: torch.Tensor, legal: bool):
+    """Every tag sequence of a sentence (length, K) with its probability, written out."""
+    start, end = crf.start_transitions.tolist(), crf.end_transitions.tolist()
+    step, rows = crf.transitions.tolist(), emissions.tolist()
+    sequences = list(itertools.product(range(len(start)), repeat=len(rows)))
+    if legal:
+        sequences = [s for s in sequences if is_legal([crf.labels[tag] for tag in s])]
+    scores = [
+        start[s[0]] + end[s[-1]] + sum(row[tag] for row, tag in zip(rows, s, strict=True))
+        + sum(step[a][b] for a, b in itertools.pairwise(s))
+        for s in sequences
+    ]  # fmt: skip
+    return zip(
+        sequences, torch.tensor(scores, dtype=torch.float64).softmax(0).tolist(), strict=True
+    )
+
+
+def is_legal(names: list[str]) -> bool:
+    """`I-x` follows `B-x` or `I-x`."""
+    pairs = itertools.pairwise(["O", *names])
+    return all(name[0] != "I" or before in (f"B{name[1:]}", name) for before, name in pairs)
+
+
+def wide(crf: LinearChainCRF) -> LinearChainCRF:
+    """Scores that matter: at the initial ±0.1 the chain would be almost independent."""
+    with torch.no_grad():
+        for parameter in crf.parameters():
+            parameter.normal_(std=1.5)
+    return crf
+
+
+@pytest.mark.parametrize("legal", [False, True])
+def test_entity_probabilities_are_sums_over_all_sequences(legal):
+    """Every entity of every sentence of 1 to 5 words at once; what is masked is not read."""
+    torch.manual_seed(11)
+    crf = wide(LinearChainCRF(BIO, mask_illegal=legal))
+    emissions, mask = 2 * torch.randn(5, 6, len(BIO)), torch.arange(6) < torch.arange(1, 6)[:, None]
+    asked = [
+        [(kind, a, b) for kind in ("PER", "LOC") for a in range(n) for b in range(a, n)]
+        for n in range(1, 6)
+    ]
+    expected = [dict.fromkeys(some, 0.0) for some in asked]
+    for row, sums in enumerate(expected):
+        for tags, share in enumerated(crf, emissions[row, : row + 1], legal):
+            for entity in entities([BIO[tag] for tag in tags]):
+                sums[entity] += share
+    dirty = emissions.masked_fill(~mask[..., None], float("nan"))
+    places = torch.arange(6).expand(5, -1)
+    found = crf.entity_probabilities(dirty, mask, places, mask, asked)
+    for given, sums in zip(found, expected, strict=True):
+        assert given == pytest.approx(list(sums.values()), abs=2e-6)
+        assert max(given) <= 1
+    assert max(map(max, found)) > 0.5
+    assert crf.entity_probabilities(dirty, mask, places, mask, [[]] * 5) == [[]] * 5
+    some = [[], asked[1][:1], [], [], asked[4][3:5]]
+    part = crf.entity_probabilities(dirty, mask, places, mask, some)
+    assert [len(row) for row in part] == [0, 1, 0, 0, 2]
+    assert part[4] == pytest.approx(found[4][3:5], abs=1e-6)
+
+
+def test_entity_probabilities_of_a_chain_of_pieces():
+    """Words are read at first pieces, one without any at [CLS]; the other pieces are free."""
+    torch.manual_seed(5)
+    pieces = PieceTags(["O", "B-A", "I-A"])
+    crf = wide(LinearChainCRF(pieces.names))
+    emissions = torch.randn(2, 5, 7)
+    mask = torch.tensor([[True] * 5, [True] * 4 + [False]])
+    places = torch.tensor([[1, 3, 4], [1, 0, 2]])
+    words = torch.tensor([[True, True, True], [True, True, False]])
+    asked = [[("A", a, b) for a in range(n) for b in range(a, n)] for n in (3, 2)]
+    found = crf.entity_probabilities(emissions, mask, places, words, asked)
+    for row, some in enumerate(asked):
+        sums = dict.fromkeys(some, 0.0)
+        for path, share in enumerated(crf, emissions[row][mask[row]], legal=False):
+            (tags,) = pieces.to_words([path], places[row : row + 1], words[row : row + 1])
+            for entity in entities([("O", "B-A", "I-A")[tag] for tag in tags]):
+                sums[entity] += share
+        assert found[row] == pytest.approx(list(sums.values()), abs=2e-6)
+    assert max(map(max, found)) > 0.1
+
+
+def test_entity_probabilities_in_half_precision_and_long_sentences():
+    """bf16 emissions under autocast, 400 words: finite, and the chain is still in fp32."""
+    torch.manual_seed(2)
+    crf = wide(LinearChainCRF(BIO))
+    emissions, mask = 8 * torch.randn(1, 400, 5).bfloat16(), torch.ones(1, 400, dtype=torch.bool)
+    places = torch.arange(400)[None]
+    asked = [entities([BIO[tag] for tag in crf.decode(emissions, mask)[0]])]
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = crf.entity_probabilities(emissions, mask, places, mask, asked)
+    (exact,) = crf.double().entity_probabilities(emissions, mask, places, mask, asked)
+    assert len(found) > 100 and found == pytest.approx(exact, abs=1e-3)

@@ -8,15 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import calibration, evaluate
+from finetune import calibration, evaluate, serve
 from finetune.__main__ import main
 from finetune.checkpoint import save_method
 from finetune.extractor import Extractor
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
+from finetune.methods.layers import TaggingHead
 from finetune.methods.mkgformer import MKGformer, MKGformerConfig
 from finetune.methods.promu import Promu, PromuConfig
+from finetune.metrics import entities
 from finetune.own_inputs import LiveInputs, check_needs
 from finetune.posts import APART, WHOLE_TAGS, parse_post
 from finetune.tasks.base import TaskInfo
@@ -164,6 +166,51 @@ def test_entities_have_their_characters(ner):
         assert entity["start"] == post.places[first][0] and entity["end"] == post.places[end - 1][1]
         covered |= set(range(first, end))
     assert covered == {i for i, tag in enumerate(tags) if tag != "O"}
+
+
+def test_entities_have_their_scores(tmp_path, ner, capsys):
+    """Scores are the chain's posteriors of the batch itself: in Python, in bulk, on the page."""
+    extractor = Extractor.from_pretrained(ner)
+    text = "RT @x: Ann and  Bob, tonight!"
+    answer = extractor(text)
+    given = [entity["score"] for entity in answer["entities"]]
+    assert len(set(given)) > 1 and all(0 < s < 1 and round(s, 4) == s for s in given)
+
+    parts, post = extractor.run, parse_post({"text": text}, None, "twitter2017")
+    batch = parts.tokenizer([list(post.tokens)], is_split_into_words=True, return_tensors="pt")
+    starts = [batch.word_ids(0).index(word) for word in range(len(post.tokens))]
+    method = parts.method.eval()
+    with torch.no_grad():
+        states = method.encoder(**batch).last_hidden_state[:, starts]
+        emissions, mask = method.head.emission(states), torch.ones(1, len(starts)).bool()
+        tags = method.head.crf.decode(emissions, mask)
+        found = entities([ENTITIES.labels[tag] for tag in tags[0]])
+        places = torch.arange(len(starts))[None]
+        (exact,) = method.head.crf.entity_probabilities(emissions, mask, places, mask, [found])
+    assert given == pytest.approx(exact, abs=1e-4)
+
+    source = write(tmp_path / "p.jsonl", [{"text": "Ann"}, "x\n", {"text": text}])
+    main(["predict", str(ner), "--input", str(source)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "error" in lines[1]
+    assert [e["score"] for e in lines[2]["entities"]] == pytest.approx(given, abs=2e-4)
+
+    shown = serve.answer(extractor, text, "", "", None, False)
+    labels = [label for _, label in shown["spans"] if label]
+    assert labels == [f"{e['type']} {e['score']:.0%}" for e in answer["entities"]]
+    assert "".join(piece for piece, _ in shown["spans"]) == text
+    colors = {label.split()[0]: set() for label in labels}
+    for label in labels:
+        colors[label.split()[0]].add(shown["colors"][label])
+    assert all(len(some) == 1 for some in colors.values())
+    assert len(set.union(*colors.values())) == len(colors)
+
+
+def test_a_method_without_a_chain_has_no_scores(ner, monkeypatch):
+    """null, not a made-up figure."""
+    monkeypatch.delattr(TaggingHead, "entity_scores")
+    found = Extractor.from_pretrained(ner)("RT @x: Ann and  Bob, tonight!")["entities"]
+    assert found and all(entity["score"] is None for entity in found)
 
 
 def test_pairs_of_found_entities(run, ner, mnre_folder):
