@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from shards.schema import CommandParser, InputError, atomic_path, write_json
+from shards.command import CommandParser
+from shards.schema import InputError, atomic_path, write_json
 
 # Four names are the shards' own, passed on: fine-tuning does not import shards.schema.
 __all__ = [
@@ -26,6 +27,10 @@ __all__ = [
 
 Config = TypeVar("Config")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_WRONG_PATH = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 class CommonError(InputError):
@@ -46,8 +51,8 @@ def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except OSError as error:  # of a file: a path of the user's, or its disk
-            if error.filename is None and error.errno not in _FULL:
+        except OSError as error:  # others, such as a file server's hiccup, are no wrong input
+            if error.errno not in _FULL and (not error.filename or error.errno not in _WRONG_PATH):
                 raise
             sys.stderr.write(f"error: {error.filename or 'disk'}: {error.strerror}\n")
             sys.exit(2)
@@ -67,6 +72,7 @@ def _parser(config_class: type, prog: str | None, description: str, example: str
         description=f"{description}\n\nexample: {example}",
         exit_on_error=False,
         formatter_class=_formatter(),
+        allow_abbrev=False,  # `--seed` would be taken for `--seeds`
         **kwargs,
     )
     parser.add_argument(

@@ -203,7 +203,10 @@ class DeepSpeedEngine:
 
     def step(self) -> None:
         """After each micro-batch; updates at the end of an accumulation."""
+        last = self.engine.is_gradient_accumulation_boundary()
         self.engine.step()
+        if last and getattr(self.engine.optimizer, "overflow", False):
+            self.engine.lr_scheduler.step()  # DeepSpeed's schedule would wait; ours counts steps
 
     @property
     def lr(self) -> float:
@@ -223,10 +226,12 @@ class DeepSpeedEngine:
 
     def save(self, root: Path, tag: str, write: Write = torch.save) -> None:
         """Collective: weights, moments and schedule below root/tag."""
-        if write is not torch.save:
-            self.engine.checkpoint_engine.save = write  # called with (state_dict, path)
         state = {"scaler": self.scaler.state_dict()}
-        self.engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+        self.engine.checkpoint_engine.save = write  # called with (state_dict, path)
+        try:
+            self.engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
+        finally:
+            del self.engine.checkpoint_engine.save
 
     def load(self, root: Path, tag: str) -> None:
         """Collective: inverse of `save`, in the same layout or from a `-universal` copy."""

@@ -1,5 +1,6 @@
 """The steps of a pre-training run: batches in; updates, log lines, validations, checkpoints out."""
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,14 +84,12 @@ class Run:
         reason, step = None, done
         with StopSignal() as stop:
             self.engine.module.train()
-            try:
+            with self.checkpoints.finished():
                 while step < total and not reason:
                     step += 1
                     self.one_step(step)
                     reason = stop.agreed() if step < total else None
                     self._after(step, reason, samples + (step - done) * self.size)
-            finally:
-                self.checkpoints.finish()
         if self.report:
             if reason:
                 self.report.say(f"stopped after step {step} ({reason}); the same command goes on")
@@ -158,6 +157,8 @@ class Run:
         means = dict(zip(self.sums, (values / values[-1].clamp(min=1e-9)).tolist(), strict=True))
         del means["count"]
         extra = {"grad_norm": float(self.engine.grad_norm), "lr": self.engine.lr}
+        if not math.isfinite(extra["grad_norm"]):  # an update left out; JSON has no word for it
+            del extra["grad_norm"]
         if self.watch.skipped:
             extra["skipped_updates"] = self.watch.skipped
         if self.report:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain import distributed
+from pretrain.cli import InputError
 
 
 class BackgroundWriter:
@@ -27,7 +28,7 @@ class BackgroundWriter:
         self._group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
         self._files: list[tuple[Path, io.BytesIO]] = []
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
     def take(self, state_dict: Any, path: str | Path) -> None:
         """In place of `torch.save`: what is here now is written to `path` after `start`."""
@@ -42,27 +43,32 @@ class BackgroundWriter:
         self._thread.start()
 
     def _run(self, files: list[tuple[Path, io.BytesIO]], complete: Callable[[], None]) -> None:
+        # Whatever goes wrong here is kept for `finish`: nobody would see it leave a thread, and the
+        # other processes wait for this one's answer.
         try:
             for path, buffer in files:
                 path.write_bytes(buffer.getbuffer())
-        except OSError as error:
+        except Exception as error:
             self._error = error
         failed = torch.tensor(self._error is not None, dtype=torch.int64)
         try:
             if self._group:
                 dist.all_reduce(failed, dist.ReduceOp.MAX, group=self._group)
+        except RuntimeError as error:  # gloo's word for a process that is gone
+            reason = f"another process did not answer while a checkpoint was written: {error}"
+            self._error = InputError(f"{reason}; earlier checkpoints are intact")
+            return
+        try:
             if distributed.is_main() and not failed:
                 complete()
-        except OSError as error:
+        except Exception as error:
             self._error = error
-        except RuntimeError as error:  # gloo's word for a process that is gone
-            self._error = OSError(f"another process did not answer: {error}")
 
     def finish(self) -> None:
         """Wait for the checkpoint under way, if any.
 
         Raises:
-            OSError: this process could not write its part.
+            Exception: what kept this process from writing its part, or from completing the whole.
         """
         if self._thread is not None:
             self._thread.join()

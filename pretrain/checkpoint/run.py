@@ -6,6 +6,7 @@ half-written is removed by the next start.
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +122,19 @@ class RunCheckpoints:
         if self._writer:
             with _told(self._under_way):
                 self._writer.finish()
+
+    @contextmanager
+    def finished(self) -> Iterator[None]:
+        """At its end nothing is under way; an error that ended it stays the one told last."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.finish()
+            except InputError as error:
+                sys.stderr.write(f"error: {error}\n")
+            raise
+        self.finish()
 
     def check(self) -> None:
         """Raise what `finish` would raise, without waiting."""

@@ -49,6 +49,7 @@ class _DropoutAttention(torch.autograd.Function):
     """softmax(q kᵀ · scale) with dropout, times v; the softmax in float32."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, query, key, value, mask, dropout, scale):
         scores = (query * scale @ key.transpose(-1, -2)).float()
         if mask is not None:
@@ -60,6 +61,7 @@ class _DropoutAttention(torch.autograd.Function):
         return (weights * kept).mul_(1 / (1 - dropout)) @ value
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx, grad):
         query, key, value, weights, kept = ctx.saved_tensors

@@ -106,7 +106,9 @@ class FusionEncoder(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) ids and mask -> (B, L, D)."""
-        return self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # As heads × positions: of (B, L), `transformers` would ask the device whether all are True.
+        mask = attention_mask.bool()[:, None, None, :]
+        return self.text(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1+K, Dv). uint8 is normalised here, the one place; floats are taken

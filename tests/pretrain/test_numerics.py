@@ -165,7 +165,8 @@ def rank_main(rank: int, port: int, folder: str, precision: str) -> None:
             message = str(error)
         loss = engine(torch.ones(1, 4))["loss"].item()
         norm = float(engine.grad_norm)
-        (Path(folder) / f"{stage}-{rank}").write_text(json.dumps([message, loss, norm]))
+        found = [message, loss, norm, engine.engine.lr_scheduler.last_epoch]
+        (Path(folder) / f"{stage}-{rank}").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
@@ -179,7 +180,8 @@ def test_every_zero_stage_leaves_the_update_out_and_names_the_rank(precision, tm
     for stage in range(4):
         both = [json.loads((tmp_path / f"{stage}-{rank}").read_text()) for rank in (0, 1)]
         assert both[0] == both[1]
-        message, loss, norm = both[0]
+        message, loss, norm, scheduled = both[0]
+        assert scheduled == 3  # an update that is left out is a step of the schedule
         assert norm == pytest.approx(2)  # of four ones, whatever the loss was scaled by
         assert "within steps 1…3 (step 2, loss nan, samples pair-2, rank 1)" in message
         assert 3.0 < loss < 4.0  # finite, and lower than at the start

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain import losses
@@ -287,6 +288,24 @@ def test_activation_checkpointing_keeps_gradients_and_saves_activations():
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, msg=name)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_never_waits_for_the_device(padded):
+    """No value is read back to the host between a batch and its gradients."""
+
+    class Reads(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    given, model = batch(), promu()
+    given.attention_mask[0, 5:] = not padded
+    with Reads() as reads:
+        model(given)["loss"].backward()
+    assert reads.found == 0
 
 
 def test_attention_is_fused():

@@ -174,3 +174,26 @@ def test_a_disk_that_is_full_is_told_at_the_next_step(monkeypatch, tmp_path):
             time.sleep(0.05)
     assert checkpoints.complete_steps() == [1]
     checkpoints.check()  # told once
+
+
+def test_what_goes_wrong_in_the_background_is_raised_whatever_it_is(tmp_path):
+    checkpoints = RunCheckpoints(tmp_path, keep=1, best="val_loss", background=True)
+    checkpoints.save(engine(), 1, 8)
+    checkpoints.finish()
+    (checkpoints.root / "step-1/COMPLETE").write_text("{")
+    checkpoints.save(engine(), 2, 16)
+    with pytest.raises(InputError, match=r"step-1/COMPLETE"):
+        checkpoints.finish()
+
+
+def test_the_first_error_stays_the_one_that_is_told_last(monkeypatch, tmp_path, capsys):
+    checkpoints = RunCheckpoints(tmp_path, keep=1, background=True)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(InputError, match="bad sample"), checkpoints.finished():
+        checkpoints.save(engine(), 2, 16)
+        raise InputError("bad sample")
+    assert "step-2 could not be written" in capsys.readouterr().err
