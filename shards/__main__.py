@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards import captions, corpora, newsclippings, nouns, objects, sample, verify, write
-from shards.schema import REJECTS_NAME, CommandParser, InputError, ShardIndex, parse_object
+from shards.command import CommandParser
+from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
 
 EXAMPLE = """example:
   python -m shards sample raw

@@ -169,8 +169,11 @@ def _skip_blanks(text: str, at: int) -> int:
 def _annotation_file(root: Path, subset: str, split: str) -> Path:
     path = Path(root) / "data" / subset / f"{split}.json"
     if not path.is_file():
+        if not Path(root).is_dir():
+            raise InputError(f"--news-clippings {root}: no such folder; give the one with data/")
         found = sorted(p.parent.name for p in Path(root).glob(f"data/*/{split}.json"))
-        raise InputError(f"{path}: no such file; sub-splits with a {split}.json here: {found}")
+        there = f"--subset can be {', '.join(found)}" if found else "no sub-split here has one"
+        raise InputError(f"{path}: no such file; {there}")
     return path
 
 

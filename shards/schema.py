@@ -14,7 +14,6 @@ A shard directory holds one split::
 Whatever reads or writes these files takes names and shapes from here.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -25,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -48,14 +47,6 @@ class InputError(ValueError):
 
     The message names the file and the row or key, what is wrong, and what to do.
     """
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Bad usage, too, is one line on standard error and exit status 2; subcommands inherit it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Instead of the usage, where to read more."""
-        self.exit(2, f"error: {self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,16 @@ Key = int | str
 Box = tuple[float, float, float, float]
 """(x1, y1, x2, y2) in pixels"""
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
+_MNRE = "are in the MNRE archive (data.tar.gz) that MKGformer's and HVPNeT's READMEs link"
+ORIGINS = {
+    "regions_": "`python -m finetune regions build` makes it",
+    "types_": "`python -m finetune types` makes it",
+    "mre_{": f"the community's lists of grounded crops {_MNRE}",
+    "_img2crop": f"the community's lists of detected crops {_MNRE}",
+    "mre_dif_": "TMR's boxes in its generated pictures are in the data that TMR's README links",
+    "phrase_text_": "TMR's grounding phrases are in the data that TMR's README links",
+}
+"""Part of a pattern -> what the file is, and who makes it: for the user who lacks it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +102,7 @@ def find(folder: str | Path, pattern: str, split: str) -> Path:
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name
-    hint = "; `python -m finetune regions build` makes it" if "regions_" in pattern else ""
+    hint = next((f"; {what}" for part, what in ORIGINS.items() if part in pattern), "")
     raise InputError(f"{folder}: none of {', '.join(names)} is there{hint}")
 
 

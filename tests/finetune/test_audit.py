@@ -166,7 +166,13 @@ def test_one_line_where_something_is_missing(corpus, options, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--data", str(corpus), *options])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    origin = {
+        "--crops": "lists of grounded crops are in the MNRE archive", "--boxes": "TMR's boxes",
+        "--phrases": "TMR's grounding phrases", "--types": "`python -m finetune types` makes it",
+    }  # fmt: skip
+    assert origin.get(options[0] if options else "", "") in error
 
 
 def test_overlap(corpus, capsys):

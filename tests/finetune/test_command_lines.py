@@ -92,6 +92,28 @@ def test_a_choice_is_named_in_plain_words(capsys):
     assert "Expected one of 'train', 'dev', 'val', 'test'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("train --task mnre --method mtb --data d --init m --out r --seed 1,2", "seeds"),
+        (
+            "train --task mnre --method mtb --data d --init m --out r --optim.epoch 3",
+            "optim.epochs",
+        ),
+        ("predict run --tex Bob", "text"),
+        ("audit --data d --crop", "--crops"),
+        ("view kshot --data d --k 2 --out f --see 1", "--seed"),
+    ],
+)
+def test_names_are_given_in_full(line, meant, capsys):
+    """A prefix is refused with the name, not taken for it."""
+    with pytest.raises(SystemExit) as stopped:
+        main(line.split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert f"(did you mean {meant}?)" in error
+
+
 def test_options_are_taken_with_dashes_too():
     from finetune.predict import PredictConfig
 

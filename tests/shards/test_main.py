@@ -84,3 +84,26 @@ def test_build_reports_what_it_did(caption_csv, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "60 rows = 57 samples" in output and "rejected 3: empty image file" in output
     assert "pictures: 20 of 20" in output
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        ((), "no such folder; give the one with data/"),
+        (("nc",), "data/merged_balanced/train.json: no such file; no sub-split here has one"),
+        (("nc/data/person_sbert_text_text",), "--subset can be person_sbert_text_text"),
+    ],
+    ids=["no folder", "empty", "another sub-split"],
+)
+def test_missing_annotations_are_a_clear_line(tmp_path, folders, said, capsys):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        if "data" in folder:
+            (tmp_path / folder / "train.json").write_text("{}")
+    nc, vn, out = (str(tmp_path / name) for name in ("nc", "vn", "out"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["build", "newsclippings", "--news-clippings", nc, "--visual-news", vn,
+              "--split", "train", "--out", out])  # fmt: skip
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and said in error
+    assert "[]" not in error
