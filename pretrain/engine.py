@@ -227,11 +227,14 @@ class DeepSpeedEngine:
     def save(self, root: Path, tag: str, write: Write = torch.save) -> None:
         """Collective: weights, moments and schedule below root/tag."""
         state = {"scaler": self.scaler.state_dict()}
-        self.engine.checkpoint_engine.save = write  # called with (state_dict, path)
+        writer = self.engine.checkpoint_engine
+        own = writer.save
+        if write is not torch.save:
+            writer.save = write  # called with state_dict and path, sometimes by name
         try:
             self.engine.save_checkpoint(str(root), tag=tag, client_state=state, save_latest=False)
         finally:
-            del self.engine.checkpoint_engine.save
+            writer.save = own
 
     def load(self, root: Path, tag: str) -> None:
         """Collective: inverse of `save`, in the same layout or from a `-universal` copy."""
