@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import registry
+from finetune.protocols import seed_files
 from pretrain.cli import InputError
 
 MOST = 8
@@ -28,7 +29,7 @@ class Case:
 
 def hardest(run: Path, result: Mapping[str, Any], number: int = MOST) -> list[Case]:
     """Of the run's first seed, relations only; none where its data folder is gone."""
-    path = next(iter(sorted(run.glob("seed-*/pred_test.jsonl"))), None)
+    path = next(iter(seed_files(run, "pred_test.jsonl")), None)
     if path is None or result["provenance"]["kind"] != "relation":
         return []
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

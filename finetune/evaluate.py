@@ -156,12 +156,12 @@ def trained_leaky(directory: Path) -> bool:
 def seed_directories(run: Path) -> list[Path]:
     """The finished seeds of a run directory, or the directory itself where it is one seed's, or a
     converted checkpoint's."""
-    found = [path for path in run.glob("seed-*") if (path / "result.json").is_file()]
+    found = [path.parent for path in protocols.seed_files(run, "result.json")]
     if not found and (run / "model").is_dir():
         return [run]
     if not found:
         raise InputError(f"{run}: no finished seed in it (expected seed-*/result.json)")
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return found
 
 
 def check_labels(task: Task, trained: Sequence[str], data: str) -> None:

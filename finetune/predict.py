@@ -176,8 +176,10 @@ class Done:
         settings["head"] = first_bytes(Path(config.input))
         if out.exists() or partial.exists():
             try:
-                same = json.loads(state.read_text(encoding="utf-8")) == settings
-            except (OSError, ValueError):
+                before = dict(json.loads(state.read_text(encoding="utf-8")))
+                # An option that came later was not set then.
+                same = all(before.get(k) == settings.get(k) for k in before.keys() | settings)
+            except (OSError, ValueError, TypeError):
                 same = False
             if not same:
                 name = out if out.exists() else partial

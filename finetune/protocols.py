@@ -1,9 +1,11 @@
 """How a number comes about: which epochs count, which of equal ones wins, which rows are trained
 on, how seeds are averaged. The test split is read once, with the epoch that dev chose."""
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,6 +43,16 @@ def fraction_rows(total: int, fraction: float, seed: int) -> np.ndarray:
     """
     order = np.random.Generator(np.random.PCG64(seed)).permutation(total)
     return np.sort(order[: int(fraction * total + 1e-9)])  # 0.29 · 100 is 28.999…
+
+
+def seed_files(run: Path, name: str) -> list[Path]:
+    """`seed-N/name` of the seeds that have one, by number: seed-2 comes before seed-10."""
+    found = {
+        int(path.parent.name.removeprefix("seed-")): path
+        for path in run.glob(f"seed-*/{name}")
+        if re.fullmatch(r"seed--?\d+", path.parent.name)
+    }
+    return [found[seed] for seed in sorted(found)]
 
 
 def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:

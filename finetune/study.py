@@ -19,6 +19,8 @@ the options. Runs are ordinary run directories: give the same command again and 
 is computed.
 """
 
+import contextlib
+import io
 import json
 import logging
 import multiprocessing
@@ -174,10 +176,11 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
         options = {k: v for k, v in cell.view.items() if k != "tool"}
         words = [w for key, value in options.items() for w in (f"--{key}", as_word(value))]
         task = str(cell.settings.get("task", "mnre"))
-        view_main(
-            [cell.view["tool"], "--data", data, "--task", task, "--out", str(partial), *words]
-        )
+        argv = [cell.view["tool"], "--data", data, "--task", task, "--out", str(partial), *words]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            view_main(argv)
         partial.rename(place)
+        print(said.getvalue().replace(str(partial), str(place)), end="")  # where it lies now
     return place
 
 

@@ -2,29 +2,40 @@
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from finetune.config import TrainConfig
+from pretrain import distributed
 from pretrain.cli import InputError, write_json
+
+LOG = logging.getLogger(__name__)
 
 
 def sweep(config: TrainConfig, run: Callable[[TrainConfig], dict[str, Any]]) -> dict[str, Any]:
     """Run every point below `out`; writes `sweep.json` and returns the best point's result.
 
     The best point is that of the highest mean dev F1, the earlier of equal ones; the test figures
-    of the others are not reported.
+    of the others are not reported. Points whose inputs tell the label are marked, and named.
     """
     results = {name: run(point) for name, point in points(config).items()}
     best = max(results, key=lambda name: results[name]["dev"]["f1"]["mean"])
     content = {
         "sweep": config.sweep,
         "dev": {name: result["dev"]["f1"] for name, result in results.items()},
+        "leaky": {name: result["leaky"] for name, result in results.items()},
         "best": best,
         "test": results[best]["test"],
     }
     write_json(Path(config.out) / "sweep.json", content)
+    leaky = [name for name, result in results.items() if result["leaky"]]
+    if leaky and distributed.is_main():
+        LOG.warning(
+            "leaky points, whose inputs tell the label: %s; the best on dev, %s, is%s one of them",
+            *("; ".join(leaky), best, "" if best in leaky else " not"),
+        )
     return results[best]
 
 

@@ -1,5 +1,6 @@
 """Command line and YAML of `finetune train`; what is refused, and in which words."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from finetune import registry
 from finetune.config import parse_train
 from finetune.protocols import Protocol, aggregate, fraction_rows
-from finetune.sweep import points
+from finetune.sweep import points, sweep
 from pretrain.cli import InputError
 
 COMMON = ["--task", "mnre", "--method", "promu", "--data", "d", "--out", "runs/x"]
@@ -140,6 +141,21 @@ def test_sweep_points():
     assert (first.optim.lr, second.optim.lr, first.seed_list) == (1e-5, 3e-5, [4])
     assert first.out == "runs/x/optim.lr=1e-5,seeds=4" and first.sweep is None
     assert first.model == config.model and first.optim.head_lr == config.optim.head_lr
+
+
+def test_a_sweep_says_which_points_are_leaky(tmp_path, caplog):
+    argv = ["--init", "m", "--sweep", "regions=safe,community", "--out", str(tmp_path / "s")]
+    (tmp_path / "s").mkdir()
+
+    def run(point):
+        leaky = point.regions == "community"
+        return {"dev": {"f1": {"mean": 80.0 if leaky else 50.0}}, "test": None, "leaky": leaky}
+
+    sweep(parse_train([*COMMON, *argv]), run)
+    found = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert found["leaky"] == {"regions=safe": False, "regions=community": True}
+    (said,) = caplog.messages
+    assert "label: regions=community; the best on dev, regions=community, is one of them" in said
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,15 @@ def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypa
     monkeypatch.setattr("finetune.predict.build", None)  # finished: nothing is loaded
     main(argv)
     assert out.read_bytes() == expected
+    state = tmp_path / "o.settings.json"
+    settings = json.loads(state.read_text())
+    assert settings.pop("caption_model", "absent") is None  # begun before there was this option
+    state.write_text(json.dumps(settings))
+    main(argv)
+    state.write_text(json.dumps(settings | {"caption_model": "blip"}))
+    with pytest.raises(SystemExit):
+        main(argv)
+    state.write_text(json.dumps(settings))
     write(source, posts)
     with pytest.raises(SystemExit):
         main(argv)

@@ -44,6 +44,9 @@ def test_tables_hold_what_runs_and_evaluations_found(
     out = tmp_path / "out"
     run(study, mnre_folder, tiny_model, out)
     page = capsys.readouterr().out
+    assert "partial-" not in page
+    assert f"{out}/views/image-drop--0--test.jsonl: changes 30 rows of test" in page
+    assert f"{out}/views/image-drop--0/train.jsonl: changes 120 rows of train" in page
     folders = {path.name for path in (out / "runs").iterdir()}
     assert folders == {"text", "both", "both--none-at-all", "text--more-epochs"}
     found = {
