@@ -1,5 +1,5 @@
 """Sections of a report that ask runs themselves, on the data they were trained on: `--looks`,
-`--states`."""
+`--states`. Each gives what it can, and the reasons why runs are not shown."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,9 @@ from pretrain.cli import InputError
 LOG = logging.getLogger(__name__)
 
 
-def looks(report: Report, number: int) -> list[Section]:
-    """Where the runs that see pictures look, on test rows drawn by a fixed seed.
-
-    Raises:
-        InputError: none of the runs sees pictures, or none can be asked.
-    """
+def looks(report: Report, number: int) -> tuple[list[Section], list[str]]:
+    """Where the runs that see pictures look, on test rows drawn by a fixed seed; where there is
+    nothing, at least one reason."""
     logging.getLogger("finetune.inputs").setLevel(logging.WARNING)  # it counts covered pictures
     found: list[Section] = []
     reasons = []
@@ -40,20 +37,28 @@ def looks(report: Report, number: int) -> list[Section]:
                 reasons.append(f"{name} is not shown ({error})")
         if extracts:
             found += look_at(report, task, extracts, number, reasons)
-    if not found:
-        raise InputError(f"--looks: {reasons[0] if reasons else 'no run sees pictures'}")
-    return found
+    return found, reasons or ["no run sees pictures"]
 
 
 def look_at(
-    report: Report, task: str, extracts: Mapping[str, Extractor], number: int, reasons: list[str]
+    report: Report, task: str, extracts: dict[str, Extractor], number: int, reasons: list[str]
 ) -> list[Section]:
-    """The rows of one task; a run that cannot read one joins the reasons."""
-    first = next(iter(extracts))
-    data, split = folder_and_split(report.results[first])
-    opened = registry.load("tasks", task)(data)
+    """The rows of one task, of the first run whose data are there; a run that cannot read one joins
+    the reasons."""
+    gone = []
+    for name in extracts:
+        try:
+            data, split = folder_and_split(report.results[name])
+            opened = registry.load("tasks", task)(data)
+            rows = drawn(opened, split, number)
+            break
+        except InputError as error:
+            gone.append(str(error))
+    else:
+        reasons += gone
+        return []
     shown = []
-    for row in drawn(opened, split, number):
+    for row in rows:
         picture = opened.image_folder(split) / row.image_id
         record = {"tokens": list(row.tokens), "head": list(row.head), "tail": list(row.tail)}
         panels = [("the picture", looking.thumbnail(picture))]
@@ -65,7 +70,7 @@ def look_at(
                 reasons.append(f"{name} is not shown ({error})")
                 del extracts[name]
         if not extracts:
-            return []
+            break
         path = report.figure(f"{task}_look{len(shown) + 1}")
         text = f"{with_entities(row.tokens, row.head, row.tail)} — gold: {row.relation}"
         galleries.looks(panels, text, path)
@@ -93,23 +98,25 @@ def drawn(task: Task, split: str, number: int) -> Sequence[Any]:
         if row.relation not in NO_RELATION and row.image_id and (folder / row.image_id).is_file()
     ]
     if not good:
-        raise InputError(f"--looks: {task.folder}: no {split} row with a relation and a picture")
+        raise InputError(f"{task.folder}: no {split} row with a relation and a picture")
     chosen = np.sort(np.random.default_rng(0).permutation(len(good))[:number])
     return [good[i] for i in chosen]
 
 
-def fused_states(report: Report, number: int) -> list[Section]:
-    """PROMU's Figure 3 of each task's best run that has fusion layers.
+def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]:
+    """PROMU's Figure 3 of each task's best run that has fusion layers, and why the better
+    ones are not shown.
 
     Raises:
-        InputError: no run has, or scikit-learn is not installed.
+        InputError: scikit-learn is not installed.
     """
-    found, reasons = [], []
+    found: list[Section] = []
+    reasons: list[str] = []
     for task in report.tasks:
         for name in report.of_task(task):
-            data, split = folder_and_split(report.results[name])
-            regions = data if (data / "regions_od.jsonl").is_file() else None
             try:
+                data, split = folder_and_split(report.results[name])
+                regions = data if (data / "regions_od.jsonl").is_file() else None
                 pairs = states.collect(str(report.runs[name]), data, split, number, regions)
             except InputError as error:
                 reasons.append(str(error))
@@ -125,9 +132,7 @@ def fused_states(report: Report, number: int) -> list[Section]:
             shown = Picture(path, f"Scatter plots: {kinds}", caption)
             found.append(Section(f"States of {task}", "PROMU, Figure 3.", [], [shown]))
             break
-    if not found:
-        raise InputError(f"--states: {reasons[0]}")
-    return found
+    return found, reasons
 
 
 def folder_and_split(result: Mapping[str, Any]) -> tuple[Path, str]:

@@ -73,14 +73,15 @@ def attention(args: argparse.Namespace) -> None:
 
 
 def relations(args: argparse.Namespace) -> None:
-    """Test F1 of each relation, mean over seeds."""
+    """Test F1 of each relation, mean over seeds; leaky runs are called so."""
     from finetune.report import read_result, run_names
 
     answers: dict[str, list[tables.Answers]] = {}
     for name, run in zip(run_names(args.runs), args.runs, strict=True):
-        kind, answers[name] = read_result(run)["provenance"]["kind"], tables.read_predictions(run)
-        if kind != "relation" or not answers[name]:
+        result, found = read_result(run), tables.read_predictions(run)
+        if result["provenance"]["kind"] != "relation" or not found:
             raise InputError(f"{run}: no relations predicted on test (seed-*/pred_test.jsonl)")
+        answers[f"{name} (leaky)" if result["leaky"] else name] = found
     figures.relations(tables.relation_f1(answers), args.out)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +11,13 @@ from typing import Any
 
 from finetune import pages, sections, tables
 from finetune.pages import Section
+from finetune.protocols import seed_files
 from finetune.sections import Report
 from finetune.tables import Results
 from pretrain.cli import CommandParser, InputError, write_json
 from pretrain.tracking import read_metrics
+
+LOG = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,31 +68,53 @@ def main(argv: Sequence[str]) -> None:
 
 def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines) -> list[Section]:
     """What the options ask for, in the order of a reader's questions; runs whose inputs tell the
-    label come after the others, in tables and figures of their own."""
+    label come after the others, in tables and figures of their own.
+
+    Raises:
+        InputError: none of the runs has what `--looks` or `--states` is to show.
+    """
     found = []
-    for number, part in enumerate(report.parts()):
+    parts = report.parts()
+    asked = [ask(part, args) for part in parts]
+    for option in asked[0]:
+        if not any(answers[option][0] for answers in asked):
+            raise InputError(f"--{option}: {asked[0][option][1][0]}")
+    for number, (part, answers) in enumerate(zip(parts, asked, strict=True)):
         leaky = any(result["leaky"] for result in part.results.values())
-        for section in of_runs(part, args):
+        there = [section for some, _ in answers.values() for section in some]
+        for section in of_runs(part) + there:
             title = f"{section.title}: *leaky* runs" if leaky else section.title
             found.append(replace(section, title=title))
+        for option, (some, reasons) in answers.items():
+            if not some:
+                runs = "leaky runs" if leaky else "runs that are not leaky"
+                LOG.warning("--%s: nothing of the %s (%s)", option, runs, reasons[0])
         if number == 0:
             found += sections.audit(report) + sections.studies(report, args.study)
     return found + sections.pretraining(report, pretraining)
 
 
-def of_runs(report: Report, args: argparse.Namespace) -> list[Section]:
-    """What there is to say of runs that may stand beside each other."""
+def ask(report: Report, args: argparse.Namespace) -> dict[str, tuple[list[Section], list[str]]]:
+    """Option -> what the runs themselves show, and why some of them show nothing."""
+    if not (args.looks or args.states):
+        return {}
+    from finetune import insides  # torch: a report of files alone does not need it
+
+    found = {}
+    if args.looks:
+        found["looks"] = insides.looks(report, args.looks)
+    if args.states:
+        found["states"] = insides.fused_states(report, args.states)
+    return found
+
+
+def of_runs(report: Report) -> list[Section]:
+    """What the files say of runs that may stand beside each other."""
     found = sections.runs(report, training_curves(report.runs))
     found += sections.few_labels(report) + sections.views(report)
     for task in report.tasks:
         found += sections.relations(report, task) + sections.published(report, task)
-    found += sections.calibrated(report)
-    if args.looks or args.states:
-        from finetune import insides  # torch: a report of files alone does not need it
-
-        found += insides.looks(report, args.looks) if args.looks else []
-        found += insides.fused_states(report, args.states) if args.states else []
-    return found
+    return found + sections.calibrated(report)
 
 
 # ---- Reading -------------------------------------------------------------------------------------
@@ -116,7 +142,7 @@ def training_curves(runs: Mapping[str, Path]) -> dict[str, list[dict[str, float]
     """Label -> metrics of each seed of each run."""
     found = {}
     for name, run in runs.items():
-        paths = sorted(run.glob("seed-*/metrics.jsonl"))
+        paths = seed_files(run, "metrics.jsonl")
         for path in paths:
             label = name if len(paths) == 1 else f"{name} {path.parent.name}"
             found[label] = read_metrics(path)

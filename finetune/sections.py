@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune import calibration, cases, figures, galleries, series, tables
 from finetune.pages import Picture, Section, Table
-from finetune.protocols import PROTOCOLS
+from finetune.protocols import PROTOCOLS, seed_files
 from finetune.tables import Answers, Results
 
 Lines = Sequence[Mapping[str, float]]
@@ -123,7 +123,11 @@ def few_labels(report: Report) -> list[Section]:
     scored = "Test F1 (dev where there is no test)"
     caption = f"{scored} over shares of the training rows. {report.protocol()}"
     shown = Picture(path, "Lines: test F1 over shares of the training rows", caption)
-    return [Section("Few labels", f"{scored} over shares of train.", [table], [shown])]
+    note = (
+        f"{scored} over shares of train. Runs of a line differ in nothing else but, where they do, "
+        "in how long they train and how often dev is read."
+    )
+    return [Section("Few labels", note, [table], [shown])]
 
 
 def views(report: Report) -> list[Section]:
@@ -168,7 +172,7 @@ def calibrated(report: Report) -> list[Section]:
     """What the temperature that `predict` uses does to each run's probabilities."""
     rows = []
     for name, run in report.runs.items():
-        seed = next(iter(sorted(run.glob("seed-*/pred_dev.jsonl"))), None)
+        seed = next(iter(seed_files(run, "pred_dev.jsonl")), None)
         if seed is None or report.results[name]["provenance"]["kind"] != "relation":
             continue
         labels = list(report.results[name]["per_seed"][0]["train_counts"])

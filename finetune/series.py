@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.tables import Results, best_f1, key_of, percent, place, shares_of_train
+from finetune.lines import Line, identity, lines, percent, shares_of_train
+from finetune.tables import Results
 from pretrain.cli import InputError
 
 Series = Mapping[str, Any]
@@ -23,14 +24,15 @@ NOISE = ("align-noise", "aug-noise")
 
 
 def read_study(path: Path) -> list[Series]:
-    """`study.json` as `figures.study` draws it: a table each, test F1 or dev's without test."""
+    """`study.json` as `figures.study` draws it: a table each, test F1 or dev's without test; leaky
+    cells are a table of their own, as in the study's own pages."""
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[tuple[str, bool], dict[str, Any]] = {}
         for cell in cells:
-            table = found.setdefault(
-                cell["table"], {"title": cell["table"], "columns": [], "runs": {}}
-            )
+            name, leaky = cell["table"], bool(cell.get("leaky"))
+            title = f"{name}: leaky inputs" if leaky else name
+            table = found.setdefault((name, leaky), {"title": title, "columns": [], "runs": {}})
             if cell["column"] not in table["columns"]:
                 table["columns"].append(cell["column"])
             f1 = (cell["test"] or cell["dev"])["f1"]
@@ -70,12 +72,13 @@ def numbers(columns: Sequence[str]) -> list[float] | None:
 
 
 def few_labels(results: Results) -> list[Series]:
-    """Test F1 over shares of train, of runs that differ in nothing else; none of a single share."""
-    lines, shares = shares_of_train(results)
+    """Test F1 over shares of train, of runs that differ in nothing else, or in how long they train;
+    none of a single share."""
+    found, shares = shares_of_train(results)
     columns = [percent(share) for share in shares]
     runs = {
-        name: {percent(share): mean_and_deviation(f1) for share, f1 in found.items()}
-        for name, found in named(lines).items()
+        name: {percent(share): point for share, point in line.items()}
+        for name, line in named(found).items()
     }
     axis = [100 * share for share in shares]
     return (
@@ -86,7 +89,8 @@ def few_labels(results: Results) -> list[Series]:
 
 
 def strengths(results: Results) -> list[Series]:
-    """F1 over the one number in which views of a tool differ, untouched runs at their end.
+    """F1 over the one number in which views of a tool differ, untouched runs of the same settings
+    at their end.
 
     Runs under several views at a time, and tools whose views differ in more, are left out.
     """
@@ -106,33 +110,35 @@ def strength(tool: str, runs: Results, results: Results) -> Series | None:
         return None
     name_of = percent if varying[0] in SHARES else "{:g}".format
     untouched = "none" if tool in NOISE else "all"
-    lines: dict[tuple[str, ...], dict[str, Any]] = {}
-    for name, result in runs.items():
-        column = name_of(params[name][varying[0]])
-        place(lines, key_of(result), column, mean_and_deviation(best_f1(result)), name)
-    for result in results.values():
-        if not result["views"] and key_of(result) in lines:
-            lines[key_of(result)][untouched] = mean_and_deviation(best_f1(result))
+    placed = [(name, run, name_of(params[name][varying[0]])) for name, run in runs.items()]
+    changed = {identity(run, "view") for run in runs.values()}
+    placed += [
+        (name, result, untouched)
+        for name, result in results.items()
+        if not result["views"] and identity(result, "view") in changed
+    ]
+    shown = named(lines(placed, "view"))
     columns = [name_of(value) for value in sorted(values[varying[0]])]
-    if any(untouched in line for line in lines.values()):
+    if any(untouched in line for line in shown.values()):
         columns = ["none", *columns] if tool in NOISE else [*columns, "all"]
     return {
         "title": f"{tool}, {varying[0].replace('_', ' ')}",
         "columns": columns,
         "axis": numbers(columns),
-        "runs": named(lines),
+        "runs": shown,
     }
 
 
-def named(lines: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Lines by what tells them apart; the task is not said where it is one."""
-    one_task = len({key[0] for key in lines}) == 1
-    return {", ".join(key[1:] if one_task else key): line for key, line in lines.items()}
-
-
-def mean_and_deviation(f1: Mapping[str, float | None]) -> tuple[float, float | None]:
-    """As a series has it."""
-    return f1["mean"], f1["sd"]
+def named(found: Mapping[tuple[str, ...], Line]) -> dict[str, dict[Any, tuple]]:
+    """Lines, as a series has them, by what tells them apart; the task is not said where it is
+    one."""
+    one_task = len({key[0] for key in found}) == 1
+    return {
+        ", ".join(key[1:] if one_task else key): {
+            column: (f1["mean"], f1["sd"]) for column, f1 in line.items()
+        }
+        for key, line in found.items()
+    }
 
 
 def first(params: Mapping[str, Any]) -> Any:

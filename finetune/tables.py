@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from finetune import metrics, pages, published
-from finetune.protocols import METRICS
+from finetune.lines import best_f1, percent, shares_of_train, start_of
+from finetune.protocols import METRICS, seed_files
 from pretrain.cli import InputError
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -28,7 +29,7 @@ class Answers:
 def read_predictions(run: Path) -> list[Answers]:
     """`pred_test.jsonl` of each seed that has one."""
     found = []
-    for path in sorted(run.glob("seed-*/pred_test.jsonl")):
+    for path in seed_files(run, "pred_test.jsonl"):
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         found.append(Answers([r["gold"] for r in records], [r["pred"] for r in records]))
     return found
@@ -70,61 +71,14 @@ def interval(kind: str, answers: Sequence[Answers]) -> str:
     return f" [{low:.1f}, {high:.1f}]"
 
 
-def shares_of_train(results: Results) -> tuple[dict[tuple[str, ...], dict[float, Any]], list]:
-    """Line -> share of train -> F1, and the shares; nothing where there is but one share.
-
-    Runs under views are left out: they differ in more.
-    """
-    plain = {name: result for name, result in results.items() if not result["views"]}
-    shares = sorted({r["provenance"]["config"]["fraction"] for r in plain.values()})
-    lines: dict[tuple[str, ...], dict[float, Any]] = {}
-    for name, result in plain.items():
-        share = result["provenance"]["config"]["fraction"]
-        place(lines, key_of(result), share, best_f1(result), name)
-    return (lines, shares) if len(shares) > 1 else ({}, [])
-
-
 def fraction_table(results: Results) -> pages.Table | None:
-    """Runs that differ in nothing but the share of labels, side by side."""
+    """Runs that differ in the share of labels, and at most in how long they train, side by side."""
     lines, shares = shares_of_train(results)
     rows = [
         [", ".join(key), *(figure(found[s]) if s in found else "–" for s in shares)]
         for key, found in lines.items()
     ]
     return pages.Table(["runs", *map(percent, shares)], rows, numeric=1) if rows else None
-
-
-def key_of(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a line of a curve is called after: its runs share it."""
-    key = result["task"], result["method"], f"from {start_of(result)}"
-    return key if result["images"] == "required" else (*key, f"images {result['images']}")
-
-
-def place(lines: dict, key: tuple[str, ...], column: Any, value: Any, name: str) -> None:
-    """Into its line; a second run of one line and column begins a line of its own."""
-    if column in lines.get(key, ()):
-        key = (*key, name)
-    lines.setdefault(key, {})[column] = value
-
-
-def start_of(result: Mapping[str, Any]) -> str:
-    """The weights that a run began with, by their folder (`model` is every run's: then its
-    parent's too)."""
-    config = result["provenance"]["config"]
-    if config["architecture"]:
-        return "random weights"
-    path = Path(config["init"])
-    return f"{path.parent.name}/model" if path.name == "model" else path.name
-
-
-def best_f1(result: Mapping[str, Any]) -> Mapping[str, float | None]:
-    """Of test, or of dev where there is none."""
-    return (result["test"] or result["dev"])["f1"]
-
-
-def percent(share: float) -> str:
-    """0.1 -> 10 %"""
-    return f"{100 * share:g} %"
 
 
 def audit_table(results: Results) -> pages.Table:

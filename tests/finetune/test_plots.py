@@ -54,6 +54,21 @@ def test_other_columns_become_bars(tmp_path, drawn):
     assert widths == [60, 30, 70, 40]
 
 
+def test_leaky_cells_of_a_study_are_a_table_of_their_own(tmp_path, drawn):
+    path = study_file(tmp_path, {"none": 60, "10 %": 40})
+    content = json.loads(path.read_text())
+    for cell in content["cells"]:
+        cell["leaky"] = (cell["run"], cell["column"]) == ("promu", "10 %")
+    path.write_text(json.dumps(content))
+    clean, leaky = series.read_study(path)
+    assert (clean["title"], leaky["title"]) == ("Noise", "Noise: leaky inputs")
+    assert clean["runs"] == {"text": {"none": (60, 2), "10 %": (40, 2)}, "promu": {"none": (70, 2)}}
+    assert leaky["runs"] == {"promu": {"10 %": (50, 2)}}
+    plots.main(["study", str(path), "--out", str(tmp_path / "f.png")])
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert titles == ["Noise", "Noise: leaky inputs"]
+
+
 @pytest.mark.parametrize(
     ("columns", "axis"),
     [
@@ -80,12 +95,27 @@ def test_relations_by_hand(tmp_path, drawn):
             for i, (gold, said) in enumerate(zip("aab", predicted, strict=True))
         ]
         (run / seed / "pred_test.jsonl").write_text("\n".join(lines) + "\n")
-    (run / "result.json").write_text(json.dumps({"provenance": {"kind": "relation"}}))
+    (run / "result.json").write_text(
+        json.dumps({"leaky": False, "provenance": {"kind": "relation"}})
+    )
     plots.main(["relations", str(run), "--out", str(tmp_path / "f.png")])
     (axes,) = drawn[0].axes
     # Second seed: a has P 1, R 1/2; b has P 1/2, R 1; the first is right throughout.
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([250 / 3, 250 / 3], abs=1e-3)
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a (2)", "b (1)"]
+
+
+def test_leaky_runs_are_called_so_beside_the_others(tmp_path, drawn):
+    for name in ("clean", "crops"):
+        seed = tmp_path / name / "seed-1"
+        seed.mkdir(parents=True)
+        (seed / "pred_test.jsonl").write_text('{"row": 0, "gold": "a", "pred": "a"}\n')
+        result = {"leaky": name == "crops", "provenance": {"kind": "relation"}}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    runs = [str(tmp_path / name) for name in ("clean", "crops")]
+    plots.main(["relations", *runs, "--out", str(tmp_path / "f.png")])
+    shown = [bar.get_label() for bar in drawn[0].axes[0].containers]
+    assert shown == ["clean", "crops (leaky)"]
 
 
 def test_states_on_the_axes(tmp_path, drawn):

@@ -11,6 +11,7 @@ from finetune import metrics, pages, published, series, tables
 from finetune.__main__ import main
 from finetune.calibration import of_seed
 from finetune.cases import hardest
+from finetune.evaluate import seed_directories
 from finetune.report import run_names, summary
 
 
@@ -105,6 +106,33 @@ def test_leaky_runs_stand_apart(tmp_path, runs):
     assert "(report_leaky_f1.png)" in leaky and (tmp_path / "report_leaky_f1.png").is_file()
 
 
+def test_what_some_runs_cannot_show_does_not_end_the_report(tmp_path, runs, caplog):
+    """Clean runs of the text alone beside a leaky one; then a best run whose data are gone."""
+    path = runs / "promu" / "result.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"leaky": True}))
+    out, options = tmp_path / "report.md", "--looks 1 --states 5"
+    main(f"report {runs}/mtb {runs}/promu --out {out} {options}".split())
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", out.read_text())
+    shown = [f"report_leaky_mnre_{name}.png" for name in ("look1", "states")]
+    assert [name for name in pictures if "look" in name or "states" in name] == shown
+    said = [line for line in caplog.messages if line.startswith("--")]
+    assert [line.partition(" (")[0] for line in said] == [
+        "--looks: nothing of the runs that are not leaky",
+        "--states: nothing of the runs that are not leaky",
+    ]
+
+    content["dev"]["f1"]["mean"] = 100.0  # the best one: it is asked first
+    content["provenance"]["config"]["data"] = "/gone"
+    path.write_text(json.dumps(content))
+    main(f"report {runs}/promu_10pct {runs}/promu --out {out} {options}".split())
+    text = out.read_text()
+    assert "(report_mnre_look1.png)" in text and "promu_10pct: relation beside image after" in text
+    with pytest.raises(SystemExit):
+        main(f"report {runs}/promu --out {tmp_path}/none.md {options}".split())
+    assert not (tmp_path / "none.md").exists()
+
+
 @pytest.mark.parametrize("option", ["--looks 1", "--states 5"])
 def test_what_runs_cannot_show_is_said_in_a_line(option, tmp_path, runs, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -143,6 +171,48 @@ def test_series_of_shares_and_of_noise_by_hand():
     assert found["columns"] == ["none", "5 %", "50 %"] and found["axis"] == [0, 5, 50]
     assert found["runs"] == {line: {"none": (80, None), "5 %": (75, None), "50 %": (60, None)}}
     assert series.strengths({"clean": result(), "a": noisy(0.5, 60)}) == []
+    tenth = result(0.1, 30)  # fewer labels: no point of that curve
+    (again,) = series.strengths(runs | {"tenth": tenth})
+    assert again == found
+    (few,) = series.strengths(runs | {"tenth": tenth, "noisy tenth": noisy_tenth(0.5)})
+    assert few["runs"] == found["runs"] | {
+        f"{line}, 10 % of train": {"50 %": (20, None), "none": (30, None)}
+    }
+    (twice,) = series.strengths(runs | {"more seeds": result(1.0, 70)})
+    assert twice["runs"] == found["runs"] | {f"{line}, more seeds": {"none": (70, None)}}
+
+
+def noisy_tenth(ratio):
+    """A tenth of the labels under a view."""
+    params = {"ratio": ratio, "unit": "row"}
+    return result(0.1, 20, [{"tool": "align-noise", "params": params, "split": "test"}])
+
+
+def test_runs_of_other_settings_are_no_line():
+    """Which runs belong together is what their configurations say, but for how long they train."""
+    line = "promu, from pretrain/model"
+
+    def run(fraction, f1, epochs=4, **more):
+        optim = {"lr": 1e-4, "epochs": epochs, "evaluate_every": epochs}
+        return result(fraction, f1, optim=optim, seeds=epochs, **more)
+
+    same = {"all": run(1.0, 80), "tenth": run(0.1, 40, epochs=9, types=None)}
+    (found,) = series.few_labels(same)
+    assert found["runs"] == {line: {"100 %": (80, None), "10 %": (40, None)}}
+    other = {
+        "all": run(1.0, 80, model={"gate": "dim"}, captions="caption"),
+        "blip": run(1.0, 82, model={"gate": "dim"}, captions="BLIP"),
+        "none": run(0.1, 40, model={"gate": "none"}, captions="caption"),
+        "tenth": run(0.1, 50, model={"gate": "dim"}, captions="caption"),
+    }
+    (found,) = series.few_labels(other)
+    assert found["runs"] == {
+        f"{line}, all": {"100 %": (80, None), "10 %": (50, None)},
+        f"{line}, blip": {"100 %": (82, None)},
+        f"{line}, none": {"10 %": (40, None)},
+    }
+    table = tables.fraction_table(other)
+    assert [row[1:] for row in table.rows] == [["50.00", "80.00"], ["–", "82.00"], ["40.00", "–"]]
 
 
 def test_our_rows_stand_above_the_published_ones():
@@ -170,6 +240,18 @@ def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs):
         assert re.search(r"\[\w+\].*\(\w+\)", case.text)
     gone = {**result, "provenance": {**result["provenance"], "config": {"data": "/none"}}}
     assert hardest(run, gone) == []
+
+
+def test_seeds_come_by_number(tmp_path):
+    for seed in ("2", "10", "1", "old"):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        record = {"row": 0, "gold": seed, "pred": "None", "scores": [0.5]}
+        (folder / "pred_test.jsonl").write_text(json.dumps(record) + "\n")
+        (folder / "result.json").write_text("{}")
+    assert [seed.gold for seed in tables.read_predictions(tmp_path)] == [["1"], ["2"], ["10"]]
+    names = [path.name for path in seed_directories(tmp_path)]
+    assert names == ["seed-1", "seed-2", "seed-10"]
 
 
 def test_missing_runs_are_named(tmp_path, capsys):
