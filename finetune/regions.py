@@ -10,7 +10,7 @@ A run that was interrupted goes on where it stopped. `tasks/region_cache.py` has
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,11 @@ from PIL import Image
 
 from finetune import registry, template
 from finetune.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
-from finetune.resumable import log_path, resumable
+from finetune.region_files import entry, finish, open_picture, pictures
+from finetune.resumable import resumable
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
-from finetune.tasks.region_cache import (
-    Region,
-    Regions,
-    regions_from_json,
-    regions_to_json,
-    write_regions,
-)
+from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
 from pretrain.cli import CommandParser, InputError, exit_on_input_error
 
 SPLITS = ("train", "val", "test")
@@ -84,7 +79,7 @@ def ground(
     entries = {}
     for row in rows:
         if row.image_id in found:
-            whole = _entry(row.image_id, found[row.image_id], out)
+            whole = entry(row.image_id, found[row.image_id], out)
             by_phrase = {region.text: region for region in whole.regions}
             regions = (
                 Region(by_phrase[phrase].box, by_phrase[phrase].score, phrase, kind)
@@ -110,7 +105,7 @@ def detect(args: argparse.Namespace, task: Task, rows: Mapping[str, Sequence[Row
 
     out = args.out / "regions_od.jsonl"
     found = resumable(out, header, work, look)
-    finish(out, header, {name: _entry(name, value, out) for name, value in found.items()})
+    finish(out, header, {name: entry(name, value, out) for name, value in found.items()})
 
 
 # ---- recover ------------------------------------------------------------------------------------
@@ -144,7 +139,7 @@ def recover(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None
         finish(
             out,
             {**header, "lost": len(lost)},
-            {row: _entry(rows[row].image_id, value, out) for row, value in entries.items()},
+            {row: entry(rows[row].image_id, value, out) for row, value in entries.items()},
         )
         if lost:
             print(f"{out}: {len(lost)} crops not found in their pictures, first: {lost[0]}")
@@ -226,49 +221,6 @@ def read_objects(path: Path) -> dict[str, Regions]:
         best_first = sorted(regions, key=lambda region: -region.score)
         entries[name] = Regions(name, tuple(size), tuple(best_first))
     return side_inputs.some(entries, path)
-
-
-# ---- shared -------------------------------------------------------------------------------------
-
-
-def pictures(folder: Path, names: Iterable[str | None], max_missing: int) -> dict[str, Path]:
-    """Name -> path of the pictures that are there.
-
-    Raises:
-        InputError: more than `max_missing` are not.
-    """
-    wanted = dict.fromkeys(name for name in names if name is not None)
-    absent = [name for name in wanted if not (folder / name).is_file()]
-    if len(absent) > max_missing:
-        raise InputError(
-            f"{folder}: {len(absent)} of {len(wanted)} pictures are missing, first {absent[0]}; "
-            f"supply them, or leave their rows out with --max-missing {len(absent)}"
-        )
-    return {name: folder / name for name in wanted if name not in set(absent)}
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A decoded picture; InputError where it is none."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: no readable picture ({error}); replace it") from None
-
-
-def finish(out: Path, header: Mapping[str, Any], entries: Mapping[Any, Regions]) -> None:
-    """Write the cache and forget the log."""
-    write_regions(out, header, entries)
-    log_path(out).unlink(missing_ok=True)
-    total = sum(len(entry.regions) for entry in entries.values())
-    stamp = "leaky" if header["leaky"] else "leak-safe"
-    print(f"{out}: {len(entries)} lines, {total} regions, {stamp}")
-
-
-def _entry(name: str, value: Mapping[str, Any], out: Path) -> Regions:
-    regions = regions_from_json(value["regions"], value["size"], str(log_path(out)))
-    return Regions(name, tuple(value["size"]), regions)
 
 
 # ---- command ------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def _reground(
     if args.grounder is None:
         raise InputError("--vg reground needs --grounder MODEL")
     from finetune.grounding import Grounder, keywords, spacy_tagger
-    from finetune.regions import open_picture, pictures
+    from finetune.region_files import open_picture, pictures
 
     tag = None if args.tagger == "none" else spacy_tagger(args.tagger)
     grounder, by_row = Grounder(args.grounder), {row.row: row for row in rows}

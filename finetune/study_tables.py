@@ -1,0 +1,56 @@
+"""The tables of a study: `study.md`, `study.html`, `study.json`."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune import pages
+from pretrain.cli import write_json
+
+
+def figure(result: Mapping[str, Any]) -> str:
+    """Test F1, or dev's where there is no test split: mean ± sd over seeds."""
+    scores = result["test"] or result["dev"]
+    mean, sd = scores["f1"]["mean"], scores["f1"]["sd"]
+    return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
+
+
+def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
+    """(run, column) -> result: runs down, columns across; trainings in a single column also say
+    what they cost."""
+    runs, columns = (list(dict.fromkeys(key)) for key in zip(*cells, strict=True))
+    costly = len(columns) == 1 and all("per_seed" in result for result in cells.values())
+    rows = []
+    for run in runs:
+        found = [cells.get((run, column)) for column in columns]
+        line = [run, *(figure(result) if result else "–" for result in found)]
+        rows.append(line + (costs(found[0]) if costly else []))
+    head = ["run", *columns] + (["s/epoch", "parameters"] if costly else [])
+    return pages.Table(head, rows, numeric=1)
+
+
+def costs(result: Mapping[str, Any]) -> list[str]:
+    """Seconds an epoch and parameters."""
+    per_seed = result["per_seed"]
+    seconds = statistics.mean(seed["seconds"] / seed["epochs"] for seed in per_seed)
+    return [f"{seconds:.1f}", f"{per_seed[0]['parameters']:,}"]
+
+
+def write_report(name: str, results: Mapping[tuple, Mapping], seeds: str, out: Path) -> None:
+    """`study.md`, `study.html`, `study.json`."""
+    split = "dev" if any(r["test"] is None for r in results.values()) else "test"
+    note = f"{split} F1 in percent, seeds {seeds}; the epoch is chosen on dev."
+    tables: dict[tuple[str, bool], dict[tuple[str, str], Any]] = {}
+    for (title, run, column), result in results.items():  # leaky figures: tables of their own
+        tables.setdefault((title, bool(result["leaky"])), {})[run, column] = result
+    sections = [
+        pages.Section(f"{title}: *leaky* inputs" if leaky else title, note, [table_of(cells)])
+        for (title, leaky), cells in tables.items()
+    ]
+    pages.write(out / "study.md", name, sections)
+    rows = [
+        {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("leaky", "dev", "test")}}
+        for (t, r, c), result in results.items()
+    ]
+    write_json(out / "study.json", {"study": name, "seeds": seeds, "cells": rows})
