@@ -294,6 +294,20 @@ def test_other_tuning_computes_the_same(zero, world, undisturbed, tmp_path):
         assert two == pytest.approx(one, abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_with_accumulation_are_one_large_batch(stage, world, undisturbed, tmp_path):
+    """Two ranks x two micro-batches, negatives of the whole step, against one process's batch."""
+    (tmp_path / "tuning.json").write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    options = ["--engine.deepspeed", str(tmp_path / "tuning.json"), "--batch.accumulation", "2"]
+    options += ["--batch.negatives", "step"]
+    run(*WAYS["deepspeed"], *arguments(world, tmp_path / "run"), *options)
+    pairs = list(zip(losses(undisturbed), losses(tmp_path / "run"), strict=True))
+    off = [max(abs(two[name] - one[name]) for name in one) for one, two in pairs]
+    print(f"stage {stage}: losses differ by {max(off[:3]):.1e} in 3 steps, {max(off):.1e} in 20")
+    assert max(off[:3]) <= 1e-5 and max(off) <= 1e-4
+
+
 def test_running_again_changes_nothing_and_another_configuration_is_refused(world, undisturbed):
     before = (undisturbed / "model/model.safetensors").stat().st_mtime_ns
     assert "finished before" in run("python", "-m", "pretrain", *arguments(world, undisturbed))
