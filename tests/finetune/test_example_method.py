@@ -38,7 +38,8 @@ def run(environment, *words):
 
 def test_it_trains_sees_the_picture_and_is_listed(tmp_path, installed, mnre_folder, tiny_model):
     out = tmp_path / "run"
-    options = "--optim.epochs 12 --optim.lr 1e-3 --optim.head_lr 3e-3 --model.gate true".split()
+    options = ["--optim.epochs", "12", "--optim.lr", "1e-3", "--optim.head_lr", "3e-3"]
+    options += ["--model.gate", "true"]
     places = ("--data", mnre_folder, "--init", tiny_model, "--out", out)
     run(installed, "train", "--task", "mnre", "--method", "late_fusion", *places, *options)
     result = json.loads((out / "result.json").read_text())

@@ -187,7 +187,7 @@ def agrees(found: torch.Tensor, recorded: dict, tolerance: float) -> None:
 
 @torch.inference_mode()
 def test_golden(golden, authors, inputs):
-    """Logits, loss and every recorded state, within the tolerances that came with the golden files."""
+    """Logits, loss and every recorded state, within the tolerances that came with the numbers."""
     ids, mask, vg, od = inputs
     for given, name in ((vg, "aux_imgs"), (od, "rcnn_imgs")):
         agrees(given, golden["inputs"][name], 1e-6)
