@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from finetune.tasks.base import Row
+from finetune.tasks.reading import is_row, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
-from finetune.tasks.side_inputs import is_row, parse_record, read_lines
 from pretrain.cli import InputError, atomic_path
 
 AnyRow = TypeVar("AnyRow", bound=Row)

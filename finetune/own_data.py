@@ -24,7 +24,7 @@ from finetune import registry
 from finetune.overlap import overlap
 from finetune.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.base import Task
-from finetune.tasks.side_inputs import parse_record, read_lines
+from finetune.tasks.reading import parse_record, read_lines
 from pretrain.cli import CommandParser, InputError, atomic_path
 
 SPLITS = ("train", "val", "test")

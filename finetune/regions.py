@@ -22,6 +22,7 @@ from finetune.region_files import entry, finish, open_picture, pictures
 from finetune.resumable import resumable
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
+from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
 from pretrain.cli import CommandParser, InputError, exit_on_input_error
 
@@ -208,8 +209,8 @@ def import_boxes(args: argparse.Namespace, task: Task, splits: Sequence[str]) ->
 def read_objects(path: Path) -> dict[str, Regions]:
     """`{"image_id", "size", "objects": [{"box", "score", "label"}]}` lines, as `shards` writes."""
     entries: dict[str, Regions] = {}
-    for where, line in side_inputs.read_lines(path):
-        record = side_inputs.parse_record(json.loads, line, where)
+    for where, line in read_lines(path):
+        record = parse_record(json.loads, line, where)
         if not isinstance(record, dict) or not {"image_id", "size", "objects"} <= record.keys():
             raise InputError(f"{where}: expected an object with image_id, size and objects")
         name, size = record["image_id"], record["size"]
@@ -220,7 +221,7 @@ def read_objects(path: Path) -> dict[str, Regions]:
         regions = regions_from_json(record["objects"], size, where)
         best_first = sorted(regions, key=lambda region: -region.score)
         entries[name] = Regions(name, tuple(size), tuple(best_first))
-    return side_inputs.some(entries, path)
+    return not_empty(entries, path)
 
 
 # ---- command ------------------------------------------------------------------------------------

@@ -18,14 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.tasks.side_inputs import (
-    Box,
-    Key,
-    SideInput,
-    is_row,
-    some,
-    with_header,
-)
+from finetune.tasks.reading import is_row, not_empty, with_header
+from finetune.tasks.side_inputs import Box, Key, SideInput
 from pretrain.cli import InputError, atomic_path
 
 
@@ -73,7 +67,7 @@ def read_regions(path: str | Path) -> SideInput:
     return SideInput(
         path=path,
         keyed_by="image" if kinds == {"od"} else "row",
-        values=some(values, path),
+        values=not_empty(values, path),
         leaky=header["leaky"],
         header=header,
     )

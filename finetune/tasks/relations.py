@@ -16,7 +16,8 @@ from typing import Any
 from finetune.metrics import NO_RELATION
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow, Span
-from finetune.tasks.side_inputs import SPLIT_NAMES, parse_record, read_lines
+from finetune.tasks.reading import parse_record, read_lines
+from finetune.tasks.side_inputs import SPLIT_NAMES
 from pretrain.cli import InputError
 
 KEYS = {"tokens", "head", "tail", "image", "relation"}

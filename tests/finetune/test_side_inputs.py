@@ -14,6 +14,7 @@ from finetune.tasks.side_inputs import (
     read_features,
     read_generated_boxes,
     read_image_crops,
+    read_image_phrases,
     read_phrases,
     read_scores,
     read_types,
@@ -66,6 +67,14 @@ def test_phrases_and_crops_leak_and_are_keyed_by_row(tmp_path):
         crops.require_rows(1)
 
 
+def test_phrases_of_pictures_do_not_leak(tmp_path):
+    """TMR's file of Twitter: `"<id>.jpg"` -> nouns of the text, as a tagger found them."""
+    content = '{"a.jpg": "Bob Oslo", "b.jpg": "person location organization misc", "c.jpg": ""}'
+    phrases = read_image_phrases(write(tmp_path, content, "ner17_grounding_text_val.json"))
+    assert phrases.of(ROWS) == ["Bob Oslo", "person location organization misc", ""]
+    assert phrases.notes == ("1 of 3 phrases are empty",) and not phrases.leaky
+
+
 def test_crops_of_pictures_by_name_or_stem(tmp_path):
     """One of 1,000 pictures of Twitter-2015 has no crops: absent entries need leave."""
     for ending in (".jpg", ""):
@@ -96,6 +105,15 @@ def test_dev_val_and_valid_name_one_split(tmp_path):
         assert find(tmp_path, "mre_{split}_dict.pth", "val") == path
     with pytest.raises(InputError, match=r"none of mre_test_dict\.pth"):
         find(tmp_path, "mre_{split}_dict.pth", "test")
+
+
+def test_the_first_publisher_whose_file_is_there(tmp_path):
+    patterns = "ner15_grounding_text_{split}.json", "val", "ner17_grounding_text_{split}.json"
+    path = write(tmp_path, "{}", "ner17_grounding_text_dev.json")
+    assert find(tmp_path, *patterns) == path
+    path.unlink()
+    with pytest.raises(InputError, match=r"ner15_.*_val.*ner17_.*_valid\S+ is there; TMR's"):
+        find(tmp_path, *patterns)
 
 
 def test_region_cache_round_trip(tmp_path):
@@ -143,6 +161,9 @@ TEXT_DAMAGE = {
     "phrases: empty phrase": (read_phrases, '{"0": " "}', None),
     "phrases: a list of words": (read_phrases, '{"0": ["x"]}', None),
     "phrases: empty": (read_phrases, "{}", None),
+    "phrases of pictures: a row number": (read_image_phrases, '{"0": "x"}', None),
+    "phrases of pictures: a list": (read_image_phrases, '{"a.jpg": ["x"]}', None),
+    "phrases of pictures: empty": (read_image_phrases, "{}", None),
     "scores: blanks for the tab": (read_scores, "a.jpg\t0.5\na.jpg 0.5", 2),
     "scores: no number": (read_scores, "a.jpg\t0.5\na.jpg\t", 2),
     "scores: a word": (read_scores, "a.jpg\t0.5\nb.jpg\thigh", 2),

@@ -1,0 +1,99 @@
+"""How the files beside the rows are read: strictly.
+
+Each damage is an `InputError` of one line that names file and line, or key. Nothing is executed.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pretrain.cli import InputError
+
+AnyKey = TypeVar("AnyKey")
+
+
+def with_header(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
+    """The header object of a `.jsonl` file, and (place, object) of each later line."""
+
+    def records() -> Iterator[tuple[str, dict[str, Any]]]:
+        for where, line in lines:
+            record = parse_record(json.loads, line, where)
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: expected an object")
+            yield where, record
+
+    lines = read_lines(path)
+    _, header = next(records(), ("", {}))
+    if not isinstance(header.get("leaky"), bool):
+        raise InputError(f"{path}:1: no header line that says whether the file is leaky")
+    return header, records()
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """("file:line", text) of each line that is not blank."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", line.removesuffix("\r")
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file, with or without a byte order mark."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8; convert the file") from None
+
+
+def parse_record(parser: Callable[[str], Any], line: str, where: str) -> Any:
+    """`parser(line)`. Raises: InputError naming `where` for a line that does not parse."""
+    try:
+        return parser(line)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise InputError(f"{where}: cannot be parsed: {line[:60]!r}") from None
+
+
+def finite_number(value: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_row(value: Any) -> bool:
+    """Whether a value is a row number; True and False are none."""
+    return type(value) is int and value >= 0
+
+
+def not_empty(values: dict[AnyKey, Any], path: Path) -> dict[AnyKey, Any]:
+    """`values`, of which there must be some. Raises: InputError for an empty file."""
+    if not values:
+        raise InputError(f"{path}: no entry in it")
+    return values
+
+
+def keyed_lists(path: Path) -> Iterator[tuple[Any, list[Any]]]:
+    """Items of a dict of lists that `torch.save` wrote; nothing in it is executed."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # torch and pickle raise a dozen types on damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: not a file of plain lists and tensors ({reason}); download it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a dict of lists")
+    for key, items in content.items():
+        if not isinstance(items, list):
+            raise InputError(f"{path}: key {key!r}: expected a list")
+        yield key, items
