@@ -182,7 +182,8 @@ def mutual_information(
     for anchor, candidates in pairs[direction]:
         if gather:
             candidates = distributed.gather(candidates)
-        scores = anchor @ candidates.T / temperature
+        with torch.autocast(anchor.device.type, enabled=False):  # it would multiply in bf16
+            scores = anchor @ candidates.T / temperature
         if same is not None:
             friends = same[:, None] == everyone
             friends = friends.scatter(1, targets[:, None], False)

@@ -7,6 +7,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
@@ -53,7 +54,7 @@ class CamimSettings:
     mi_mask_same_image: bool = False
     """Rows of one picture are no negatives of each other."""
     mi_gather: bool = False
-    """Negatives from all processes; their batches must be equally large."""
+    """Negatives from all processes; a last batch that they cannot share equally keeps its own."""
     cam_levels: Levels = "ws"
     """Words and sentence of the caption, or one of them: w, s (Figure 4b)."""
     combine: Combine | None = None
@@ -79,7 +80,7 @@ def read(
     encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
-    if not settings.mask_words:  # as released: exactly 40
+    if not settings.mask_words:  # as released: 40, unless --max_caption_length asks for more
         missing = max(0, CAPTION_LENGTH - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
@@ -91,16 +92,21 @@ def read(
 def information_loss(
     loss: Tensor | None, settings: CamimSettings, batch: Batch, anchor: Tensor, candidates: Tensor
 ) -> Tensor | None:
-    """The loss with α · InfoNCE added (Eq. 23)."""
+    """The loss with α · InfoNCE added (Eq. 23).
+
+    Negatives come from all processes in training only, and not in an epoch's last batch where its
+    pieces differ in size: elsewhere processes hold different numbers of rows, or of batches.
+    """
     if loss is None or not settings.use_mi:
         return loss
+    equal = torch.is_grad_enabled() and batch.weight == 1
     information = mutual_information(
         anchor,
         candidates,
         settings.mi_direction,
         settings.mi_temperature,
         batch.image_ids if settings.mi_mask_same_image else None,
-        settings.mi_gather,
+        settings.mi_gather and equal,
     )
     return loss + settings.mi_alpha * information
 

@@ -16,16 +16,18 @@ from finetune.config import parse_train
 from finetune.inputs import load_split
 from finetune.loaded import InputOptions
 from finetune.manifest import Change, View
-from finetune.methods import camim
+from finetune.methods import camim, caption_aware
 from finetune.methods.base import Source
 from finetune.methods.camim import CamimHvpnet, CamimTmr
 from finetune.methods.camim_names import convert_state
 from finetune.methods.caption_aware import (
     CaptionAware,
     CrossAttention,
+    attend,
     mutual_information,
     pool_sentence,
 )
+from finetune.methods.caption_reading import information_loss
 from finetune.methods.hvpnet import Hvpnet, HvpnetConfig
 from finetune.methods.resnet import load_resnet
 from finetune.methods.tmr_fusion import Look, last_maps
@@ -227,6 +229,55 @@ def test_information_against_a_loop():
     assert found.item() == pytest.approx(total, abs=1e-6)
 
 
+def test_information_in_half_precision():
+    """A loss is computed in float32, under autocast too."""
+    torch.manual_seed(0)
+    generated, original = torch.randn(2, 16, 64)
+    exact = mutual_information(generated, original)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mutual_information(generated, original)
+    assert found.dtype == torch.float32 and torch.equal(found, exact)
+
+
+@pytest.mark.parametrize("direction", ["g2o", "o2g", "symmetric"])
+def test_negatives_of_all_processes(monkeypatch, direction):
+    """Two processes of three rows each: the mean of their losses is that of the six rows."""
+    torch.manual_seed(0)
+    generated, original = torch.randn(2, 6, 4)
+    pictures = torch.tensor([1, 2, 1, 2, 3, 4])
+    whole = mutual_information(generated, original, direction, same=pictures).item()
+    unit = [torch.nn.functional.normalize(x, dim=-1) for x in (generated, original)]
+    everyone = [*unit, pictures]
+    parts = []
+    for rank in (0, 1):
+        mine = slice(3 * rank, 3 * rank + 3)
+
+        def gather(local, mine=mine):
+            (found,) = [x for x in everyone if x[mine].shape == local.shape
+                        and torch.equal(x[mine].to(local.dtype), local)]  # fmt: skip
+            return found
+
+        monkeypatch.setattr(caption_aware.distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(caption_aware.distributed, "gather", gather)
+        own = (x[mine] for x in (generated, original))
+        parts.append(mutual_information(*own, direction, same=pictures[mine], gather=True).item())
+    assert np.mean(parts) == pytest.approx(whole, abs=1e-6)
+
+
+def test_unequal_parts_are_not_gathered(monkeypatch):
+    """A collective of tensors of different length would hang: last batches, and evaluation."""
+    settings, calls = camim.CamimTmrConfig(mi_gather=True), []
+    monkeypatch.setattr(caption_aware.distributed, "gather", lambda x: calls.append(1) or x)
+    feature = torch.randn(4, 3)
+    for weight, training, expected in ((1.0, True, 1), (1.5, True, 0), (1.0, False, 0)):
+        batch = Batch(rows=torch.arange(4), input_ids=torch.zeros(4, 2).long(),
+                      attention_mask=torch.ones(4, 2).bool(), weight=weight)  # fmt: skip
+        with torch.set_grad_enabled(training):
+            information_loss(torch.zeros(()), settings, batch, feature, feature)
+        assert len(calls) == expected
+        calls.clear()
+
+
 def naive(module, position_rows, sentence, words):
     """The module on one picture and the real words of its caption, as §3.2 of camim.md says."""
     rows = position_rows
@@ -268,12 +319,197 @@ def test_caption_aware_against_a_loop(levels, combine, word_rows):
     sentence = pool_sentence(words, mask, "mean_masked")
     torch.testing.assert_close(sentence[1], words[1, :2].mean(0))
     torch.testing.assert_close(pool_sentence(words, mask, "mean_all")[1], words[1].mean(0))
+    assert torch.equal(pool_sentence(words, mask, "cls"), words[:, 0])
     found = module(pictures, sentence, words, mask)
     with torch.no_grad():
         for n in range(2):
             for m in range(3):
                 expected = naive(module, pictures[n, m], sentence[n], words[n, mask[n]])
                 torch.testing.assert_close(found[n, m, : len(expected)], expected)
+
+
+# --- the networks against naive ones --------------------------------------------------------------
+
+INFO = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
+
+
+def texts(rows=3, length=46) -> Batch:
+    """Texts of different length, one beyond 40 pieces; captions, phrases, scores."""
+    generator = torch.Generator().manual_seed(1)
+
+    def text(name, width, lengths):
+        ids = torch.randint(1, 60, (rows, width), generator=generator)
+        mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+        ids = torch.where(mask, ids, 0)
+        return {f"{name}_ids": ids, "attention_mask" if name == "input" else f"{name}_mask": mask}
+
+    return Batch(
+        rows=torch.arange(rows),
+        labels=torch.arange(rows) % 3,
+        head_start=torch.full((rows,), 1),
+        tail_start=torch.full((rows,), 4),
+        scores=torch.rand(rows, 2, 2, generator=generator),
+        **text("input", length, [46, 9, 20]),
+        **text("caption", 7, [7, 3, 2]),
+        **text("phrase", 5, [4, 5, 3]),
+    )
+
+
+def small_bert():
+    config = BertConfig(
+        vocab_size=60, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=24, max_position_embeddings=48,
+    )  # fmt: skip
+    return BertModel(config, add_pooling_layer=False)
+
+
+def read_one(encoder, ids, mask, at_most=None):
+    """States of one text's real word pieces."""
+    return encoder(input_ids=ids[mask][None, :at_most]).last_hidden_state[0]
+
+
+def naive_tmr(method, batch, looks, row):
+    """Logits and features of one row, from its real words, regions and pictures alone: tmr.md
+    §3.3 to 3.5 with the rows of camim.md §3.2."""
+    head, mean = method.head, method.settings.pool == "mean"
+    text = read_one(method.encoder, batch.input_ids[row], batch.attention_mask[row])
+    phrases = read_one(method.encoder, batch.phrase_ids[row], batch.phrase_mask[row])
+    ids, mask = batch.caption_ids[row], batch.caption_mask[row]
+    told = [
+        read_one(method.caption_encoder, ids, mask),
+        read_one(method.caption_encoder, batch.input_ids[row], batch.attention_mask[row], 40),
+    ]
+
+    def pool(rows):
+        return rows.mean(0) if mean else rows.sum(0)
+
+    def ask(module, rows, context):
+        found = attend(module.query(rows), module.key(context), module.value(context))
+        return pool(found.tanh())
+
+    features = []
+    for words, look, (weak, strong) in zip(told, looks, batch.scores[row], strict=True):
+
+        def align(maps, words=words):
+            return naive(method.aware, method.reduce(maps), words.mean(0), words)
+
+        mixed = torch.zeros(12)
+        if look.seen[row]:
+            rows = align(look.whole[row])
+            mixed = (ask(head.fine, rows, text) + pool(rows).tanh()) * strong
+            regions = [] if look.regions is None else look.regions[row][look.regions_seen[row]]
+            if len(regions):
+                rows = torch.stack([pool(align(maps)) for maps in regions])
+                mixed = mixed + (ask(head.coarse, rows, phrases) + rows.mean(0).tanh()) * weak
+        features.append(head.extend(mixed).tanh())
+    parts = [text[1], text[4], head.phrase(phrases.sum(0)), *features]
+    return head.classifier(head.final(torch.cat(parts))), features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"pool": "mean"}, {"combine": "add", "swap_words": True}, {"cam_levels": "s"}],
+    ids=str,
+)
+def test_on_tmr_against_loops(settings):
+    """Row by row, picture by picture, without any mask: what is padded or absent is left out."""
+    torch.manual_seed(0)
+    vision = load_resnet("resnet10t", random_weights=True, width=4)
+    method = CamimTmr(small_bert(), vision, INFO, camim.CamimTmrConfig(**settings)).eval()
+    for parameter in (*method.aware.parameters(), *method.head.parameters()):
+        parameter.mul_(2)  # so that every part counts
+    batch = texts()
+    seen = torch.tensor([[True, True, True], [True, False, True]])
+    region = torch.tensor([[True, True], [True, False], [False, False]])
+    looks = [
+        Look(torch.randn(3, 4, 32), seen[0], torch.randn(3, 2, 4, 32), region),
+        Look(torch.randn(3, 4, 32), seen[1], None, None),  # generated: no boxes
+    ]
+    output = method.relate(batch, looks)
+    rows = [naive_tmr(method, batch, looks, row) for row in range(3)]
+    expected = torch.stack([logits for logits, _ in rows])
+    torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=1e-4)
+    original, generated = (torch.stack(found) for found in zip(*[f for _, f in rows], strict=True))
+    cosines = torch.cosine_similarity(generated[:, None], original[None], dim=-1)
+    information = torch.nn.functional.cross_entropy(cosines, torch.arange(3))
+    plain = torch.nn.functional.cross_entropy(expected, batch.labels)
+    assert output.loss.item() == pytest.approx((plain + 0.1 * information).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("levels", ["ws", "s", "w"])
+def test_pictures_learn_through_the_captions(levels):
+    """Every picture that is there gets a gradient, whole ones and regions; no absent one does."""
+    torch.manual_seed(0)
+    vision = load_resnet("resnet10t", random_weights=True, width=4)
+    config = camim.CamimTmrConfig(cam_levels=levels)
+    method = CamimTmr(small_bert(), vision, INFO, config).train()
+    region = torch.tensor([[True, True], [True, False], [False, False]])
+    seen = [torch.tensor([True, True, True]), torch.tensor([True, False, True])]
+    maps = [torch.randn(3, 4, 32, requires_grad=True) for _ in range(2)]
+    cuts = torch.randn(3, 2, 4, 32, requires_grad=True)
+    looks = [Look(maps[0], seen[0], cuts, region), Look(maps[1], seen[1])]
+    method.relate(texts(), looks).loss.backward()
+    for found, there in ((maps[0], seen[0]), (maps[1], seen[1]), (cuts, region)):
+        assert torch.equal(found.grad.flatten(there.dim()).any(-1), there)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+def test_on_hvpnet_against_loops(monkeypatch, mode):
+    """camim.md §3.6: tokens f + restore(z) of each picture by itself; the loss joins the mean of z
+    over the pictures that are there with the final feature."""
+    torch.manual_seed(0)
+    settings = TINY | {"prompt_width": 8}
+    vision = load_resnet("resnet10t", random_weights=True, width=4)
+    config = camim.CamimHvpnetConfig(hvp_cam_mode=mode, **settings)
+    method = CamimHvpnet(small_bert(), vision, INFO, config).eval()
+    torch.nn.init.normal_(method.restore.weight)
+    present = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
+    features = torch.randn(3, 3, 4 * 60).half()
+    batch = dataclasses.replace(
+        texts(), image_features=features[:, 0], region_features=features[:, 1:],
+        image_mask=present[:, 0], region_mask=present[:, 1:],
+    )  # fmt: skip
+    tokens = features.float().unflatten(-1, (4, 60))
+    made, seen = torch.zeros_like(tokens), []
+    for row in range(3):
+        words = read_one(method.caption_encoder, batch.caption_ids[row], batch.caption_mask[row])
+        rows = []
+        for m in present[row].nonzero()[:, 0]:
+            z = naive(method.aware, method.reduce(tokens[row, m]), words.mean(0), words)
+            made[row, m] = method.restore(z) + (tokens[row, m] if mode == "residual" else 0)
+            rows.append(z)
+        seen.append(torch.cat(rows).mean(0))
+    plain = Hvpnet(method.encoder, vision, INFO, HvpnetConfig(**settings)).eval()
+    own = {k: v for k, v in method.state_dict().items() if k in plain.state_dict()}
+    plain.load_state_dict(own)
+    monkeypatch.setattr(plain, "visual_tokens", lambda batch: (made, present))
+    pairs = []
+    hook = plain.head.classifier.register_forward_hook(lambda *found: pairs.append(found[1][0]))
+    expected, output = plain(batch), method(batch)
+    hook.remove()
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-4)
+    final = method.final(pairs[0])
+    cosines = torch.cosine_similarity(torch.stack(seen)[:, None], final[None], dim=-1)
+    information = torch.nn.functional.cross_entropy(cosines, torch.arange(3))
+    wanted = (expected.loss + 0.1 * information).item()
+    assert output.loss.item() == pytest.approx(wanted, abs=1e-5)
+    # Table 1, without the module: the tokens as they are, and the loss on their mean.
+    config = camim.CamimHvpnetConfig(use_cam=False, mi_alpha=0.5, **settings)
+    method = CamimHvpnet(small_bert(), vision, INFO, config).eval()
+    plain = Hvpnet(method.encoder, vision, INFO, HvpnetConfig(**settings)).eval()
+    plain.load_state_dict({k: v for k, v in method.state_dict().items() if k in own})
+    hook = plain.head.classifier.register_forward_hook(lambda *found: pairs.append(found[1][0]))
+    expected, output = plain(batch), method(batch)
+    means = [method.reduce(tokens[row][present[row]].flatten(0, 1).mean(0)) for row in range(3)]
+    cosines = torch.cosine_similarity(
+        torch.stack(means)[:, None], method.final(pairs[-1])[None], dim=-1
+    )
+    information = torch.nn.functional.cross_entropy(cosines, torch.arange(3))
+    torch.testing.assert_close(output.logits, expected.logits)
+    wanted = (expected.loss + 0.5 * information).item()
+    assert output.loss.item() == pytest.approx(wanted, abs=1e-5)
 
 
 # --- captions as inputs ---------------------------------------------------------------------------
