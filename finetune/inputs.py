@@ -66,9 +66,14 @@ def load_split(
 
 
 def check_length(loaded: LoadedSplit, task: Task, split: str, method: Method) -> None:
-    """Refuse texts, padding included, for which the encoder has no position."""
+    """Refuse texts, padding included, for which the model has no position."""
     limit = getattr(method.encoder.config, "max_position_embeddings", None)
     longest = max(loaded.dataset.lengths, default=0)
+    if method.longest_text is not None and longest > method.longest_text:
+        raise InputError(
+            f"{task.split_file(split)}: a text of {longest} word pieces, but the model takes "
+            f"{method.longest_text}; lower --max_length to that"
+        )
     if limit is not None and -(-longest // MULTIPLE) * MULTIPLE > limit:
         raise InputError(
             f"{task.split_file(split)}: a text of {longest} word pieces, but the model has "

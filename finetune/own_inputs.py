@@ -43,9 +43,9 @@ POSSIBLE = REGIONS | {
 """Needs of a method that can be met for a post that nobody has seen."""
 UNMADE = {
     "crop_count": "the number of a row's published crops, which tells the label",
-    "generated": "pictures that TMR's authors generated from each sentence of MNRE",
-    "phrases": "grounding phrases that TMR's authors published for MNRE, which tell the label",
-    "scores": "correlation scores that TMR's authors published for MNRE",
+    "generated": "pictures generated from each sentence",
+    "phrases": "grounding phrases that TMR's authors published (of MNRE, they tell the label)",
+    "scores": "correlation scores that TMR's authors published",
 }
 
 

@@ -82,6 +82,9 @@ class Method(nn.Module):
     region_slots: Mapping[str, int] = {}
     """Kind of region (`vg` grounded, `od` detected) -> how many, in the order of the slots."""
 
+    longest_text: int | None = None
+    """Word pieces it can take, specials included; None: as many as the encoder has positions."""
+
     encoder: nn.Module
 
     @classmethod

@@ -44,8 +44,8 @@ class CamimTmrConfig(CamimSettings, tmr.TmrConfig):
     """Settings of CAMIM on TMR."""
 
     profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "fixed": tmr.PROFILES["fixed"] | FIXED,
-        "legacy": tmr.PROFILES["legacy"] | LEGACY,
+        "fixed": tmr.TmrConfig.profiles["fixed"] | FIXED,
+        "legacy": tmr.TmrConfig.profiles["legacy"] | LEGACY,
     }
     mi_pair: Literal["og", "ogf", "tf", "ogt"] = "og"
     """What the loss joins (Figure 4a): original and generated feature; both and the final feature;
@@ -63,6 +63,7 @@ class CamimTmr(tmr.Tmr):
     """TMR whose pictures have read their captions, generated ones the sentence (§3 of camim.md)."""
 
     Config = CamimTmrConfig
+    kinds = frozenset({"relation"})
     towers = ("encoder.", "vision.", "caption_encoder.")
 
     def __init__(

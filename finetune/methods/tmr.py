@@ -5,118 +5,51 @@ View" (ACL 2023), and the released code, whose readings are the profile `legacy`
 sources gives a whole picture, which attends to the sentence, and regions, which attend to the
 phrases that they were found by. Without pictures (`--images none`) the text and its phrases remain.
 
+For entities (`tmr_tagging.py`) regions attend to the whole sentence unless TMR's phrases are asked
+for: nothing that was made from the tags goes in. Of the released training two mistakes are not
+reproduced: layers that are in no optimizer group, and selection on the test split. Nor is its loss
+a sum over the batch.
+
 B: rows, L: word pieces, P: positions of a picture's last map, R: regions, C: its channels,
 D: hidden size, K: sources (the original, then the generated one).
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.batch import Batch
+from finetune.methods import tmr_tagging
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import entity_states, load_text_encoder, relation_loss
 from finetune.methods.resnet import FrozenMaps, load_resnet
+from finetune.methods.tmr_config import TmrConfig
 from finetune.methods.tmr_fusion import Look, Streams, TmrHead, look, look_up, pooled
 from finetune.tasks.base import TaskInfo
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "fixed": {
-        "mask_padding": True,
-        "mask_absent": True,
-        "whole_norm": "imagenet",
-        "phrase_encoding": "wordpiece",
-        "one_pass": True,
-    },
-    "legacy": {
-        "mask_padding": False,
-        "mask_absent": False,
-        "whole_norm": "bgr255",
-        "phrase_encoding": "lookup6",
-        "one_pass": False,
-    },
-}
-"""What a switch that was not given means."""
 LEGACY_LENGTH = 128
-"""Word pieces that the released code pads every sentence to, and attends to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TmrConfig:
-    """Settings of TMR."""
-
-    profiles: ClassVar[dict[str, dict[str, Any]]] = PROFILES
-    profile: Literal["fixed", "legacy"] = "fixed"
-    """legacy: each switch below that is not given is as in the released code."""
-    version: Literal["v2", "v1"] = "v2"
-    """v1: the upload of July 2023, without pooled shortcuts and the layers on top of them."""
-    vision: str = "resnet50.a1_in1k"
-    """timm ResNet, or a directory in timm's layout; none: no vision tower, for --images none."""
-    vision_random: bool = False
-    """Draw the vision tower's weights at random also where the text tower's are loaded."""
-    vision_width: int = 64
-    """Channels of the vision tower's first stage; other than 64 only with random weights."""
-    freeze: bool = False
-    """The vision tower stays as it is, batch statistics included, so each picture is looked at
-    once. false: it learns at optim.lr, at optim.head_lr if drawn at random."""
-    image_size: int = 224
-    """Side of pictures and regions in pixels."""
-    resize: Literal["squash", "center_crop"] = "squash"
-    """How pictures and regions become squares (released: squash, and center_crop for regions)."""
-    regions: int = 3
-    """Regions a source, best first; 0: none."""
-    generated: str = "diffusion_pic"
-    """Folder in --data of generated pictures, {split}/<img_id>; none: without that source."""
-    generated_boxes: Literal["none", "community"] = "none"
-    """Regions of generated pictures. community: TMR's boxes, which leak the label."""
-    phrases: Literal["entities", "community"] = "entities"
-    """entities: the words of head and tail. community: TMR's file, which adds entity types that
-    tell the label."""
-    scores: str = "none"
-    """Folder in --data of {split}_weight_{strong,weak}.txt and the same after dif_ (TMR's: txt);
-    none: every score is a half."""
-    pool: Literal["sum", "mean"] = "sum"
-    """Over a picture's positions and over regions; sums of many may saturate the tanh behind."""
-    dropout: float = 0.5
-    """Before and after the last hidden layer."""
-    mask_padding: bool | None = None
-    """Leave padded word pieces out of the cross attention. legacy: attends to all 128."""
-    mask_absent: bool | None = None
-    """Leave absent pictures and regions out. legacy: squares of the mean colour."""
-    whole_norm: Literal["imagenet", "bgr255"] | None = None
-    """Whole pictures: as the vision tower was trained, or (legacy) blue-green-red, 0 to 255."""
-    phrase_encoding: Literal["wordpiece", "lookup6"] | None = None
-    """wordpiece: tokenised. lookup6 (legacy): six whole words by vocabulary, no mask; mostly
-    unknown ones."""
-    one_pass: bool | None = None
-    """All pictures of a batch through the vision tower at once; legacy: four passes, each with its
-    own batch statistics."""
-
-    @property
-    def settled(self) -> "TmrConfig":
-        """With the profile's choice for each switch that was not given."""
-        chosen = self.profiles[self.profile].items()
-        return replace(self, **{name: v for name, v in chosen if getattr(self, name) is None})
+"""Word pieces that the released code pads every sentence to, and attends to (relations)."""
 
 
 class Tmr(Method):
-    """BERT, ResNet, cross attention between them, and a classifier."""
+    """BERT, ResNet, cross attention between them, and a classifier or a CRF."""
 
     Config = TmrConfig
+    kinds = frozenset({"relation", "entities"})
     towers = ("encoder.", "vision.")
 
     def __init__(
         self, encoder: BertModel, vision: nn.Module | None, task: TaskInfo, config: TmrConfig
     ) -> None:
         super().__init__()
-        self.settings = config = config.settled
+        self.settings = config = config.settled(task.kind)
         size = encoder.config.hidden_size
         self.encoder, self.vision = encoder, vision
         self.image_resize = config.resize
-        needs = {"phrases"}
+        needs = set() if config.phrases == "sentence" else {"phrases"}
         if vision is not None:
             vision.requires_grad_(not config.freeze)
             if config.vision_random:
@@ -125,14 +58,29 @@ class Tmr(Method):
             self.region_slots = {"vg": config.regions} if config.regions else {}
             self.reduce = nn.Linear(vision.channels[-1], size)
         self.needs = frozenset(needs)
-        self.head = TmrHead(
+        shared = {
+            "sources": 1 if config.generated == "none" else 2,
+            "regions": vision is not None and config.regions > 0,
+            "mean": config.pool == "mean",
+        }
+        if task.kind == "relation":
+            self.head = TmrHead(
+                size,
+                len(task.labels),
+                extended=config.version == "v2",
+                dropout=config.dropout,
+                **shared,
+            )
+            return
+        positions = config.token_features == "positions"
+        self.longest_text = tmr_tagging.LEGACY_LENGTH if positions else None
+        self.head = tmr_tagging.TmrTaggingHead(
             size,
-            len(task.labels),
-            sources=1 if config.generated == "none" else 2,
-            regions=vision is not None and config.regions > 0,
-            mean=config.pool == "mean",
-            extended=config.version == "v2",
-            dropout=config.dropout,
+            task,
+            positions=positions,
+            pieces=config.tagging == "pieces",
+            dropout=config.tag_dropout,
+            **shared,
         )
 
     @staticmethod
@@ -169,33 +117,74 @@ class Tmr(Method):
         return self
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Logits (B, C)."""
-        return self.relate(batch, [] if batch.image_mask is None else self.look(batch))
+        """Logits (B, C) of relations, or emissions."""
+        looks = [] if batch.image_mask is None else self.look(batch)
+        return self.relate(batch, looks) if self.is_relation else self.tag(batch, looks)
+
+    @property
+    def is_relation(self) -> bool:
+        """Whether the labels are relations, not the tags of words."""
+        return isinstance(self.head, TmrHead)
 
     def look(self, batch: Batch) -> list[Look]:
         """What the sources show."""
         settings = self.settings
+        generated = settings.generated != "none"
         if batch.image_features is not None:
-            return look_up(batch, self.vision.channels[-1], generated=settings.generated != "none")
-        return look(
+            return look_up(batch, self.vision.channels[-1], generated=generated)
+        found = look(
             self.vision,
             batch,
-            generated=settings.generated != "none",
+            generated=generated,
             bgr255=settings.whole_norm == "bgr255",
             one_pass=settings.one_pass,
         )
+        if generated and settings.regions and not (self.is_relation or settings.mask_absent):
+            # As released: it loses the regions of generated pictures, and sees empty squares.
+            found[1] = replace(found[1], regions=self.empty_regions(len(batch)))
+        return found
+
+    def empty_regions(self, rows: int) -> Tensor:
+        """(B, R, P, C): what the vision tower sees in squares of the mean colour."""
+        size = self.image_size
+        last = self.vision(self.vision.mean.new_zeros(1, 3, size, size))[-1]
+        return last.flatten(2).transpose(1, 2).expand(rows, self.settings.regions, -1, -1)
 
     def relate(self, batch: Batch, looks: list[Look]) -> MethodOutput:
         """Logits from the texts and what the sources show (§3.3 to 3.5 of tmr.md)."""
-        text, text_mask = encode_text(self.encoder, batch, self.settings)
-        phrases, phrase_mask = encode_phrases(self.encoder, batch)
+        texts = self.read(batch)
+        text, _, phrases, phrase_mask = texts
         pair = entity_states(text, batch.head_start, batch.tail_start)
-        streams = self.streams(batch, looks, text)
-        features = self.head.features(streams, text, text_mask, phrases, phrase_mask)
+        features = self.head.features(self.streams(batch, looks, text), *texts)
         final = self.head.final_feature(pair, pooled(phrases, phrase_mask), features)
         logits = self.head.classify(final)
         loss = relation_loss(logits, batch.labels)
         return MethodOutput(logits, self.total_loss(loss, batch, pair, features, final))
+
+    def tag(self, batch: Batch, looks: list[Look]) -> MethodOutput:
+        """Emissions from the texts and what the sources show (§3.7 of tmr.md)."""
+        texts = self.read(batch)
+        streams = self.streams(batch, looks, texts[0])
+        return self.head(self.head.fused(streams, *texts) if streams else [], texts[0], batch)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
+        """Relation ids, or the tag ids of each sentence's words."""
+        return (
+            super().decode(output, batch) if self.is_relation else self.head.decode(output, batch)
+        )
+
+    def read(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Sentence (B, L, D), its mask, phrases (B, Lp, D), their mask: what is attended to and
+        what of it counts (None: all of it)."""
+        length = None
+        if not self.settings.mask_padding:
+            length = LEGACY_LENGTH if self.is_relation else tmr_tagging.LEGACY_LENGTH
+        text, text_mask = encode_text(self.encoder, batch, length)
+        if self.settings.phrases == "sentence":
+            return text, text_mask, text, text_mask
+        phrases, phrase_mask = encode_phrases(self.encoder, batch)
+        attended = None if self.settings.phrase_encoding == "wordpiece5" else phrase_mask
+        return text, text_mask, phrases, attended
 
     def streams(self, batch: Batch, looks: list[Look], text: Tensor) -> list[Streams]:
         """What each source brings to the fusion."""
@@ -217,6 +206,12 @@ class Tmr(Method):
                 )
             found.append(Streams(whole, None, objects, counted, shortcuts, scores))
         return found
+
+    def learning_rate(self, name: str, optim: Any, above: int) -> float:
+        """As everywhere, but the emission layer learns with the CRF above it, as released."""
+        if name.startswith("head.tags.emission."):
+            return optim.crf_lr
+        return super().learning_rate(name, optim, above)
 
     def total_loss(
         self,
@@ -248,16 +243,20 @@ def source_scores(batch: Batch, k: int, seen: Tensor | None) -> Tensor:
 
 
 def encode_text(
-    encoder: BertModel, batch: Batch, config: TmrConfig
+    encoder: BertModel, batch: Batch, length: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The sentence (B, L, D), and the mask of what is attended to (None: all, 128 positions)."""
+    """The sentence (B, L, D), and the mask of what is attended to.
+
+    Args:
+        length: pad to so many positions, all of which are attended to (mask None), as released.
+    """
     ids, mask = batch.input_ids, batch.attention_mask
-    if not config.mask_padding:
-        missing = max(0, LEGACY_LENGTH - ids.shape[1])
+    if length is not None:
+        missing = max(0, length - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
     states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return states, mask if config.mask_padding else None
+    return states, mask if length is None else None
 
 
 def encode_phrases(encoder: BertModel, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,45 @@ class CrossPooling(nn.Module):
         ]
 
 
-class TmrHead(nn.Module):
-    """Fuses the sources by their scores and classifies."""
+class SourceFusion(nn.Module):
+    """Weighs what the sources show by their scores: what relations and entities share."""
+
+    def __init__(self, size: int, *, regions: bool, mean: bool) -> None:
+        """
+        Args:
+            regions: there are some, which ask the phrases.
+            mean: pool by mean, not by sum.
+        """
+        super().__init__()
+        self.fine = CrossPooling(size, mean)
+        self.coarse = CrossPooling(size, mean) if regions else None
+
+    def fused(
+        self,
+        streams: list[Streams],
+        text: Tensor,
+        text_mask: Tensor | None,
+        phrases: Tensor,
+        phrase_mask: Tensor | None,
+    ) -> list[Tensor]:
+        """(B, D) of each source: whole pictures ask the sentence, regions the phrases."""
+        asked = [(source.whole, source.whole_counted) for source in streams]
+        fine = self.fine(asked, text, text_mask)
+        with_objects = [source for source in streams if source.objects is not None]
+        asked = [(source.objects, source.objects_counted) for source in with_objects]
+        coarse = iter(self.coarse(asked, phrases, phrase_mask) if asked else ())
+        found = []
+        for source, whole in zip(streams, fine, strict=True):
+            for_whole, for_objects = source.shortcuts
+            mixed = plus(whole, for_whole) * source.scores[:, 1:]
+            if source.objects is not None:
+                mixed = mixed + plus(next(coarse), for_objects) * source.scores[:, :1]
+            found.append(mixed)
+        return found
+
+
+class TmrHead(SourceFusion):
+    """Fuses the sources by their scores and classifies relations."""
 
     def __init__(
         self,
@@ -88,14 +125,11 @@ class TmrHead(nn.Module):
     ) -> None:
         """
         Args:
-            regions: there are some, which ask the phrases.
-            mean: pool by mean, not by sum.
+            regions, mean: as for `SourceFusion`.
             extended: further layers for sources and phrases (v2).
         """
-        super().__init__()
+        super().__init__(size, regions=regions, mean=mean)
         self.sources = sources
-        self.fine = CrossPooling(size, mean)
-        self.coarse = CrossPooling(size, mean) if regions else None
         self.extend = nn.Linear(size, size) if extended else None
         self.phrase = nn.Linear(size, 2 * size) if extended else None
         phrase_size = 2 * size if extended else size
@@ -109,22 +143,11 @@ class TmrHead(nn.Module):
         text: Tensor,
         text_mask: Tensor | None,
         phrases: Tensor,
-        phrase_mask: Tensor,
+        phrase_mask: Tensor | None,
     ) -> list[Tensor]:
-        """The sources' features p (B, D): whole pictures ask the sentence, regions the phrases."""
-        asked = [(source.whole, source.whole_counted) for source in streams]
-        fine = self.fine(asked, text, text_mask)
-        with_objects = [source for source in streams if source.objects is not None]
-        asked = [(source.objects, source.objects_counted) for source in with_objects]
-        coarse = iter(self.coarse(asked, phrases, phrase_mask) if asked else ())
-        features = []
-        for source, whole in zip(streams, fine, strict=True):
-            for_whole, for_objects = source.shortcuts
-            mixed = plus(whole, for_whole) * source.scores[:, 1:]
-            if source.objects is not None:
-                mixed = mixed + plus(next(coarse), for_objects) * source.scores[:, :1]
-            features.append(mixed if self.extend is None else torch.tanh(self.extend(mixed)))
-        return features
+        """The sources' features p (B, D)."""
+        fused = self.fused(streams, text, text_mask, phrases, phrase_mask)
+        return fused if self.extend is None else [torch.tanh(self.extend(one)) for one in fused]
 
     def final_feature(self, pair: Tensor, phrases: Tensor, features: list[Tensor]) -> Tensor:
         """F (B, 2D) from the entities (B, 2D), Σ of the phrases' states (B, D) and p's (B, D)."""

@@ -23,10 +23,21 @@ from pretrain.cli import InputError
 if TYPE_CHECKING:  # what loads the rows imports this file
     from finetune.loaded import LoadedSplit, Wanted
 
-PHRASE_LENGTH = 16
+PHRASE_LENGTHS = {"wordpiece": 16, "wordpiece5": 5}
 """Word pieces of a phrase, specials included."""
 LOOKUP_LENGTH = 6
 UNKNOWN_SCORE = 0.5
+SCORES = (
+    ("{split}_weight_%s.txt", "ner_{split}_weight_%s.txt"),
+    (
+        "dif_{split}_weight_%s.txt",
+        "ner_diff_{split}_weight_%s.txt",
+        "diff_ner_{split}_weight_%s.txt",
+    ),
+)
+"""Of the original and of the generated picture: ours and TMR's of MNRE, then TMR's of Twitter (raw
+shares of three classes, not normalised). %s: weak, strong."""
+TWITTER_PHRASES = "ner15_grounding_text_{split}.json", "ner17_grounding_text_{split}.json"
 
 
 def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
@@ -37,8 +48,7 @@ def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """
     method, options = wanted.method, wanted.options
     folder = generated_folder(wanted)
-    posted = {row.row: row.image_id for row in wanted.original}
-    names = [posted[row.row] for row in loaded.rows]
+    names: list[Any] = [row.image_id for row in as_posted(loaded, wanted)]
     boxes: list[Sequence[side_inputs.Box]] = [()] * len(loaded.rows)
     if method.settings.generated_boxes == "community" and method.settings.regions:
         path = side_inputs.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
@@ -49,7 +59,7 @@ def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     cuts = [
         [cut_name(name, box) for box in found] for name, found in zip(names, boxes, strict=True)
     ]
-    wanted_names = {*names, *(cut for found in cuts for cut in found)}
+    wanted_names = {*names, *(cut for found in cuts for cut in found)} - {None}
     if options.images == "blank":
         store = blank_store(folder, wanted_names, size=method.image_size)
     else:
@@ -88,22 +98,36 @@ def generated_folder(wanted: Wanted) -> Path:
 
 def add_phrases(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`phrase_ids` and `phrase_mask`: what the regions of a row stand for, in words."""
-    if wanted.method.settings.phrases == "community":
-        pattern = "txt/phrase_text_{split}.json"
-        source = side_inputs.read_phrases(
-            side_inputs.find(wanted.task.folder, pattern, wanted.split)
-        )
-        phrases = source.of(loaded.rows)
+    settings, tokenizer = wanted.method.settings, wanted.tokenizer
+    if settings.phrases == "community":
+        source = read_phrases(wanted)
+        phrases = source.of(as_posted(loaded, wanted))
         words = [len(phrase.split()) for phrase in phrases]
         loaded = loaded.with_source(source, **{"phrases: words": words})
     else:
         phrases = [entity_phrase(row) for row in loaded.rows]
-    if wanted.method.settings.phrase_encoding == "lookup6":
-        ids = look_up(phrases, wanted.tokenizer)
+    if settings.phrase_encoding == "lookup6":
+        ids = look_up(phrases, tokenizer)
         everything = np.ones_like(ids, dtype=bool)
         return loaded.with_column("phrase_ids", ids).with_column("phrase_mask", everything)
-    pieces = wanted.tokenizer(phrases, truncation=True, max_length=PHRASE_LENGTH)["input_ids"]
+    length = PHRASE_LENGTHS[settings.phrase_encoding]
+    if settings.phrase_encoding == "wordpiece5":
+        found = tokenizer(phrases, truncation=True, max_length=length, padding="max_length")
+        mask = np.array(found["attention_mask"], dtype=bool)
+        loaded = loaded.with_column("phrase_ids", np.array(found["input_ids"], dtype=np.int64))
+        return loaded.with_column("phrase_mask", mask)
+    pieces = tokenizer(phrases, truncation=True, max_length=length)["input_ids"]
     return loaded.with_column("phrase_ids", [np.array(ids, dtype=np.int64) for ids in pieces])
+
+
+def read_phrases(wanted: Wanted) -> side_inputs.SideInput:
+    """TMR's file: of MNRE keyed by row, which leaks, of Twitter by picture, which does not."""
+    folder, split = wanted.task.folder, wanted.split
+    if wanted.task.info.kind == "relation":
+        path = side_inputs.find(folder, "txt/phrase_text_{split}.json", split)
+        return side_inputs.read_phrases(path)
+    first, second = TWITTER_PHRASES
+    return side_inputs.read_image_phrases(side_inputs.find(folder, first, split, second))
 
 
 def entity_phrase(row: Any) -> str:
@@ -125,19 +149,28 @@ def look_up(phrases: Sequence[str], tokenizer: Any) -> np.ndarray:
 def add_scores(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`scores` (N, 2, 2): of the original and of the generated picture, [weak, strong]."""
     folder = wanted.task.folder / wanted.method.settings.scores
-    posted = {row.row: row.image_id for row in wanted.original}
-    rows: list[Row] = [replace(row, image_id=posted[row.row]) for row in loaded.rows]
+    rows = as_posted(loaded, wanted)
+    shown = np.array([row.image_id is not None for row in rows], dtype=bool)
+    with_picture = [row for row in rows if row.image_id is not None]
     scores = np.full((len(rows), 2, 2), UNKNOWN_SCORE, dtype=np.float32)
-    sources = ("",) if wanted.method.settings.generated == "none" else ("", "dif_")
-    for k, which in enumerate(sources):
+    for k, patterns in enumerate(SCORES):
+        if k and wanted.method.settings.generated == "none":
+            break
         for j, strength in enumerate(("weak", "strong")):
-            pattern = f"{which}{{split}}_weight_{strength}.txt"
-            source = side_inputs.read_scores(side_inputs.find(folder, pattern, wanted.split))
-            scores[:, k, j] = source.of(rows)
+            first, *others = (pattern.replace("%s", strength) for pattern in patterns)
+            path = side_inputs.find(folder, first, wanted.split, *others)
+            source = side_inputs.read_scores(path)
+            scores[shown, k, j] = source.of(with_picture)
             loaded = loaded.with_source(source)
-    replaced = [row.image_id != posted[row.row] for row in loaded.rows]
+    replaced = [now.image_id != row.image_id for now, row in zip(loaded.rows, rows, strict=True)]
     scores[np.array(replaced, dtype=bool), 0] = UNKNOWN_SCORE
     return loaded.with_column("scores", scores)
+
+
+def as_posted(loaded: LoadedSplit, wanted: Wanted) -> list[Row]:
+    """The rows with the pictures that they came with, whatever a view has made of those."""
+    posted = {row.row: row.image_id for row in wanted.original}
+    return [replace(row, image_id=posted[row.row]) for row in loaded.rows]
 
 
 def add_image_ids(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:

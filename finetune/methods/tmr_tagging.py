@@ -1,0 +1,81 @@
+"""TMR for entities: what the sources show goes to every word piece, and a CRF tags the words.
+
+The paper's network of relations (`tmr_fusion.py`) without its entity pair and phrase vector: per
+piece ReLU(W [T_i; p_o,i; p_g,i]), then emissions. In the released code p_i = tanh(E_i p) with a
+matrix for each of 70 positions: 73.5 million numbers at D = 1024 that know the place of a piece but
+not the word there, and texts that cannot be longer. By default one matrix serves all positions.
+
+B: rows, L: word pieces, D: hidden size, K: sources.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.batch import Batch
+from finetune.methods.base import MethodOutput
+from finetune.methods.layers import PieceTaggingHead, TaggingHead
+from finetune.methods.tmr_fusion import SourceFusion
+from finetune.metrics import Entity
+from finetune.tasks.base import TaskInfo
+
+LEGACY_LENGTH = 70
+"""Word pieces that the released code pads every sentence to; a layer for each."""
+COMBINED = 1000
+"""Width of the layer that a piece and its pictures meet in."""
+
+
+class TmrTaggingHead(SourceFusion):
+    """Fuses the sources by their scores and tags words with what they show."""
+
+    def __init__(
+        self,
+        size: int,
+        task: TaskInfo,
+        *,
+        sources: int,
+        regions: bool,
+        mean: bool,
+        positions: bool,
+        pieces: bool,
+        dropout: float,
+    ) -> None:
+        """
+        Args:
+            regions, mean: as for `SourceFusion`.
+            positions: each of `LEGACY_LENGTH` positions has a layer of its own.
+            pieces: the CRF runs over word pieces, not words.
+            dropout: before the emission layer.
+        """
+        super().__init__(size, regions=regions, mean=mean)
+        self.extend = nn.Linear(size, size * (LEGACY_LENGTH if positions else 1))
+        self.combine = nn.Linear((1 + sources) * size, COMBINED)
+        self.tags = (PieceTaggingHead if pieces else TaggingHead)(COMBINED, task, dropout)
+
+    def forward(self, features: list[Tensor], text: Tensor, batch: Batch) -> MethodOutput:
+        """Emissions and loss.
+
+        Args:
+            features: `fused` of the sources, (B, D) each; none: vision is off.
+            text: (B, L', D), L' >= L.
+        """
+        size, length = text.shape[-1], batch.input_ids.shape[1]
+        weight, bias = self.combine.weight, self.combine.bias
+        combined = nn.functional.linear(text[:, :length], weight[:, :size], bias)
+        if features:  # W [T_i; p_i] = W_T T_i + W_p p_i, so what is shared is multiplied once
+            shown = [torch.tanh(self.extend(one)).unflatten(-1, (-1, size)) for one in features]
+            told = torch.cat(shown, dim=-1)[:, :length]  # (B, L or 1, KD)
+            combined = combined + nn.functional.linear(told, weight[:, size:])
+        return self.tags(combined.relu(), batch)
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
+        """The tag ids of each sentence's words."""
+        return self.tags.decode(output, batch)
+
+    def entity_scores(
+        self, output: MethodOutput, batch: Batch, entities: Sequence[Sequence[Entity]]
+    ) -> list[list[float]]:
+        """The chain's posterior probability of each entity."""
+        return self.tags.entity_scores(output, batch, entities)
