@@ -24,7 +24,7 @@ from shards.sample_world import CUE_NOUNS, CUES, NEUTRAL, TYPE_NOUNS, write_line
 from shards.schema import InputError, write_json
 
 PROVENANCE = "sample.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

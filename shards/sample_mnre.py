@@ -7,6 +7,7 @@ import numpy as np
 
 from shards.sample_pictures import PEOPLE, Scene
 from shards.sample_world import (
+    CUE_NOUNS,
     CUES,
     NEUTRAL,
     arrange,
@@ -21,7 +22,7 @@ from shards.sample_world import (
     write_lines,
 )
 
-STREAM = 1
+STREAM, CAPTION_STREAM = 1, 3
 NO_RELATION = "None"
 SUFFIXES = {"per": ("",), "org": (" Corp", " Club", " Group"), "misc": (" Saga", " Gala", " Epic")}
 POSTS = (
@@ -38,12 +39,18 @@ POSTS = (
 NONE, SHARED, OTHER_CUE, OTHER_CUE_NONE, TAIL_FIRST = 0.15, 0.05, 0.2, 0.5, 0.3
 """Chances: a row has no relation; a picture has two rows; it shows a cue that is about another
 type of entity, beside the row's own cue or, second number, alone; the tail stands first."""
+TOLD, MISTAKEN = 0.6, 0.1
+"""Chances: the captioner names a thing; calls it by another thing's name. So captions help with a
+picture, and do not replace it."""
 
 
 def write_mnre(
     root: Path, rows: tuple[int, int, int], size: int, seed: int, workers: int
 ) -> dict[str, int]:
-    """Write `mnre/` below `root`: text, pictures, leak-safe region caches; rows by split."""
+    """Write `mnre/` below `root`: text, pictures, captions, leak-safe region caches; rows by split.
+
+    Captions are `caption/caption_{split}.txt`, one a picture, in CAMIM's format.
+    """
     rng = np.random.default_rng((seed, STREAM))
     folder, scenes, counts = root / "mnre", [], {}
     folder.mkdir(parents=True)
@@ -59,7 +66,7 @@ def write_mnre(
         "leaky": False,
     }
     for split, number in zip(("train", "val", "test"), rows, strict=True):
-        lines, regions = [], []
+        lines, regions, first = [], [], len(scenes)
         while len(lines) < number:
             scene, posts = _posts(rng, split, len(scenes), seed, number - len(lines))
             scenes.append(scene)
@@ -67,6 +74,9 @@ def write_mnre(
                 regions.append({"row": len(lines), **_grounded(rng, row, noun, scene, size)})
                 lines.append(repr(row))
         write_lines(folder / f"txt/ours_{split}.txt", lines)
+        told = np.random.default_rng((seed, CAPTION_STREAM, first))
+        captions = [repr(_captioned(told, scene)) for scene in scenes[first:]]
+        write_lines(folder / f"caption/caption_{split}.txt", captions)
         write_json_lines(folder / f"regions_vg_{split}.jsonl", [header, *regions])
         counts[split] = number
     draw_all(folder, scenes, size, workers)
@@ -134,6 +144,22 @@ def _grounded(rng: np.random.Generator, row: dict, noun: str, scene: Scene, size
         for kind, phrase, index in queries
     ]
     return {"img_id": row["img_id"], "size": [size, size], "vg": regions}
+
+
+def _captioned(rng: np.random.Generator, scene: Scene) -> dict[str, str]:
+    """What a hasty captioner says of a picture: everybody, some of the things, now and then wrong.
+
+    Drawn from the picture alone, with random numbers of its own.
+    """
+    said = [noun for noun in scene.nouns if noun in PEOPLE]
+    for noun in scene.nouns[len(said) :]:
+        named = pick(rng, (*CUE_NOUNS, *NEUTRAL)) if rng.random() < MISTAKEN else noun
+        if rng.random() < TOLD:
+            said.append(named)
+    article = ["an" if noun[0] in "aeiou" else "a" for noun in said]
+    parts = [f"{a} {noun}" for a, noun in zip(article, said, strict=True)]
+    text = " and ".join(filter(None, [" , ".join(parts[:-1]), parts[-1]]))
+    return {"img_id": Path(scene.path).name, "text": f"{text} ."}
 
 
 def _detected(rng: np.random.Generator, scene: Scene, size: int) -> dict:
