@@ -182,8 +182,8 @@ class CamimHvpnetConfig(CamimSettings, hvpnet.HvpnetConfig):
     """Settings of CAMIM on HVPNeT."""
 
     hvp_cam_mode: Literal["residual", "replace"] = "residual"
-    """The prefix is made of the picture's tokens and what the captions add (begins at plain
-    HVPNeT), or of the aligned tokens alone."""
+    """The prefix is made of the picture's tokens and what the captions add, of which there is
+    nothing at first (so it begins at plain HVPNeT), or of the aligned tokens alone."""
 
     @property
     def settled(self) -> "CamimHvpnetConfig":
@@ -226,7 +226,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
                 size, settings.cam_levels, settings.combine, settings.swap_words, word_rows=False
             )
             self.restore = nn.Linear(size, channels)
-            if settings.hvp_cam_mode == "residual" and not blind:
+            if settings.hvp_cam_mode == "residual":
                 nn.init.zeros_(self.restore.weight)
                 nn.init.zeros_(self.restore.bias)
         if blind:
