@@ -2,13 +2,11 @@
 
 Both compute: loss of a micro-batch -> gradients averaged over accumulation and ranks -> clipping
 -> AdamW -> schedule. Batch size, accumulation, clipping, precision and optimizer come from our
-configuration alone; a DeepSpeed file that sets one of them is an error.
+configuration alone; a DeepSpeed file sets the rest (`tuning.py`).
 """
 
-import json
 import logging
 import os
-import sysconfig
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,20 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.tuning import read_tuning, zero_stage
 from shards.schema import InputError
 
-_OURS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-    "fp16",
-    "torch_autocast",
-    "amp",
-)
 Write = Callable[[Any, Any], None]
 """`torch.save`, or what takes its place: (state_dict, path)."""
 Build = Callable[[nn.Module], tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]]
@@ -152,6 +139,9 @@ class DeepSpeedEngine:
         self.precision = precision
         module.to(self.device)
         optimizer, schedule = build(module)
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        self.groups = [[names[p] for p in group["params"]] for group in optimizer.param_groups]
+        """Names of the trained tensors, in the optimizer's order."""
         content = read_tuning(tuning)
         stage = zero_stage(content)
         config = {
@@ -189,7 +179,7 @@ class DeepSpeedEngine:
                 raise_error_at_min_scale=False,
             )
             self.engine.optimizer.dynamic_loss_scale = True
-        self._stage = stage
+        self.stage = stage
         # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
         self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"
 
@@ -216,13 +206,13 @@ class DeepSpeedEngine:
     @property
     def grad_norm(self) -> Tensor | float:
         """Of the last update, over all ranks, before clipping."""
-        return self.engine.get_global_grad_norm() if self._stage else self._grad_norm
+        return self.engine.get_global_grad_norm() if self.stage else self._grad_norm
 
     def whole(self, parameter: nn.Parameter) -> AbstractContextManager:
         """A context in which `parameter` may be read outside of its module's forward pass."""
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3)
+        return deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3)
 
     def save(self, root: Path, tag: str, write: Write = torch.save) -> None:
         """Collective: weights, moments and schedule below root/tag."""
@@ -238,11 +228,23 @@ class DeepSpeedEngine:
 
     def load(self, root: Path, tag: str) -> None:
         """Collective: inverse of `save`, in the same layout or from a `-universal` copy."""
-        self.engine._config.load_universal_checkpoint = tag.endswith("-universal")
+        copy = tag.endswith("-universal")
+        self.engine._config.load_universal_checkpoint = copy and self.stage > 0
         path, state = self.engine.load_checkpoint(str(root), tag=tag)
         if path is None:
             raise InputError(f"{root / tag}: DeepSpeed found nothing to load there")
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        if not copy:
+            self.scaler.load_state_dict(state.get("scaler", {}))
+            return
+        # What each stage keeps in a place of its own.
+        rates = self.engine.lr_scheduler.get_last_lr()
+        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for kept in self.engine.optimizer.state.values():  # stage 3 lets all groups share one
+            kept["step"] = kept["step"].clone()
+        self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
+        if self.stage and self.precision == "fp16":
+            self.engine.optimizer.loss_scaler.cur_scale = state["scaler"]["scale"]
 
 
 Engine = SingleEngine | DeepSpeedEngine
@@ -273,35 +275,3 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which a model of this precision computes."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
-
-
-def zero_stage(tuning: dict[str, Any]) -> int:
-    """The ZeRO stage that a DeepSpeed file asks for."""
-    return tuning.get("zero_optimization", {}).get("stage", 0)
-
-
-def read_tuning(name: str) -> dict[str, Any]:
-    """A DeepSpeed JSON file, looked up from here, the repository, and where a wheel puts it.
-
-    Raises:
-        InputError: missing, damaged, or it sets what our configuration sets.
-    """
-    installed = Path(sysconfig.get_path("data"), "share/fusion-mre", name)
-    candidates = [Path(name), Path(__file__).resolve().parents[1] / name, installed]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise InputError(f"engine.deepspeed: no file {name}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    taken = sorted(set(content) & set(_OURS))
-    if taken:
-        raise InputError(
-            f"{path}: {', '.join(taken)} belong in the run's own configuration "
-            "(batch.*, optim.*, engine.precision); remove them here"
-        )
-    if "offload_optimizer" in content.get("zero_optimization", {}):
-        # Else DeepSpeed insists on an optimizer of its own, which it compiles first.
-        content.setdefault("zero_force_ds_cpu_optimizer", False)
-    return content

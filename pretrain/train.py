@@ -25,6 +25,7 @@ from pretrain.prepare import (
 )
 from pretrain.steps import Feed, Run
 from pretrain.stopping import signals_blocked
+from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
 from shards.schema import TEACHER
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
@@ -36,8 +37,8 @@ def train(config: PretrainConfig) -> Path | None:
     None where a signal ended it early: the same command goes on from there.
     """
     kind = engines.start(config.engine.kind)
-    tuning = engines.read_tuning(config.engine.deepspeed) if kind == "deepspeed" else {}
-    if config.engine.compile and engines.zero_stage(tuning) == 3:
+    tuning = read_tuning(config.engine.deepspeed) if kind == "deepspeed" else {}
+    if config.engine.compile and zero_stage(tuning) == 3:
         raise CommonError(
             f"engine.compile: not under ZeRO-3 ({config.engine.deepspeed}), which moves weights "
             "while layers run; take launch/zero2.json, or set engine.compile to false"

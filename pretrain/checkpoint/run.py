@@ -15,7 +15,7 @@ import torch
 
 from pretrain import distributed
 from pretrain.checkpoint.background import BackgroundWriter
-from pretrain.checkpoint.zero import reshard
+from pretrain.checkpoint.reshard import reshard
 from pretrain.cli import CommonError
 from pretrain.engine import Engine
 from shards.schema import InputError, atomic_path, parse_object, write_json
@@ -54,7 +54,7 @@ class RunCheckpoints:
             return 0, 0
         tag = f"step-{found['step']}"
         if found["layout"] != engine.layout:
-            tag = self._relay(self.root / tag, found["layout"], engine.layout)
+            tag = self._relay(self.root / tag, found["layout"], engine)
         engine.load(self.root, tag)
         return found["step"], found["samples"]
 
@@ -68,16 +68,17 @@ class RunCheckpoints:
         path = self.root / f"step-{steps[-1]}" / MARKER
         return parse_object(path.read_bytes(), str(path))
 
-    def _relay(self, folder: Path, layout: str, wanted: str) -> str:
+    def _relay(self, folder: Path, layout: str, engine: Engine) -> str:
         """The tag of a copy that another number of ranks, or another ZeRO stage, can load."""
-        if "single" in (layout, wanted):
+        if "single" in (layout, engine.layout):
             raise CommonError(
-                f"{folder}: written as {layout}, this run is {wanted}; resume with the engine that "
-                "wrote it, or start a new run from it (`python -m pretrain.convert`, --model.init)"
+                f"{folder}: written as {layout}, this run is {engine.layout}; resume with the "
+                "engine that wrote it, or start a new run from it (`python -m pretrain.convert`, "
+                "--model.init)"
             )
         if distributed.is_main():
-            print(f"{folder}: written as {layout}, laid out anew for {wanted}", flush=True)
-        return distributed.on_main(lambda: reshard(folder).name)
+            print(f"{folder}: written as {layout}, laid out anew for {engine.layout}", flush=True)
+        return distributed.on_main(lambda: reshard(folder, engine.groups, engine.stage).name)
 
     def is_better(self, value: float) -> bool:
         """Whether no complete checkpoint has so good a figure; the same on every process."""

@@ -14,10 +14,7 @@ unpickles whatever the files hold.
 
 import math
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,10 @@ class _Inert:
     """Takes the place of DeepSpeed's bookkeeping objects; holds attributes, does nothing."""
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each trained tensor beside its `step`."""
+Contents = list[dict[str, Any]]
+"""Files of a kind, one a rank."""
 _ALLOWED = (
     (_Inert, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (_Inert, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
@@ -50,62 +51,84 @@ def read_zero(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no checkpoint, ranks missing, or tensors that do not fit their shapes.
     """
+    models, optimizers = open_checkpoint(folder)
+    if not optimizers:
+        return {name: tensor.float() for name, tensor in models[0]["module"].items()}
+
+    def gather(stage: int) -> dict[str, Tensor]:
+        if stage == 3:
+            found = _untrained(models)
+            return found | _cut_tensors(models, [rank["fp32_flat_groups"] for rank in optimizers])
+        found = {name: _float(tensor) for name, tensor in models[0]["module"].items()}
+        masters = [rank["single_partition_of_fp32_groups"] for rank in optimizers]
+        return found | _cut_groups(models[0], optimizers, masters)
+
+    state = _fitting(folder, optimizers, gather)
+    for name, source in models[0]["shared_params"].items():
+        state[name] = state[source]
+    return state
+
+
+def read_moments(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Trained tensor -> its `step`, `exp_avg` and `exp_avg_sq`; any stage, any number of ranks.
+
+    Args:
+        names: trained tensors in the order of the optimizer, by which stage 0 numbers them.
+
+    Raises:
+        InputError: as `read_zero`, or they are not the tensors that the checkpoint trained.
+    """
+    models, optimizers = open_checkpoint(folder)
+    if not optimizers:
+        states, module = models[0]["optimizer"]["state"], models[0]["module"]
+        if any(number >= len(names) for number in states):
+            raise InputError(f"{folder}: trained {len(states)} tensors, this run {len(names)}")
+        step = max((state["step"] for state in states.values()), default=torch.zeros(()))
+        unseen = {name: torch.zeros_like(module[name]) for name in names}  # never had a gradient
+        return {
+            name: states.get(number, {"step": step} | dict.fromkeys(MOMENTS, unseen[name]))
+            for number, name in enumerate(names)
+        }
+
+    def gather(stage: int) -> dict[str, dict[str, Tensor]]:
+        place = "optimizer_state_dict" if stage == 3 else "base_optimizer_state"
+        states = [rank[place]["state"] for rank in optimizers]
+        by_key = {}
+        for key in MOMENTS:
+            flats = [[state[group][key] for group in sorted(state)] for state in states]
+            by_key[key] = (
+                _cut_tensors(models, flats)
+                if stage == 3
+                else _cut_groups(models[0], optimizers, flats)
+            )
+        step = {"step": states[0][0]["step"]}
+        return {name: step | {key: by_key[key][name] for key in MOMENTS} for name in names}
+
+    return _fitting(folder, optimizers, gather)
+
+
+def open_checkpoint(folder: Path) -> tuple[Contents, Contents]:
+    """What the files of modules and of optimizers hold, by rank; stage 0 has none of the latter.
+
+    Raises:
+        InputError: no checkpoint, or the files of some rank are missing.
+    """
     models = [_load(path) for path in _by_rank(folder, "*model_states.pt")]
     if not models:
         raise InputError(f"{folder}: no DeepSpeed checkpoint (no *model_states.pt)")
     optimizers = [
         _load(path)["optimizer_state_dict"] for path in _by_rank(folder, "*optim_states.pt")
     ]
-    if not optimizers:
-        return {name: tensor.float() for name, tensor in models[0]["module"].items()}
-    stage, world = int(optimizers[0]["zero_stage"]), optimizers[0]["partition_count"]
-    world = max(world) if isinstance(world, list) else world
-    if world != len(optimizers) or (stage == 3 and world != len(models)):
-        raise InputError(
-            f"{folder}: written by {world} ranks, files of {len(optimizers)} are here; "
-            "copy those of every node into one folder"
-        )
-    try:
-        state = (
-            _gather_whole(models, optimizers)
-            if stage == 3
-            else _gather_groups(models[0], optimizers)
-        )
-    except (KeyError, IndexError, RuntimeError, TypeError) as error:
-        raise InputError(f"{folder}: not the layout of ZeRO stage {stage} ({error!r})") from error
-    for name, source in models[0]["shared_params"].items():
-        state[name] = state[source]
-    return state
-
-
-def reshard(folder: Path) -> Path:
-    """`step-N/` -> `step-N-universal/` beside it, which any world size and ZeRO stage 1-3 resumes.
-
-    Weights, moments and step counts are carried over, by DeepSpeed's own converter;
-    `DeepSpeedEngine.load` reads the result.
-    The converter unpickles: only for checkpoints of one's own runs.
-
-    Raises:
-        InputError: stage 0 (it needs no conversion: resume it as it is), or the converter failed.
-    """
-    if not any(folder.glob("*optim_states.pt")):
-        raise InputError(f"{folder}: no ZeRO partitions; a stage 0 checkpoint resumes anywhere")
-    out = folder.with_name(f"{folder.name}-universal")
-    # Without --inject_missing_state it accepts Megatron's checkpoints alone.
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.checkpoint.ds_to_universal",
-        "--inject_missing_state",
-    ]
-    # It reads paths as regular expressions: names relative to the run hold nothing special.
-    command += ["--input_folder", folder.name, "--output_folder", out.name]
-    result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
-    if result.returncode:
-        shutil.rmtree(out, ignore_errors=True)
-        reason = result.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise InputError(f"{folder}: DeepSpeed's ds_to_universal failed ({reason[0]})")
-    return out
+    if optimizers:
+        world = optimizers[0]["partition_count"]
+        world = max(world) if isinstance(world, list) else world
+        of_modules = int(optimizers[0]["zero_stage"]) == 3 and world != len(models)
+        if world != len(optimizers) or of_modules:
+            raise InputError(
+                f"{folder}: written by {world} ranks, files of {len(optimizers)} are here; "
+                "copy those of every node into one folder"
+            )
+    return models, optimizers
 
 
 def take(pieces: Sequence[Tensor], start: int, count: int) -> Tensor:
@@ -121,41 +144,60 @@ def take(pieces: Sequence[Tensor], start: int, count: int) -> Tensor:
     return found[0] if len(found) == 1 else torch.cat(found) if found else pieces[0][:0]
 
 
-def _gather_groups(model: dict[str, Any], optimizers: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Stages 1 and 2: every parameter group is one flat tensor, cut into one piece a rank."""
-    state = {name: _float(tensor) for name, tensor in model["module"].items()}
-    masters = [optimizer["single_partition_of_fp32_groups"] for optimizer in optimizers]
+def _fitting(folder: Path, optimizers: Contents, gather: Callable[[int], dict]) -> dict:
+    """What `gather` makes of a stage; an InputError where the files are not laid out so."""
+    stage = int(optimizers[0]["zero_stage"])
+    try:
+        return gather(stage)
+    except (KeyError, IndexError, RuntimeError, TypeError) as error:
+        raise InputError(f"{folder}: not the layout of ZeRO stage {stage} ({error!r})") from error
+
+
+def _cut_groups(
+    model: dict[str, Any], optimizers: Contents, flats: list[list[Tensor]]
+) -> dict[str, Tensor]:
+    """Stages 1 and 2: every parameter group is one flat tensor, cut into one piece a rank.
+
+    Args:
+        flats: the pieces of each rank, by group.
+    """
+    state = {}
     paddings = optimizers[0].get("param_alignment_paddings")  # since 0.19: zeros after a tensor
     for group, shapes in enumerate(model["param_shapes"]):
-        pieces = [rank[group].detach() for rank in masters]
+        pieces = [rank[group].detach() for rank in flats]
         after = paddings[group] if paddings else [0] * len(shapes)
         start = 0
         for (name, shape), padding in zip(shapes.items(), after, strict=True):
             state[name] = take(pieces, start, shape.numel()).view(shape)
             start += shape.numel() + padding
-        _check_consumed(start, sum(map(len, pieces)), 2 * len(masters))
+        _check_consumed(start, sum(map(len, pieces)), 2 * len(flats))
     return state
 
 
-def _gather_whole(
-    models: list[dict[str, Any]], optimizers: list[dict[str, Any]]
-) -> dict[str, Tensor]:
-    """Stage 3: every tensor is cut into one piece a rank, the last one padded."""
-    world = len(optimizers)
-    buffers = models[0]["buffer_names"]
-    state = {name: _float(models[0]["module"][name]) for name in buffers}
+def _cut_tensors(models: Contents, flats: list[list[Tensor]]) -> dict[str, Tensor]:
+    """Stage 3: every tensor is cut into one piece a rank, the last one padded.
+
+    Args:
+        flats: what each rank holds, laid end to end.
+    """
+    state, start = {}, 0
+    flats = [[flat.detach() for flat in rank] for rank in flats]
+    for shapes in models[0]["param_shapes"]:
+        for name, shape in shapes.items():
+            count = math.ceil(shape.numel() / len(flats))
+            pieces = [take(rank, start, count) for rank in flats]
+            state[name] = take(pieces, 0, shape.numel()).view(shape)
+            start += count
+    _check_consumed(start, sum(map(len, flats[0])), 1)
+    return state
+
+
+def _untrained(models: Contents) -> dict[str, Tensor]:
+    """Stage 3: buffers, and frozen tensors from the pieces of all ranks."""
+    state = {name: _float(models[0]["module"][name]) for name in models[0]["buffer_names"]}
     for name, shape in (models[0]["frozen_param_shapes"] or {}).items():
         pieces = [model["frozen_param_fragments"][name].flatten() for model in models]
         state[name] = take(pieces, 0, shape.numel()).view(shape).float()
-    masters = [[flat.detach() for flat in rank["fp32_flat_groups"]] for rank in optimizers]
-    start = 0
-    for shapes in models[0]["param_shapes"]:
-        for name, shape in shapes.items():
-            count = math.ceil(shape.numel() / world)
-            pieces = [take(rank, start, count) for rank in masters]
-            state[name] = take(pieces, 0, shape.numel()).view(shape)
-            start += count
-    _check_consumed(start, sum(map(len, masters[0])), 1)
     return state
 
 

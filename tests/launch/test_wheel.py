@@ -27,7 +27,7 @@ def test_engine_settings_are_in_the_wheel(tmp_path):
     assert {path.name for path in (data / "share/fusion-mre/launch").iterdir()} == names
     program = (
         "import sys, sysconfig; sysconfig.get_path = lambda name: sys.argv[1]\n"
-        "from pretrain.engine import read_tuning\n"
+        "from pretrain.tuning import read_tuning\n"
         "from pretrain.config import EngineConfig\n"
         "import pretrain; print(pretrain.__file__)\n"
         "print(read_tuning(EngineConfig().deepspeed)['zero_optimization']['stage'])"

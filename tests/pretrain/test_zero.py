@@ -14,12 +14,14 @@ import torch.multiprocessing as mp
 
 from pretrain.batch import PretrainBatch
 from pretrain.checkpoint.run import RunCheckpoints
-from pretrain.checkpoint.zero import read_zero, reshard, take
+from pretrain.checkpoint.zero import read_moments, read_zero, take
 from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 
 STAGES = (0, 1, 2, 3)
+MOVES = [(2, 1), (1, 2), (2, 0), (0, 2), (3, 0), (0, 3), (3, 1), (1, 3), (3, 3)]
+"""(stage that wrote, stage that goes on)"""
 LAUNCHES = [
     (2, True),
     *(pytest.param((w, f), marks=pytest.mark.slow) for w, f in [(2, False), (1, True), (1, False)]),
@@ -155,16 +157,19 @@ def one_rank_cannot_write(background: RunCheckpoints, engine, rank: int) -> None
 
 
 def resume_main(
-    rank: int, world: int, frozen: bool, port: int, folder: str, stage: int, out: str
+    rank: int, world: int, frozen: bool, port: int, folder: str, moves: list, out: str
 ) -> None:
-    """Continue `step-2-universal` at another stage and world size."""
+    """Continue the checkpoint of each stage at another stage and world size."""
     engines = start_engines(rank, world, port)
-    universal = {"zero_optimization": {"stage": stage}, "checkpoint": {"load_universal": True}}
-    engine = build_engine(engines, Path(out), rank, frozen, **universal)
-    engine.load(Path(folder), "step-2-universal")
-    save_gathered(engine, Path(out) / "gathered.pt")
-    third_step(engine)
-    save_gathered(engine, Path(out) / "third_step.pt")
+    for stage, to_stage in moves:
+        place = Path(out) / f"{stage}-{to_stage}"
+        place.mkdir(exist_ok=True)
+        engine = build_engine(engines, place, rank, frozen, zero_optimization={"stage": to_stage})
+        found = RunCheckpoints(Path(folder) / f"zero{stage}", keep=1).resume(engine)
+        assert found == (2, 8)
+        save_gathered(engine, place / "gathered.pt")
+        third_step(engine)
+        save_gathered(engine, place / "third_step.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -218,41 +223,55 @@ def test_a_missing_rank_is_named(written, stage, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "to_stage"), [(2, 1), (1, 2)])
-def test_resharding_keeps_weights_and_moments(written, stage, to_stage, tmp_path):
-    """ZeRO-2 on two ranks continues as ZeRO-1 on one, and the other way round."""
+def test_every_stage_goes_on_as_any_other(written, tmp_path):
+    """What two ranks wrote goes on on one, and the other way round, with weights and moments."""
     folder, world, frozen = written
-    check_continued(folder / f"zero{stage}", 3 - world, frozen, to_stage, tmp_path)
+    check_continued(folder, 3 - world, frozen, MOVES, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "world", "to_stage", "to_world"), [(2, 8, 1, 1), (1, 1, 2, 8)])
-def test_resharding_eight_ranks(stage, world, to_stage, to_world, tmp_path):
+def test_eight_ranks(stage, world, to_stage, to_world, tmp_path):
     """A run of eight GPUs goes on on one, and the other way round."""
     arguments = (world, True, free_port(), str(tmp_path), (stage,))
     mp.spawn(write_main, args=arguments, nprocs=world)
-    resumed = tmp_path / "resumed"
-    resumed.mkdir()
-    check_continued(tmp_path / f"zero{stage}", to_world, True, to_stage, resumed)
+    check_continued(tmp_path, to_world, True, [(stage, to_stage)], tmp_path)
 
 
-def check_continued(case: Path, world: int, frozen: bool, stage: int, tmp_path: Path) -> None:
-    """`case` on so many ranks and at that stage: the same weights, and the same third step."""
-    reshard(case / "step-2")
-    arguments = (world, frozen, free_port(), str(case), stage, str(tmp_path))
-    mp.spawn(resume_main, args=arguments, nprocs=world)
-    for moment, tolerance in (("gathered", 0), ("third_step", 2e-5)):
-        resumed = torch.load(tmp_path / f"{moment}.pt", weights_only=True)
-        original = torch.load(case / f"{moment}.pt", weights_only=True)
-        assert resumed.keys() == original.keys()
-        for name, tensor in original.items():
-            # With moments lost, Adam's third step alone would be off by up to 1e-2.
-            torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=tolerance, msg=name)
+def check_continued(folder: Path, world: int, frozen: bool, moves: list, out: Path) -> None:
+    """Each on so many ranks: the same weights, and the same third step."""
+    mp.spawn(
+        resume_main, args=(world, frozen, free_port(), str(folder), moves, str(out)), nprocs=world
+    )
+    for stage, to_stage in moves:
+        for moment, tolerance in (("gathered", 0), ("third_step", 2e-5)):
+            resumed = torch.load(out / f"{stage}-{to_stage}/{moment}.pt", weights_only=True)
+            original = torch.load(folder / f"zero{stage}/{moment}.pt", weights_only=True)
+            assert resumed.keys() == original.keys()
+            for name, tensor in original.items():
+                # With moments lost, Adam's third step alone would be off by up to 1e-2, and with
+                # one group's decay in all of them by 1e-4.
+                told = f"{stage} -> {to_stage}: {name}"
+                off = (resumed[name] - tensor).abs().max().item()
+                assert off <= tolerance, (told, off)
 
 
-def test_stage_0_needs_no_resharding(tmp_path):
-    with pytest.raises(InputError, match="a stage 0 checkpoint resumes anywhere"):
-        reshard(tmp_path)
+def test_moments_of_every_stage_are_those_of_stage_0(written):
+    """All stages trained alike; torch's own optimizer wrote those of stage 0, tensor by tensor."""
+    folder, _, _ = written
+    state = torch.load(folder / "zero0/step-2/mp_rank_00_model_states.pt", weights_only=False)
+    groups = torch.load(
+        next((folder / "zero1/step-2").glob("mp_rank_00_model*")), weights_only=False
+    )["param_shapes"]
+    names = [name for group in groups for name in group]
+    for stage in STAGES:
+        moments = read_moments(folder / f"zero{stage}" / "step-2", names)
+        assert list(moments) == names
+        for number, kept in enumerate(moments.values()):
+            truth = state["optimizer"]["state"][number]
+            assert kept["step"] == truth["step"] == 2
+            for key in ("exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(kept[key], truth[key], rtol=0, atol=1e-6)
 
 
 def test_take_crosses_pieces():

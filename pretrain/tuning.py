@@ -1,0 +1,53 @@
+"""DeepSpeed's own settings: stage, buckets, offload; never what our configuration sets."""
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from shards.schema import InputError
+
+_OURS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+    "amp",
+)
+
+
+def zero_stage(tuning: dict[str, Any]) -> int:
+    """The ZeRO stage that a DeepSpeed file asks for."""
+    return tuning.get("zero_optimization", {}).get("stage", 0)
+
+
+def read_tuning(name: str) -> dict[str, Any]:
+    """A DeepSpeed JSON file, looked up from here, the repository, and where a wheel puts it.
+
+    Raises:
+        InputError: missing, damaged, or it sets what our configuration sets.
+    """
+    installed = Path(sysconfig.get_path("data"), "share/fusion-mre", name)
+    candidates = [Path(name), Path(__file__).resolve().parents[1] / name, installed]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise InputError(f"engine.deepspeed: no file {name}")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    taken = sorted(set(content) & set(_OURS))
+    if taken:
+        raise InputError(
+            f"{path}: {', '.join(taken)} belong in the run's own configuration "
+            "(batch.*, optim.*, engine.precision); remove them here"
+        )
+    if "offload_optimizer" in content.get("zero_optimization", {}):
+        # Else DeepSpeed insists on an optimizer of its own, which it compiles first.
+        content.setdefault("zero_force_ds_cpu_optimizer", False)
+    return content
