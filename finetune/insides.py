@@ -22,8 +22,8 @@ LOG = logging.getLogger(__name__)
 
 
 def looks(report: Report, number: int) -> tuple[list[Section], list[str]]:
-    """Where the runs that see pictures look, on test rows drawn by a fixed seed; where there is
-    nothing, at least one reason."""
+    """Where the runs that see pictures look, on test rows drawn by the report's seed; where there
+    is nothing, at least one reason."""
     logging.getLogger("finetune.inputs").setLevel(logging.WARNING)  # it counts covered pictures
     found: list[Section] = []
     reasons = []
@@ -50,7 +50,7 @@ def look_at(
         try:
             data, split = folder_and_split(report.results[name])
             opened = registry.load("tasks", task)(data)
-            rows = drawn(opened, split, number)
+            rows = drawn(opened, split, number, report.seed)
             break
         except InputError as error:
             gone.append(str(error))
@@ -81,15 +81,15 @@ def look_at(
         alt = f"Row {row.row}: its picture, and a map of what each run's answer needs of it"
         shown.append(Picture(path, alt, caption))
     note = (
-        "Rows drawn by a fixed seed among those with a relation and a picture, not chosen. Each "
-        "panel: what the run said and its calibrated probability; what the answer loses without "
-        "the cell (of 7 x 7) that counts most."
+        f"Rows drawn by seed {report.seed} among those with a relation and a picture, not chosen. "
+        "Each panel: what the run said and its calibrated probability; what the answer loses "
+        "without the cell (of 7 x 7) that counts most."
     )
     note += "".join(f" *{reason}.*" for reason in reasons)
     return [Section(f"Where runs look: {task}", note, [], shown)] if shown else []
 
 
-def drawn(task: Task, split: str, number: int) -> Sequence[Any]:
+def drawn(task: Task, split: str, number: int, seed: int) -> Sequence[Any]:
     """Rows with a relation and a picture that is there, in file order."""
     folder = task.image_folder(split)
     good = [
@@ -99,7 +99,7 @@ def drawn(task: Task, split: str, number: int) -> Sequence[Any]:
     ]
     if not good:
         raise InputError(f"{task.folder}: no {split} row with a relation and a picture")
-    chosen = np.sort(np.random.default_rng(0).permutation(len(good))[:number])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(good))[:number])
     return [good[i] for i in chosen]
 
 
@@ -117,16 +117,18 @@ def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]
             try:
                 data, split = folder_and_split(report.results[name])
                 regions = data if (data / "regions_od.jsonl").is_file() else None
-                pairs = states.collect(str(report.runs[name]), data, split, number, regions)
+                pairs = states.collect(
+                    str(report.runs[name]), data, split, number, regions, report.seed
+                )
             except InputError as error:
                 reasons.append(str(error))
                 continue
             path = report.figure(f"{task}_states")
-            figures.states(states.panels(pairs), path)
+            figures.states(states.panels(pairs, report.seed), path)
             kinds = " and ".join(" beside ".join(one.names) for one in pairs)
             caption = (
                 f"{name}: {kinds} after the fusion layers, t-SNE of {len(pairs[0].first)} rows of "
-                f"{split} drawn by a fixed seed; grey lines join the two of a row. "
+                f"{split} drawn by seed {report.seed}; grey lines join the two of a row. "
                 f"{report.protocol(name)}"
             )
             shown = Picture(path, f"Scatter plots: {kinds}", caption)

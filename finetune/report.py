@@ -50,7 +50,13 @@ def main(argv: Sequence[str]) -> None:
         "--states", type=int, default=0, metavar="N",
         help="adds t-SNE of the states of N test rows, of a run of promu (the paper: 50)",
     )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=0,
+        help="draws the rows of --looks and --states, and the bootstrap intervals; default 0",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: 0 or more")
     if args.looks < 0 or args.states < 0 or args.states in (1, 2):
         raise InputError("--looks N: 1 or more; --states N: 3 or more")
     runs = dict(zip(run_names(args.runs), args.runs, strict=True))
@@ -58,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     pretraining = read_pretraining(args.pretraining) if args.pretraining else []
     args.out.parent.mkdir(parents=True, exist_ok=True)
     answers = {name: tables.read_predictions(run) for name, run in runs.items()}
-    report = Report(runs, results, answers, args.out)
+    report = Report(runs, results, answers, args.out, args.seed)
     pages.write(args.out, "Results", build(report, args, pretraining))
     print(f"{args.out}\n{args.out.with_suffix('.html')}")
     if args.summary:

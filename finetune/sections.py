@@ -24,6 +24,8 @@ class Report:
     """Run -> test answers of each seed."""
     out: Path
     """The Markdown file; figures lie beside it."""
+    seed: int = 0
+    """Of the rows that are drawn to be shown, and of the bootstrap."""
 
     def parts(self) -> list["Report"]:
         """Runs whose inputs tell the label apart from the others: they never share a table."""
@@ -35,7 +37,8 @@ class Report:
                 for every in (self.runs, self.results, self.answers)
             )
             stem = f"{self.out.stem}_leaky.md" if leaky else self.out.name
-            found += [Report(runs, results, answers, self.out.with_name(stem))] if names else []
+            out = self.out.with_name(stem)
+            found += [Report(runs, results, answers, out, self.seed)] if names else []
         return found
 
     def figure(self, kind: str) -> Path:
@@ -76,8 +79,9 @@ def runs(report: Report, curves: Mapping[str, Lines]) -> list[Section]:
         f"test F1 over rows. In every run {CHOICE}. Runs that use an input which tells the label "
         "are marked *leaky* and stand apart: they are comparable with nothing else."
     )
+    table = tables.main_table(report.results, report.answers, report.seed)
     return [
-        Section("Runs", note, [tables.main_table(report.results, report.answers)], [bars]),
+        Section("Runs", note, [table], [bars]),
         protocols(report),
         training(report, curves),
     ]

@@ -35,8 +35,10 @@ def read_predictions(run: Path) -> list[Answers]:
     return found
 
 
-def main_table(results: Results, answers: Mapping[str, Sequence[Answers]]) -> pages.Table:
-    """One run a row."""
+def main_table(
+    results: Results, answers: Mapping[str, Sequence[Answers]], seed: int
+) -> pages.Table:
+    """One run a row; `seed` draws the bootstrap."""
     head = ["run", "task", "method", "start", "images", "labels", "seeds", "dev F1"]
     head += ["test F1", "P", "R", "accuracy"]
     rows = []
@@ -46,7 +48,7 @@ def main_table(results: Results, answers: Mapping[str, Sequence[Answers]]) -> pa
         if test is not None:
             cells = [figure(test[metric]) for metric in METRICS]
             if answers[name]:
-                cells[0] += interval(result["provenance"]["kind"], answers[name])
+                cells[0] += interval(result["provenance"]["kind"], answers[name], seed)
         rows.append(
             [
                 name + (" *leaky*" if result["leaky"] else ""),
@@ -63,11 +65,11 @@ def main_table(results: Results, answers: Mapping[str, Sequence[Answers]]) -> pa
     return pages.Table(head, rows, numeric=7)
 
 
-def interval(kind: str, answers: Sequence[Answers]) -> str:
+def interval(kind: str, answers: Sequence[Answers], seed: int) -> str:
     """` [low, high]`: bootstrap over rows, all seeds together."""
     count = metrics.relation_counts if kind == "relation" else metrics.entity_counts
     counts = np.sum([count(a.gold, a.predicted) for a in answers], axis=0)
-    low, high = metrics.bootstrap_interval(counts)
+    low, high = metrics.bootstrap_interval(counts, seed=seed)
     return f" [{low:.1f}, {high:.1f}]"
 
 
@@ -137,11 +139,16 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def train_counts(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Relation -> training rows, of the run that had the most."""
+    first = max((result["per_seed"][0] for result in results), key=lambda s: s["train_rows"])
+    return first["train_counts"]
+
+
 def relation_tables(results: Results, answers: Mapping[str, Sequence[Answers]]) -> list[Any]:
     """F1 of each relation, macro F1, and F1 by how often train has the relation."""
     by_label = relation_f1(answers)
-    first = max((results[name]["per_seed"][0] for name in answers), key=lambda s: s["train_rows"])
-    train = first["train_counts"]
+    train = train_counts([results[name] for name in answers])
 
     def line(name: str, score: Any, *known: str) -> list[str]:
         """A row: a score of each seed's answers, mean of a run."""

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from finetune import metrics, pages, published, series, tables
+from finetune import metrics, pages, published, registry, series, tables
 from finetune.__main__ import main
 from finetune.calibration import of_seed
 from finetune.cases import hardest
 from finetune.evaluate import seed_directories
+from finetune.insides import drawn
 from finetune.report import run_names, summary
 
 
@@ -310,6 +311,18 @@ def test_bootstrap_covers_the_score():
     low, high = metrics.bootstrap_interval(counts)
     assert low < f1 < high and 3 < high - low < 12
     assert (low, high) == metrics.bootstrap_interval(counts)
+    others = tables.interval("relation", [tables.Answers(list(gold), list(predicted))], seed=1)
+    assert others != f" [{low:.1f}, {high:.1f}]" and abs(float(others[2:6]) - low) < 1
+    assert tables.interval("relation", [tables.Answers(list(gold), list(predicted))], 0) == (
+        f" [{low:.1f}, {high:.1f}]"
+    )
+
+
+def test_rows_to_show_follow_the_seed(mnre_folder):
+    task = registry.load("tasks", "mnre")(mnre_folder)
+    rows = {seed: [row.row for row in drawn(task, "test", 5, seed)] for seed in (0, 1)}
+    assert rows[0] != rows[1] and all(found == sorted(found) for found in rows.values())
+    assert rows[0] == [row.row for row in drawn(task, "test", 5, 0)]
 
 
 def test_published_figures_are_percent():
