@@ -28,6 +28,7 @@ USAGE = """usage: python -m finetune COMMAND …
   list      methods, tasks, views, studies, configurations with expected figures
   report    tables and plots of any number of runs
   figures   plots for a paper: states by t-SNE, where runs look, relations, studies
+  rows      what runs make of single rows: posts they differ on, DGF-PT's gates
 
 `python -m finetune COMMAND --help` explains each, with an example.
 """
@@ -118,6 +119,7 @@ MODULES = {
     "study": "finetune.study",
     "list": "finetune.listing",
     "figures": "finetune.plots",
+    "rows": "finetune.rows",
 }
 """Commands that are a module's `main`."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune import figures, galleries, series, tables
+from finetune import figures, frequency, galleries, series, tables
 from pretrain.cli import CommandParser, InputError, atomic_path
 
 # ---- states --------------------------------------------------------------------------------------
@@ -73,16 +73,36 @@ def attention(args: argparse.Namespace) -> None:
 
 
 def relations(args: argparse.Namespace) -> None:
-    """Test F1 of each relation, mean over seeds; leaky runs are called so."""
+    """Test F1 of each relation, mean over seeds."""
+    answers, _ = read_relations(args.runs)
+    figures.relations(tables.relation_f1(answers), args.out)
+
+
+def sample_number(args: argparse.Namespace) -> None:
+    """DGF-PT, Figure 4."""
+    answers, results = read_relations(args.runs)
+    train = tables.train_counts(results)
+    found = frequency.binned(answers, train, frequency.edges(args.edges))
+    if not any(found.values()):
+        raise InputError(f"--edges {args.edges}: test has no relation with so many training rows")
+    print("\n".join(frequency.lines(found)))
+    frequency.draw(found, frequency.points(answers, train), args.out)
+
+
+def read_relations(
+    runs: Sequence[Path],
+) -> tuple[dict[str, list[tables.Answers]], list[dict[str, Any]]]:
+    """Test answers of each run, by its name (leaky runs are called so), and its `result.json`."""
     from finetune.report import read_result, run_names
 
-    answers: dict[str, list[tables.Answers]] = {}
-    for name, run in zip(run_names(args.runs), args.runs, strict=True):
+    answers, results = {}, []
+    for name, run in zip(run_names(runs), runs, strict=True):
         result, found = read_result(run), tables.read_predictions(run)
         if result["provenance"]["kind"] != "relation" or not found:
             raise InputError(f"{run}: no relations predicted on test (seed-*/pred_test.jsonl)")
         answers[f"{name} (leaky)" if result["leaky"] else name] = found
-    figures.relations(tables.relation_f1(answers), args.out)
+        results.append(result)
+    return answers, results
 
 
 # ---- study ---------------------------------------------------------------------------------------
@@ -108,6 +128,7 @@ KINDS: Mapping[str, Any] = {
     "look": look,
     "attention": attention,
     "relations": relations,
+    "sample-number": sample_number,
     "study": study,
 }
 
@@ -172,6 +193,18 @@ def parser() -> argparse.ArgumentParser:
 
     one = add("relations", "test F1 of each relation", "runs/mtb runs/promu")
     one.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
+
+    one = add(
+        "sample-number",
+        "scores of relations by how often train has them; also printed",
+        "runs/dgfpt --edges 0,50,500",
+    )
+    one.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
+    one.add_argument(
+        "--edges", default=",".join(map(str, frequency.EDGES)), metavar="A,B,…",
+        help="of the bins, in training rows (default: %(default)s); to train on at most N rows of "
+        "each relation: `finetune view kshot --k N --no-include-none`, then `train --view`",
+    )  # fmt: skip
 
     one = add("study", "curves of a study: noise, few labels, regions", "studies/p/study.json")
     one.add_argument("study", metavar="STUDY.json", type=Path, help="what a study wrote")

@@ -125,13 +125,20 @@ class DualGate(nn.Module):
         """
         gated = states
         if image is not None:
-            gate = torch.tanh(self.image_gate(image[0]))
-            gated = gated * torch.where(image[1][:, None], gate, 1.0)[:, None]
+            gated = gated * self.global_gate(*image)[:, None]
         if objects is not None:
-            shares = object_shares(pooled, *objects, self.alpha).to(states.dtype)
-            seen = self.object_gate(torch.einsum("bk,bkd->bd", shares, objects[0]))
-            gated = gated + torch.where(objects[1].any(1)[:, None], seen, 0.0)[:, None]
+            gated = gated + self.local_gate(pooled, *objects)[1][:, None]
         return self.mlp(gated) + states
+
+    def global_gate(self, image: Tensor, shown: Tensor) -> Tensor:
+        """γ (B, D) of h̄_i (B, D); ones where no picture is `shown` (B,)."""
+        return torch.where(shown[:, None], torch.tanh(self.image_gate(image)), 1.0)
+
+    def local_gate(self, pooled: Tensor, objects: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+        """α (B, K) and β (B, D) of h_o (B, K, D); zeros where no object is `shown` (B, K)."""
+        shares = object_shares(pooled, objects, shown, self.alpha).to(objects.dtype)
+        seen = self.object_gate(torch.einsum("bk,bkd->bd", shares, objects))
+        return shares, torch.where(shown.any(1)[:, None], seen, 0.0)
 
 
 class TypeQuestions(nn.Module):

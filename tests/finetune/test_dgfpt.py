@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from finetune.batch import Batch
+from finetune.gates import gates, summary
 from finetune.inputs import InputOptions, load_split
 from finetune.manifest import Change, View
 from finetune.methods.base import Source
@@ -342,6 +343,56 @@ def test_object_shares():
     torch.testing.assert_close(raw[1], cosine / cosine.sum(), atol=1e-5, rtol=1e-4)
     opposite = torch.stack([text[1], -text[1]])[None]
     assert object_shares(text[1:2], opposite, mask[1:2, :2], "raw").isfinite().all()
+
+
+def test_gates_row_by_row(language_models, task, tmp_path):
+    """Against the formulas on what the language model made, and the loss's own p before fusion."""
+    method, tokenizer = build(task, language_models["gpt2"], **TOWER)
+    options = {"images": "required", "max_length": 40, "regions": str(task.folder)}
+    view = View("val", {3: Change(no_image=True)}, {"leaky": False})
+    loaded = load_split(
+        task, "val", tokenizer, method,
+        InputOptions(cache=tmp_path / "cache", views={"val": [view]}, **options),
+    )  # fmt: skip
+    with torch.no_grad():  # what a training would do: gates that differ from row to row
+        for gate in (method.fuse.object_gate, method.fuse.image_gate):
+            gate.weight.mul_(8)
+    records = gates(method, task.info, loaded, "fp32", rows_a_batch=4)
+    assert [record["row"] for record in records] == list(range(10))
+    seen = {}
+    classify, fuse = method.classify, method.fuse.forward
+    method.classify = lambda *given: seen.setdefault("p", classify(*given))
+    method.fuse.forward = lambda *given: seen.setdefault("gates", given) and fuse(*given)
+    batch = loaded.dataset.collate(np.arange(10))
+    with torch.no_grad():
+        method.eval()(batch)
+    _, pooled, (objects, shown), (image, _) = seen["gates"]
+    weight = method.fuse.object_gate.weight, method.fuse.object_gate.bias
+    for number, record in enumerate(records):
+        label = int(batch.labels[number])
+        after, before = (logits[number].softmax(0)[label].item() for logits in seen["p"])
+        assert record["before"] == pytest.approx(before, abs=2e-5)
+        assert record["after"] == pytest.approx(after, abs=2e-5)
+        assert record["change"] == pytest.approx(after - before, abs=4e-5)
+        assert record["gold"] == task.info.labels[label]
+        there = objects[number][shown[number]]
+        cosine = [1 + torch.cosine_similarity(pooled[number], one, dim=0).item() for one in there]
+        alpha = [value / sum(cosine) for value in cosine]
+        assert record["alpha"] == pytest.approx(alpha, abs=2e-5)
+        beta = sum(a * one for a, one in zip(alpha, there, strict=True))
+        beta = (weight[0] @ beta + weight[1]).norm().item() if alpha else 0.0
+        assert record["beta"] == pytest.approx(beta, rel=1e-3, abs=2e-5)
+        gamma = torch.tanh(method.fuse.image_gate(image[number])).abs().mean().item()
+        assert record["gamma"] == pytest.approx(1.0 if number == 3 else gamma, abs=2e-5)
+    assert records[1]["alpha"] == records[3]["alpha"] == []  # no objects; no picture
+    assert len({record["beta"] for record in records}) == 9
+    means = summary(records, {"changed": {3}, "others": {0, 1, 2}, "none": set()})
+    assert means["changed"]["gamma"] == 1.0 and means["others"]["rows"] == 3
+    assert means["others"]["beta"] == pytest.approx(sum(r["beta"] for r in records[:3]) / 3)
+    assert "none" not in means and method.fuse is not None
+    method.fuse = None
+    with pytest.raises(InputError, match="runs of dgfpt"):
+        gates(method, task.info, loaded, "fp32")
 
 
 def test_select_object():

@@ -105,6 +105,40 @@ def test_relations_by_hand(tmp_path, drawn):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a (2)", "b (1)"]
 
 
+def test_sample_number_by_hand(tmp_path, drawn, capsys):
+    """Rare: `a` (5 rows of train); common: `b`, `c` (20, 99). A wrong `b` on a row of `a` costs the
+    bin of `b` precision, and the bin of `a` recall."""
+    run, gold = tmp_path / "dgfpt", ["a", "a", "b", "c", "None"]
+    for seed, predicted in (("seed-1", "aabcb"), ("seed-2", "abbbN")):
+        (run / seed).mkdir(parents=True)
+        said = [{"N": "None"}.get(name, name) for name in predicted]
+        lines = [json.dumps({"row": i, "gold": g, "pred": p})
+                 for i, (g, p) in enumerate(zip(gold, said, strict=True))]  # fmt: skip
+        (run / seed / "pred_test.jsonl").write_text("\n".join(lines) + "\n")
+    train = {"a": 5, "b": 20, "c": 99, "None": 300}
+    result = {"leaky": False, "provenance": {"kind": "relation"},
+              "per_seed": [{"train_rows": 424, "train_counts": train}]}  # fmt: skip
+    (run / "result.json").write_text(json.dumps(result))
+    plots.main(
+        ["sample-number", str(run), "--edges", "0,20,100,1000", "--out", f"{tmp_path}/f.png"]
+    )
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Seed 1: P 2/2, R 2/2; 2 of 3 claimed, 2 of 2 found. Seed 2: 1/1, 1/2; 1 of 3, 1 of 2.
+    assert table[1] == ["0–20", "2", "100.00", "75.00", "83.33", "dgfpt"]
+    assert table[2] == ["20–100", "2", "50.00", "75.00", "60.00", "dgfpt"]
+    assert len(table) == 4  # None is in no bin; then the name of the file
+    above, below = drawn[0].axes
+    assert above.lines[0].get_ydata().tolist() == pytest.approx([250 / 3, 60], abs=1e-2)
+    single = below.collections[0].get_offsets().tolist()
+    assert [round(f1, 1) for _, f1 in single] == [83.3, 58.3, 50.0]
+    assert [rows for rows, _ in single] == [5, 20, 99]
+    for wrong in ("7", "5,5", "9,3", "a,b", "1,-2"):
+        with pytest.raises(InputError, match="rising whole numbers"):
+            plots.main(["sample-number", str(run), "--edges", wrong, "--out", f"{tmp_path}/f.png"])
+    with pytest.raises(InputError, match="no relation with so many training rows"):
+        plots.main(["sample-number", str(run), "--edges", "500,900", "--out", f"{tmp_path}/f.png"])
+
+
 def test_leaky_runs_are_called_so_beside_the_others(tmp_path, drawn):
     for name in ("clean", "crops"):
         seed = tmp_path / name / "seed-1"

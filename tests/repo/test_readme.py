@@ -9,7 +9,7 @@ import pytest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 MODULES = {"shards", "finetune", "pretrain"}
-TWO_WORDS = {"build", "captions", "data", "regions", "view", "types", "generate", "figures"}
+TWO_WORDS = {"build", "captions", "data", "regions", "view", "types", "generate", "figures", "rows"}
 
 
 def commands() -> list[list[str]]:

@@ -1,0 +1,112 @@
+"""DGF-PT, Figure 4: scores of relations by how often train has them.
+
+Relations share a bin where their numbers of training rows lie between the same edges (dgfpt.md
+§4.3), or each is a point of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune import figures, metrics
+from finetune.figures import LINES, MARKS, PAPER, PLAIN, SMALL
+from finetune.tables import Answers, mean, relation_f1
+from pretrain.cli import InputError
+
+EDGES = (0, 20, 100, 200, 500, 1000)
+"""Of the paper; they leave out what train has more often: None."""
+SCORES = ("precision", "recall", "f1")
+Bins = dict[str, dict[str, float]]
+"""Bin -> `precision`, `recall`, `f1` in percent (mean over seeds) and `support`, rows of test."""
+
+
+def edges(text: str) -> tuple[int, ...]:
+    """`0,20,100`: each bin holds its lower edge, not its upper one.
+
+    Raises:
+        InputError: not two or more rising whole numbers.
+    """
+    words = [word.strip() for word in text.split(",")]
+    found = tuple(int(word) for word in words if word.isdecimal())
+    if len(found) < max(2, len(words)) or sorted(set(found)) != list(found):
+        raise InputError(f"--edges {text}: rising whole numbers are needed, such as 0,20,100")
+    return found
+
+
+def binned(
+    answers: Mapping[str, Sequence[Answers]], train: Mapping[str, int], between: Sequence[int]
+) -> dict[str, Bins]:
+    """Run -> its bins; those in which test has no row are left out.
+
+    Args:
+        answers: of each seed of each run.
+        train: relation -> its number of training rows.
+    """
+    found = {}
+    for name, some in answers.items():
+        seeds = [metrics.scores_by_frequency(a.gold, a.predicted, train, between) for a in some]
+        found[name] = {
+            label: {key: mean([seed[label][key] for seed in seeds]) for key in SCORES}
+            | {"support": seeds[0][label]["support"]}
+            for label in seeds[0]
+            if seeds[0][label]["support"]
+        }
+    return found
+
+
+def points(
+    answers: Mapping[str, Sequence[Answers]], train: Mapping[str, int]
+) -> dict[str, list[tuple[str, int, float]]]:
+    """Run -> (relation, its training rows, its F1 in percent), the rarest first.
+
+    Raises:
+        InputError: the runs were tested on different rows.
+    """
+    return {
+        name: sorted(
+            ((label, train.get(label, 0), found["f1"]) for label, found in scores.items()),
+            key=lambda point: (point[1], point[0]),
+        )
+        for name, scores in relation_f1(answers).items()
+    }
+
+
+def lines(found: Mapping[str, Bins]) -> list[str]:
+    """The bins of every run as text, a line each."""
+    said = [f"{'training rows':>14}  {'test':>5}  {'P':>6}  {'R':>6}  {'F1':>6}  run"]
+    for name, bins in found.items():
+        for label, scores in bins.items():
+            values = "  ".join(f"{scores[key]:6.2f}" for key in SCORES)
+            said.append(f"{label:>14}  {scores['support']:5.0f}  {values}  {name}")
+    return said
+
+
+def draw(
+    found: Mapping[str, Bins],
+    single: Mapping[str, Sequence[tuple[str, int, float]]],
+    path: Path,
+) -> None:
+    """F1 of each bin, a line a run; below, a point a relation over a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PAPER, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1)
+    labels = list(dict.fromkeys(label for bins in found.values() for label in bins))
+    for number, name in enumerate(found):
+        look: dict[str, Any] = {"color": LINES[number % len(LINES)]}
+        look |= {"marker": MARKS[number % len(MARKS)]}
+        shown = [label for label in labels if label in found[name]]
+        heights = [found[name][label]["f1"] for label in shown]
+        places = [labels.index(label) for label in shown]
+        above.plot(places, heights, **look, markersize=4, linewidth=1.2, label=name)
+        rows, f1 = ([point[i] for point in single[name]] for i in (1, 2))
+        below.scatter(rows, f1, s=10, linewidths=0, **look)
+    above.set_xticks(range(len(labels)), labels)
+    below.set_xscale("symlog", linthresh=10)
+    for axes, title in ((above, "training rows of a relation"), (below, "one point a relation")):
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel(title, fontsize=SMALL + 1)
+        axes.set_ylabel("test F1 (%)", fontsize=SMALL + 1)
+        axes.tick_params(labelsize=SMALL)
+    figure.legend(loc="outside upper left", **PLAIN)
+    figures.save(figure, path, dpi=300)
