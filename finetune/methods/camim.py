@@ -31,7 +31,7 @@ from finetune.methods.caption_reading import (
     read,
 )
 from finetune.methods.layers import entity_states, load_text_encoder
-from finetune.methods.prefix import encode_with_prefix
+from finetune.methods.prefix import Prefix, encode_with_prefix
 from finetune.methods.resnet import TOKENS
 from finetune.methods.tmr_fusion import Look, Streams, pooled
 from finetune.tasks.base import TaskInfo
@@ -181,9 +181,19 @@ class NoVision(nn.Module):
 class CamimHvpnetConfig(CamimSettings, hvpnet.HvpnetConfig):
     """Settings of CAMIM on HVPNeT."""
 
-    hvp_cam_mode: Literal["residual", "replace"] = "residual"
+    hvp_cam_mode: Literal["residual", "replace", "all_rows"] = "residual"
     """The prefix is made of the picture's tokens and what the captions add, of which there is
-    nothing at first (so it begins at plain HVPNeT), or of the aligned tokens alone."""
+    nothing at first (so it begins at plain HVPNeT); of the aligned tokens alone; or of these and
+    the aligned words: 44 slots a picture, not 4."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fixed = self.profile == "fixed" if self.mask_words is None else self.mask_words
+        if self.hvp_cam_mode == "all_rows" and fixed and self.prefix_head_split == "reshape":
+            raise ValueError(
+                "model.hvp_cam_mode all_rows: under prefix_head_split reshape the padding of "
+                "captions would move other numbers; choose prefix_head_split transpose"
+            )
 
     @property
     def settled(self) -> "CamimHvpnetConfig":
@@ -223,17 +233,19 @@ class CamimHvpnet(hvpnet.Hvpnet):
         self.aware = self.no_picture = self.reduce = None
         if settings.use_cam:
             self.aware = CaptionAware(
-                size, settings.cam_levels, settings.combine, settings.swap_words, word_rows=False
-            )
+                size, settings.cam_levels, settings.combine, settings.swap_words,
+                word_rows=settings.hvp_cam_mode == "all_rows",
+            )  # fmt: skip
             self.restore = nn.Linear(size, channels)
             if settings.hvp_cam_mode == "residual":
                 nn.init.zeros_(self.restore.weight)
                 nn.init.zeros_(self.restore.bias)
-        if blind:
+        if blind and settings.use_cam:
             self.no_picture = nn.Parameter(0.02 * torch.randn(TOKENS, size))
-        elif settings.use_cam or settings.use_mi:
+        elif not blind and (settings.use_cam or settings.use_mi):
             self.reduce = nn.Linear(channels, size)
-        self.final = nn.Linear(2 * size, size) if settings.use_mi else None
+        joined = settings.use_mi and (settings.use_cam or not blind)
+        self.final = nn.Linear(2 * size, size) if joined else None
 
     @classmethod
     def build(
@@ -247,26 +259,26 @@ class CamimHvpnet(hvpnet.Hvpnet):
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits (B, C)."""
-        tokens, present, aligned = self.read_pictures(batch)
-        prefix = None if tokens is None else self.prefix(tokens, present)
+        prefix, visual = self.read_pictures(batch)
         states = encode_with_prefix(self.encoder, batch.input_ids, batch.attention_mask, prefix)
         pair = entity_states(states, batch.head_start, batch.tail_start)
         output = self.head.classify(self.dropout(pair), batch)
-        if aligned is None or self.final is None:
+        if visual is None or self.final is None:
             return output
-        counted = present[..., None].expand(aligned.shape[:3]).flatten(1)
-        visual = pooled(aligned.flatten(1, 2), counted, mean=True)
         loss = information_loss(output.loss, self.settings, batch, visual, self.final(pair))
         return MethodOutput(output.logits, loss)
 
-    def read_pictures(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Tokens for the prefix (B, M, 4, C), which pictures there are (B, M), and the tokens as
-        the loss sees them (B, M, 4, D); None where nothing is seen and no caption read."""
+    def read_pictures(self, batch: Batch) -> tuple[Prefix | None, Tensor | None]:
+        """The prefix, and the pictures as the loss sees them (B, D), absent ones left out; None
+        where nothing is seen and no caption read."""
         visual = self.visual_tokens(batch)
         if self.aware is None:
-            tokens, present = visual or (None, None)
-            seen = None if tokens is None or self.reduce is None else self.reduce(tokens)
-            return tokens, present, seen
+            if visual is None:
+                return None, None
+            tokens, present = visual
+            seen = None if self.reduce is None else self.reduce(tokens)
+            seen = None if seen is None else pooled(seen.mean(2), present, mean=True)
+            return self.prefix(tokens, present), seen
         if visual is None:  # one picture that nobody sees: its caption is all there is
             blank = self.reduce.bias if self.no_picture is None else self.no_picture
             positions = blank.expand(len(batch), 1, TOKENS, -1)
@@ -275,8 +287,14 @@ class CamimHvpnet(hvpnet.Hvpnet):
             tokens, present = visual
             positions = self.reduce(tokens)
         encoder = self.caption_encoder or self.encoder
-        told = read(encoder, batch.caption_ids, batch.caption_mask, self.settings)
-        aligned = self.aware(positions, *told)  # (B, M, 4, D)
-        restored = self.restore(aligned)
-        keep = visual is not None and self.settings.hvp_cam_mode == "residual"
-        return tokens + restored if keep else restored, present, aligned
+        sentence, words, mask = read(encoder, batch.caption_ids, batch.caption_mask, self.settings)
+        rows = self.aware(positions, sentence, words, mask)  # (B, M, 4, D), all_rows: 4 + W
+        restored = self.restore(rows)
+        if visual is not None and self.settings.hvp_cam_mode == "residual":
+            restored = tokens + restored
+        seen, shown = pooled(rows[:, :, :TOKENS].mean(2), present, mean=True), present
+        if rows.shape[2] > TOKENS and mask is not None:
+            there = present if self.settings.absent != "attend" else torch.ones_like(present)
+            of_picture = there[..., None].expand(-1, -1, TOKENS)
+            shown = torch.cat([of_picture, there[..., None] & mask[:, None]], dim=2)
+        return self.prefix(restored, shown), seen

@@ -1,7 +1,7 @@
 """HVPNeT's prefixes: tokens of pictures -> keys and values before the text's in every BERT layer.
 
-B: rows, M: pictures of a row, C: channels of a token, N: layers, H: heads, d: their width, D = H·d,
-P = 4·M: slots of the prefix, J = 4: slices, L: word pieces.
+B: rows, M: pictures of a row, T: tokens of a picture (4), C: channels of a token, N: layers,
+H: heads, d: their width, D = H·d, P = T·M: slots of the prefix, J = 4: slices, L: word pieces.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SLICES = 4
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values that stand before the text's in every layer. P = 4·M slots."""
+    """Keys and values that stand before the text's in every layer."""
 
     keys: Tensor
     """(N, B, H, P, d)"""
@@ -66,22 +66,22 @@ class VisualPrefix(nn.Module):
     def forward(self, tokens: Tensor, present: Tensor) -> Prefix:
         """
         Args:
-            tokens: (B, M, 4, ΣC), see `resnet.prompt_tokens`.
-            present: (B, M) bool.
+            tokens: (B, M, T, ΣC): the four of `resnet.prompt_tokens`, which set the gates, and
+                whatever follows them.
+            present: (B, M) bool, which pictures there are; or (B, M, T), which tokens are attended
+                to, whatever `absent` is.
         """
-        batch, pictures = tokens.shape[:2]
-        slices = self.encode(tokens).unflatten(-1, (SLICES, 2 * self.size))  # (B, M, 4, J, 2D)
-        scores = self.gates(slices.mean(3).flatten(2)).unflatten(-1, (self.layers, SLICES))
+        pictures, count = tokens.shape[1:3]
+        slices = self.encode(tokens).unflatten(-1, (SLICES, 2 * self.size))  # (B, M, T, J, 2D)
+        summary = slices[:, :, :TOKENS].mean(3).flatten(2)
+        scores = self.gates(summary).unflatten(-1, (self.layers, SLICES))
         gates = nn.functional.leaky_relu(scores).softmax(-1)  # (B, M, N, J)
         mixed = torch.einsum("bmnj,bmtjc->nbmtc", gates.to(slices.dtype), slices)
         keys, values = mixed.flatten(2, 3).chunk(2, dim=-1)  # each (N, B, P, D)
-        slots = TOKENS * pictures
-        owner = self._owner(slots, tokens.device)
-        mask = (
-            present[:, owner]
-            if self.absent != "attend"
-            else owner.new_ones((batch, *owner.shape), dtype=torch.bool)
-        )
+        if present.dim() == 2:
+            seen = torch.ones_like(present) if self.absent == "attend" else present
+            present = seen[..., None].expand(-1, -1, count)
+        mask = present.flatten(1)[:, self._owner(pictures * count, tokens.device)]
         return Prefix(self._split(keys), self._split(values), mask)
 
     def _split(self, numbers: Tensor) -> Tensor:
@@ -92,14 +92,12 @@ class VisualPrefix(nn.Module):
         return numbers.unflatten(-1, (self.heads, -1)).transpose(2, 3)
 
     def _owner(self, slots: int, device: torch.device) -> Tensor:
-        """(H, P): the picture whose numbers stand in a head's slot."""
+        """(H, P): the token whose numbers stand in a head's slot."""
         if self.head_split == "reshape" and self.absent == "mask":
             # Slot t of head a begins at number (a·P + t)·d, which token (a·P + t)·d // D holds.
             token = torch.arange(self.heads * slots, device=device).view(self.heads, slots)
-            token = token // self.heads
-        else:
-            token = torch.arange(slots, device=device).expand(self.heads, slots)
-        return token // TOKENS
+            return token // self.heads
+        return torch.arange(slots, device=device).expand(self.heads, slots)
 
 
 def encode_with_prefix(

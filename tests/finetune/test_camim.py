@@ -512,6 +512,51 @@ def test_on_hvpnet_against_loops(monkeypatch, mode):
     assert output.loss.item() == pytest.approx(wanted, abs=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("levels", ["ws", "s"])
+def test_words_in_the_prefix_against_loops(monkeypatch, levels):
+    """all_rows: each row by itself, with the tokens of the pictures and words that it has."""
+    torch.manual_seed(0)
+    settings = TINY | {"prompt_width": 8, "prefix_head_split": "transpose"}
+    vision = load_resnet("resnet10t", random_weights=True, width=4)
+    config = camim.CamimHvpnetConfig(hvp_cam_mode="all_rows", cam_levels=levels, **settings)
+    method = CamimHvpnet(small_bert(), vision, INFO, config).eval()
+    torch.nn.init.normal_(method.restore.weight)
+    present = torch.tensor([[True, True, False], [True, False, False], [False, True, True]])
+    features = torch.randn(3, 3, 4 * 60).half()
+    batch = dataclasses.replace(
+        texts(), image_features=features[:, 0], region_features=features[:, 1:],
+        image_mask=present[:, 0], region_mask=present[:, 1:],
+    )  # fmt: skip
+    plain = Hvpnet(method.encoder, vision, INFO, HvpnetConfig(**settings)).eval()
+    own = plain.state_dict().keys()
+    plain.load_state_dict({k: v for k, v in method.state_dict().items() if k in own})
+    logits, joined = method(batch).logits, method.read_pictures(batch)[1]
+    for row in range(3):
+        words = read_one(method.caption_encoder, batch.caption_ids[row], batch.caption_mask[row])
+        made, seen = [], []
+        for m in present[row].nonzero()[:, 0]:
+            tokens = features[row, m].float().view(4, 60)
+            rows = naive(method.aware, method.reduce(tokens), words.mean(0), words)
+            assert len(rows) == 4 + len(words) * (levels == "ws")
+            seen.append(rows[:4])
+            made.append(method.restore(rows))
+        torch.testing.assert_close(joined[row], torch.cat(seen).mean(0), atol=1e-5, rtol=1e-4)
+        there = torch.ones(1, len(made), dtype=torch.bool)
+        found = (torch.stack(made)[None], there)
+        monkeypatch.setattr(plain, "visual_tokens", lambda batch, found=found: found)
+        length = batch.attention_mask[row].sum()
+        alone = Batch(
+            rows=batch.rows[:1], input_ids=batch.input_ids[row : row + 1, :length],
+            attention_mask=torch.ones(1, length, dtype=torch.bool),
+            head_start=batch.head_start[:1], tail_start=batch.tail_start[:1],
+        )  # fmt: skip
+        torch.testing.assert_close(logits[row], plain(alone).logits[0], atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="choose prefix_head_split transpose"):
+        camim.CamimHvpnetConfig(hvp_cam_mode="all_rows")
+    assert camim.CamimHvpnetConfig(hvp_cam_mode="all_rows", profile="legacy").settled
+
+
 # --- captions as inputs ---------------------------------------------------------------------------
 
 
@@ -672,6 +717,8 @@ def test_bf16(folder, tiny_model, tmp_path, on):
 def test_captions_alone(folder, tiny_model, tmp_path, on):
     """Without pictures the caption still decides; longer padding does not."""
     method, split, _ = load(folder, tiny_model, tmp_path, on, vision="none")
+    if on == "hvpnet":  # which begins with nothing from them
+        torch.nn.init.normal_(method.restore.weight)
     batch = split.dataset.collate(np.arange(6))
     logits = method(batch).logits
     wider = dataclasses.replace(
