@@ -31,12 +31,18 @@ Rename = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def convert(
-    name: str, rename: Rename, settings: Mapping[str, Any], source: Path, args: argparse.Namespace
+    name: str,
+    rename: Rename,
+    settings: Mapping[str, Any],
+    source: Path,
+    args: argparse.Namespace,
+    for_entities: Mapping[str, Any] | None = None,
 ) -> str:
     """Write `args.out`; returns a line about it.
 
     Args:
         name: of the method. rename: their names -> ours. settings: of the method, as released.
+        for_entities: settings beside these in entity recognition.
         args: `out`; `tokenizer`, the directory or id of the BERT they began with; `labels`,
             `ours_rel2id.json` of the relations, not needed for entities.
 
@@ -55,7 +61,8 @@ def convert(
     check_values(floats, str(source))  # the rest are BatchNorm's counters
     task = task_of(theirs, args.labels)
     method_class = registry.load("methods", name)
-    config = method_class.Config(**settings)
+    more = for_entities if task.kind == "entities" and for_entities else {}
+    config = method_class.Config(**settings, **more)
     start = Source(str(resolve(args.tokenizer)), random_weights=True)
     method, tokenizer = method_class.build(config, task, start)
     untrained = {k: v for k, v in method.state_dict().items() if k.endswith("num_batches_tracked")}
@@ -67,7 +74,11 @@ def convert(
         name=name,
         config=config,
         task=task,
-        inputs={"images": "required", "max_length": 80, "regions": "community"},
+        inputs={
+            "images": "required",
+            "max_length": min(80, method.longest_text or 80),
+            "regions": "community",
+        },
         card=conversion_card({"source": f"`{source}` ({name}, as released)"}, []),
     )
     return f"{len(state)} tensors of {len(theirs)}, {name} on {task.name}"
@@ -83,7 +94,13 @@ def task_of(state: Mapping[str, Tensor], labels: str | None) -> TaskInfo:
 
 
 hvpnet = partial(convert, "hvpnet", hvpnet_names.convert_state, {"profile": "legacy"})
-tmr = partial(convert, "tmr", tmr_names.convert_state, {"profile": "legacy"})
+tmr = partial(
+    convert,
+    "tmr",
+    tmr_names.convert_state,
+    {"profile": "legacy"},
+    for_entities=tmr_names.ENTITY_SETTINGS,
+)
 camim = partial(convert, "camim_tmr", camim_names.convert_state, {"profile": "legacy"})
 mkgformer = partial(
     convert,

@@ -1,4 +1,8 @@
-"""TMR's released checkpoints: their parameter names -> ours (relations, upload of January 2024)."""
+"""TMR's released checkpoints: their parameter names -> ours.
+
+Relations: the upload of January 2024. Entities: another network, told by its CRF; what its
+`model_resnet50` holds is a ResNet-101.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -30,24 +34,54 @@ RULES: tuple[tuple[str, str | None], ...] = (
     (r"(?:module\.)?linear\." + KIND, None),
     (r"(?:module\.)?fc\." + KIND, r"head.classifier.\1"),
 )
+ENTITY_RULES: tuple[tuple[str, str | None], ...] = (
+    (r"bert\.(?:embeddings\.position_ids|pooler\..+)", None),
+    (r"bert\.(.+)", r"encoder.\1"),
+    (r"model_resnet50\.fc\..+", None),
+    (r"model_resnet50\.(.+)", r"vision.net.\1"),
+    (r"linear_pic\." + KIND, r"reduce.\1"),
+    *(
+        (rf"linear_{short}_(fine|coarse)\." + KIND, rf"head.\1.{long}.\2")
+        for short, long in ATTENTION.items()
+    ),
+    (r"linear_extend_pic\." + KIND, r"head.extend.\1"),
+    (r"combine_linear\." + KIND, r"head.combine.\1"),
+    (r"fc\." + KIND, r"head.tags.emission.\1"),
+    (r"crf\.((?:start_|end_|)transitions)", r"head.tags.crf.\1"),
+)
+ENTITY_SETTINGS = {
+    "vision": "resnet101.a1h_in1k",
+    "resize": "center_crop",
+    "phrases": "community",
+    "scores": ".",
+}
+"""What a checkpoint for entities was trained with, beside the profile `legacy`."""
 MARKERS = slice(1, 5)
 """Word rows of `[unused0]` to `[unused3]`: what we call `[E1] [/E1] [E2] [/E2]`."""
 WORDS = "embeddings.word_embeddings.weight"
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`{'state_dict': …}` of a checkpoint by the names of `Tmr`, `profile: legacy`.
+    """A checkpoint's tensors by the names of `Tmr`, `profile: legacy`.
 
-    Its four markers are reserved words of BERT; they become our four added rows.
+    The four markers of relations are reserved words of BERT; they become our four added rows.
 
     Raises:
         InputError: with the list of names that are not TMR's.
     """
+    if "crf.transitions" in state:
+        return rename(state, ENTITY_RULES, "TMR", markers=False)
     return rename(state, RULES, "TMR")
 
 
-def rename(state: Mapping[str, Tensor], rules: Rules, whose: str) -> dict[str, Tensor]:
-    """`state` by our names, each found by the first rule that fits."""
+def rename(
+    state: Mapping[str, Tensor], rules: Rules, whose: str, *, markers: bool = True
+) -> dict[str, Tensor]:
+    """`state` by our names, each found by the first rule that fits.
+
+    Args:
+        markers: append the rows of the reserved words that mark entities.
+    """
     compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
     found, unknown = {}, []
     for name, tensor in state.items():
@@ -56,7 +90,8 @@ def rename(state: Mapping[str, Tensor], rules: Rules, whose: str) -> dict[str, T
             unknown.append(name)
         elif rule[1] is not None:
             ours = rule[0].sub(rule[1], name)
-            found[ours] = with_markers(tensor) if ours.endswith(WORDS) else tensor
+            marked = markers and ours.endswith(WORDS)
+            found[ours] = with_markers(tensor) if marked else tensor
     if unknown:
         more = "" if len(unknown) <= 8 else f" and {len(unknown) - 8} more"
         raise InputError(

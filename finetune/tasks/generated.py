@@ -37,6 +37,7 @@ SCORES = (
 )
 """Of the original and of the generated picture: ours and TMR's of MNRE, then TMR's of Twitter (raw
 shares of three classes, not normalised). %s: weak, strong."""
+THEIRS = "IMGID:{}.png"
 TWITTER_PHRASES = "ner15_grounding_text_{split}.json", "ner17_grounding_text_{split}.json"
 
 
@@ -48,7 +49,7 @@ def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """
     method, options = wanted.method, wanted.options
     folder = generated_folder(wanted)
-    names: list[Any] = [row.image_id for row in as_posted(loaded, wanted)]
+    names = as_stored(folder, [row.image_id for row in as_posted(loaded, wanted)])
     boxes: list[Sequence[side_inputs.Box]] = [()] * len(loaded.rows)
     if method.settings.generated_boxes == "community" and method.settings.regions:
         path = side_inputs.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
@@ -84,8 +85,13 @@ def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 
 
 def generated_folder(wanted: Wanted) -> Path:
-    """Where the generated pictures of the split lie: `{--model.generated}/{split}` in the data."""
+    """Where the generated pictures of the split lie: `{--model.generated}/{split}` in the data.
+
+    TMR's of Twitter-2017 lie in one folder for all splits.
+    """
     root = wanted.task.folder / wanted.method.settings.generated
+    if any(root.glob(THEIRS.format("*"))):
+        return root
     for name in side_inputs.SPLIT_NAMES[wanted.split]:
         if (root / name).is_dir() or wanted.options.images == "blank":
             return root / name
@@ -94,6 +100,18 @@ def generated_folder(wanted: Wanted) -> Path:
         f"pictures --data {wanted.task.folder}`), or leave that source out with "
         "--model.generated none"
     )
+
+
+def as_stored(folder: Path, names: list[Any]) -> list[Any]:
+    """The names as the folder has them: TMR's of Twitter are `IMGID:<id>.png`, some with a line
+    break before the dot."""
+    there = {path.name for path in folder.glob(THEIRS.format("*"))}
+    if not there:
+        return names
+    stems = [name and name.rpartition(".")[0] for name in names]
+    theirs = [(THEIRS.format(stem), THEIRS.format(f"{stem}\n")) for stem in stems]
+    return [next((n for n in found if n in there), name)
+            for found, name in zip(theirs, names, strict=True)]  # fmt: skip
 
 
 def add_phrases(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
