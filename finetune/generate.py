@@ -32,10 +32,11 @@ Paint = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
 
 def posts_of(task: Task, split: str) -> dict[str, str]:
-    """Picture -> the words of the first post that it came with."""
+    """Picture -> the words of the first post that it came with; a post without one has none."""
     posts: dict[str, str] = {}
     for row in task.read(split):
-        posts.setdefault(row.image_id, " ".join(row.tokens))
+        if row.image_id is not None:
+            posts.setdefault(row.image_id, " ".join(row.tokens))
     return posts
 
 
@@ -70,12 +71,19 @@ def paint_all(
 
 
 def _same_settings(record: Path, settings: Mapping[str, Any]) -> None:
-    if record.is_file() and (found := json.loads(record.read_text(encoding="utf-8"))) != settings:
-        changed = [key for key in settings if found.get(key) != settings[key]]
-        raise InputError(
-            f"{record.parent}: made with another {', '.join(changed)}; choose another --out, or "
-            "give the same settings"
-        )
+    if record.is_file():
+        try:
+            found = dict(json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise InputError(
+                f"{record}: damaged; remove it if its folder's pictures are whole"
+            ) from None
+        if found != settings:
+            changed = [key for key in settings if found.get(key) != settings[key]]
+            raise InputError(
+                f"{record.parent}: made with another {', '.join(changed)}; choose another "
+                "--generated, or give the same settings"
+            )
     write_json(record, dict(settings))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from finetune import generate
 from finetune.generate import matching_share, paint_all, posts_of, stable_diffusion
 from finetune.tasks.mnre import Mnre
+from finetune.tasks.relations import OwnRelations
 from finetune.tasks.side_inputs import read_scores
 from pretrain.cli import InputError
 
@@ -42,6 +43,9 @@ def test_painting_goes_on(tmp_path):
     assert paint_all(posts, tmp_path / "a", painter(seen), SETTINGS, 2) == 0
     with pytest.raises(InputError, match="made with another steps"):
         paint_all(posts, tmp_path / "a", painter([]), SETTINGS | {"steps": 6}, 2)
+    (tmp_path / "a/generated.json").write_text("{")
+    with pytest.raises(InputError, match=r"generated\.json: damaged"):
+        paint_all(posts, tmp_path / "a", painter([]), SETTINGS, 2)
 
 
 def test_first_post_of_a_picture(mnre_folder):
@@ -50,6 +54,15 @@ def test_first_post_of_a_picture(mnre_folder):
     path.write_text("\n".join([*lines, lines[0].replace("'RT'", "'MT'")]))
     posts = posts_of(Mnre(mnre_folder), "val")
     assert len(posts) == 30 and posts["val0.jpg"].startswith("RT @x : ")
+
+
+def test_posts_without_a_picture(tmp_path):
+    """A user's own rows may have none: nothing is painted for them."""
+    row = {"tokens": ["Ann", "met", "Bob"], "head": [0, 1], "tail": [2, 3], "relation": "met"}
+    for split in ("train", "val"):
+        lines = [json.dumps(row), json.dumps(row | {"image": "1.jpg"})]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    assert posts_of(OwnRelations(tmp_path), "train") == {"1.jpg": "Ann met Bob"}
 
 
 def test_without_the_extra():
