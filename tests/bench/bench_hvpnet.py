@@ -101,10 +101,11 @@ def ours(folder: Path, model: Path, vision: str, batch: int, result: dict) -> It
     data = load_split(task, "train", tokenizer, method, options).dataset
     result["once"] = time.process_time() - started
     optimizer = adamw(method.train().parameter_groups(OptimConfig()))
-    for rows in data.batches(batch, np.random.default_rng(0)):
+    rows = data.batches(batch, np.random.default_rng(0))
+    while True:
 
-        def step(rows=rows) -> Tensor:
-            loss = method(rows).loss
+        def step() -> Tensor:
+            loss = method(next(rows)).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
