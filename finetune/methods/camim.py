@@ -111,7 +111,7 @@ class CamimTmr(tmr.Tmr):
         if self.head.sources == 1:
             return described
         ids, mask = (field[:, :CAPTION_LENGTH] for field in (batch.input_ids, batch.attention_mask))
-        if self.caption_encoder is None and settings.mask_words:  # these states are there already
+        if self.caption_encoder is None and settings.mask_words:  # there already, with what follows
             words = text[:, : mask.shape[1]]
             return [*described, (pool_sentence(words, mask, settings.sentence), words, mask)]
         return [*described, read(encoder, ids, mask, settings)]
