@@ -50,6 +50,7 @@ class TmrTaggingHead(SourceFusion):
             dropout: before the emission layer.
         """
         super().__init__(size, regions=regions, mean=mean)
+        self.sources = sources
         self.extend = nn.Linear(size, size * (LEGACY_LENGTH if positions else 1))
         self.combine = nn.Linear((1 + sources) * size, COMBINED)
         self.tags = (PieceTaggingHead if pieces else TaggingHead)(COMBINED, task, dropout)
@@ -62,12 +63,12 @@ class TmrTaggingHead(SourceFusion):
             text: (B, L', D), L' >= L.
         """
         size, length = text.shape[-1], batch.input_ids.shape[1]
-        weight, bias = self.combine.weight, self.combine.bias
-        combined = nn.functional.linear(text[:, :length], weight[:, :size], bias)
-        if features:  # W [T_i; p_i] = W_T T_i + W_p p_i, so what is shared is multiplied once
+        told = text.new_zeros(len(text), 1, self.sources * size)
+        if features:
             shown = [torch.tanh(self.extend(one)).unflatten(-1, (-1, size)) for one in features]
             told = torch.cat(shown, dim=-1)[:, :length]  # (B, L or 1, KD)
-            combined = combined + nn.functional.linear(told, weight[:, size:])
+        told = told.expand(-1, length, -1)
+        combined = self.combine(torch.cat([text[:, :length], told], dim=-1))
         return self.tags(combined.relu(), batch)
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:

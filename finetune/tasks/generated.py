@@ -97,8 +97,8 @@ def generated_folder(wanted: Wanted) -> Path:
             return root / name
     raise InputError(
         f"{root}/{wanted.split}: no generated pictures; make them (`python -m finetune generate "
-        f"pictures --data {wanted.task.folder}`), or leave that source out with "
-        "--model.generated none"
+        f"pictures --task {wanted.task.info.name} --data {wanted.task.folder}`), or leave that "
+        "source out with --model.generated none"
     )
 
 
