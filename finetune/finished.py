@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune import calibration, checkpoint, registry
+from finetune import calibration, chain_calibration, checkpoint, registry
+from finetune.chain_calibration import chain_of
 from finetune.evaluate import pick_precision, predict, seed_directories
 from finetune.inputs import InputOptions, load_split
 from finetune.own_inputs import LiveInputs, check_needs, reads_captions
@@ -94,6 +95,11 @@ class Run:
                 LOG.warning("%s: no pred_dev.jsonl; probabilities are not calibrated", source)
             else:
                 self.temperature = found.temperature
+        elif (chain := chain_of(self.method)) is not None:
+            if (kept := chain_calibration.of_seed(self.directory)) is None:
+                LOG.warning("%s: no calibration.json; scores are not calibrated", source)
+            else:
+                chain.temperature = kept.temperature
 
     def row(self, number: int, wanted: Wanted, name: str | None) -> Row:
         """A post as a row of the run's task, its picture called `name`; the label is a

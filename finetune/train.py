@@ -23,6 +23,7 @@ from tqdm import tqdm
 from finetune import checkpoint
 from finetune.batch import num_batches
 from finetune.build import build_engine, build_method, set_seed
+from finetune.chain_calibration import chain_of, keep_calibration, recorded
 from finetune.config import TrainConfig
 from finetune.evaluate import predict
 from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
@@ -261,9 +262,12 @@ class SeedRun:
             if self.task.split_file(split) is None:
                 continue
             loaded = self.dev_split if split == "val" else self.load(split)
-            predictions = predict(method, self.task, loaded, self.engine.precision)
+            chain = chain_of(method) if split == "val" else None
+            with recorded(chain) as asked:
+                predictions = predict(method, self.task, loaded, self.engine.precision)
             if distributed.is_main():
                 predictions.write(self.directory / f"pred_{name}.jsonl")
+            keep_calibration(chain, asked, self.directory)
             result[name] = dict(predictions.score(self.task))
             images[name] = loaded.images
             splits += [loaded] if split == "test" else []

@@ -4,6 +4,7 @@ B: sentences, T: positions, K: tags. Parameter names, shapes and initialisation 
 `pytorch-crf`, so a checkpoint of HVPNeT or TMR loads unchanged.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -41,6 +42,17 @@ class LinearChainCRF(nn.Module):
             start, step = torch.zeros_like(start), torch.zeros_like(step)
         self.register_buffer("illegal_start", start, persistent=False)
         self.register_buffer("illegal_step", step, persistent=False)
+        self.temperature = 1.0
+        """Of `entity_probabilities` alone; `chain_calibration.py` fits it."""
+
+    def scaled(self, factor: float) -> "LinearChainCRF":
+        """A copy whose scores are `factor` times these; emissions are the caller's to scale."""
+        with torch.no_grad():
+            found = copy.deepcopy(self)
+            found.temperature = 1.0
+            for parameter in found.parameters():
+                parameter.mul_(factor)
+        return found
 
     def log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
         """Log-probability of each tag sequence.
@@ -122,7 +134,8 @@ class LinearChainCRF(nn.Module):
         word_mask: Tensor,
         entities: Sequence[Sequence[Entity]],
     ) -> list[list[float]]:
-        """Posterior probability that a sentence's tags read as this entity, exactly; uncalibrated.
+        """Posterior probability that a sentence's tags read as this entity, exactly, with all
+        scores of the chain divided by `temperature`.
 
         Its first word is `B-x`, or an `I-x` that follows no `x`; its other words are `I-x`, the
         word after it is not: what `metrics.entities` finds. The sum over all such sequences, by
@@ -139,6 +152,10 @@ class LinearChainCRF(nn.Module):
             As many probabilities a sentence as it has entities.
         """
         check_mask(mask)
+        if self.temperature != 1:
+            cooled, emissions = self.scaled(1 / self.temperature), emissions.float()
+            given = emissions / self.temperature, mask, places, word_mask, entities
+            return cooled.entity_probabilities(*given)
         device = emissions.device
         flat = [(row, *entity) for row, found in enumerate(entities) for entity in found]
         if not flat:
