@@ -210,8 +210,11 @@ def last_maps(vision: nn.Module, pictures: list[Tensor], one_pass: bool) -> list
     flat = [tensor.flatten(0, -4) for tensor in pictures]
     if one_pass:
         maps = vision(torch.cat(flat))[-1].split([len(tensor) for tensor in flat])
-    else:  # the generated ones first, as released; matters to running statistics alone
-        maps = [vision(tensor)[-1] for tensor in reversed(flat)][::-1]
+    else:  # wholes, then regions, of each the generated ones first: as released, which matters to
+        # running statistics alone
+        order = sorted(range(len(flat)), key=lambda i: (pictures[i].dim(), -i))
+        seen = {i: vision(flat[i])[-1] for i in order}
+        maps = [seen[i] for i in range(len(flat))]
     return [
         found.flatten(2).transpose(1, 2).unflatten(0, tensor.shape[:-3])
         for found, tensor in zip(maps, pictures, strict=True)

@@ -1,5 +1,6 @@
 """TMR against the authors' numbers, naive references, and the worked examples of its spec."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
@@ -336,3 +337,24 @@ def test_without_pictures(folder, tiny_model, tmp_path):
 def test_no_generated_pictures(mnre_folder, tiny_model, tmp_path):
     with pytest.raises(InputError, match=r"no generated pictures; .*--model.generated none"):
         load(mnre_folder, tiny_model, tmp_path)
+
+
+def test_running_statistics_as_released():
+    """Released (tmr.md §7): whole generated, whole original, generated crops, original crops."""
+    torch.manual_seed(0)
+    tower = load_resnet(TINY["vision"], random_weights=True, width=4).train()
+    original, generated = (shift + torch.randn(2, 3, 32, 32) for shift in (0, 9))
+    crops, generated_crops = (shift + torch.randn(2, 3, 3, 32, 32) for shift in (2, 5))
+    theirs, ours = copy.deepcopy(tower), copy.deepcopy(tower)
+    for pictures in (generated, original, generated_crops.flatten(0, 1), crops.flatten(0, 1)):
+        theirs(pictures)
+    expected = theirs.state_dict()
+    found = last_maps(ours, [original, generated, crops, generated_crops], False)
+    assert [tuple(one.shape[:-2]) for one in found] == [(2,), (2,), (2, 3), (2, 3)]
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    together = copy.deepcopy(tower)  # another order leaves others
+    for pictures in (original, generated, crops.flatten(0, 1), generated_crops.flatten(0, 1)):
+        together(pictures)
+    name = next(name for name in expected if name.endswith("running_mean"))
+    assert not torch.allclose(together.state_dict()[name], expected[name], rtol=1e-2)
