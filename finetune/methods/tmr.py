@@ -6,9 +6,9 @@ sources gives a whole picture, which attends to the sentence, and regions, which
 phrases that they were found by. Without pictures (`--images none`) the text and its phrases remain.
 
 For entities (`tmr_tagging.py`) regions attend to the whole sentence unless TMR's phrases are asked
-for: nothing that was made from the tags goes in. Of the released training two mistakes are not
-reproduced: layers that are in no optimizer group, and selection on the test split. Nor is its loss
-a sum over the batch.
+for: nothing that was made from the tags goes in. `legacy` is the released network; of its training
+are not reproduced: layers in no optimizer group, selection on the test split, a loss summed over
+the batch, and the order in which its ResNet sees pictures (running statistics alone).
 
 B: rows, L: word pieces, P: positions of a picture's last map, R: regions, C: its channels,
 D: hidden size, K: sources (the original, then the generated one).
