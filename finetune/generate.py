@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from finetune import registry
 from finetune.tasks.base import Task
@@ -27,6 +28,8 @@ from pretrain.cli import CommandParser, InputError, atomic_path, exit_on_input_e
 
 SPLITS = ("train", "val", "test")
 FOLDER = "diffusion_pic"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+"""What loading a model that is absent, incomplete or damaged raises."""
 Paint = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """Prompts and their seeds -> pictures."""
 
@@ -94,12 +97,21 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
     except ImportError:
         raise InputError("painting needs diffusers: pip install 'fusion-mre[generate]'") from None
     kind = torch.float16 if device == "cuda" else torch.float32
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        model,
-        scheduler=EulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler"),
-        torch_dtype=kind,
-        use_safetensors=True,
-    ).to(device)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model,
+            scheduler=EulerDiscreteScheduler.from_pretrained(model, subfolder="scheduler"),
+            torch_dtype=kind,
+            use_safetensors=True,
+        )
+    except UNREADABLE as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"--model {model}: no Stable Diffusion that diffusers can load ({reason}); give the "
+            "hub id of one, or the whole folder (model_index.json, scheduler/, unet/, vae/, …) "
+            "that its save_pretrained wrote"
+        ) from None
+    pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:

@@ -1,11 +1,14 @@
 """`python -m finetune generate`: pictures that go on where they stopped, scores against a loop."""
 
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from finetune import generate
 from finetune.generate import matching_share, paint_all, posts_of, stable_diffusion
@@ -70,6 +73,35 @@ def test_without_the_extra():
         pytest.skip("diffusers is installed")
     with pytest.raises(InputError, match=r"pip install 'fusion-mre\[generate\]'"):
         stable_diffusion("x", 1, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("nothing/here is no local folder\nand more lines"), "no local folder"),
+        (KeyError(), "KeyError"),
+        (SafetensorError("header too large"), "header too large"),
+    ],
+    ids=["missing", "incomplete", "damaged"],
+)
+def test_no_stable_diffusion(mnre_folder, monkeypatch, capsys, error, said):
+    """What diffusers raises ends in one line that says what to give."""
+
+    class Fails:
+        @classmethod
+        def from_pretrained(cls, *args, **options):
+            raise error
+
+    fake = types.ModuleType("diffusers")
+    fake.EulerDiscreteScheduler = fake.StableDiffusionPipeline = Fails
+    monkeypatch.setitem(sys.modules, "diffusers", fake)
+    with pytest.raises(SystemExit) as stopped:
+        generate.main(["pictures", "--data", str(mnre_folder), "--model", "nothing/here"])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("error: --model nothing/here: no Stable Diffusion") and said in line
+    assert "model_index.json" in line and "more lines" not in line
+    assert not (mnre_folder / "diffusion_pic").exists()
 
 
 def test_share_of_posts_that_match_less():
