@@ -15,7 +15,10 @@ from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.cli import InputError
 from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
-from pretrain.optim import adamw, linear_schedule
+from pretrain.optim import BertAdam, adamw, linear_schedule
+
+OPTIMIZERS = {"adamw": adamw, "bertadam": BertAdam}
+"""Names on the command line -> what makes one of parameter groups."""
 
 
 def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
@@ -28,7 +31,10 @@ def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
         )
     random_weights = config.architecture is not None
     source = Source(config.architecture if random_weights else config.init, random_weights)
-    return method_class.build(config.model, task.info, source)
+    method, tokenizer = method_class.build(config.model, task.info, source)
+    if config.images == "none":
+        method.without_pictures()
+    return method, tokenizer
 
 
 def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Engine, int]:
@@ -45,7 +51,7 @@ def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Engine
     total = steps * epochs
 
     def build(module: Method):
-        optimizer = adamw(module.parameter_groups(optim))
+        optimizer = OPTIMIZERS[optim.optimizer](module.parameter_groups(optim))
         return optimizer, linear_schedule(optimizer, round(optim.warmup * total), total)
 
     precision = pick_precision(config.engine.precision)

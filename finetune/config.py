@@ -17,6 +17,8 @@ from pretrain.cli import InputError, parse_config
 class OptimConfig:
     """Optimisation; defaults as in the PROMU paper."""
 
+    optimizer: Literal["adamw", "bertadam"] = "adamw"
+    """bertadam: without bias correction, so with larger first steps (released TMR and CAMIM)."""
     lr: float = 3e-5
     """Peak learning rate of what `--init` holds."""
     layer_decay: float = 1.0
@@ -112,6 +114,9 @@ class TrainConfig:
     """Longest text in word pieces; longer ones keep what is nearest to the entities."""
     fraction: float = 1.0
     """Share of the training rows, drawn by the run's seed, nested over shares."""
+    bootstrap: bool = False
+    """Draw those rows with replacement, once: of all, about 63 % are ever seen (released TMR and
+    CAMIM; HVPNeT's sample_ratio)."""
     view: str | None = None
     """View manifests, or folders of them ({split}.jsonl), separated by commas."""
     seeds: int | str = 1

@@ -124,6 +124,9 @@ class Method(nn.Module):
         may keep what several rows share."""
         return nullcontext()
 
+    def without_pictures(self) -> None:
+        """Called before training where the run has no pictures (`--images none`)."""
+
     def learning_rate(self, name: str, optim: Any, above: int) -> float:
         """Of the parameter called `name`, over which so many layers of its tower lie."""
         if name.startswith(self.towers):

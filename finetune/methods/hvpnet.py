@@ -66,9 +66,11 @@ class HvpnetConfig:
     batch_statistics: bool | None = None
     """BatchNorm of the frozen ResNet uses each batch's statistics in training (legacy: true)."""
     train_classifier: bool | None = None
-    """Relations: false leaves the classifier at its random start (legacy, by mistake)."""
+    """Relations: false leaves the classifier at its random start (legacy, by mistake; but without
+    pictures it learned)."""
     decay_all: bool | None = None
-    """Weight decay of biases and norms too (legacy: true)."""
+    """Weight decay of biases and norms too (legacy: true; but for relations without pictures,
+    false)."""
     tagging: Literal["words", "pieces"] | None = None
     """Entities. words (fixed): a CRF over words. pieces (legacy): over word pieces, with tags for
     later pieces, [CLS] and [SEP]."""
@@ -126,7 +128,9 @@ class Hvpnet(Method):
         self, encoder: BertModel, vision: ResNetPyramid, task: TaskInfo, config: HvpnetConfig
     ) -> None:
         super().__init__()
-        self.settings = config = config.settled
+        self.given, self.settings = config, config.settled
+        config = self.settings
+        self.one_rate = False
         self.needs = frozenset({"image"} | ({"region_pixels"} if config.regions else set()))
         if config.freeze and not config.batch_statistics:
             self.needs |= {"visual_features"}
@@ -230,6 +234,17 @@ class Hvpnet(Method):
         size = self.settings.image_size
         return self._tokens(self.vision.mean.new_zeros(1, 3, size, size))
 
+    def without_pictures(self) -> None:
+        """The released code trains text alone otherwise: the classifier too, without decay of
+        biases and norms; for entities everything decays and learns at one rate."""
+        if isinstance(self.head, RelationHead):
+            trained = self.given.train_classifier is not False
+            decayed = bool(self.given.decay_all)
+            self.settings = replace(self.settings, train_classifier=trained, decay_all=decayed)
+            self.head.requires_grad_(trained)
+        else:
+            self.one_rate = self.settings.profile == "legacy"
+
     def parameter_groups(self, optim: Any) -> list[dict]:
         """AdamW groups, as everywhere; with `decay_all` everything decays."""
         groups = super().parameter_groups(optim)
@@ -239,6 +254,8 @@ class Hvpnet(Method):
 
     def learning_rate(self, name: str, optim: Any, above: int) -> float:
         """As everywhere, but the emission layer learns with the CRF above it, as released."""
+        if self.one_rate:
+            return optim.lr
         if name.startswith("head.emission."):
             return optim.crf_lr
         return super().learning_rate(name, optim, above)

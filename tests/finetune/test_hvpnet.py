@@ -549,6 +549,33 @@ def test_each_quirk_is_a_switch():
     assert rates[id(trained.vision.net.conv1[0].weight)] == 1.0
 
 
+def test_released_training_of_text_alone():
+    """hvpnet.md §4, groups without images: the classifier is trained, biases and norms are spared;
+    entities are one group. A switch that is given holds."""
+    optim = OptimConfig(lr=1.0, head_lr=2.0, crf_lr=3.0, weight_decay=0.1)
+
+    def groups(task=RELATION, **settings):
+        method = tiny(task, profile="legacy", **settings)
+        method.without_pictures()
+        found = {id(p): g for g in method.parameter_groups(optim) for p in g["params"]}
+        return {name: found.get(id(p)) for name, p in method.named_parameters()}
+
+    relations = groups()
+    assert relations["head.classifier.weight"] | {"params": 0} == {
+        "params": 0, "lr": 2.0, "weight_decay": 0.1
+    }  # fmt: skip
+    for name, group in relations.items():
+        spared = name.endswith("bias") or "LayerNorm" in name
+        if group is not None and "embeddings" not in name:
+            assert group["weight_decay"] == (0.0 if spared else 0.1), name
+    entities = groups(ENTITIES)
+    assert {(g["lr"], g["weight_decay"]) for g in entities.values() if g} == {(1.0, 0.1)}
+    assert entities["head.crf.transitions"] and entities["head.emission.bias"]
+    given = groups(train_classifier=False, decay_all=True)
+    assert given["head.classifier.weight"] is None
+    assert {g["weight_decay"] for g in given.values() if g} == {0.1}
+
+
 def test_words_are_tagged_at_their_first_pieces():
     """Against pytorch-crf on states gathered row by row: the loss is the mean over sentences."""
     torch.manual_seed(0)
