@@ -36,13 +36,16 @@ PROTOCOLS = {
 }
 
 
-def fraction_rows(total: int, fraction: float, seed: int) -> np.ndarray:
-    """floor(fraction · total) sorted positions without replacement (focalmre.md §4.3).
+def fraction_rows(total: int, fraction: float, seed: int, replacement: bool = False) -> np.ndarray:
+    """floor(fraction · total) sorted positions, by default without replacement (focalmre.md §4.3).
 
     Smaller fractions are prefixes of one permutation, so sets of one seed are nested.
     """
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(total)
-    return np.sort(order[: int(fraction * total + 1e-9)])  # 0.29 · 100 is 28.999…
+    count = int(fraction * total + 1e-9)  # 0.29 · 100 is 28.999…
+    generator = np.random.Generator(np.random.PCG64(seed))
+    if replacement:
+        return np.sort(generator.integers(total, size=count))
+    return np.sort(generator.permutation(total)[:count])
 
 
 def seed_files(run: Path, name: str) -> list[Path]:

@@ -3,7 +3,8 @@
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def claim(out: Path, config: TrainConfig) -> None:
     if path.is_file() and any(out.glob("seed-*")):  # nothing was trained yet: free to change
         try:
             before = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            before = with_defaults(before, config)
         except (yaml.YAMLError, ValueError, TypeError):
             raise InputError(f"{path}: damaged; choose another --out or remove it") from None
         now = yaml.safe_load(text)
@@ -76,6 +78,21 @@ def claim(out: Path, config: TrainConfig) -> None:
             )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def with_defaults(before: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Settings, and the defaults of options that there were not yet when they were written.
+
+    A method's own settings are left as they are: what a new one replaces may have been another.
+    """
+    found = dict(before)
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.name in ("optim", "engine"):
+            found[entry.name] = with_defaults(found.get(entry.name) or {}, value)
+        elif entry.default is not MISSING:
+            found.setdefault(entry.name, entry.default)
+    return found
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

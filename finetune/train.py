@@ -76,7 +76,8 @@ class SeedRun:
         whole = self.load("train")
         self.dev_split = self.load("val")
         self.audit = audit_inputs(task, whole, self.dev_split)
-        self.train_split = whole.subset(fraction_rows(len(whole), config.fraction, seed))
+        chosen = fraction_rows(len(whole), config.fraction, seed, config.bootstrap)
+        self.train_split = whole.subset(chosen)
         if not len(self.train_split):
             raise InputError(f"--fraction {config.fraction}: no training row is left")
         self.engine, self.epochs = build_engine(config, self.method, len(self.train_split))
@@ -275,7 +276,8 @@ class SeedRun:
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
-            "train_rows": len(self.train_split),
+            "train_rows": len(np.unique(self.train_split.dataset.rows)),
+            "train_draws": len(self.train_split),  # more of them under --bootstrap
             "train_counts": self.train_counts(),
             "parameters": sum(parameter.numel() for parameter in method.parameters()),
             "seconds": round(self.progress.seconds, 1),

@@ -149,6 +149,7 @@ class DeepSpeedEngine:
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": clip if stage else 0.0,
+            "zero_allow_untested_optimizer": True,  # BertAdam
         }
         # Ours, inside the module, where DeepSpeed does not switch it off: its own `torch_autocast`
         # would send the gradients of all Linears through bfloat16 before they are summed.

@@ -120,6 +120,17 @@ def test_fractions_are_nested_and_floored():
     assert set(fraction_rows(100, 0.5, 1)) != set(fraction_rows(100, 0.5, 2))
 
 
+def test_rows_drawn_with_replacement():
+    """tmr.md §4: about 63.2 % of the rows are ever seen; the same ones for the same seed."""
+    rows = fraction_rows(12_247, 1.0, 666, replacement=True)
+    assert len(rows) == 12_247 and rows.min() >= 0 and rows.max() < 12_247
+    shares = [len(set(fraction_rows(12_247, 1.0, s, True).tolist())) / 12_247 for s in range(20)]
+    assert sum(shares) / 20 == pytest.approx(0.632, abs=0.003)
+    assert rows.tolist() == fraction_rows(12_247, 1.0, 666, True).tolist()
+    assert rows.tolist() != fraction_rows(12_247, 1.0, 667, True).tolist()
+    assert len(fraction_rows(12_247, 0.1, 1, True)) == 1224
+
+
 def test_selection():
     first, last = Protocol(source="a"), Protocol(source="b", ties="last")
     assert first.improves(0.0, None) and first.improves(2.0, 1.0)

@@ -7,8 +7,10 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+import yaml
 
 from finetune.__main__ import main
+from finetune.protocols import fraction_rows
 from finetune.train import SeedRun
 
 
@@ -226,6 +228,36 @@ def test_protocol_decides_between_equal_epochs(tmp_path, mnre_folder, tiny_model
         for protocol in ("standard", "hvpnet", "hvpnet_ner", "camim")
     }
     assert best == {"standard": 1, "hvpnet": 4, "hvpnet_ner": 4, "camim": 4}
+
+
+def test_bootstrap_and_bertadam(tmp_path, mnre_folder, tiny_model):
+    """120 draws, fewer rows, said so; the other optimizer learns something else."""
+    results = [
+        train(mnre_folder, tmp_path / name, tiny_model, "--bootstrap", "true",
+              "--optim.optimizer", name, method="mtb")["per_seed"][0]
+        for name in ("adamw", "bertadam")
+    ]  # fmt: skip
+    for seed in results:
+        distinct = len(set(fraction_rows(120, 1.0, 1, replacement=True).tolist()))
+        assert (seed["train_draws"], seed["train_rows"]) == (120, distinct)
+        assert 60 < distinct < 90 and sum(seed["train_counts"].values()) == 120
+    losses = [lines(tmp_path / name / "seed-1/metrics.jsonl")[-1]["train_loss"]
+              for name in ("adamw", "bertadam")]  # fmt: skip
+    assert losses[0] != losses[1]
+
+
+def test_a_run_from_before_an_option_goes_on(tmp_path, mnre_folder, tiny_model, monkeypatch):
+    """An option that its config.yaml lacks had what is now the default."""
+    first = train(mnre_folder, tmp_path / "run", tiny_model, method="mtb")
+    path = tmp_path / "run/config.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["bootstrap"], content["optim"]["optimizer"]
+    path.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(SeedRun, "train_epoch", lambda self: pytest.fail("trained again"))
+    again = train(mnre_folder, tmp_path / "run", tiny_model, method="mtb")
+    assert again["per_seed"] == first["per_seed"]
+    with pytest.raises(SystemExit):
+        train(mnre_folder, tmp_path / "run", tiny_model, "--bootstrap", "true", method="mtb")
 
 
 def test_few_labels_get_enough_steps(tmp_path, mnre_folder, tiny_model):
