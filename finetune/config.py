@@ -176,6 +176,9 @@ class EvaluateConfig:
     """Which rows."""
     view: str | None = None
     """View manifests, or folders of them ({split}.jsonl), separated by commas."""
+    captions: str | None = None
+    """Another captioner than the run's, where it reads captions: NAME, a path with {split}, or
+    none."""
     max_missing: int = 0
     """So many pictures may be absent; those rows are masked, and counted."""
     cache: str | None = None

@@ -109,8 +109,8 @@ def pick_precision(name: str) -> str:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score every seed of a run again.
 
-    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`; under a view, its file's
-    name is part of theirs.
+    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`; under a view, or with
+    other captions, their file's name is part of these.
     """
     run, split = Path(config.run), SPLITS[config.split]
     name = "dev" if split == "val" else split
@@ -118,14 +118,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     views = read_views(paths)
     if paths and split not in views:
         raise InputError(f"--view {config.view}: made for {', '.join(views)}, not for {split}")
-    stem = "_".join([name, *(path.stem for path in paths)])
+    others = ["captions-" + Path(config.captions).stem] if config.captions else []
+    stem = "_".join([name, *(path.stem for path in paths), *others])
     per_seed, leaky = [], False
     for directory in seed_directories(run):
         method, tokenizer, description = checkpoint.load_method(directory / "model")
         task = registry.load("tasks", description["task"]["name"])(Path(config.data))
         check_labels(task, description["task"]["labels"], config.data)
+        inputs = with_captions(description["inputs"], config.captions)
         options = InputOptions(
-            **description["inputs"],
+            **inputs,
             cache=cache_directory(config.cache, run),
             max_missing=config.max_missing,
             views=views,
@@ -139,12 +141,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     result = {
         "split": name,
         "leaky": leaky,
+        "captions": inputs.get("captions"),
         "views": [dict(view.header) for view in views.get(split, ())],
         **protocols.aggregate(per_seed),
         "per_seed": per_seed,
     }
     write_json(run / f"evaluate_{stem}.json", result)
     return result
+
+
+def with_captions(inputs: dict[str, Any], captions: str | None) -> dict[str, Any]:
+    """What a run reads, its captions by another captioner where one is named."""
+    if captions is None:
+        return inputs
+    if inputs.get("captions") is None:
+        raise InputError(f"--captions {captions}: this run was trained without captions")
+    return inputs | {"captions": captions}
 
 
 def trained_leaky(directory: Path) -> bool:

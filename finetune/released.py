@@ -17,6 +17,8 @@ from finetune import registry
 from finetune.checkpoint import save_method
 from finetune.methods import camim_names, hvpnet_names, mkgformer_names, tmr_names
 from finetune.methods.base import Source
+from finetune.methods.caption_reading import CAPTION_LENGTH
+from finetune.methods.tmr import LEGACY_LENGTH
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, read_relations
 from finetune.tasks.twitter import bio_labels
@@ -37,12 +39,16 @@ def convert(
     source: Path,
     args: argparse.Namespace,
     for_entities: Mapping[str, Any] | None = None,
+    for_relations: Mapping[str, Any] | None = None,
+    longest: int = 80,
+    captions: str | None = None,
 ) -> str:
     """Write `args.out`; returns a line about it.
 
     Args:
         name: of the method. rename: their names -> ours. settings: of the method, as released.
-        for_entities: settings beside these in entity recognition.
+        for_entities, for_relations: settings beside these in such a task.
+        longest: text in word pieces. captions: the captioner whose texts it read.
         args: `out`; `tokenizer`, the directory or id of the BERT they began with; `labels`,
             `ours_rel2id.json` of the relations, not needed for entities.
 
@@ -61,8 +67,8 @@ def convert(
     check_values(floats, str(source))  # the rest are BatchNorm's counters
     task = task_of(theirs, args.labels)
     method_class = registry.load("methods", name)
-    more = for_entities if task.kind == "entities" and for_entities else {}
-    config = method_class.Config(**settings, **more)
+    more = for_entities if task.kind == "entities" else for_relations
+    config = method_class.Config(**settings, **(more or {}))
     start = Source(str(resolve(args.tokenizer)), random_weights=True)
     method, tokenizer = method_class.build(config, task, start)
     untrained = {k: v for k, v in method.state_dict().items() if k.endswith("num_batches_tracked")}
@@ -76,8 +82,10 @@ def convert(
         task=task,
         inputs={
             "images": "required",
-            "max_length": min(80, method.longest_text or 80),
+            "max_length": min(longest, method.longest_text or longest),
             "regions": "community",
+            "captions": captions,
+            "max_caption_length": CAPTION_LENGTH,
         },
         card=conversion_card({"source": f"`{source}` ({name}, as released)"}, []),
     )
@@ -100,8 +108,18 @@ tmr = partial(
     tmr_names.convert_state,
     {"profile": "legacy"},
     for_entities=tmr_names.ENTITY_SETTINGS,
+    for_relations=tmr_names.RELATION_SETTINGS,
+    longest=LEGACY_LENGTH,
 )
-camim = partial(convert, "camim_tmr", camim_names.convert_state, {"profile": "legacy"})
+camim = partial(
+    convert,
+    "camim_tmr",
+    camim_names.convert_state,
+    {"profile": "legacy"},
+    for_relations=tmr_names.RELATION_SETTINGS,
+    longest=LEGACY_LENGTH,
+    captions="minicpm",
+)
 mkgformer = partial(
     convert,
     "mkgformer",

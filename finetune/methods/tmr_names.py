@@ -56,6 +56,12 @@ ENTITY_SETTINGS = {
     "scores": ".",
 }
 """What a checkpoint for entities was trained with, beside the profile `legacy`."""
+RELATION_SETTINGS = {
+    "phrases": "community",
+    "generated_boxes": "community",
+    "scores": "txt",
+}
+"""The same of one for relations (CAMIM's too); its phrases and boxes tell the label."""
 MARKERS = slice(1, 5)
 """Word rows of `[unused0]` to `[unused3]`: what we call `[E1] [/E1] [E2] [/E2]`."""
 WORDS = "embeddings.word_embeddings.weight"

@@ -55,6 +55,7 @@ ORIGINS = {
     "mre_{": f"the community's lists of grounded crops {_MNRE}",
     "_img2crop": f"the community's lists of detected crops {_MNRE}",
     "mre_dif_": "TMR's boxes in its generated pictures are in the data that TMR's README links",
+    "caption/": "CAMIM's captions are in its repository; --captions names another captioner",
     "phrase_text_": "TMR's grounding phrases are in the data that TMR's README links",
     "_grounding_text_": "TMR's grounding phrases are in TMR-NER/data of TMR's repository",
     "_weight_": "TMR's are in its repository, `python -m finetune generate scores` makes others",
