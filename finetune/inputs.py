@@ -23,6 +23,7 @@ from finetune.tasks.base import Task
 from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
 from finetune.tasks.generated import add_generated, add_image_ids, add_phrases, add_scores
 from finetune.tasks.images import blank_store, open_images
+from finetune.tasks.masked_entities import add_masked_entities
 from finetune.tasks.released_markers import add_released_markers
 from finetune.tasks.types import add_entity_types
 from pretrain import distributed
@@ -128,6 +129,7 @@ PROVIDERS: dict[str, Callable[[LoadedSplit, Wanted], LoadedSplit]] = {
     "generated": add_generated,
     "image": add_images,
     "image_ids": add_image_ids,
+    "masked_entities": add_masked_entities,
     "phrases": add_phrases,
     "region_boxes": add_region_boxes,
     "region_pixels": add_region_pixels,

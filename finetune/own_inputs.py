@@ -39,6 +39,7 @@ CAPTIONED_SIDE = 512
 REGIONS = frozenset({"region_boxes", "region_pixels"})
 POSSIBLE = REGIONS | {
     *("image", "image_ids", "caption", "entity_types", "visual_features", "released_markers"),
+    "masked_entities",
 }
 """Needs of a method that can be met for a post that nobody has seen."""
 UNMADE = {

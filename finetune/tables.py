@@ -56,7 +56,7 @@ def main_table(
                 result["method"],
                 start_of(result),
                 result["images"],
-                percent(config["fraction"]),
+                percent(config["fraction"]) + (" bootstrap" if config.get("bootstrap") else ""),
                 str(len(result["per_seed"])),
                 figure(result["dev"]["f1"]),
                 *cells,
@@ -207,7 +207,9 @@ def on_published_rows(task: str, result: Mapping[str, Any]) -> bool:
     """Whether the run's training rows are as many as the published ones."""
     rows, share = published.TRAIN_ROWS.get(task), result["provenance"]["config"]["fraction"]
     expected = rows and int(share * rows + 1e-9)
-    return any(seed["train_rows"] == expected for seed in result["per_seed"])
+    return any(
+        seed.get("train_draws", seed["train_rows"]) == expected for seed in result["per_seed"]
+    )
 
 
 def reads(result: Mapping[str, Any]) -> str:

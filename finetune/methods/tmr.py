@@ -50,6 +50,7 @@ class Tmr(Method):
         self.encoder, self.vision = encoder, vision
         self.image_resize = config.resize
         needs = set() if config.phrases == "sentence" else {"phrases"}
+        needs |= {"masked_entities"} if config.mask_entity else set()
         if vision is not None:
             vision.requires_grad_(not config.freeze)
             if config.vision_random:

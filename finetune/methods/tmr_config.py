@@ -72,6 +72,8 @@ class TmrConfig:
     """What regions attend to. entities (relations): the words of head and tail. sentence (entity
     recognition): the whole text. community: TMR's files; for relations they add entity types that
     tell the label, for entities they hold nouns of the text."""
+    mask_entity: bool = False
+    """Relations: one token in the place of each entity's words (phrases go on naming them)."""
     scores: str = "none"
     """Folder in --data of {split}_weight_{strong,weak}.txt and the same after dif_ (TMR's: txt; for
     entities "."); none: every score is a half."""
@@ -119,6 +121,10 @@ class TmrConfig:
             raise InputError(
                 "--model.phrases entities: which words are entities is what this task asks; choose "
                 "sentence or community"
+            )
+        if self.mask_entity:
+            raise InputError(
+                "--model.mask_entity: which words are entities is what this task asks; leave it off"
             )
         if self.generated_boxes == "community":
             raise InputError(
