@@ -246,10 +246,10 @@ def source_scores(batch: Batch, k: int, seen: Tensor | None) -> Tensor:
 def encode_text(
     encoder: BertModel, batch: Batch, length: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The sentence (B, L, D), and the mask of what is attended to.
+    """The sentence (B, L, D), and the mask of what is attended to (None: all of it).
 
     Args:
-        length: pad to so many positions, all of which are attended to (mask None), as released.
+        length: pad to so many positions, all of which are attended to, as released.
     """
     ids, mask = batch.input_ids, batch.attention_mask
     if length is not None:
@@ -257,7 +257,9 @@ def encode_text(
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
     states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    return states, mask if length is None else None
+    if length is not None and ids.shape[1] > length:  # on a GPU, padded to a round number
+        mask = mask | (torch.arange(ids.shape[1], device=ids.device) < length)
+    return states, None if ids.shape[1] == length else mask
 
 
 def encode_phrases(encoder: BertModel, batch: Batch) -> tuple[Tensor, Tensor]:

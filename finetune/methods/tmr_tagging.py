@@ -66,7 +66,9 @@ class TmrTaggingHead(SourceFusion):
         told = text.new_zeros(len(text), 1, self.sources * size)
         if features:
             shown = [torch.tanh(self.extend(one)).unflatten(-1, (-1, size)) for one in features]
-            told = torch.cat(shown, dim=-1)[:, :length]  # (B, L or 1, KD)
+            told = torch.cat(shown, dim=-1)  # (B, LEGACY_LENGTH or 1, KD)
+            if told.shape[1] > 1:  # cut to the batch, which may be padded beyond them on a GPU
+                told = nn.functional.pad(told, (0, 0, 0, length - told.shape[1]))
         told = told.expand(-1, length, -1)
         combined = self.combine(torch.cat([text[:, :length], told], dim=-1))
         return self.tags(combined.relu(), batch)

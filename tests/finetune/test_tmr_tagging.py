@@ -215,6 +215,7 @@ def test_their_checkpoint_becomes_a_run(tmp_path, capsys):
     method, _, description = load_method(tmp_path / "run")
     assert description["inputs"] == {
         "images": "required", "max_length": LENGTH, "regions": "community",
+        "captions": None, "max_caption_length": 40,
     }  # fmt: skip
     assert description["config"]["phrases"] == "community"
     assert description["config"]["scores"] == "."
@@ -242,6 +243,21 @@ def test_padding_changes_nothing(settings):
     )).logits  # fmt: skip
     for b, words in enumerate(batch.word_mask.sum(1)):
         torch.testing.assert_close(found[b, :words], expected[b, :words], atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_released_length_in_a_wider_batch():
+    """On a GPU batches are padded to multiples of 8: 70 pieces stand in 72 places."""
+    method = tiny_method(profile="legacy")
+    batch = random_batch((LENGTH, 6, 4))
+    wide = dataclasses.replace(
+        batch,
+        input_ids=torch.nn.functional.pad(batch.input_ids, (0, 2)),
+        attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 2)),
+    )
+    found, expected = method(wide), method(batch)
+    torch.testing.assert_close(found.logits[:, :LENGTH], expected.logits, atol=1e-5, rtol=1e-5)
+    assert method.decode(found, wide) == method.decode(expected, batch)
 
 
 @pytest.mark.parametrize(
