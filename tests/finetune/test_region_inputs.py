@@ -32,6 +32,7 @@ def parts(mnre_folder, tiny_model):
         image_size=8,
         region_size=8,
         image_resize="squash",
+        longest_text=None,
     )
     return task, tokenizer, method
 
