@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -231,6 +232,8 @@ class DeepSpeedEngine:
         """Collective: inverse of `save`, in the same layout or from a `-universal` copy."""
         copy = tag.endswith("-universal")
         self.engine._config.load_universal_checkpoint = copy and self.stage > 0
+        if copy and self.stage in (1, 2):
+            _pass_over_padding(self.engine.optimizer)
         path, state = self.engine.load_checkpoint(str(root), tag=tag)
         if path is None:
             raise InputError(f"{root / tag}: DeepSpeed found nothing to load there")
@@ -241,14 +244,31 @@ class DeepSpeedEngine:
         rates = self.engine.lr_scheduler.get_last_lr()
         for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        for kept in self.engine.optimizer.state.values():  # stage 3 lets all groups share one
-            kept["step"] = kept["step"].clone()
+        # All groups share stage 3's, and it lies on the CPU: a GPU's AdamW needs it beside it.
+        for piece, kept in self.engine.optimizer.state.items():
+            kept["step"] = kept["step"].to(piece.device, copy=True)
         self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
         if self.stage and self.precision == "fp16":
             self.engine.optimizer.loss_scaler.cur_scale = state["scaler"]["scale"]
 
 
 Engine = SingleEngine | DeepSpeedEngine
+
+
+def _pass_over_padding(zero: Any) -> None:
+    """DeepSpeed asks each group for its tensors' step: an IndexError where a rank has none."""
+    load, groups = zero.load_hp_checkpoint_state_from_checkpoint_dir, zero.optimizer.param_groups
+
+    def load_held(name: str, folder: str) -> None:
+        held = [any(p._hp_mapping is not None for p in group) for group in getattr(zero, name)]
+        zero.held_groups = list(compress(getattr(zero, name), held))
+        zero.optimizer.param_groups = list(compress(groups, held))
+        try:
+            load("held_groups", folder)
+        finally:
+            zero.optimizer.param_groups = groups
+
+    zero.load_hp_checkpoint_state_from_checkpoint_dir = load_held
 
 
 def clip_or_leave_out(

@@ -56,6 +56,9 @@ class RunCheckpoints:
         if found["layout"] != engine.layout:
             tag = self._relay(self.root / tag, found["layout"], engine)
         engine.load(self.root, tag)
+        if found["layout"] != engine.layout:  # the copy, as large as the checkpoint
+            distributed.barrier()
+            distributed.on_main(lambda: shutil.rmtree(self.root / tag))
         return found["step"], found["samples"]
 
     def _newest(self) -> dict | None:

@@ -81,8 +81,9 @@ def read_moments(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Tens
     models, optimizers = open_checkpoint(folder)
     if not optimizers:
         states, module = models[0]["optimizer"]["state"], models[0]["module"]
-        if any(number >= len(names) for number in states):
-            raise InputError(f"{folder}: trained {len(states)} tensors, this run {len(names)}")
+        trained = sum(len(group["params"]) for group in models[0]["optimizer"]["param_groups"])
+        if trained != len(names):
+            raise InputError(f"{folder}: trained {trained} tensors, this run {len(names)}")
         step = max((state["step"] for state in states.values()), default=torch.zeros(()))
         unseen = {name: torch.zeros_like(module[name]) for name in names}  # never had a gradient
         return {

@@ -87,8 +87,10 @@ def build_engine(engines, folder: Path, rank: int, frozen: bool, **deepspeed):
 
     def build(module):
         matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-        rest = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+        rest = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1 < p.numel()]
         groups = [{"params": matrices}, {"params": rest, "weight_decay": 0.0}]
+        # One number: of it the second rank holds nothing but padding.
+        groups.append({"params": [module.temperature], "weight_decay": 0.0})
         optimizer = torch.optim.AdamW(groups, lr=1e-2, fused=True)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
 
@@ -167,6 +169,7 @@ def resume_main(
         engine = build_engine(engines, place, rank, frozen, zero_optimization={"stage": to_stage})
         found = RunCheckpoints(Path(folder) / f"zero{stage}", keep=1).resume(engine)
         assert found == (2, 8)
+        assert not list(Path(folder).glob("zero*/checkpoints/*-universal"))
         save_gathered(engine, place / "gathered.pt")
         third_step(engine)
         save_gathered(engine, place / "third_step.pt")
