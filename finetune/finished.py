@@ -97,7 +97,10 @@ class Run:
                 self.temperature = found.temperature
         elif (chain := chain_of(self.method)) is not None:
             if (kept := chain_calibration.of_seed(self.directory)) is None:
-                LOG.warning("%s: no calibration.json; scores are not calibrated", source)
+                LOG.warning(
+                    "%s: no calibration.json of its pred_dev.jsonl; scores are not calibrated",
+                    source,
+                )
             else:
                 chain.temperature = kept.temperature
 

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from finetune.config import EngineConfig, OptimConfig, TrainConfig
 
 Line = Mapping[Any, Mapping[str, float | None]]
 """Column -> F1."""
@@ -12,6 +15,12 @@ FREE = {"seeds", "out", "cache", "sweep"}
 LENGTH = {f"optim.{name}" for name in ("epochs", "min_steps", "evaluate_every", "patience")}
 """How long a run trains, and how often it looks at dev: with few rows an epoch is a few steps, and
 nobody gives all shares the same number of them."""
+DEFAULTS = {
+    section + option.name: option.default
+    for section, options in (("", TrainConfig), ("optim.", OptimConfig), ("engine.", EngineConfig))
+    for option in fields(options)
+}
+"""What an option was in runs that are older than it."""
 
 
 def lines(
@@ -48,7 +57,7 @@ def identity(result: Mapping[str, Any], varies: str) -> tuple[tuple[str, ...], s
     if varies != "fraction" and config["fraction"] != 1:
         key.append(f"{percent(config['fraction'])} of train")
     free = FREE | LENGTH | {varies}
-    agreed = {name: value for name, value in flat(config) if name not in free and value is not None}
+    agreed = {n: value for n, value in flat(config) if n not in free and value != DEFAULTS.get(n)}
     return tuple(key), json.dumps(agreed, sort_keys=True)
 
 

@@ -85,8 +85,9 @@ def sample_number(args: argparse.Namespace) -> None:
     found = frequency.binned(answers, train, frequency.edges(args.edges))
     if not any(found.values()):
         raise InputError(f"--edges {args.edges}: test has no relation with so many training rows")
+    single = frequency.points(answers, train)
     print("\n".join(frequency.lines(found)))
-    frequency.draw(found, frequency.points(answers, train), args.out)
+    frequency.draw(found, single, args.out)
 
 
 def read_relations(

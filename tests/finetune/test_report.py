@@ -197,7 +197,8 @@ def test_runs_of_other_settings_are_no_line():
         optim = {"lr": 1e-4, "epochs": epochs, "evaluate_every": epochs}
         return result(fraction, f1, optim=optim, seeds=epochs, **more)
 
-    same = {"all": run(1.0, 80), "tenth": run(0.1, 40, epochs=9, types=None)}
+    newer = {"types": None, "bootstrap": False, "engine": {"precision": "auto"}}  # its defaults
+    same = {"all": run(1.0, 80), "tenth": run(0.1, 40, epochs=9, **newer)}
     (found,) = series.few_labels(same)
     assert found["runs"] == {line: {"100 %": (80, None), "10 %": (40, None)}}
     other = {
