@@ -70,7 +70,7 @@ def negative_log_likelihood(
 ) -> float:
     """Mean over the sentences, in nats."""
     scaled = chain.scaled(1 / temperature)
-    parts = [scaled.log_likelihood(e.float() / temperature, tags, mask) for e, tags, mask in asked]
+    parts = [scaled.log_likelihood(e / temperature, tags, mask) for e, tags, mask in asked]
     return -torch.cat(parts).double().mean().item()
 
 

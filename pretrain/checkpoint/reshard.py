@@ -101,5 +101,5 @@ def _settings(model: dict[str, Any], optimizers: list[dict[str, Any]]) -> list[d
 def _loss_scale(model: dict[str, Any], optimizers: list[dict[str, Any]]) -> float:
     """Of fp16; 1 in other precisions."""
     if not optimizers:
-        return float(model["scaler"].get("scale", 1.0))
+        return float(model.get("scaler", {}).get("scale", 1.0))
     return float(optimizers[0]["loss_scaler"].cur_scale)

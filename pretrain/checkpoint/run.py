@@ -81,7 +81,12 @@ class RunCheckpoints:
             )
         if distributed.is_main():
             print(f"{folder}: written as {layout}, laid out anew for {engine.layout}", flush=True)
-        return distributed.on_main(lambda: reshard(folder, engine.groups, engine.stage).name)
+
+        def copy() -> str:
+            with _told(self.root):
+                return reshard(folder, engine.groups, engine.stage).name
+
+        return distributed.on_main(copy)
 
     def is_better(self, value: float) -> bool:
         """Whether no complete checkpoint has so good a figure; the same on every process."""

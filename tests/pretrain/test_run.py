@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,21 @@ def test_a_read_only_disk_leaves_the_earlier_ones(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Read-only file system"):
         checkpoints.save(small, 2, 16)
     monkeypatch.undo()
+    assert checkpoints.complete_steps() == [1]
+
+
+def test_a_full_disk_while_a_checkpoint_is_laid_out_anew(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints, small = RunCheckpoints(tmp_path, keep=1), engine()
+    checkpoints.save(small, 1, 8)
+    path = checkpoints.root / "step-1/COMPLETE"
+    path.write_text(path.read_text().replace("single", "zero1-8"))
+    monkeypatch.setattr("pretrain.checkpoint.run.reshard", refuse)
+    other = SimpleNamespace(layout="zero0", groups=[], stage=0)
+    with pytest.raises(InputError, match="No space left"):
+        checkpoints.resume(other)
     assert checkpoints.complete_steps() == [1]
 
 
