@@ -182,6 +182,8 @@ def write_scores(
     posts: Mapping[str, str], folder: Path, clip: Clip, out: Path, split: str, which: str
 ) -> None:
     """`{which}{split}_weight_{strong,weak}.txt` in `out`, as TMR's: `img_id<TAB>number` a line."""
+    if not posts:
+        raise InputError(f"{folder}: no post of {split} has a picture; choose others with --split")
     names = list(posts)
     files = [folder / name for name in names]
     pictures, texts = np.concatenate(list(clip(files, list(posts.values()))), axis=1)
@@ -212,7 +214,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub = kinds.add_parser(kind, help=text, description=text, epilog=example)
         sub.add_argument("--data", type=Path, required=True, help="folder of the task's files")
         sub.add_argument("--task", default="mnre", help="task name (default: mnre)")
-        sub.add_argument("--split", action="append", help="a split; default: all there are")
+        sub.add_argument(
+            "--split", action="append", choices=SPLITS, help="repeatable; default: all there are"
+        )
         sub.add_argument("--model", default=model, help=f"hub id or folder (default: {model})")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         sub.add_argument(

@@ -11,8 +11,9 @@ def model_card(config: TrainConfig, seed: int, *, epoch: int, steps: int, dev_f1
         epoch: the chosen one. steps: optimiser steps up to it. dev_f1: its score, in percent.
     """
     random_start = f"random weights, architecture of `{config.architecture}`"
+    drawn = ", drawn with replacement" if config.bootstrap else ""
     settings = {
-        "data": f"`{config.data}`, {config.fraction:.0%} of the training rows",
+        "data": f"`{config.data}`, {config.fraction:.0%} of the training rows{drawn}",
         "initialised from": f"`{config.init}`" if config.architecture is None else random_start,
         "images": config.images,
         "views": config.view or "none",

@@ -122,6 +122,19 @@ def test_share_of_posts_that_match_less():
     assert matching_share(np.eye(3), np.eye(3)).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", ["pictures", "scores"])
+def test_an_unknown_split(mnre_folder, capsys, kind):
+    with pytest.raises(SystemExit) as stopped:
+        generate.main([kind, "--task", "twitter2015", "--data", str(mnre_folder), "--split", "x"])
+    assert stopped.value.code == 2
+    assert "--split: invalid choice: 'x'" in capsys.readouterr().err
+
+
+def test_no_post_with_a_picture(tmp_path):
+    with pytest.raises(InputError, match="no post of val has a picture"):
+        generate.write_scores({}, tmp_path, None, tmp_path, "val", "")
+
+
 def test_scores_of_a_clip(mnre_folder, tmp_path, capsys):
     """The command with a tiny CLIP; its files are read back as TMR's, strong + weak = 1."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer

@@ -244,6 +244,8 @@ def test_bootstrap_and_bertadam(tmp_path, mnre_folder, tiny_model):
     losses = [lines(tmp_path / name / "seed-1/metrics.jsonl")[-1]["train_loss"]
               for name in ("adamw", "bertadam")]  # fmt: skip
     assert losses[0] != losses[1]
+    card = (tmp_path / "adamw/seed-1/model/README.md").read_text()
+    assert "100% of the training rows, drawn with replacement" in card
 
 
 def test_a_run_from_before_an_option_goes_on(tmp_path, mnre_folder, tiny_model, monkeypatch):
