@@ -61,7 +61,10 @@ RELATION_SETTINGS = {
     "generated_boxes": "community",
     "scores": "txt",
 }
-"""The same of one for relations (CAMIM's too); its phrases and boxes tell the label."""
+"""The same of one for relations (CAMIM's too); its phrases and boxes tell the label.
+
+Not reproduced: regions cut to their middle, OpenCV's way of shrinking whole pictures, and the
+repeated words of nested entities."""
 MARKERS = slice(1, 5)
 """Word rows of `[unused0]` to `[unused3]`: what we call `[E1] [/E1] [E2] [/E2]`."""
 WORDS = "embeddings.word_embeddings.weight"
