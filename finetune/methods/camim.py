@@ -21,7 +21,6 @@ from finetune.methods import hvpnet, tmr
 from finetune.methods.base import MethodOutput, Source
 from finetune.methods.caption_aware import CaptionAware, pool_sentence
 from finetune.methods.caption_reading import (
-    CAPTION_LENGTH,
     FIXED,
     LEGACY,
     CamimSettings,
@@ -35,6 +34,7 @@ from finetune.methods.prefix import Prefix, encode_with_prefix
 from finetune.methods.resnet import TOKENS
 from finetune.methods.tmr_fusion import Look, Streams, pooled
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.caption_tokens import CAPTION_LENGTH
 
 # ------------------------------------------------------------------ on TMR
 

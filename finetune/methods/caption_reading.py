@@ -19,9 +19,8 @@ from finetune.methods.caption_aware import (
     mutual_information,
     pool_sentence,
 )
+from finetune.tasks.caption_tokens import CAPTION_LENGTH
 
-CAPTION_LENGTH = 40
-"""Word pieces of a caption, and of a sentence where it describes a generated picture."""
 FIXED: dict[str, Any] = {
     "combine": "concat",
     "swap_words": False,
@@ -80,7 +79,7 @@ def read(
     encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
-    if not settings.mask_words:  # as released: 40, unless --max_caption_length asks for more
+    if not settings.mask_words:  # as released: exactly 40
         missing = max(0, CAPTION_LENGTH - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))

@@ -16,12 +16,16 @@ from pretrain.cli import InputError
 if TYPE_CHECKING:  # what loads the rows imports this file
     from finetune.loaded import LoadedSplit, Wanted
 
+CAPTION_LENGTH = 40
+"""CAMIM: word pieces of a caption, and of a sentence where it describes a generated picture."""
+
 
 def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`caption_ids`: `[CLS] caption [SEP]`, at most `--max_caption_length` word pieces.
 
     Raises:
-        InputError: no captions were named, or one is missing.
+        InputError: no captions were named, one is missing, or they may be longer than the method's
+            padding.
     """
     if wanted.options.captions is None:
         raise InputError(
@@ -33,6 +37,12 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     positions = getattr(wanted.method.encoder.config, "max_position_embeddings", longest)
     if not 2 <= longest <= positions:
         raise InputError(f"--max_caption_length {longest}: must be 2 to {positions} word pieces")
+    settings = getattr(wanted.method, "settings", None)
+    if longest > CAPTION_LENGTH and getattr(settings, "mask_words", None) is False:
+        raise InputError(
+            f"--max_caption_length {longest}: under --model.mask_words false (profile legacy) all "
+            f"captions are {CAPTION_LENGTH} word pieces, padding included; give {CAPTION_LENGTH}"
+        )
     loaded, texts = read_captions(loaded, wanted)
     encoded = wanted.tokenizer(texts, truncation=True, max_length=longest)
     ids = [np.array(pieces, dtype=np.int64) for pieces in encoded["input_ids"]]

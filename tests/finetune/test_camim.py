@@ -575,7 +575,7 @@ def folder(mnre_folder):
 
 
 def load(folder, model, tmp_path, on="tmr", images="none", views=None, captions="caption",
-         **settings):  # fmt: skip
+         caption_length=8, **settings):  # fmt: skip
     task = Mnre(folder)
     if on == "tmr":
         settings = {"generated": "none", "mi_pair": "tf"} | settings
@@ -584,7 +584,7 @@ def load(folder, model, tmp_path, on="tmr", images="none", views=None, captions=
     method, tokenizer = METHODS[on].build(config, task.info, Source(str(model)))
     options = InputOptions(
         images=images, max_length=40, regions="none", cache=tmp_path / "cache", views=views or {},
-        captions=captions, max_caption_length=8,
+        captions=captions, max_caption_length=caption_length,
     )  # fmt: skip
     return method.eval(), load_split(task, "val", tokenizer, method, options), tokenizer
 
@@ -710,6 +710,14 @@ def test_bf16(folder, tiny_model, tmp_path, on):
     assert output.logits.dtype == output.loss.dtype == torch.float32
     torch.testing.assert_close(output.logits, exact.logits, atol=0.05, rtol=0.05)
     output.loss.backward()
+
+
+@pytest.mark.parametrize("on", METHODS)
+def test_legacy_captions_are_all_equally_long(folder, tiny_model, tmp_path, on):
+    """There padding counts: beyond its 40 pieces an answer would depend on the batch."""
+    with pytest.raises(InputError, match=r"--max_caption_length 41: .* give 40"):
+        load(folder, tiny_model, tmp_path, on, vision="none", mask_words=False, caption_length=41)
+    load(folder, tiny_model, tmp_path, on, vision="none", mask_words=False, caption_length=40)
 
 
 @torch.inference_mode()
