@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,8 @@ def pick_precision(name: str) -> str:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score every seed of a run again.
 
-    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`; under a view, or with
-    other captions, their file's name is part of these.
+    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`; the names of views, and
+    of captions other than the run's, are part of these.
     """
     run, split = Path(config.run), SPLITS[config.split]
     name = "dev" if split == "val" else split
@@ -118,7 +119,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     views = read_views(paths)
     if paths and split not in views:
         raise InputError(f"--view {config.view}: made for {', '.join(views)}, not for {split}")
-    others = ["captions-" + Path(config.captions).stem] if config.captions else []
+    others = ["captions-" + re.sub(r"[^\w.-]+", "-", config.captions)] if config.captions else []
     stem = "_".join([name, *(path.stem for path in paths), *others])
     per_seed, leaky = [], False
     for directory in seed_directories(run):

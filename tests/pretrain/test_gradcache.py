@@ -1,11 +1,10 @@
 """A step cut into micro-batches and GradCache = one large batch: loss and every gradient."""
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from ranks import free_port
 from torch import nn
 
 from pretrain import distributed
@@ -109,10 +108,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_of_two_micro_batches_equal_one_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank_main, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(rank_main, args=(free_port(), str(tmp_path)), nprocs=2)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     for name, value in whole().items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=name)

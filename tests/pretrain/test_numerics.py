@@ -1,13 +1,12 @@
 """What is not finite is left out, counted or told with its samples; bf16 points where fp32 does."""
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ranks import free_port, start_engines
 from torch import nn
 
 from pretrain.batch import PretrainBatch
@@ -140,14 +139,7 @@ def test_fp16_that_finds_no_scale_or_meets_a_bad_loss_ends():
 
 def rank_main(rank: int, port: int, folder: str, precision: str) -> None:
     """In every ZeRO stage rank 1 alone meets a bad batch in step 2. In fp16 step 1 overflows."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    from pretrain import engine as engines
-
-    engines.start("deepspeed")
+    engines = start_engines(rank, 2, port)
     for stage in range(4):
         tuning = Path(folder) / f"tuning-{stage}-{rank}.json"
         tuning.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
@@ -173,10 +165,7 @@ def rank_main(rank: int, port: int, folder: str, precision: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_every_zero_stage_leaves_the_update_out_and_names_the_rank(precision, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank_main, args=(port, str(tmp_path), precision), nprocs=2)
+    mp.spawn(rank_main, args=(free_port(), str(tmp_path), precision), nprocs=2)
     for stage in range(4):
         both = [json.loads((tmp_path / f"{stage}-{rank}").read_text()) for rank in (0, 1)]
         assert both[0] == both[1]

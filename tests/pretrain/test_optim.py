@@ -1,13 +1,12 @@
 """Weight-decay groups, the learning-rate curve, BERT's old Adam."""
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import free_port, start_engines
 from torch import multiprocessing as mp
 
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
@@ -138,14 +137,7 @@ def train(engine, folder: Path) -> list[float]:
 
 
 def rank_main(rank: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    from pretrain import engine as engines
-
-    engines.start("deepspeed")
+    engines = start_engines(rank, 2, port)
     for stage in range(3):
         tuning = Path(folder) / f"tuning-{stage}-{rank}.json"
         tuning.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
@@ -165,10 +157,7 @@ def test_bertadam_under_zero(tmp_path):
 
     engine = SingleEngine(Line(), build, precision="fp32", accumulation=1, clip=0.5)
     expected = train(engine, tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(rank_main, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(rank_main, args=(free_port(), str(tmp_path)), nprocs=2)
     for stage in range(3):
         for rank in (0, 1):
             found = json.loads((tmp_path / f"{stage}-{rank}").read_text())

@@ -2,8 +2,6 @@
 
 import errno
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ranks import free_port, start_engines
 
 from pretrain.batch import PretrainBatch
 from pretrain.checkpoint.run import RunCheckpoints
@@ -65,18 +64,6 @@ def gathered(module: torch.nn.Module) -> dict[str, torch.Tensor]:
         if master is not None:
             state[name] = master.detach().clone().view(state[name].shape)
     return state
-
-
-def start_engines(rank: int, world: int, port: int):
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    from pretrain import engine as engines
-
-    engines.start("deepspeed")
-    return engines
 
 
 def build_engine(engines, folder: Path, rank: int, frozen: bool, **deepspeed):
@@ -175,12 +162,6 @@ def resume_main(
         save_gathered(engine, place / "third_step.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module", params=LAUNCHES, ids=lambda p: f"world {p[0]} frozen {p[1]}")
