@@ -115,11 +115,11 @@ MODULES = {
     "types": "finetune.entity_types",
     "generate": "finetune.generate",
     "audit": "finetune.audit",
-    "report": "finetune.report",
-    "study": "finetune.study",
-    "list": "finetune.listing",
-    "figures": "finetune.plots",
-    "rows": "finetune.rows",
+    "report": "finetune.report.command",
+    "study": "finetune.report.study",
+    "list": "finetune.report.listing",
+    "figures": "finetune.report.figures_command",
+    "rows": "finetune.report.rows_command",
 }
 """Commands that are a module's `main`."""
 

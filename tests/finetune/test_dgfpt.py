@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from finetune.batch import Batch
-from finetune.gates import gates, summary
 from finetune.inputs import InputOptions, load_split
 from finetune.manifest import Change, View
 from finetune.methods.base import Source
@@ -32,6 +31,7 @@ from finetune.methods.dgfpt_fusion import (
 )
 from finetune.methods.dgfpt_losses import consistency, contrast, same_posts
 from finetune.methods.dgfpt_text import Unmarker, lay_out, load_plm, read
+from finetune.report.papers.dgfpt import gates, summary
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.region_cache import Region, Regions, write_regions

@@ -6,8 +6,8 @@ import pytest
 
 from finetune import registry
 from finetune.__main__ import main
-from finetune.listing import CONFIGS
 from finetune.protocols import PROTOCOLS
+from finetune.report.listing import CONFIGS
 from finetune.views import TOOLS
 
 

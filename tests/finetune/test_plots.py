@@ -9,7 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import figures, galleries, looking, plots, series, states
+from finetune import looking
+from finetune.report import figures, galleries, series
+from finetune.report import figures_command as plots
+from finetune.report.papers import promu as states
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from finetune import metrics, pages, published, registry, series, tables
+from finetune import metrics, registry
 from finetune.__main__ import main
 from finetune.calibration import of_seed
-from finetune.cases import hardest
 from finetune.evaluate import seed_directories
-from finetune.insides import drawn
-from finetune.report import run_names, summary
+from finetune.report import pages, published, series, tables
+from finetune.report.cases import hardest
+from finetune.report.command import run_names, summary
+from finetune.report.model_sections import drawn
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune.__main__ import main
-from finetune.study import STUDIES, cells, read_study
-from finetune.study_tables import write_report
+from finetune.report.study import STUDIES, cells, read_study
+from finetune.report.study_tables import write_report
 from pretrain.cli import InputError
 
 STUDY = """

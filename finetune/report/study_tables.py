@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune import pages
+from finetune.report import pages
 from pretrain.cli import write_json
 
 

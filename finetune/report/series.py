@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.lines import Line, identity, lines, percent, shares_of_train
-from finetune.tables import Results
+from finetune.report.lines import Line, identity, lines, percent, shares_of_train
+from finetune.report.tables import Results
 from pretrain.cli import InputError
 
 Series = Mapping[str, Any]

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from finetune import figures, galleries, looking, registry, states
-from finetune.cases import with_entities
+from finetune import looking, registry
 from finetune.extractor import Extractor
 from finetune.metrics import NO_RELATION
-from finetune.pages import Picture, Section
 from finetune.posts import parse_post
-from finetune.sections import Report
+from finetune.report import figures, galleries
+from finetune.report.cases import with_entities
+from finetune.report.pages import Picture, Section
+from finetune.report.papers import promu as states
+from finetune.report.sections import Report
 from finetune.tasks.base import Task
 from pretrain.cli import InputError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune import figures
-from finetune.cases import Case
-from finetune.figures import PAPER, SMALL
+from finetune.report import figures
+from finetune.report.cases import Case
+from finetune.report.figures import PAPER, SMALL
 
 
 def cases(found: Sequence[Case], path: Path, columns: int = 4) -> None:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune import pages, sections, tables
-from finetune.pages import Section
 from finetune.protocols import seed_files
-from finetune.sections import Report
-from finetune.tables import Results
+from finetune.report import pages, sections, tables
+from finetune.report.pages import Section
+from finetune.report.sections import Report
+from finetune.report.tables import Results
 from pretrain.cli import CommandParser, InputError, write_json
 from pretrain.tracking import read_metrics
 
@@ -104,7 +104,9 @@ def ask(report: Report, args: argparse.Namespace) -> dict[str, tuple[list[Sectio
     """Option -> what the runs themselves show, and why some of them show nothing."""
     if not (args.looks or args.states):
         return {}
-    from finetune import insides  # torch: a report of files alone does not need it
+    from finetune.report import (
+        model_sections as insides,  # torch: a report of files alone does not need it
+    )
 
     found = {}
     if args.looks:

@@ -19,8 +19,8 @@ from pretrain.cli import CommandParser, InputError, atomic_path
 
 def tweets(args: argparse.Namespace) -> None:
     """DGF-PT, Figure 5."""
-    from finetune import tweets as posts
-    from finetune.report import read_result, run_names
+    from finetune.report.command import read_result, run_names
+    from finetune.report.papers import tweets as posts
 
     if len(args.runs) == 1 and not args.all:
         raise InputError("one run disagrees with nobody: name two or more, or give --all")
@@ -81,9 +81,9 @@ def gates(args: argparse.Namespace) -> None:
     from finetune.config import cache_directory, split_paths
     from finetune.evaluate import check_labels, pick_precision
     from finetune.finished import best_seed
-    from finetune.gates import NUMBERS, summary
-    from finetune.gates import gates as read
     from finetune.inputs import InputOptions, load_split, read_views
+    from finetune.report.papers.dgfpt import NUMBERS, summary
+    from finetune.report.papers.dgfpt import gates as read
     from pretrain import distributed
 
     views = read_views(split_paths(args.view))
@@ -115,7 +115,7 @@ def gates(args: argparse.Namespace) -> None:
 
 def line(name: str, means: Mapping[str, Any]) -> str:
     """Means of a set of rows."""
-    from finetune.gates import NUMBERS
+    from finetune.report.papers.dgfpt import NUMBERS
 
     values = "  ".join(f"{means[key]:7.4f}" for key in NUMBERS)
     return f"{means['rows']:>6}  {values}  {name}"

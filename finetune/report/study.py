@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from finetune.study_tables import write_report
+from finetune.report.study_tables import write_report
 from pretrain.cli import CommandParser, InputError
 
 STUDIES = Path(__file__).parent / "configs" / "studies"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune import figures, frequency, galleries, series, tables
+from finetune.report import figures, frequency, galleries, series, tables
 from pretrain.cli import CommandParser, InputError, atomic_path
 
 # ---- states --------------------------------------------------------------------------------------
@@ -17,7 +17,7 @@ from pretrain.cli import CommandParser, InputError, atomic_path
 
 def states(args: argparse.Namespace) -> None:
     """PROMU, Figure 3."""
-    from finetune.states import collect, panels
+    from finetune.report.papers.promu import collect, panels
 
     if args.number < 3:
         raise InputError(f"--number {args.number}: at least 3")
@@ -37,7 +37,7 @@ def look(args: argparse.Namespace) -> None:
     from finetune.extractor import Extractor
     from finetune.own_inputs import LiveInputs
     from finetune.posts import parse_post
-    from finetune.report import run_names
+    from finetune.report.command import run_names
 
     record = {"text": args.text, "head": args.head, "tail": args.tail, "image": args.image}
     record["caption"] = args.caption
@@ -61,7 +61,7 @@ def look(args: argparse.Namespace) -> None:
 
 def attention(args: argparse.Namespace) -> None:
     """FocalMRE, Figure 4; the numbers beside the picture, as .npz."""
-    from finetune.attending import attend
+    from finetune.report.papers.focalmre import attend
 
     found = attend(args.run, args.data, args.split, args.row)
     galleries.looks(found.panels, found.heading, args.out)
@@ -94,7 +94,7 @@ def read_relations(
     runs: Sequence[Path],
 ) -> tuple[dict[str, list[tables.Answers]], list[dict[str, Any]]]:
     """Test answers of each run, by its name (leaky runs are called so), and its `result.json`."""
-    from finetune.report import read_result, run_names
+    from finetune.report.command import read_result, run_names
 
     answers, results = {}, []
     for name, run in zip(run_names(runs), runs, strict=True):

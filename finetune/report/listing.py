@@ -7,11 +7,11 @@ from pathlib import Path
 
 from finetune import registry
 from finetune.protocols import PROTOCOLS
-from finetune.study import STUDIES
+from finetune.report.study import STUDIES
 from finetune.views import TOOLS
 from pretrain.cli import CommandParser, InputError
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def methods() -> Iterator[tuple[str, str]]:
