@@ -75,7 +75,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def predict(argv: Sequence[str]) -> None:
     """python -m finetune predict RUN"""
-    from finetune.predict import PredictConfig, run
+    from finetune.predict.command import PredictConfig, run
 
     config = parse_config(
         PredictConfig,
@@ -90,7 +90,7 @@ def predict(argv: Sequence[str]) -> None:
 
 def serve(argv: Sequence[str]) -> None:
     """python -m finetune serve RUN"""
-    from finetune.serve import ServeConfig, start
+    from finetune.predict.serve import ServeConfig, start
 
     config = parse_config(
         ServeConfig,

@@ -33,10 +33,10 @@ def states(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> None:
     """What each run's answer needs of the picture; of a run that attends, also where to."""
-    from finetune import looking
-    from finetune.extractor import Extractor
-    from finetune.own_inputs import LiveInputs
     from finetune.posts import parse_post
+    from finetune.predict import occlusion as looking
+    from finetune.predict.extractor import Extractor
+    from finetune.predict.live_inputs import LiveInputs
     from finetune.report.command import run_names
 
     record = {"text": args.text, "head": args.head, "tail": args.tail, "image": args.image}

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune import looking, registry
-from finetune.extractor import Extractor
+from finetune import registry
 from finetune.metrics import NO_RELATION
 from finetune.posts import parse_post
+from finetune.predict import occlusion as looking
+from finetune.predict.extractor import Extractor
 from finetune.report import figures, galleries
 from finetune.report.cases import with_entities
 from finetune.report.pages import Picture, Section

@@ -80,8 +80,8 @@ def gates(args: argparse.Namespace) -> None:
     from finetune import checkpoint
     from finetune.config import cache_directory, split_paths
     from finetune.evaluate import check_labels, pick_precision
-    from finetune.finished import best_seed
     from finetune.inputs import InputOptions, load_split, read_views
+    from finetune.predict.finished_run import best_seed
     from finetune.report.papers.dgfpt import NUMBERS, summary
     from finetune.report.papers.dgfpt import gates as read
     from pretrain import distributed

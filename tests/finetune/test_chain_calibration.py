@@ -9,9 +9,9 @@ import torch
 
 from finetune import chain_calibration as calibration
 from finetune.__main__ import main
-from finetune.extractor import Extractor
 from finetune.methods.crf import LinearChainCRF
 from finetune.metrics import entities
+from finetune.predict.extractor import Extractor
 from pretrain.cli import InputError
 
 BIO = ("O", "B-PER", "I-PER")

@@ -115,7 +115,7 @@ def test_names_are_given_in_full(line, meant, capsys):
 
 
 def test_options_are_taken_with_dashes_too():
-    from finetune.predict import PredictConfig
+    from finetune.predict.command import PredictConfig
 
     argv = ["--run", "r", "--text", "Bob", "--top-k=2", "--caption-model", "a-b"]
     config = parse_config(PredictConfig, argv, prog="p", description="d", example="e")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import looking
+from finetune.predict import occlusion as looking
 from finetune.report import figures, galleries, series
 from finetune.report import figures_command as plots
 from finetune.report.papers import promu as states
@@ -286,7 +286,7 @@ def test_without_scikit_learn(monkeypatch):
 
 def test_a_run_that_finds_entities_has_no_look(monkeypatch, tmp_path):
     run = SimpleNamespace(run=SimpleNamespace(info=SimpleNamespace(kind="entities")))
-    monkeypatch.setattr("finetune.extractor.Extractor.from_pretrained", lambda *a, **k: run)
+    monkeypatch.setattr("finetune.predict.extractor.Extractor.from_pretrained", lambda *a, **k: run)
     post = ["--text", "Ann", "--head", "0:1", "--tail", "1:2", "--image", "a.jpg"]
     with pytest.raises(InputError, match="finds entities"):
         plots.main(["look", "ner", *post, "--out", str(tmp_path / "f.png")])

@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import calibration, evaluate, serve
+from finetune import calibration, evaluate
 from finetune.__main__ import main
 from finetune.checkpoint import save_method
-from finetune.extractor import Extractor
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
@@ -19,8 +18,10 @@ from finetune.methods.layers import TaggingHead
 from finetune.methods.mkgformer import MKGformer, MKGformerConfig
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.metrics import entities
-from finetune.own_inputs import LiveInputs, check_needs
 from finetune.posts import APART, WHOLE_TAGS, parse_post
+from finetune.predict import serve
+from finetune.predict.extractor import Extractor
+from finetune.predict.live_inputs import LiveInputs, check_needs
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region
@@ -289,7 +290,7 @@ def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypa
     out.unlink()
     main(argv)
     assert out.read_bytes() == expected and not (tmp_path / "o.partial").exists()
-    monkeypatch.setattr("finetune.predict.build", None)  # finished: nothing is loaded
+    monkeypatch.setattr("finetune.predict.command.build", None)  # finished: nothing is loaded
     main(argv)
     assert out.read_bytes() == expected
     state = tmp_path / "o.settings.json"

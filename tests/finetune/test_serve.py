@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from finetune.extractor import Extractor
 from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig
-from finetune.serve import LONGEST, answer, mention, pieces, read_examples
+from finetune.predict.extractor import Extractor
+from finetune.predict.serve import LONGEST, answer, mention, pieces, read_examples
 from finetune.tasks.mnre import Mnre
 from pretrain.cli import InputError
 

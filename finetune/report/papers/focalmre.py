@@ -20,10 +20,10 @@ from finetune import checkpoint, registry
 from finetune.batch import Batch
 from finetune.config import cache_directory
 from finetune.evaluate import SPLITS, check_labels
-from finetune.finished import best_seed
 from finetune.inputs import InputOptions, load_split
-from finetune.looking import SHOWN, Panel, short
 from finetune.methods.focalmre import FocalMRE, Glance
+from finetune.predict.finished_run import best_seed
+from finetune.predict.occlusion import SHOWN, Panel, short
 from finetune.report.cases import with_entities
 from finetune.tasks.base import Row
 from pretrain import distributed

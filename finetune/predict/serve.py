@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from finetune import looking
-from finetune.extractor import Extractor
 from finetune.metrics import NO_RELATION
-from finetune.own_inputs import live_inputs, reads_captions
 from finetune.posts import parse_post
+from finetune.predict import occlusion as looking
+from finetune.predict.extractor import Extractor
+from finetune.predict.live_inputs import live_inputs, reads_captions
 from pretrain.cli import InputError
 
 LONGEST = 2_000

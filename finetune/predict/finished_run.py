@@ -19,8 +19,8 @@ from finetune import calibration, chain_calibration, checkpoint, registry
 from finetune.chain_calibration import chain_of
 from finetune.evaluate import pick_precision, predict, seed_directories
 from finetune.inputs import InputOptions, load_split
-from finetune.own_inputs import LiveInputs, check_needs, reads_captions
 from finetune.posts import Post, Span
+from finetune.predict.live_inputs import LiveInputs, check_needs, reads_captions
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.twitter import NERRow

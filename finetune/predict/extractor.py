@@ -1,6 +1,6 @@
 """A finished run as a function: post in, relation or entities out.
 
-    from finetune.extractor import Extractor
+    from finetune.predict.extractor import Extractor
 
     extract = Extractor.from_pretrained("runs/promu")
     extract("Bob in Oslo", head="Bob", tail="Oslo", image="17.jpg")
@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.finished import Bad, Run
 from finetune.metrics import NO_RELATION, entities
-from finetune.own_inputs import LiveInputs
 from finetune.posts import Post, Span, parse_post
+from finetune.predict.finished_run import Bad, Run
+from finetune.predict.live_inputs import LiveInputs
 from pretrain.cli import InputError
 
 CHUNK = 256

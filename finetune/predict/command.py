@@ -86,8 +86,8 @@ class PredictConfig:
 
 def build(config: PredictConfig):
     """The extractor that the settings name."""
-    from finetune.extractor import Extractor
-    from finetune.own_inputs import live_inputs
+    from finetune.predict.extractor import Extractor
+    from finetune.predict.live_inputs import live_inputs
 
     return Extractor.from_pretrained(
         config.run,
@@ -103,7 +103,7 @@ def build(config: PredictConfig):
 
 def read_posts(file: BinaryIO, base: Path, task: str) -> Iterator[Any]:
     """A post a line; `Bad` for a line that is none. Only one line is held."""
-    from finetune.finished import Bad
+    from finetune.predict.finished_run import Bad
 
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
