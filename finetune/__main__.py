@@ -109,12 +109,12 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
     "serve": serve,
 }
 MODULES = {
-    "data": "finetune.own_data",
-    "view": "finetune.views",
-    "regions": "finetune.regions",
-    "types": "finetune.entity_types",
-    "generate": "finetune.generate",
-    "audit": "finetune.audit",
+    "data": "finetune.data.own_data",
+    "view": "finetune.data.views",
+    "regions": "finetune.data.regions",
+    "types": "finetune.data.entity_types",
+    "generate": "finetune.data.generate",
+    "audit": "finetune.data.audit",
     "report": "finetune.report.command",
     "study": "finetune.report.study",
     "list": "finetune.report.listing",

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from finetune.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
+from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
 from finetune.inputs import VISUAL
 from finetune.loaded import InputOptions
 from finetune.methods.base import Method

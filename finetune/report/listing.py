@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from finetune import registry
+from finetune.data.views import TOOLS
 from finetune.protocols import PROTOCOLS
 from finetune.report.study import STUDIES
-from finetune.views import TOOLS
 from pretrain.cli import CommandParser, InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -112,7 +112,7 @@ def cells(content: Mapping[str, Any], small: bool, places: Mapping[str, str]) ->
 
 def shown_at_test(view: Mapping[str, Any]) -> bool:
     """Whether a view changes the test rows alone."""
-    from finetune.views import TOOLS
+    from finetune.data.views import TOOLS
 
     if view.get("tool") not in TOOLS:
         raise InputError(f"study: no view tool {view.get('tool')!r}; there are {', '.join(TOOLS)}")
@@ -166,7 +166,7 @@ def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
 
 def make_view(cell: Cell, data: str, out: Path) -> Path:
     """The view's folder of manifests, or the one of the test rows; written if it is not there."""
-    from finetune.views import main as view_main
+    from finetune.data.views import main as view_main
 
     names = (str(value) for key, value in cell.view.items() if key != "regions")
     place = out / "views" / (folder_name(*names) + ("" if cell.own_training else ".jsonl"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from finetune.__main__ import main
-from finetune.audit import audit_source, type_features
-from finetune.entity_types import (
+from finetune.data.audit import audit_source, type_features
+from finetune.data.entity_types import (
     SpanEncoder,
     fold_of,
     learn,

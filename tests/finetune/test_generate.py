@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from finetune import generate
-from finetune.generate import matching_share, paint_all, posts_of, stable_diffusion
+from finetune.data import generate
+from finetune.data.generate import matching_share, paint_all, posts_of, stable_diffusion
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.relations import OwnRelations
 from finetune.tasks.side_inputs import read_scores

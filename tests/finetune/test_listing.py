@@ -6,9 +6,9 @@ import pytest
 
 from finetune import registry
 from finetune.__main__ import main
+from finetune.data.views import TOOLS
 from finetune.protocols import PROTOCOLS
 from finetune.report.listing import CONFIGS
-from finetune.views import TOOLS
 
 
 def test_everything_is_named(capsys):

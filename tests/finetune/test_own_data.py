@@ -7,7 +7,7 @@ import pytest
 
 from finetune import metrics
 from finetune.__main__ import main
-from finetune.own_data import convert
+from finetune.data.own_data import convert
 from finetune.tasks.relations import OwnRelations
 from finetune.tasks.twitter import OwnEntities
 from pretrain.cli import InputError

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import grounding, regions, views
-from finetune.grounding import Grounder, keywords, nouns
+from finetune.data import grounding, regions, views
+from finetune.data.crop_matching import Matcher
+from finetune.data.grounding import Grounder, keywords, nouns
+from finetune.data.regions import find_crops, main, resumable
 from finetune.manifest import read_view
-from finetune.regions import find_crops, main, resumable
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.region_cache import Region, read_regions
 from finetune.tasks.twitter import NERRow
-from finetune.template import Matcher
 from pretrain.cli import InputError
 
 # ---- keywords ------------------------------------------------------------------------------------

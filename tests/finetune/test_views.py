@@ -8,11 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from finetune.manifest import Change, View, merged, read_view, write_view
-from finetune.tasks.base import Row
-from finetune.tasks.mnre import Mnre, RelationRow
-from finetune.tasks.region_cache import Region, Regions, write_regions
-from finetune.view_rules import (
+from finetune.data.view_rules import (
     align_noise,
     aug_noise,
     fraction,
@@ -21,7 +17,11 @@ from finetune.view_rules import (
     kshot,
     region_grid,
 )
-from finetune.views import main
+from finetune.data.views import main
+from finetune.manifest import Change, View, merged, read_view, write_view
+from finetune.tasks.base import Row
+from finetune.tasks.mnre import Mnre, RelationRow
+from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError
 
 SIZE = (800, 600)

@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from finetune import registry, template
-from finetune.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
-from finetune.region_files import entry, finish, open_picture, pictures
-from finetune.resumable import resumable
+from finetune import registry
+from finetune.data import crop_matching as template
+from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
+from finetune.data.region_files import entry, finish, open_picture, pictures
+from finetune.data.resumable import resumable
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.reading import not_empty, parse_record, read_lines

@@ -12,7 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from finetune import registry, view_rules
+from finetune import registry
+from finetune.data import view_rules
 from finetune.manifest import Change, View, read_view, write_view
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
@@ -207,8 +208,8 @@ def _reground(
     """The receiving row's own phrases, looked for in the wrong picture."""
     if args.grounder is None:
         raise InputError("--vg reground needs --grounder MODEL")
-    from finetune.grounding import Grounder, keywords, spacy_tagger
-    from finetune.region_files import open_picture, pictures
+    from finetune.data.grounding import Grounder, keywords, spacy_tagger
+    from finetune.data.region_files import open_picture, pictures
 
     tag = None if args.tagger == "none" else spacy_tagger(args.tagger)
     grounder, by_row = Grounder(args.grounder), {row.row: row for row in rows}

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from finetune.resumable import log_path
+from finetune.data.resumable import log_path
 from finetune.tasks.region_cache import Regions, regions_from_json, write_regions
 from pretrain.cli import InputError
 

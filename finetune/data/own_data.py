@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import registry
-from finetune.overlap import overlap
+from finetune.data.overlap import overlap
 from finetune.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.base import Task
 from finetune.tasks.reading import parse_record, read_lines

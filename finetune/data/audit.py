@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from finetune import registry
+from finetune.data.overlap import overlap
+from finetune.data.views import whole
 from finetune.leakage import THRESHOLD, AuditResult, audit_features, hashable
 from finetune.metrics import NO_RELATION
-from finetune.overlap import overlap
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Regions, read_regions
-from finetune.views import whole
 from pretrain.cli import CommandParser, InputError, exit_on_input_error, write_json
 
 __all__ = ["AuditResult", "audit_features", "audit_source", "main"]
