@@ -40,8 +40,8 @@ def train(argv: Sequence[str]) -> None:
 
     config = parse_train(argv)
     from finetune.config import local_out
-    from finetune.results import run
-    from finetune.sweep import sweep
+    from finetune.run.directory import run
+    from finetune.run.sweep import sweep
     from pretrain import distributed
     from pretrain.checkpoint.remote import store
 
@@ -67,7 +67,7 @@ def evaluate(argv: Sequence[str]) -> None:
         description="Scores and predictions of a finished run.",
         example="python -m finetune evaluate RUN --data DIR --split test",
     )
-    from finetune.evaluate import evaluate as run
+    from finetune.run.evaluate import evaluate as run
 
     result = run(config)
     print(f"{result['split']:>5}: {figures(result)}")

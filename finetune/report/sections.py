@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune import calibration
 from finetune.protocols import PROTOCOLS, seed_files
 from finetune.report import cases, figures, galleries, series, tables
 from finetune.report.pages import Picture, Section, Table
 from finetune.report.tables import Answers, Results
+from finetune.run import calibration
 
 Lines = Sequence[Mapping[str, float]]
 """Of a `metrics.jsonl`."""

@@ -141,7 +141,7 @@ def filled(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, An
 def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
     """The training that a cell needs; its `result.json`."""
     from finetune.config import parse_train
-    from finetune.results import run
+    from finetune.run.directory import run
 
     options = {"data": data, "seeds": seeds, "out": str(out / "runs" / cell.name)}
     if cell.view and cell.own_training:
@@ -155,7 +155,7 @@ def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
 def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
     """The figures of a finished training under a view of its test rows."""
     from finetune.config import EvaluateConfig
-    from finetune.evaluate import evaluate as run
+    from finetune.run.evaluate import evaluate as run
 
     folder = str(out / "runs" / cell.name)
     view = make_view(cell, data, out)

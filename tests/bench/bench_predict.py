@@ -21,10 +21,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from finetune.checkpoint import save_method
 from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.predict.command import PredictConfig, build, read_posts
+from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
 from pretrain.checkpoint.hub import save_model_directory

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import checkpoint
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.focalmre import FocalMRE, FocalMREConfig
 from finetune.report import figures_command as plots
 from finetune.report.papers.focalmre import attend, lit
+from finetune.run import checkpoint
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError

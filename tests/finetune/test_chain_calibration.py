@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from finetune import chain_calibration as calibration
 from finetune.__main__ import main
 from finetune.methods.crf import LinearChainCRF
 from finetune.metrics import entities
 from finetune.predict.extractor import Extractor
+from finetune.run import chain_calibration as calibration
 from pretrain.cli import InputError
 
 BIO = ("O", "B-PER", "I-PER")

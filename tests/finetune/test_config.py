@@ -8,7 +8,7 @@ import pytest
 from finetune import registry
 from finetune.config import parse_train
 from finetune.protocols import Protocol, aggregate, fraction_rows
-from finetune.sweep import points, sweep
+from finetune.run.sweep import points, sweep
 from pretrain.cli import InputError
 
 COMMON = ["--task", "mnre", "--method", "promu", "--data", "d", "--out", "runs/x"]

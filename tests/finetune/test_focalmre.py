@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from finetune.batch import Batch
-from finetune.evaluate import predict
 from finetune.inputs import InputOptions, load_split
 from finetune.methods import focalmre
 from finetune.methods.base import Source
@@ -17,6 +16,7 @@ from finetune.methods.encode_once import EncodeOnce, fingerprints
 from finetune.methods.focal_attention import FocalAttention
 from finetune.methods.focalmre import FocalMRE, FocalMREConfig, repeated
 from finetune.methods.towers import PictureTower, TwoTowers, named_tower, picture_states
+from finetune.run.evaluate import predict
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
@@ -519,7 +519,7 @@ def test_a_bert_and_a_clip_saved_and_loaded(tmp_path, bert, clip):
     """The run stands on its own: the CLIP folder may be gone; its picture tower can go on."""
     import shutil
 
-    from finetune.checkpoint import load_method, save_method
+    from finetune.run.checkpoint import load_method, save_method
 
     here = tmp_path / "clip"
     shutil.copytree(clip, here)

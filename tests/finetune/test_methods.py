@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from finetune import registry
-from finetune.checkpoint import load_method, save_method
 from finetune.config import OptimConfig
 from finetune.data.views import main as view_command
 from finetune.inputs import InputOptions, load_split, read_views
 from finetune.methods.base import Source, layers_above
 from finetune.methods.layers import entity_states
+from finetune.run.checkpoint import load_method, save_method
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from finetune.tasks.twitter import Twitter2017

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from finetune.batch import Batch
-from finetune.checkpoint import load_method, save_method
 from finetune.config import OptimConfig
 from finetune.inputs import InputOptions, load_split
 from finetune.methods import mkgformer_names as names
@@ -36,6 +35,7 @@ from finetune.methods.clip_tower import (
     resize_table,
 )
 from finetune.methods.mkgformer import MKGformer, MKGformerConfig, text_layer, vision_layer
+from finetune.run.checkpoint import load_method, save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions

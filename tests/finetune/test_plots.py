@@ -191,8 +191,9 @@ def test_patches_under_a_box_by_hand():
 
 
 def test_states_of_a_run_come_from_its_fusion_layers(mnre_folder, tiny_model, tmp_path):
-    from finetune import checkpoint, registry
+    from finetune import registry
     from finetune.methods.base import Source
+    from finetune.run import checkpoint
 
     task = registry.load("tasks", "mnre")(mnre_folder)
     promu = registry.load("methods", "promu")

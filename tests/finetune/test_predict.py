@@ -8,9 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune import calibration, evaluate
 from finetune.__main__ import main
-from finetune.checkpoint import save_method
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
@@ -22,6 +20,8 @@ from finetune.posts import APART, WHOLE_TAGS, parse_post
 from finetune.predict import serve
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import LiveInputs, check_needs
+from finetune.run import calibration, evaluate
+from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from finetune import released
 from finetune.__main__ import main
-from finetune.checkpoint import load_method
-from finetune.evaluate import seed_directories
 from finetune.methods.base import Source
 from finetune.registry import load
+from finetune.run import released
+from finetune.run.checkpoint import load_method
+from finetune.run.evaluate import seed_directories
 from finetune.tasks.mnre import Mnre
 from pretrain import convert
 

@@ -9,12 +9,12 @@ from sklearn.metrics import f1_score
 
 from finetune import metrics, registry
 from finetune.__main__ import main
-from finetune.calibration import of_seed
-from finetune.evaluate import seed_directories
 from finetune.report import pages, published, series, tables
 from finetune.report.cases import hardest
 from finetune.report.command import run_names, summary
 from finetune.report.model_sections import drawn
+from finetune.run.calibration import of_seed
+from finetune.run.evaluate import seed_directories
 
 
 @pytest.fixture

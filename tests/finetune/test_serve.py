@@ -27,7 +27,7 @@ from pretrain.cli import InputError
 
 def save_run(directory: Path, task, model) -> Path:
     """One seed of an untrained PROMU."""
-    from finetune.checkpoint import save_method
+    from finetune.run.checkpoint import save_method
 
     method, tokenizer = Promu.build(PromuConfig(), task.info, Source(str(model)))
     save_method(

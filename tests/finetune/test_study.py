@@ -70,7 +70,7 @@ def test_tables_hold_what_runs_and_evaluations_found(
     )
     assert found["Pictures", "both", "none at test"] == again["f1"]["mean"]
     assert f"| text | {trained('text'):.1f} | – | – |" in page
-    monkeypatch.setattr("finetune.train.SeedRun.run", lambda self: pytest.fail("trained twice"))
+    monkeypatch.setattr("finetune.run.train.SeedRun.run", lambda self: pytest.fail("trained twice"))
     run(study, mnre_folder, tiny_model, out)  # everything is there
 
 

@@ -12,7 +12,6 @@ from transformers import BertConfig, BertModel
 
 from finetune.__main__ import main
 from finetune.batch import Batch
-from finetune.checkpoint import load_method
 from finetune.config import OptimConfig
 from finetune.inputs import load_split
 from finetune.loaded import InputOptions
@@ -21,6 +20,7 @@ from finetune.methods.base import Source
 from finetune.methods.resnet import load_resnet
 from finetune.methods.tmr import Tmr, TmrConfig
 from finetune.methods.tmr_names import convert_state
+from finetune.run.checkpoint import load_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.twitter import Twitter2015, Twitter2017, bio_labels
 from pretrain import convert

@@ -11,7 +11,7 @@ import yaml
 
 from finetune.__main__ import main
 from finetune.protocols import fraction_rows
-from finetune.train import SeedRun
+from finetune.run.train import SeedRun
 
 
 def train(data: Path, out: Path, model: Path, *options: str, method: str = "promu") -> dict:
@@ -135,8 +135,8 @@ def test_without_test_split(tmp_path, mnre_folder, tiny_model, caplog):
 
 def test_scratch_differs_from_init(tmp_path, mnre_folder, tiny_model):
     """--architecture takes sizes and tokenizer only."""
-    from finetune.build import build_method
     from finetune.config import parse_train
+    from finetune.run.build import build_method
     from finetune.tasks.mnre import Mnre
 
     common = ["--task", "mnre", "--method", "promu", "--data", str(mnre_folder), "--out", "x"]

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from finetune import checkpoint, registry
+from finetune import registry
 from finetune.batch import Batch
 from finetune.config import cache_directory
-from finetune.evaluate import SPLITS, check_labels
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.focalmre import FocalMRE, Glance
 from finetune.predict.finished_run import best_seed
 from finetune.predict.occlusion import SHOWN, Panel, short
 from finetune.report.cases import with_entities
+from finetune.run import checkpoint
+from finetune.run.evaluate import SPLITS, check_labels
 from finetune.tasks.base import Row
 from pretrain import distributed
 from pretrain.cli import InputError

@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from finetune import registry
-from finetune.checkpoint import save_method
 from finetune.methods import camim_names, hvpnet_names, mkgformer_names, tmr_names
 from finetune.methods.base import Source
 from finetune.methods.caption_reading import CAPTION_LENGTH
 from finetune.methods.tmr import LEGACY_LENGTH
+from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, read_relations
 from finetune.tasks.twitter import bio_labels

@@ -26,7 +26,7 @@ PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train every seed that is not finished, and write `result.json`."""
-    from finetune.train import SeedRun
+    from finetune.run.train import SeedRun
 
     engine.start(config.engine.kind)
     task = registry.load("tasks", config.task)(existing_folder(config.data))

@@ -9,8 +9,8 @@ import torch
 from finetune import registry
 from finetune.batch import num_batches
 from finetune.config import TrainConfig
-from finetune.evaluate import pick_precision
 from finetune.methods.base import Method, Source
+from finetune.run.evaluate import pick_precision
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.cli import InputError

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.calibration import COOLEST, FILE, HOTTEST
 from finetune.methods.crf import LinearChainCRF
+from finetune.run.calibration import COOLEST, FILE, HOTTEST
 from pretrain import distributed
 from pretrain.cli import InputError, write_json
 

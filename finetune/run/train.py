@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from finetune import checkpoint
 from finetune.batch import num_batches
-from finetune.build import build_engine, build_method, set_seed
-from finetune.chain_calibration import chain_of, keep_calibration, recorded
 from finetune.config import TrainConfig
-from finetune.evaluate import predict
 from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
-from finetune.model_card import model_card
 from finetune.protocols import PROTOCOLS, fraction_rows
+from finetune.run import checkpoint
+from finetune.run.build import build_engine, build_method, set_seed
+from finetune.run.chain_calibration import chain_of, keep_calibration, recorded
+from finetune.run.evaluate import predict
+from finetune.run.model_card import model_card
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.cli import InputError, write_json
