@@ -17,14 +17,14 @@ from finetune.leakage import audit_features
 from finetune.loaded import InputOptions, LoadedSplit, Wanted
 from finetune.manifest import View, read_view
 from finetune.methods.base import Method
+from finetune.methods.hvpnet.inputs import add_released_markers
+from finetune.methods.tmr.inputs import add_generated, add_image_ids, add_phrases, add_scores
+from finetune.methods.tmr.masked_entities import add_masked_entities
 from finetune.region_inputs import add_region_boxes, add_region_pixels
 from finetune.tasks import side_inputs
 from finetune.tasks.base import Task
 from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
-from finetune.tasks.generated import add_generated, add_image_ids, add_phrases, add_scores
 from finetune.tasks.images import blank_store, open_images
-from finetune.tasks.masked_entities import add_masked_entities
-from finetune.tasks.released_markers import add_released_markers
 from finetune.tasks.types import add_entity_types
 from pretrain import distributed
 from pretrain.cli import InputError

@@ -36,7 +36,7 @@ import yaml
 from finetune.report.study_tables import write_report
 from pretrain.cli import CommandParser, InputError
 
-STUDIES = Path(__file__).parent / "configs" / "studies"
+STUDIES = Path(__file__).parents[1] / "configs" / "studies"
 OWN_KEYS = {"settings", "runs", "tables", "small"}
 VIEW_KEYS = {"only", "settings"}
 """What a column may say beside the options of its view."""

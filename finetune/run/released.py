@@ -15,10 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from finetune import registry
-from finetune.methods import camim_names, hvpnet_names, mkgformer_names, tmr_names
 from finetune.methods.base import Source
-from finetune.methods.caption_reading import CAPTION_LENGTH
-from finetune.methods.tmr import LEGACY_LENGTH
+from finetune.methods.camim import names as camim_names
+from finetune.methods.camim.caption_reading import CAPTION_LENGTH
+from finetune.methods.hvpnet import names as hvpnet_names
+from finetune.methods.mkgformer import names as mkgformer_names
+from finetune.methods.tmr import names as tmr_names
+from finetune.methods.tmr.model import LEGACY_LENGTH
 from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, read_relations

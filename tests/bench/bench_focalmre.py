@@ -13,9 +13,9 @@ import time
 
 import torch
 
-from finetune.methods.encode_once import EncodeOnce
-from finetune.methods.frames import draw
-from finetune.methods.towers import named_tower
+from finetune.methods.focalmre.frames import draw
+from finetune.methods.towers.encode_once import EncodeOnce
+from finetune.methods.towers.pair import named_tower
 
 ROWS, REGIONS, TIMES = 2, 7, 7
 TOWER = "vit_base_patch32_clip_quickgelu_224"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
-from finetune.methods.focalmre import FocalMRE, FocalMREConfig
+from finetune.methods.focalmre.model import FocalMRE, FocalMREConfig
 from finetune.report import figures_command as plots
 from finetune.report.papers.focalmre import attend, lit
 from finetune.run import checkpoint

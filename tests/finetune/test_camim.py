@@ -16,21 +16,22 @@ from finetune.config import parse_train
 from finetune.inputs import load_split
 from finetune.loaded import InputOptions
 from finetune.manifest import Change, View
-from finetune.methods import camim, caption_aware
 from finetune.methods.base import Source
-from finetune.methods.camim import CamimHvpnet, CamimTmr
-from finetune.methods.camim_names import convert_state
-from finetune.methods.caption_aware import (
+from finetune.methods.camim import caption_aware
+from finetune.methods.camim import model as camim
+from finetune.methods.camim.caption_aware import (
     CaptionAware,
     CrossAttention,
     attend,
     mutual_information,
     pool_sentence,
 )
-from finetune.methods.caption_reading import information_loss
-from finetune.methods.hvpnet import Hvpnet, HvpnetConfig
-from finetune.methods.resnet import load_resnet
-from finetune.methods.tmr_fusion import Look, last_maps
+from finetune.methods.camim.caption_reading import information_loss
+from finetune.methods.camim.model import CamimHvpnet, CamimTmr
+from finetune.methods.camim.names import convert_state
+from finetune.methods.hvpnet.model import Hvpnet, HvpnetConfig
+from finetune.methods.tmr.fusion import Look, last_maps
+from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks import side_inputs
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre

@@ -21,16 +21,16 @@ from finetune.batch import Batch
 from finetune.inputs import InputOptions, load_split
 from finetune.manifest import Change, View
 from finetune.methods.base import Source
-from finetune.methods.dgfpt import Dgfpt
-from finetune.methods.dgfpt_config import ORDERS, DgfptConfig
-from finetune.methods.dgfpt_fusion import (
+from finetune.methods.dgfpt.config import ORDERS, DgfptConfig
+from finetune.methods.dgfpt.fusion import (
     object_shares,
     relation_words,
     select_object,
     signature_penalties,
 )
-from finetune.methods.dgfpt_losses import consistency, contrast, same_posts
-from finetune.methods.dgfpt_text import Unmarker, lay_out, load_plm, read
+from finetune.methods.dgfpt.losses import consistency, contrast, same_posts
+from finetune.methods.dgfpt.model import Dgfpt
+from finetune.methods.dgfpt.text import Unmarker, lay_out, load_plm, read
 from finetune.report.papers.dgfpt import gates, summary
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow

@@ -18,8 +18,8 @@ from finetune.data.entity_types import (
 )
 from finetune.inputs import InputOptions, audit_inputs, load_split
 from finetune.methods.base import Source
-from finetune.methods.dgfpt import Dgfpt
-from finetune.methods.dgfpt_config import DgfptConfig
+from finetune.methods.dgfpt.config import DgfptConfig
+from finetune.methods.dgfpt.model import Dgfpt
 from finetune.metrics import scores_by_frequency
 from finetune.tasks.mnre import Mnre, RelationRow
 from finetune.tasks.types import TYPES, types_of

@@ -6,9 +6,9 @@ import torch
 
 from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
-from finetune.methods.dgfpt import Dgfpt
-from finetune.methods.dgfpt_config import DgfptConfig
-from finetune.methods.dgfpt_vision import PixelTower, SeenBefore, TimmTower
+from finetune.methods.dgfpt.config import DgfptConfig
+from finetune.methods.dgfpt.model import Dgfpt
+from finetune.methods.dgfpt.vision import PixelTower, SeenBefore, TimmTower
 from finetune.run.checkpoint import load_method, save_method
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions

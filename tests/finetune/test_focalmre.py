@@ -10,12 +10,12 @@ from torch import nn
 
 from finetune.batch import Batch
 from finetune.inputs import InputOptions, load_split
-from finetune.methods import focalmre
 from finetune.methods.base import Source
-from finetune.methods.encode_once import EncodeOnce, fingerprints
-from finetune.methods.focal_attention import FocalAttention
-from finetune.methods.focalmre import FocalMRE, FocalMREConfig, repeated
-from finetune.methods.towers import PictureTower, TwoTowers, named_tower, picture_states
+from finetune.methods.focalmre import model as focalmre
+from finetune.methods.focalmre.attention import FocalAttention
+from finetune.methods.focalmre.model import FocalMRE, FocalMREConfig, repeated
+from finetune.methods.towers.encode_once import EncodeOnce, fingerprints
+from finetune.methods.towers.pair import PictureTower, TwoTowers, named_tower, picture_states
 from finetune.run.evaluate import predict
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre

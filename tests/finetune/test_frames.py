@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from finetune.methods.frames import at_size, blurred, draw, draw_together, pixel_boxes
+from finetune.methods.focalmre.frames import at_size, blurred, draw, draw_together, pixel_boxes
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -20,17 +20,17 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from finetune.batch import Batch
 from finetune.config import OptimConfig, parse_train
 from finetune.inputs import InputOptions, load_split
-from finetune.methods import hvpnet_names as names
 from finetune.methods.base import Source
-from finetune.methods.hvpnet import PROFILES, Hvpnet, HvpnetConfig
+from finetune.methods.hvpnet import names
+from finetune.methods.hvpnet.inputs import mark_as_released
+from finetune.methods.hvpnet.model import PROFILES, Hvpnet, HvpnetConfig
+from finetune.methods.hvpnet.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
 from finetune.methods.layers import TaggingHead
-from finetune.methods.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
-from finetune.methods.resnet import ResNetPyramid, load_resnet, prompt_tokens
+from finetune.methods.towers.resnet import ResNetPyramid, load_resnet, prompt_tokens
 from finetune.protocols import PROTOCOLS
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.images import center_crop
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN, Mnre, mark_entities
-from finetune.tasks.released_markers import mark_as_released
 from finetune.tasks.twitter import bio_labels
 from pretrain.checkpoint.hub import load_text_tower
 from pretrain.cli import InputError

@@ -8,9 +8,9 @@ from finetune.batch import Dataset
 from finetune.inputs import PROVIDERS
 from finetune.loaded import InputOptions, LoadedSplit, Wanted
 from finetune.methods.base import Source
-from finetune.methods.tmr import Tmr, TmrConfig
+from finetune.methods.tmr.masked_entities import HIDDEN
+from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.masked_entities import HIDDEN
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.twitter import bio_labels
 from pretrain.cli import InputError

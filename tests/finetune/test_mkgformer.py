@@ -24,9 +24,10 @@ from transformers import (
 from finetune.batch import Batch
 from finetune.config import OptimConfig
 from finetune.inputs import InputOptions, load_split
-from finetune.methods import mkgformer_names as names
 from finetune.methods.base import Source
-from finetune.methods.clip_tower import (
+from finetune.methods.mkgformer import names
+from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig, text_layer, vision_layer
+from finetune.methods.mkgformer.vision import (
     Layout,
     VisionTower,
     drawn,
@@ -34,7 +35,6 @@ from finetune.methods.clip_tower import (
     read_clip,
     resize_table,
 )
-from finetune.methods.mkgformer import MKGformer, MKGformerConfig, text_layer, vision_layer
 from finetune.run.checkpoint import load_method, save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre

@@ -13,7 +13,7 @@ from finetune.inputs import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
 from finetune.methods.layers import TaggingHead
-from finetune.methods.mkgformer import MKGformer, MKGformerConfig
+from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.metrics import entities
 from finetune.posts import APART, WHOLE_TAGS, parse_post

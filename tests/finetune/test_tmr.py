@@ -18,15 +18,15 @@ from finetune.batch import Batch
 from finetune.inputs import load_split
 from finetune.loaded import InputOptions
 from finetune.manifest import Change, View
-from finetune.methods import tmr
 from finetune.methods.base import Source
-from finetune.methods.resnet import load_resnet
-from finetune.methods.tmr import Tmr, TmrConfig
-from finetune.methods.tmr_fusion import CrossPooling, Look, last_maps, pooled
-from finetune.methods.tmr_names import convert_state
+from finetune.methods.tmr import model as tmr
+from finetune.methods.tmr.fusion import CrossPooling, Look, last_maps, pooled
+from finetune.methods.tmr.inputs import entity_phrase, look_up
+from finetune.methods.tmr.model import Tmr, TmrConfig
+from finetune.methods.tmr.names import convert_state
+from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks import side_inputs
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.generated import entity_phrase, look_up
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from pretrain.cli import InputError
 

@@ -17,9 +17,9 @@ from finetune.inputs import load_split
 from finetune.loaded import InputOptions
 from finetune.manifest import Change, View
 from finetune.methods.base import Source
-from finetune.methods.resnet import load_resnet
-from finetune.methods.tmr import Tmr, TmrConfig
-from finetune.methods.tmr_names import convert_state
+from finetune.methods.tmr.model import Tmr, TmrConfig
+from finetune.methods.tmr.names import convert_state
+from finetune.methods.towers.resnet import load_resnet
 from finetune.run.checkpoint import load_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.twitter import Twitter2015, Twitter2017, bio_labels

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.loaded import LoadedSplit
-from finetune.methods.dgfpt import Dgfpt
+from finetune.methods.dgfpt.model import Dgfpt
 from finetune.tasks.base import TaskInfo
 from pretrain.cli import InputError
 from pretrain.engine import autocast

@@ -20,7 +20,7 @@ from finetune import registry
 from finetune.batch import Batch
 from finetune.config import cache_directory
 from finetune.inputs import InputOptions, load_split
-from finetune.methods.focalmre import FocalMRE, Glance
+from finetune.methods.focalmre.model import FocalMRE, Glance
 from finetune.predict.finished_run import best_seed
 from finetune.predict.occlusion import SHOWN, Panel, short
 from finetune.report.cases import with_entities

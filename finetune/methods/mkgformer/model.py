@@ -30,8 +30,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.clip_tower import STORED, Layout, VisionTower, find_tower, saved_tower
 from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
+from finetune.methods.mkgformer.vision import STORED, Layout, VisionTower, find_tower, saved_tower
 from finetune.tasks.base import TaskInfo
 from pretrain.cli import InputError
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.dgfpt_config import PREFIXES, DgfptConfig
-from finetune.methods.dgfpt_fusion import (
+from finetune.methods.dgfpt.config import PREFIXES, DgfptConfig
+from finetune.methods.dgfpt.fusion import (
     DualGate,
     RelationPredictor,
     TypeDecoder,
@@ -29,8 +29,8 @@ from finetune.methods.dgfpt_fusion import (
     select_object,
     signature_penalties,
 )
-from finetune.methods.dgfpt_losses import consistency, contrast, same_posts
-from finetune.methods.dgfpt_text import (
+from finetune.methods.dgfpt.losses import consistency, contrast, same_posts
+from finetune.methods.dgfpt.text import (
     Layout,
     Part,
     Prefix,
@@ -45,7 +45,7 @@ from finetune.methods.dgfpt_text import (
     read,
     text_towers,
 )
-from finetune.methods.dgfpt_vision import TimmTower, Vision, load_vision
+from finetune.methods.dgfpt.vision import TimmTower, Vision, load_vision
 from finetune.methods.layers import relation_loss
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.types import TYPES

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.batch import Batch
-from finetune.methods import hvpnet, tmr
 from finetune.methods.base import MethodOutput, Source
-from finetune.methods.caption_aware import CaptionAware, pool_sentence
-from finetune.methods.caption_reading import (
+from finetune.methods.camim.caption_aware import CaptionAware, pool_sentence
+from finetune.methods.camim.caption_reading import (
     FIXED,
     LEGACY,
     CamimSettings,
@@ -29,10 +28,12 @@ from finetune.methods.caption_reading import (
     information_loss,
     read,
 )
+from finetune.methods.hvpnet import model as hvpnet
+from finetune.methods.hvpnet.prefix import Prefix, encode_with_prefix
 from finetune.methods.layers import entity_states, load_text_encoder
-from finetune.methods.prefix import Prefix, encode_with_prefix
-from finetune.methods.resnet import TOKENS
-from finetune.methods.tmr_fusion import Look, Streams, pooled
+from finetune.methods.tmr import model as tmr
+from finetune.methods.tmr.fusion import Look, Streams, pooled
+from finetune.methods.towers.resnet import TOKENS
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.caption_tokens import CAPTION_LENGTH
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.batch import Batch
-from finetune.methods import tmr_tagging
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import entity_states, load_text_encoder, relation_loss
-from finetune.methods.resnet import FrozenMaps, load_resnet
-from finetune.methods.tmr_config import TmrConfig
-from finetune.methods.tmr_fusion import Look, Streams, TmrHead, look, look_up, pooled
+from finetune.methods.tmr import tagging as tmr_tagging
+from finetune.methods.tmr.config import TmrConfig
+from finetune.methods.tmr.fusion import Look, Streams, TmrHead, look, look_up, pooled
+from finetune.methods.towers.resnet import FrozenMaps, load_resnet
 from finetune.tasks.base import TaskInfo
 
 LEGACY_LENGTH = 128

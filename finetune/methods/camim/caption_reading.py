@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.batch import Batch
-from finetune.methods.caption_aware import (
+from finetune.methods.camim.caption_aware import (
     Combine,
     Direction,
     Levels,

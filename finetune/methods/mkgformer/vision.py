@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from finetune.methods.mkgformer_names import CLIP, rename
+from finetune.methods.mkgformer.names import CLIP, rename
 from pretrain.checkpoint.hub import load_fusion, resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
 from pretrain.cli import InputError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel, DynamicCache
 
-from finetune.methods.resnet import TOKENS
+from finetune.methods.towers.resnet import TOKENS
 
 SLICES = 4
 """The prompt encoder's output is cut into so many slices, which each layer's gates mix."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from finetune.methods import tmr_names
-from finetune.methods.tmr_names import KIND, PREFIX
+from finetune.methods.tmr import names as tmr_names
+from finetune.methods.tmr.names import KIND, PREFIX
 
 RULES: tuple[tuple[str, str | None], ...] = (
     (PREFIX + r"bert2\.(?:embeddings\.position_ids|pooler\..+)", None),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.batch import Batch
-from finetune.methods.caption_aware import attend
+from finetune.methods.camim.caption_aware import attend
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.encode_once import EncodeOnce
-from finetune.methods.focal_attention import FocalAttention
-from finetune.methods.frames import Style, draw, draw_together
+from finetune.methods.focalmre.attention import FocalAttention
+from finetune.methods.focalmre.frames import Style, draw, draw_together
 from finetune.methods.layers import entity_states, relation_loss
-from finetune.methods.towers import (
+from finetune.methods.towers.encode_once import EncodeOnce
+from finetune.methods.towers.pair import (
     Towers,
     load_towers,
     picture_states,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetune.batch import Batch
 from finetune.methods.base import MethodOutput
 from finetune.methods.layers import PieceTaggingHead, TaggingHead
-from finetune.methods.tmr_fusion import SourceFusion
+from finetune.methods.tmr.fusion import SourceFusion
 from finetune.metrics import Entity
 from finetune.tasks.base import TaskInfo
 

@@ -15,6 +15,7 @@ from transformers import BertModel
 
 from finetune.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.hvpnet.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
 from finetune.methods.layers import (
     PieceTaggingHead,
     RelationHead,
@@ -22,8 +23,7 @@ from finetune.methods.layers import (
     entity_states,
     load_text_encoder,
 )
-from finetune.methods.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
-from finetune.methods.resnet import (
+from finetune.methods.towers.resnet import (
     TOKENS,
     FrozenPyramid,
     ResNetPyramid,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from finetune.methods.dgfpt_text import pieces, top_layers
+from finetune.methods.dgfpt.text import pieces, top_layers
 from finetune.tasks.types import TYPES, type_of, types_of
 
 DECODER_LAYERS = 2
