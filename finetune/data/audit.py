@@ -19,10 +19,10 @@ import numpy as np
 from finetune import registry
 from finetune.data.overlap import overlap
 from finetune.data.views import whole
-from finetune.leakage import THRESHOLD, AuditResult, audit_features, hashable
-from finetune.metrics import NO_RELATION
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Row, Task
+from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hashable
+from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Regions, read_regions
 from pretrain.cli import CommandParser, InputError, exit_on_input_error, write_json
 

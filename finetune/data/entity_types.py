@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from finetune import registry
+from finetune.inputs.types import FILE, TYPES, types_of
 from finetune.tasks.base import Task
 from finetune.tasks.mnre import RelationRow
-from finetune.tasks.types import FILE, TYPES, types_of
 from pretrain.checkpoint.hub import load_text_tower
 from pretrain.cli import CommandParser, InputError, atomic_path, exit_on_input_error
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from finetune import registry
 from finetune.data.overlap import overlap
-from finetune.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.base import Task
+from finetune.tasks.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.reading import parse_record, read_lines
 from pretrain.cli import CommandParser, InputError, atomic_path
 

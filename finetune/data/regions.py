@@ -21,7 +21,7 @@ from finetune.data import crop_matching as template
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
 from finetune.data.region_files import entry, finish, open_picture, pictures
 from finetune.data.resumable import resumable
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json

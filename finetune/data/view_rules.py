@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.manifest import Change
-from finetune.metrics import NO_RELATION
+from finetune.inputs.view import Change
 from finetune.tasks.base import Row
+from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Region, Regions
 from pretrain.cli import InputError
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from finetune import registry
 from finetune.data import view_rules
-from finetune.manifest import Change, View, read_view, write_view
-from finetune.tasks import side_inputs
+from finetune.inputs.view import Change, View, read_view, write_view
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import read_regions
-from finetune.tasks.side_inputs import SideInput
+from finetune.tasks.side_files import SideInput
 from pretrain.cli import CommandParser, InputError, exit_on_input_error
 
 __all__ = ["Change", "View", "main", "read_view", "write_view"]

@@ -31,9 +31,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from finetune.batch import Batch
-from finetune.metrics import Entity
+from finetune.inputs.batch import Batch
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.metrics import Entity
 from pretrain.optim import parameter_groups
 
 
@@ -70,14 +70,14 @@ class Method(nn.Module):
     Config: ClassVar[type] = NoConfig
     """Frozen, keyword-only dataclass with a docstring under each field."""
     needs: frozenset[str] = frozenset()
-    """Inputs beyond the text: keys of `finetune.inputs.PROVIDERS`. An instance may want
+    """Inputs beyond the text: keys of `finetune.inputs.load.PROVIDERS`. An instance may want
     more than its class, where its settings say so."""
     kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
     """Kinds of task this method can do."""
     towers: ClassVar[tuple[str, ...]] = ("encoder.",)
     """Names that begin so are of loaded weights: they learn at `optim.lr`."""
     image_resize: ClassVar[str] = "squash"
-    """How a picture becomes a square: a key of `finetune.tasks.images.RESIZERS`."""
+    """How a picture becomes a square: a key of `finetune.inputs.pictures.RESIZERS`."""
 
     region_slots: Mapping[str, int] = {}
     """Kind of region (`vg` grounded, `od` detected) -> how many, in the order of the slots."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import BertModel
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import TaggingHead, load_text_encoder
 from finetune.tasks.base import TaskInfo

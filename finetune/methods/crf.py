@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from finetune.metrics import Entity
+from finetune.tasks.metrics import Entity
 
 
 class LinearChainCRF(nn.Module):

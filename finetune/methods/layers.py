@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import MethodOutput, Source
 from finetune.methods.crf import LinearChainCRF, PieceTags
-from finetune.metrics import Entity
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.metrics import Entity
 from pretrain.checkpoint.hub import load_fusion, load_text_tower
 from pretrain.model.fusion_encoder import FusionEncoder
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 from transformers import BertModel
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import RelationHead, entity_states, load_text_encoder
 from finetune.tasks.base import TaskInfo

@@ -9,7 +9,7 @@ detected objects.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import (
     PieceTaggingHead,

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal
 
 from tqdm import tqdm
 
-from finetune.posts import parse_line
+from finetune.tasks.posts import parse_line
 from pretrain.cli import InputError, write_json
 
 LOG = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class PredictConfig:
     caption: str | None = None
     """With --text: what the picture shows, for runs that read captions."""
     input: str | None = None
-    """Instead of --text: a file of posts, one JSON object a line (`finetune/posts.py`); pictures
+    """Instead of --text: a file of posts, one JSON object a line (`finetune/tasks/posts.py`); pictures
     are relative to its folder."""
     out: str | None = None
     """With --input: where the answers go, resumable; none: standard output."""
@@ -228,7 +228,7 @@ def first_bytes(path: Path) -> str:
 
 def run(config: PredictConfig) -> None:
     """`python -m finetune predict`"""
-    for name in ("finetune.inputs", "transformers"):  # they speak of every chunk
+    for name in ("finetune.inputs.load", "transformers"):  # they speak of every chunk
         logging.getLogger(name).setLevel(logging.WARNING)
     if config.input is not None:
         predict_file(config)

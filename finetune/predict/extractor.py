@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.metrics import NO_RELATION, entities
-from finetune.posts import Post, Span, parse_post
 from finetune.predict.finished_run import Bad, Run
 from finetune.predict.live_inputs import LiveInputs
+from finetune.tasks.metrics import NO_RELATION, entities
+from finetune.tasks.posts import Post, Span, parse_post
 from pretrain.cli import InputError
 
 CHUNK = 256

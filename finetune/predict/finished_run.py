@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 
 from finetune import registry
-from finetune.inputs import InputOptions, load_split
-from finetune.posts import Post, Span
+from finetune.inputs.load import InputOptions, load_split
 from finetune.predict.live_inputs import LiveInputs, check_needs, reads_captions
 from finetune.run import calibration, chain_calibration, checkpoint
 from finetune.run.chain_calibration import chain_of
 from finetune.run.evaluate import pick_precision, predict, seed_directories
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from finetune.tasks.mnre import RelationRow
+from finetune.tasks.posts import Post, Span
 from finetune.tasks.twitter import NERRow
 from pretrain import distributed
 from pretrain.checkpoint.hub import resolve

@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image
 
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
-from finetune.inputs import VISUAL
-from finetune.loaded import InputOptions
+from finetune.inputs.load import VISUAL
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Method
-from finetune.posts import Post
 from finetune.tasks.base import Row, Task
+from finetune.tasks.posts import Post
 from finetune.tasks.region_cache import Regions, write_regions
 from pretrain import distributed
 from pretrain.cli import InputError

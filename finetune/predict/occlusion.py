@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from finetune.posts import Post
 from finetune.predict.extractor import Extractor
 from finetune.predict.finished_run import Bad
+from finetune.tasks.posts import Post
 from pretrain.cli import InputError
 
 Panel = tuple[str, Image.Image]

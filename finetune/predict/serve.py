@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from finetune.metrics import NO_RELATION
-from finetune.posts import parse_post
 from finetune.predict import occlusion as looking
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import live_inputs, reads_captions
+from finetune.tasks.metrics import NO_RELATION
+from finetune.tasks.posts import parse_post
 from pretrain.cli import InputError
 
 LONGEST = 2_000

@@ -33,16 +33,18 @@ def states(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> None:
     """What each run's answer needs of the picture; of a run that attends, also where to."""
-    from finetune.posts import parse_post
     from finetune.predict import occlusion as looking
     from finetune.predict.extractor import Extractor
     from finetune.predict.live_inputs import LiveInputs
     from finetune.report.command import run_names
+    from finetune.tasks.posts import parse_post
 
     record = {"text": args.text, "head": args.head, "tail": args.tail, "image": args.image}
     record["caption"] = args.caption
     live = LiveInputs(regions=args.regions, caption_model=args.caption_model)
-    logging.getLogger("finetune.inputs").setLevel(logging.WARNING)  # it counts the covered pictures
+    logging.getLogger("finetune.inputs.load").setLevel(
+        logging.WARNING
+    )  # it counts the covered pictures
     panels: list[tuple[str, Image.Image]] = []
     for name, run in zip(run_names([Path(run) for run in args.runs]), args.runs, strict=True):
         extract = Extractor.from_pretrained(run, live=live)

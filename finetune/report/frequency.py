@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import metrics
 from finetune.report import figures
 from finetune.report.figures import LINES, MARKS, PAPER, PLAIN, SMALL
 from finetune.report.tables import Answers, mean, relation_f1
+from finetune.tasks import metrics
 from pretrain.cli import InputError
 
 EDGES = (0, 20, 100, 200, 500, 1000)

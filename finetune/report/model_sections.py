@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from finetune import registry
-from finetune.metrics import NO_RELATION
-from finetune.posts import parse_post
 from finetune.predict import occlusion as looking
 from finetune.predict.extractor import Extractor
 from finetune.report import figures, galleries
@@ -19,6 +17,8 @@ from finetune.report.pages import Picture, Section
 from finetune.report.papers import promu as states
 from finetune.report.sections import Report
 from finetune.tasks.base import Task
+from finetune.tasks.metrics import NO_RELATION
+from finetune.tasks.posts import parse_post
 from pretrain.cli import InputError
 
 LOG = logging.getLogger(__name__)
@@ -27,7 +27,9 @@ LOG = logging.getLogger(__name__)
 def looks(report: Report, number: int) -> tuple[list[Section], list[str]]:
     """Where the runs that see pictures look, on test rows drawn by the report's seed; where there
     is nothing, at least one reason."""
-    logging.getLogger("finetune.inputs").setLevel(logging.WARNING)  # it counts covered pictures
+    logging.getLogger("finetune.inputs.load").setLevel(
+        logging.WARNING
+    )  # it counts covered pictures
     found: list[Section] = []
     reasons = []
     for task in [name for name, kind in report.tasks.items() if kind == "relation"]:

@@ -78,7 +78,7 @@ def check_same_rows(
 def gates(args: argparse.Namespace) -> None:
     """DGF-PT, equations 4 to 7, best with a view of `finetune view align-noise`."""
     from finetune.config import cache_directory, split_paths
-    from finetune.inputs import InputOptions, load_split, read_views
+    from finetune.inputs.load import InputOptions, load_split, read_views
     from finetune.predict.finished_run import best_seed
     from finetune.report.papers.dgfpt import NUMBERS, summary
     from finetune.report.papers.dgfpt import gates as read

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune import metrics
 from finetune.protocols import METRICS, seed_files
 from finetune.report import pages, published
 from finetune.report.lines import best_f1, percent, shares_of_train, start_of
+from finetune.tasks import metrics
 from pretrain.cli import InputError
 
 Results = Mapping[str, Mapping[str, Any]]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from finetune import registry
-from finetune.batch import num_batches
 from finetune.config import TrainConfig
+from finetune.inputs.batch import num_batches
 from finetune.methods.base import Method, Source
 from finetune.run.evaluate import pick_precision
 from finetune.tasks.base import Task

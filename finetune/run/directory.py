@@ -13,7 +13,7 @@ import yaml
 
 from finetune import registry
 from finetune.config import TrainConfig
-from finetune.inputs import read_views
+from finetune.inputs.load import read_views
 from finetune.protocols import aggregate
 from finetune.tasks.base import Task
 from pretrain import distributed, engine

@@ -13,11 +13,11 @@ import torch
 
 from finetune import protocols, registry
 from finetune.config import EvaluateConfig, cache_directory, split_paths
-from finetune.inputs import InputOptions, LoadedSplit, load_split, read_views
+from finetune.inputs.load import InputOptions, LoadedSplit, load_split, read_views
 from finetune.methods.base import Method
-from finetune.metrics import entities
 from finetune.run import checkpoint
 from finetune.tasks.base import Task
+from finetune.tasks.metrics import entities
 from pretrain import distributed
 from pretrain.cli import InputError, atomic_path, write_json
 from pretrain.engine import autocast

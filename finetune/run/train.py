@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from finetune.batch import num_batches
 from finetune.config import TrainConfig
-from finetune.inputs import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
+from finetune.inputs.batch import num_batches
+from finetune.inputs.load import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.run import checkpoint
 from finetune.run.build import build_engine, build_method, set_seed

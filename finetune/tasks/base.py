@@ -11,7 +11,7 @@ import numpy as np
 from pretrain.cli import InputError
 
 if TYPE_CHECKING:
-    from finetune.tasks.side_inputs import SideInput
+    from finetune.tasks.side_files import SideInput
 
 Column = np.ndarray | list[np.ndarray]
 """One value a row (N, …), or one 1-D array a row, of varying length: padded when batched."""

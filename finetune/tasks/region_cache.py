@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.tasks.reading import is_row, not_empty, with_header
-from finetune.tasks.side_inputs import Box, Key, SideInput
+from finetune.tasks.side_files import Box, Key, SideInput
 from pretrain.cli import InputError, atomic_path
 
 

@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune.metrics import NO_RELATION
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow, Span
 from finetune.tasks.reading import parse_record, read_lines
-from finetune.tasks.side_inputs import SPLIT_NAMES
+from finetune.tasks.side_files import SPLIT_NAMES
 from pretrain.cli import InputError
 
 KEYS = {"tokens", "head", "tail", "image", "relation"}

@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from finetune import metrics
-from finetune.tasks import side_inputs
+from finetune.tasks import metrics
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from pretrain.cli import InputError
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from finetune.batch import Batch, Dataset
 from finetune.config import OptimConfig
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.batch import Batch, Dataset
+from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.pictures import RESIZERS, open_store
 from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig
-from finetune.tasks.images import RESIZERS, open_store
 from finetune.tasks.mnre import Mnre
 from pretrain.optim import adamw
 

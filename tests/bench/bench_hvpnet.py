@@ -33,13 +33,13 @@ from torchvision import transforms
 from transformers import BertConfig, DynamicCache
 
 from finetune.config import OptimConfig
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.hvpnet.model import Hvpnet, HvpnetConfig
 from finetune.methods.hvpnet.prefix import encode_with_prefix
 from finetune.methods.layers import entity_states
 from finetune.tasks.mnre import HEAD_OPEN, TAIL_OPEN, Mnre, mark_entities
-from finetune.tasks.side_inputs import read_crop_names
+from finetune.tasks.side_files import read_crop_names
 from pretrain.checkpoint.hub import load_tokenizer
 from pretrain.optim import adamw
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import mutual_info_score, precision_recall_fscore_support
 
 from finetune.data.audit import audit_features, label_of, main, trailing_types
-from finetune.leakage import contingency, mutual_information
+from finetune.tasks.leakage import contingency, mutual_information
 from finetune.tasks.region_cache import Region, Regions, write_regions
 
 RELATIONS = ["None", "/per/per/peer", "/per/org/member_of", "/misc/misc/part_of"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.batch import Dataset, bucketed, num_batches, pad
+from finetune.inputs.batch import Dataset, bucketed, num_batches, pad
 
 
 def dataset(size: int = 103) -> Dataset:
@@ -16,7 +16,7 @@ def dataset(size: int = 103) -> Dataset:
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 9), (8, 16)])
 def test_pad_against_a_loop(monkeypatch, multiple, width):
-    monkeypatch.setattr("finetune.batch.MULTIPLE", multiple)
+    monkeypatch.setattr("finetune.inputs.batch.MULTIPLE", multiple)
     arrays = [np.array([1, 2, 3]), np.array([4]), np.arange(9)]
     padded, mask = pad(arrays, fill=7)
     assert padded.shape == mask.shape == (3, width)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from finetune.batch import Batch
 from finetune.config import parse_train
-from finetune.inputs import load_split
-from finetune.loaded import InputOptions
-from finetune.manifest import Change, View
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
+from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.camim import caption_aware
 from finetune.methods.camim import model as camim
@@ -32,7 +32,7 @@ from finetune.methods.camim.names import convert_state
 from finetune.methods.hvpnet.model import Hvpnet, HvpnetConfig
 from finetune.methods.tmr.fusion import Look, last_maps
 from finetune.methods.towers.resnet import load_resnet
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
 from pretrain.cli import InputError

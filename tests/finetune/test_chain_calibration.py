@@ -9,9 +9,9 @@ import torch
 
 from finetune.__main__ import main
 from finetune.methods.crf import LinearChainCRF
-from finetune.metrics import entities
 from finetune.predict.extractor import Extractor
 from finetune.run import chain_calibration as calibration
+from finetune.tasks.metrics import entities
 from pretrain.cli import InputError
 
 BIO = ("O", "B-PER", "I-PER")

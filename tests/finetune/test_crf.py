@@ -7,7 +7,7 @@ import torch
 from torchcrf import CRF
 
 from finetune.methods.crf import LinearChainCRF, PieceTags, illegal_transitions
-from finetune.metrics import entities
+from finetune.tasks.metrics import entities
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 

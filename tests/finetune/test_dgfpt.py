@@ -17,9 +17,10 @@ from transformers import (
     OpenAIGPTModel,
 )
 
-from finetune.batch import Batch
-from finetune.inputs import InputOptions, load_split
-from finetune.manifest import Change, View
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.types import TYPES
+from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.dgfpt.config import ORDERS, DgfptConfig
 from finetune.methods.dgfpt.fusion import (
@@ -35,7 +36,6 @@ from finetune.report.papers.dgfpt import gates, summary
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from finetune.tasks.types import TYPES
 from pretrain.cli import InputError
 
 WORDS = "RT @x : Ann and Bob met Dora Finn tonight in Oslo. Consider, predict relation. None none"

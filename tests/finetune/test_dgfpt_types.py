@@ -16,13 +16,13 @@ from finetune.data.entity_types import (
     softmax_regression,
     write_types,
 )
-from finetune.inputs import InputOptions, audit_inputs, load_split
+from finetune.inputs.load import InputOptions, audit_inputs, load_split
+from finetune.inputs.types import TYPES, types_of
 from finetune.methods.base import Source
 from finetune.methods.dgfpt.config import DgfptConfig
 from finetune.methods.dgfpt.model import Dgfpt
-from finetune.metrics import scores_by_frequency
+from finetune.tasks.metrics import scores_by_frequency
 from finetune.tasks.mnre import Mnre, RelationRow
-from finetune.tasks.types import TYPES, types_of
 from pretrain.cli import InputError
 
 NONE_SHARES = {"val": 85.26, "test": 86.57}

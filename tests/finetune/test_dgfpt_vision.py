@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.dgfpt.config import DgfptConfig
 from finetune.methods.dgfpt.model import Dgfpt
@@ -93,7 +93,7 @@ def test_features_are_what_the_tower_sees_and_seen_once(task, tmp_path, tiny_mod
 def test_an_interrupted_pass_goes_on(task, tmp_path, tiny_model, monkeypatch):
     method, tokenizer, _ = build(task, tiny_model)
     whole = load(task, tmp_path / "whole", method, tokenizer).dataset.collate(np.arange(30))
-    monkeypatch.setattr("finetune.features.CHUNK", 8)
+    monkeypatch.setattr("finetune.inputs.frozen.CHUNK", 8)
     see, seen = PixelTower.forward, []
 
     def breaks(self, pixels):

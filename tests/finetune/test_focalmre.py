@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.batch import Batch
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.focalmre import model as focalmre
 from finetune.methods.focalmre.attention import FocalAttention

@@ -17,9 +17,10 @@ from torchcrf import CRF
 from torchvision import transforms
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from finetune.batch import Batch
 from finetune.config import OptimConfig, parse_train
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.pictures import center_crop
 from finetune.methods.base import Source
 from finetune.methods.hvpnet import names
 from finetune.methods.hvpnet.inputs import mark_as_released
@@ -29,7 +30,6 @@ from finetune.methods.layers import TaggingHead
 from finetune.methods.towers.resnet import ResNetPyramid, load_resnet, prompt_tokens
 from finetune.protocols import PROTOCOLS
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.images import center_crop
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN, Mnre, mark_entities
 from finetune.tasks.twitter import bio_labels
 from pretrain.checkpoint.hub import load_text_tower

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.tasks.images import RESIZERS, blank_store, cut_name, open_store
+from finetune.inputs.pictures import RESIZERS, blank_store, cut_name, open_store
 from pretrain.cli import InputError
 
 
@@ -69,7 +69,7 @@ def test_built_once_and_again_when_a_file_changes(folder, tmp_path, monkeypatch)
     names = ["a.png", "b.png"]
     first = store(folder, names, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.tasks.images._build", lambda *a: pytest.fail("built again"))
+        patch.setattr("finetune.inputs.pictures._build", lambda *a: pytest.fail("built again"))
         assert (store(folder, names[::-1], tmp_path).pixels == first.pixels).all()
     Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "a.png")
     os.utime(folder / "a.png", (1, 1))
@@ -83,7 +83,7 @@ def test_no_half_built_store(folder, tmp_path, monkeypatch):
     def fail(*args):
         raise MemoryError
 
-    monkeypatch.setattr("finetune.tasks.images._decode", fail)
+    monkeypatch.setattr("finetune.inputs.pictures._decode", fail)
     with pytest.raises(MemoryError):
         store(folder, ["a.png"], tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from finetune.__main__ import main
-from finetune.batch import Batch
-from finetune.inputs import InputOptions, load_split, read_views
-from finetune.manifest import Change, View, write_view
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split, read_views
+from finetune.inputs.view import Change, View, write_view
 from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig
 from finetune.methods.promu import Promu, PromuConfig

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.posts import Post
 from finetune.predict import occlusion as looking
+from finetune.tasks.posts import Post
 from pretrain.cli import InputError
 
 SIZE = (70, 56)

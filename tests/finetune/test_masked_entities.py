@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from finetune.batch import Dataset
-from finetune.inputs import PROVIDERS
-from finetune.loaded import InputOptions, LoadedSplit, Wanted
+from finetune.inputs.batch import Dataset
+from finetune.inputs.load import PROVIDERS
+from finetune.inputs.split import InputOptions, LoadedSplit, Wanted
 from finetune.methods.base import Source
 from finetune.methods.tmr.masked_entities import HIDDEN
 from finetune.methods.tmr.model import Tmr, TmrConfig

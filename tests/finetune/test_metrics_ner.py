@@ -13,7 +13,7 @@ from seqeval.metrics import (
 )
 from seqeval.metrics.sequence_labeling import get_entities
 
-from finetune.metrics import entities, entity_scores, entity_scores_by_type
+from finetune.tasks.metrics import entities, entity_scores, entity_scores_by_type
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]
 ODD = [*BIO, "X", "PAD", "[SEP]", "[CLS]", "E-PER", "S-LOC", "B", "I", "B-a-b"]

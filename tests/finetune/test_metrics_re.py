@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from finetune.metrics import relation_scores
+from finetune.tasks.metrics import relation_scores
 
 
 def test_equal_to_scikit_learn():

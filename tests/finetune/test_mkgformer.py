@@ -21,9 +21,9 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from finetune.batch import Batch
 from finetune.config import OptimConfig
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.mkgformer import names
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig, text_layer, vision_layer

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from finetune import metrics
 from finetune.__main__ import main
 from finetune.data.own_data import convert
+from finetune.tasks import metrics
 from finetune.tasks.relations import OwnRelations
 from finetune.tasks.twitter import OwnEntities
 from pretrain.cli import InputError

@@ -9,21 +9,21 @@ import torch
 from PIL import Image
 
 from finetune.__main__ import main
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
 from finetune.methods.layers import TaggingHead
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
 from finetune.methods.promu import Promu, PromuConfig
-from finetune.metrics import entities
-from finetune.posts import APART, WHOLE_TAGS, parse_post
 from finetune.predict import serve
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import LiveInputs, check_needs
 from finetune.run import calibration, evaluate
 from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.metrics import entities
 from finetune.tasks.mnre import Mnre
+from finetune.tasks.posts import APART, WHOLE_TAGS, parse_post
 from finetune.tasks.region_cache import Region
 from finetune.tasks.twitter import bio_labels, read_rows
 from pretrain.cli import InputError
@@ -520,7 +520,7 @@ def test_posts_that_cannot_be_read(tmp_path, record, message):
 def test_a_picture_that_claims_too_much_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert parse_post({"text": "a", "image": "a.png"}, tmp_path, "mnre").image
-    monkeypatch.setattr("finetune.posts.MOST_PIXELS", 1000)
+    monkeypatch.setattr("finetune.tasks.posts.MOST_PIXELS", 1000)
     with pytest.raises(InputError, match="40 x 40 pixels; make it smaller"):
         parse_post({"text": "a", "image": "a.png"}, tmp_path, "mnre")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.inputs import InputOptions, load_split
-from finetune.manifest import Change, View
+from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.pictures import RESIZERS
+from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig
-from finetune.tasks.images import RESIZERS
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.cli import InputError

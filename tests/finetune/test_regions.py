@@ -13,7 +13,7 @@ from finetune.data import grounding, regions, views
 from finetune.data.crop_matching import Matcher
 from finetune.data.grounding import Grounder, keywords, nouns
 from finetune.data.regions import find_crops, main, resumable
-from finetune.manifest import read_view
+from finetune.inputs.view import read_view
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.region_cache import Region, read_regions
 from finetune.tasks.twitter import NERRow

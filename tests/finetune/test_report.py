@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from finetune import metrics, registry
+from finetune import registry
 from finetune.__main__ import main
 from finetune.report import pages, published, series, tables
 from finetune.report.cases import hardest
@@ -15,6 +15,7 @@ from finetune.report.command import run_names, summary
 from finetune.report.model_sections import drawn
 from finetune.run.calibration import of_seed
 from finetune.run.evaluate import seed_directories
+from finetune.tasks import metrics
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region, Regions, read_regions, write_regions
-from finetune.tasks.side_inputs import (
+from finetune.tasks.side_files import (
     find,
     read_captions,
     read_crop_names,

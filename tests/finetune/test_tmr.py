@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from finetune import metrics
-from finetune.batch import Batch
-from finetune.inputs import load_split
-from finetune.loaded import InputOptions
-from finetune.manifest import Change, View
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
+from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.tmr import model as tmr
 from finetune.methods.tmr.fusion import CrossPooling, Look, last_maps, pooled
@@ -25,7 +24,8 @@ from finetune.methods.tmr.inputs import entity_phrase, look_up
 from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.methods.tmr.names import convert_state
 from finetune.methods.towers.resnet import load_resnet
-from finetune.tasks import side_inputs
+from finetune.tasks import metrics
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from pretrain.cli import InputError

@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import BertConfig, BertModel
 
 from finetune.__main__ import main
-from finetune.batch import Batch
 from finetune.config import OptimConfig
-from finetune.inputs import load_split
-from finetune.loaded import InputOptions
-from finetune.manifest import Change, View
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
+from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.methods.tmr.names import convert_state

@@ -18,7 +18,7 @@ from finetune.data.view_rules import (
     region_grid,
 )
 from finetune.data.views import main
-from finetune.manifest import Change, View, merged, read_view, write_view
+from finetune.inputs.view import Change, View, merged, read_view, write_view
 from finetune.tasks.base import Row
 from finetune.tasks.mnre import Mnre, RelationRow
 from finetune.tasks.region_cache import Region, Regions, write_regions

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
+from finetune.inputs.captions import CAPTION_LENGTH
 from finetune.methods.camim.caption_aware import (
     Combine,
     Direction,
@@ -19,7 +20,6 @@ from finetune.methods.camim.caption_aware import (
     mutual_information,
     pool_sentence,
 )
-from finetune.tasks.caption_tokens import CAPTION_LENGTH
 
 FIXED: dict[str, Any] = {
     "combine": "concat",

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
+from finetune.inputs.captions import CAPTION_LENGTH
 from finetune.methods.base import MethodOutput, Source
 from finetune.methods.camim.caption_aware import CaptionAware, pool_sentence
 from finetune.methods.camim.caption_reading import (
@@ -35,7 +36,6 @@ from finetune.methods.tmr import model as tmr
 from finetune.methods.tmr.fusion import Look, Streams, pooled
 from finetune.methods.towers.resnet import TOKENS
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.caption_tokens import CAPTION_LENGTH
 
 # ------------------------------------------------------------------ on TMR
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from finetune.inputs.types import TYPES, type_of, types_of
 from finetune.methods.dgfpt.text import pieces, top_layers
-from finetune.tasks.types import TYPES, type_of, types_of
 
 DECODER_LAYERS = 2
 SOFTMAX_TEMPERATURE = 0.1

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
+from finetune.inputs.types import TYPES
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.dgfpt.config import PREFIXES, DgfptConfig
 from finetune.methods.dgfpt.fusion import (
@@ -48,7 +49,6 @@ from finetune.methods.dgfpt.text import (
 from finetune.methods.dgfpt.vision import TimmTower, Vision, load_vision
 from finetune.methods.layers import relation_loss
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.types import TYPES
 from pretrain.cli import InputError
 
 

@@ -17,7 +17,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Source
 from pretrain import distributed
 from pretrain.checkpoint.strict import digest
@@ -130,7 +130,7 @@ class SeenBefore(Vision):
             self.width, self.size = tower.measure(tower.build(pretrained=False).net)
 
     def features(self, batch: Batch, encoder: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-        """The features that `finetune/features.py` has put in the place of pixels."""
+        """The features that `finetune/inputs/frozen.py` has put in the place of pixels."""
         if batch.image_features is None:
             return None
         objects = batch.region_features

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.focalmre.attention import FocalAttention
 from finetune.methods.focalmre.frames import Style, draw, draw_together

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finetune.loaded import LoadedSplit, Wanted
+from finetune.inputs.split import LoadedSplit, Wanted
 from finetune.tasks.mnre import HEAD_CLOSE, HEAD_OPEN, TAIL_CLOSE, TAIL_OPEN, Span
 from pretrain.cli import InputError
 

@@ -28,7 +28,7 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
 from finetune.methods.mkgformer.vision import STORED, Layout, VisionTower, find_tower, saved_tower

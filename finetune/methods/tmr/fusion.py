@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.camim.caption_aware import attend
 
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.batch import Pictures
-from finetune.tasks import side_inputs
+from finetune.inputs.batch import Pictures
+from finetune.inputs.pictures import blank_store, cut_name, open_images
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Row
-from finetune.tasks.images import blank_store, cut_name, open_images
 from pretrain.cli import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
-    from finetune.loaded import LoadedSplit, Wanted
+    from finetune.inputs.split import LoadedSplit, Wanted
 
 PHRASE_LENGTHS = {"wordpiece": 16, "wordpiece5": 5}
 """Word pieces of a phrase, specials included."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finetune.loaded import LoadedSplit, Wanted
+from finetune.inputs.split import LoadedSplit, Wanted
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN
 from pretrain.cli import InputError
 

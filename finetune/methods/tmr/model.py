@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import entity_states, load_text_encoder, relation_loss
 from finetune.methods.tmr import tagging as tmr_tagging

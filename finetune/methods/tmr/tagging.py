@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune.batch import Batch
+from finetune.inputs.batch import Batch
 from finetune.methods.base import MethodOutput
 from finetune.methods.layers import PieceTaggingHead, TaggingHead
 from finetune.methods.tmr.fusion import SourceFusion
-from finetune.metrics import Entity
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.metrics import Entity
 
 LEGACY_LENGTH = 70
 """Word pieces that the released code pads every sentence to; a layer for each."""

@@ -76,7 +76,7 @@ def prompt_tokens(maps: list[Tensor], layout: str = "channel_slab") -> Tensor:
 
 @dataclass(frozen=True)
 class FrozenPyramid:
-    """A pyramid that never learns, as `finetune/features.py` wants a tower."""
+    """A pyramid that never learns, as `finetune/inputs/frozen.py` wants a tower."""
 
     pyramid: ResNetPyramid
     layout: str

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.loaded import LoadedSplit
+from finetune.inputs.split import LoadedSplit
 from finetune.methods.dgfpt.model import Dgfpt
 from finetune.tasks.base import TaskInfo
 from pretrain.cli import InputError

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from finetune import registry
-from finetune.batch import Batch
 from finetune.config import cache_directory
-from finetune.inputs import InputOptions, load_split
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.focalmre.model import FocalMRE, Glance
 from finetune.predict.finished_run import best_seed
 from finetune.predict.occlusion import SHOWN, Panel, short

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from finetune import registry
-from finetune.batch import Batch
 from finetune.config import cache_directory
-from finetune.inputs import InputOptions, load_split
-from finetune.loaded import LoadedSplit
+from finetune.inputs.batch import Batch
+from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.split import LoadedSplit
 from finetune.methods.layers import entity_states
-from finetune.metrics import entities
 from finetune.predict.finished_run import best_seed
 from finetune.run import checkpoint
 from finetune.run.evaluate import SPLITS, check_labels
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
+from finetune.tasks.metrics import entities
 from finetune.tasks.region_cache import Regions, read_regions
 from pretrain import distributed
 from pretrain.cli import InputError

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.inputs.pictures import ImageStore
 from finetune.tasks.base import Column
-from finetune.tasks.images import ImageStore
 
 MULTIPLE = 8 if torch.cuda.is_available() else 1
 """Ragged columns are padded to a multiple of this: few distinct shapes and full tensor cores on a

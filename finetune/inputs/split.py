@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.batch import Dataset, Pictures
-from finetune.manifest import View
+from finetune.inputs.batch import Dataset, Pictures
+from finetune.inputs.view import View
 from finetune.methods.base import Method
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Row, Task
 
 

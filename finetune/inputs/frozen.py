@@ -11,9 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from finetune.batch import Pictures
-from finetune.loaded import LoadedSplit, Wanted
-from finetune.tasks.images import ImageStore
+from finetune.inputs.batch import Pictures
+from finetune.inputs.pictures import ImageStore
+from finetune.inputs.split import LoadedSplit, Wanted
 from pretrain import distributed
 
 FIELDS = {

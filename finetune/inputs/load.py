@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from finetune.batch import MULTIPLE, Dataset, Pictures
-from finetune.features import add_visual_features
-from finetune.leakage import audit_features
-from finetune.loaded import InputOptions, LoadedSplit, Wanted
-from finetune.manifest import View, read_view
+from finetune.inputs.batch import MULTIPLE, Dataset, Pictures
+from finetune.inputs.captions import add_caption_tokens, append_captions
+from finetune.inputs.frozen import add_visual_features
+from finetune.inputs.pictures import blank_store, open_images
+from finetune.inputs.regions import add_region_boxes, add_region_pixels
+from finetune.inputs.split import InputOptions, LoadedSplit, Wanted
+from finetune.inputs.types import add_entity_types
+from finetune.inputs.view import View, read_view
 from finetune.methods.base import Method
 from finetune.methods.hvpnet.inputs import add_released_markers
 from finetune.methods.tmr.inputs import add_generated, add_image_ids, add_phrases, add_scores
 from finetune.methods.tmr.masked_entities import add_masked_entities
-from finetune.region_inputs import add_region_boxes, add_region_pixels
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Task
-from finetune.tasks.caption_tokens import add_caption_tokens, append_captions
-from finetune.tasks.images import blank_store, open_images
-from finetune.tasks.types import add_entity_types
+from finetune.tasks.leakage import audit_features
 from pretrain import distributed
 from pretrain.cli import InputError
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.batch import Pictures
-from finetune.loaded import LoadedSplit, Wanted
-from finetune.manifest import View, merged
-from finetune.tasks import side_inputs
+from finetune.inputs.batch import Pictures
+from finetune.inputs.pictures import blank_store, cut_name, open_images
+from finetune.inputs.split import LoadedSplit, Wanted
+from finetune.inputs.view import View, merged
+from finetune.tasks import side_files as side_inputs
 from finetune.tasks.base import Row
-from finetune.tasks.images import blank_store, cut_name, open_images
 from finetune.tasks.region_cache import Region, Regions, read_regions
 from pretrain.cli import InputError
 

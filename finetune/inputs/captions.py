@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from pretrain.cli import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
-    from finetune.loaded import LoadedSplit, Wanted
+    from finetune.inputs.split import LoadedSplit, Wanted
 
 CAPTION_LENGTH = 40
 """CAMIM: word pieces of a caption, and of a sentence where it describes a generated picture."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.tasks import side_inputs
+from finetune.tasks import side_files as side_inputs
 from pretrain.cli import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
-    from finetune.loaded import LoadedSplit, Wanted
+    from finetune.inputs.split import LoadedSplit, Wanted
 
 TYPES = ("unknown", "person", "organization", "location", "misc")
 """Position = id."""

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.metrics import NO_RELATION, prf
+from finetune.tasks.metrics import NO_RELATION, prf
 
 THRESHOLD = 1.0
 """Points of accuracy above the majority class that a harmless input may reach by chance."""
