@@ -8,7 +8,7 @@
 [ -n "${LOCAL_RANK:-}" ] && exec python -u "$0" "$@"
 hosts=()
 if [ "${1:-}" = --hostfile ]; then
-    PYTHONPATH="$(dirname "$0")/..:${PYTHONPATH:-}" python -m pretrain.nodes "$2" || exit
+    PYTHONPATH="$(dirname "$0")/..:${PYTHONPATH:-}" python -m pretrain.cluster.nodes "$2" || exit
     hosts=(--hostfile "$2")
     shift 2
 fi

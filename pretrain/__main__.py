@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse, train, and say where the model is; `doctor` checks the machines instead."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
-        from pretrain.doctor import main as doctor
+        from pretrain.cluster.doctor import main as doctor
 
         return doctor(argv[1:])
     from pretrain.config import PretrainConfig
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         example="deepspeed launch/pretrain.sh --config pretrain/configs/tiny.yaml --optim.lr 3e-4",
     )
     from pretrain import distributed
-    from pretrain.stopping import leave
+    from pretrain.cluster.stopping import leave
     from pretrain.train import train
 
     model = train(config)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.batch import PretrainBatch
+from pretrain.data.batch import PretrainBatch
 
 if TYPE_CHECKING:
     from pretrain.model.promu import Promu

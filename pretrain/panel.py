@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pretrain.batch import PretrainBatch
+from pretrain.data.batch import PretrainBatch
 
 SIDE, TEXT = 224, 300
 

@@ -10,20 +10,20 @@ import yaml
 
 from pretrain import distributed
 from pretrain.checkpoint import hub
-from pretrain.checkpoint.teacher import Prompter, load_prompter
 from pretrain.cli import CommonError, dump_config
 from pretrain.config import PretrainConfig
-from pretrain.data import PairDataset
+from pretrain.data.pairs import PairDataset
+from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder
-from pretrain.model.prompter import (
+from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.prompter.bank import (
     ENTITY_TEMPLATES,
     RELATION_TEMPLATES,
     PromptBank,
     encode_prompts,
 )
-from pretrain.model.promu import HeadsConfig, Promu
-from pretrain.teacher import OnlineTeacher
-from pretrain.tokenizer import learn_tokenizer
+from pretrain.prompter.load import Prompter, load_prompter
+from pretrain.prompter.online import OnlineTeacher
 from shards.nouns import read_vocabulary
 from shards.relations import relation_labels
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER, InputError, atomic_path, write_json

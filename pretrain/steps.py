@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.batch import PretrainBatch
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.cli import CommonError
+from pretrain.cluster.stopping import StopSignal
 from pretrain.config import PretrainConfig
+from pretrain.data.batch import PretrainBatch
 from pretrain.engine import Engine, autocast
 from pretrain.flops import forward_flops
 from pretrain.gradcache import contrast_step
 from pretrain.numerics import FiniteWatch
 from pretrain.panel import draw_panel
 from pretrain.prepare import object_classes
-from pretrain.stopping import StopSignal
-from pretrain.teacher import OnlineTeacher
+from pretrain.prompter.online import OnlineTeacher
 from pretrain.tracking import Reporter
 from pretrain.validate import Validator
 from shards.relations import relation_labels

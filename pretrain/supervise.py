@@ -19,9 +19,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pretrain.agent import BAD_INPUT, GRACE, STOP, STOPS, Agent
 from pretrain.cli import exit_on_input_error, parse_config
-from pretrain.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
+from pretrain.cluster.agent import BAD_INPUT, GRACE, STOP, STOPS, Agent
+from pretrain.cluster.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
 from shards.schema import InputError
 
 BEAT = 2.0

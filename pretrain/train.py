@@ -12,9 +12,10 @@ from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_zero
 from pretrain.cli import CommonError
+from pretrain.cluster.liveness import Liveness
+from pretrain.cluster.stopping import signals_blocked
 from pretrain.config import PretrainConfig
-from pretrain.data import open_reader, train_batches
-from pretrain.liveness import Liveness
+from pretrain.data.pairs import open_reader, train_batches
 from pretrain.optim import adamw, layerwise_groups, linear_schedule
 from pretrain.prepare import (
     build_model,
@@ -24,7 +25,6 @@ from pretrain.prepare import (
     remember_config,
 )
 from pretrain.steps import Feed, Run
-from pretrain.stopping import signals_blocked
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
 from shards.schema import TEACHER

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed, losses
-from pretrain.batch import PretrainBatch
-from pretrain.data import PairDataset
+from pretrain.data.batch import PretrainBatch
+from pretrain.data.pairs import PairDataset
 from pretrain.engine import autocast
-from pretrain.model.prompter import PromptBank
 from pretrain.model.promu import Promu
+from pretrain.prompter.bank import PromptBank
 from shards.stream import CanonicalOrder
 
 BATCH = 64

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards import captions, corpora, newsclippings, nouns, objects, sample, verify, write
+from shards import captions, corpora, newsclippings, nouns, objects, verify, write
 from shards.command import CommandParser
+from shards.sample import write as sample
 from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
 
 EXAMPLE = """example:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed, losses
-from pretrain.batch import PretrainBatch
+from pretrain.data.batch import PretrainBatch
 from pretrain.gradcache import StepContrast
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import PromptBank
+from pretrain.prompter.bank import PromptBank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,10 @@ def write_checkpoint(run: Path) -> None:
     }  # fmt: skip
     from pretrain import engine as engines
     from pretrain.checkpoint.run import RunCheckpoints
+    from pretrain.data.tokenizer import learn_tokenizer
     from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
     from pretrain.model.promu import HeadsConfig, LossConfig, Promu
     from pretrain.optim import adamw, linear_schedule, parameter_groups
-    from pretrain.tokenizer import learn_tokenizer
 
     engines.start("deepspeed")
     model = Promu(FusionEncoder(FusionEncoderConfig()), HeadsConfig(), LossConfig(coe=0, cir=0))

@@ -132,10 +132,10 @@ def contestants(shards: Path) -> tuple[int, dict[str, Callable[[int], object]]]:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    from pretrain import data
     from pretrain.config import DataConfig
-    from pretrain.jpeg import decode_rows
-    from pretrain.tokenizer import learn_tokenizer
+    from pretrain.data import pairs as data
+    from pretrain.data.jpeg import decode_rows
+    from pretrain.data.tokenizer import learn_tokenizer
     from shards.stream import CanonicalOrder
 
     reader = data.open_reader(str(shards), teacher=False)

@@ -28,8 +28,8 @@ from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
 from pretrain.checkpoint.hub import save_model_directory
+from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.tokenizer import learn_tokenizer
 
 NAMES = ("Ann", "Bob", "Cid", "Dora", "Eve")
 DAMAGES = ("syntax", "span", "absent", "truncated", "key")

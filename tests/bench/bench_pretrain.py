@@ -98,13 +98,13 @@ def ours(
 ) -> dict[str, float]:
     """This repository's loader, model and engine; teacher features come out of the column."""
     from pretrain.config import DataConfig
-    from pretrain.data import PairDataset, open_reader, train_batches
+    from pretrain.data.pairs import PairDataset, open_reader, train_batches
+    from pretrain.data.tokenizer import learn_tokenizer
     from pretrain.engine import SingleEngine
     from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-    from pretrain.model.prompter import PromptBank
     from pretrain.model.promu import HeadsConfig, Promu
     from pretrain.optim import adamw, linear_schedule, parameter_groups
-    from pretrain.tokenizer import learn_tokenizer
+    from pretrain.prompter.bank import PromptBank
     from shards.stream import CanonicalOrder, RankBatches
 
     reader = open_reader(str(folder / "shards"), teacher=False)
@@ -288,7 +288,7 @@ class LoopAdamW:
 
 def released(folder: Path, size: str, pairs: int, steps: int) -> dict[str, float]:
     """The released path as published, its crashes repaired."""
-    from pretrain.tokenizer import learn_tokenizer
+    from pretrain.data.tokenizer import learn_tokenizer
 
     device, random = device_here(), np.random.default_rng(0)
     tokenizer = learn_tokenizer((folder / "captions.csv").read_text().splitlines(), 500)
@@ -332,7 +332,7 @@ def rank_main(rank: int, world: int, port: int, size: str, pairs: int, steps: in
     }  # fmt: skip
     torch.set_num_threads(1)
     from pretrain import engine as engines
-    from pretrain.batch import PretrainBatch
+    from pretrain.data.batch import PretrainBatch
     from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
     from pretrain.model.promu import HeadsConfig, LossConfig, Promu
     from pretrain.optim import adamw, linear_schedule, parameter_groups

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.stopping import SIGNALS
-from shards.sample import write_sample
+from pretrain.cluster.stopping import SIGNALS
+from shards.sample.write import write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

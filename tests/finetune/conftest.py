@@ -61,8 +61,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from pretrain.checkpoint.hub import save_model_directory
+    from pretrain.data.tokenizer import learn_tokenizer
     from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-    from pretrain.tokenizer import learn_tokenizer
 
     text = ["RT @x : " + " and ".join(NAMES) + " tonight [ ] / E1 E2 at last #tag, on we go"] * 3
     tokenizer = learn_tokenizer(text, 120)

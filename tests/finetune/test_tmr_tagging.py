@@ -25,8 +25,8 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.twitter import Twitter2015, Twitter2017, bio_labels
 from pretrain import convert
 from pretrain.cli import InputError
-from pretrain.tokenizer import learn_tokenizer
-from shards.sample_twitter import write_twitter
+from pretrain.data.tokenizer import learn_tokenizer
+from shards.sample.twitter import write_twitter
 
 SIZE, SIDE = 16, 64
 LENGTH = 70

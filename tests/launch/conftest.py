@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main as shards_command
-from shards.sample import write_sample
+from shards.sample.write import write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

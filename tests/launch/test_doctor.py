@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-import pretrain.doctor as doctor_module
+import pretrain.cluster.doctor as doctor_module
 from pretrain.__main__ import main as pretrain_command
-from pretrain.nodes import Host
-from pretrain.probe import ROOT, ask, code_hash, facts, talk
+from pretrain.cluster.nodes import Host
+from pretrain.cluster.probe import ROOT, ask, code_hash, facts, talk
 
 GOOD = {
     "versions": {"python": "3.11.7", "torch": "2.15.0"},

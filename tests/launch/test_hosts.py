@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.nodes import Host, deepspeed_env, forwarded, on_host, read_hostfile
+from pretrain.cluster.nodes import Host, deepspeed_env, forwarded, on_host, read_hostfile
 from shards.schema import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

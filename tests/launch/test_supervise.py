@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from pretrain.agent import Agent
+from pretrain.cluster.agent import Agent
+from pretrain.cluster.nodes import Host
 from pretrain.config import BatchConfig
-from pretrain.nodes import Host
 from pretrain.supervise import reachable, usable
 from shards.schema import InputError
 
@@ -121,7 +121,7 @@ def test_agent_without_supervisor_stops_its_ranks(agent_of):
 
 
 def test_agent_cut_off_from_its_supervisor_kills_its_ranks(agent_of, monkeypatch):
-    monkeypatch.setattr("pretrain.agent.SILENCE", 1.0)
+    monkeypatch.setattr("pretrain.cluster.agent.SILENCE", 1.0)
     assert agent_of("time.sleep(60)").run() == 137
 
 

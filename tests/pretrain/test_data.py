@@ -13,11 +13,11 @@ from PIL import Image, ImageEnhance
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from pretrain import data
-from pretrain.batch import PretrainBatch
 from pretrain.config import DataConfig
-from pretrain.data import PairDataset, cropped, open_reader, train_batches
-from pretrain.tokenizer import learn_tokenizer
+from pretrain.data import pairs as data
+from pretrain.data.batch import PretrainBatch
+from pretrain.data.pairs import PairDataset, cropped, open_reader, train_batches
+from pretrain.data.tokenizer import learn_tokenizer
 from shards.schema import DetectedObject, InputError, PairMeta
 from shards.shard import scan_shard
 from shards.stream import CanonicalOrder, RankBatches, Sample

@@ -8,11 +8,11 @@ from ranks import free_port
 from torch import nn
 
 from pretrain import distributed
-from pretrain.batch import PretrainBatch
+from pretrain.data.batch import PretrainBatch
 from pretrain.gradcache import contrast_step
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import PromptBank
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
+from pretrain.prompter.bank import PromptBank
 
 PAIRS = 8
 

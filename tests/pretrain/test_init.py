@@ -5,9 +5,9 @@ import torch
 
 from pretrain.checkpoint import hub
 from pretrain.cli import InputError
+from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
-from pretrain.tokenizer import learn_tokenizer
 
 
 def architecture(**changes) -> FusionEncoderConfig:

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pretrain.checkpoint.hub import load_fusion, save_model_directory
-from pretrain.data import object_crop
+from pretrain.data.pairs import object_crop
+from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.label import label, main
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
-from pretrain.tokenizer import learn_tokenizer
 from shards.schema import DetectedObject, PairMeta
 from shards.stream import Sample, ShardReader
 

@@ -12,7 +12,7 @@ MAIN = """
 import json, os, signal, sys, time
 import torch.distributed as dist
 from pretrain.cli import CommonError, exit_on_input_error
-from pretrain.liveness import Liveness
+from pretrain.cluster.liveness import Liveness
 from shards.schema import InputError
 
 @exit_on_input_error

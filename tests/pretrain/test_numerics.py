@@ -9,15 +9,15 @@ import torch.multiprocessing as mp
 from ranks import free_port, start_engines
 from torch import nn
 
-from pretrain.batch import PretrainBatch
 from pretrain.cli import CommonError
 from pretrain.config import DataConfig, EngineConfig, PretrainConfig
+from pretrain.data.batch import PretrainBatch
 from pretrain.engine import SingleEngine, autocast
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import PromptBank
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.numerics import FiniteWatch, finite_weights
 from pretrain.optim import adamw, linear_schedule
+from pretrain.prompter.bank import PromptBank
 from pretrain.train import train
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch.nn.functional import normalize
 
+from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import encode_prompts
-from pretrain.tokenizer import learn_tokenizer
+from pretrain.prompter.bank import encode_prompts
 
 CONFIG = FusionEncoderConfig(
     vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=24, text_layers=1,

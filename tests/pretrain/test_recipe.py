@@ -10,20 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain import losses
-from pretrain.batch import PretrainBatch
-from pretrain.checkpoint.teacher import Prompter
 from pretrain.cli import parse_config
 from pretrain.config import PretrainConfig
+from pretrain.data.batch import PretrainBatch
 from pretrain.flops import forward_flops
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.optim import layerwise_groups
 from pretrain.prepare import _told_apart
-from pretrain.teacher import OnlineTeacher, erased, object_crops
+from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank
+from pretrain.prompter.load import Prompter
+from pretrain.prompter.online import OnlineTeacher, erased, object_crops
 from shards.relations import relation_labels
-from shards.sample import write_sample
-from shards.sample_world import CUES
+from shards.sample.world import CUES
+from shards.sample.write import write_sample
 from shards.schema import InputError
 
 CONFIG = FusionEncoderConfig(

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pretrain.stopping import SIGNALS, StopSignal, launchers, signals_blocked
+from pretrain.cluster.stopping import SIGNALS, StopSignal, launchers, signals_blocked
 
 
 def test_a_signal_alone_only_sets_a_flag():
@@ -47,7 +47,7 @@ def test_all_ranks_end_at_the_same_step(tmp_path):
 
 
 def test_launchers_are_parent_and_grandparent():
-    code = "from pretrain.stopping import launchers; print(*launchers())"
+    code = "from pretrain.cluster.stopping import launchers; print(*launchers())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == [str(os.getpid()), str(os.getppid())]
     assert launchers()[0] == os.getppid()

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from pretrain.tokenizer import learn_tokenizer
+from pretrain.data.tokenizer import learn_tokenizer
 
 CAPTIONS = [
     "A golden crown and a ring .",
@@ -14,7 +14,7 @@ CAPTIONS = [
 
 def test_the_same_captions_give_the_same_vocabulary_in_every_process():
     program = (
-        f"from pretrain.tokenizer import learn_tokenizer; t = learn_tokenizer({CAPTIONS}, 90);"
+        f"from pretrain.data.tokenizer import learn_tokenizer; t = learn_tokenizer({CAPTIONS}, 90);"
         "print(sorted(t.get_vocab().items()))"
     )
     runs = [subprocess.check_output([sys.executable, "-c", program], text=True) for _ in range(2)]

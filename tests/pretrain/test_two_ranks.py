@@ -6,10 +6,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pretrain import distributed
-from pretrain.batch import PretrainBatch
+from pretrain.data.batch import PretrainBatch
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import PromptBank
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
+from pretrain.prompter.bank import PromptBank
 
 PAIRS = 8
 

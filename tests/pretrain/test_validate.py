@@ -9,12 +9,12 @@ from torch import nn
 
 from pretrain import distributed, losses
 from pretrain.config import DataConfig
-from pretrain.data import PairDataset, open_reader
+from pretrain.data.pairs import PairDataset, open_reader
+from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from pretrain.model.prompter import PromptBank
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.panel import draw_panel
-from pretrain.tokenizer import learn_tokenizer
+from pretrain.prompter.bank import PromptBank
 from pretrain.validate import Validator, recall
 
 PAIRS = 21

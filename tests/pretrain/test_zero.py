@@ -11,10 +11,10 @@ import torch
 import torch.multiprocessing as mp
 from ranks import free_port, start_engines
 
-from pretrain.batch import PretrainBatch
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_moments, read_zero, take
 from pretrain.cli import InputError
+from pretrain.data.batch import PretrainBatch
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from shards.__main__ import main
-from shards.sample import write_sample
+from shards.sample.write import write_sample
 from shards.schema import InputError
 
 SIZE = 48
@@ -389,7 +389,7 @@ def test_an_interrupted_sample_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("shards.sample.write_twitter", fail)
+    monkeypatch.setattr("shards.sample.write.write_twitter", fail)
     with pytest.raises(OSError, match="disk full"):
         write_sample(tmp_path / "raw", pairs=80, rows=(5, 5, 5), size=32)
     assert list(tmp_path.iterdir()) == []

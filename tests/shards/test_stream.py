@@ -207,7 +207,7 @@ def test_workers_read_the_same(news_shards, method):
 
 
 class Keys:
-    """A dataset as `pretrain.data` has one: addresses in, one batch out."""
+    """A dataset as `pretrain.data.pairs` has one: addresses in, one batch out."""
 
     def __init__(self, reader):
         self.reader = reader

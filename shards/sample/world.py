@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.sample_pictures import PEOPLE, Box, Scene, draw_scene
+from shards.sample.pictures import PEOPLE, Box, Scene, draw_scene
 
 CUES = {
     "per": {

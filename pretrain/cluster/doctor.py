@@ -1,7 +1,7 @@
 """`python -m pretrain doctor`: does every machine have what the run needs, and the same?
 
 One line a check; exit status 2 when one fails, and the line says what to do. Each machine is asked
-once (`pretrain.probe`, over ssh) for its facts; then every pair that must talk is made to.
+once (`pretrain.cluster.probe`, over ssh) for its facts; then every pair that must talk is made to.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pretrain.cli import CommandParser, exit_on_input_error, parse_config
-from pretrain.nodes import (
+from pretrain.cluster.nodes import (
     DEEPSPEED_ENV,
     LOCAL,
     Host,
@@ -24,7 +24,7 @@ from pretrain.nodes import (
     read_hostfile,
     write_deepspeed_env,
 )
-from pretrain.probe import ROOT, ask, talk
+from pretrain.cluster.probe import ROOT, ask, talk
 from shards.schema import TEACHER, InputError
 
 SHARED_MEMORY = 2**30

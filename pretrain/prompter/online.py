@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from pretrain.batch import PretrainBatch
-from pretrain.checkpoint.teacher import Prompter
+from pretrain.data.batch import PretrainBatch
 from pretrain.engine import autocast
+from pretrain.prompter.load import Prompter
 
 
 class OnlineTeacher:

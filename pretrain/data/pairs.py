@@ -14,9 +14,9 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from pretrain.batch import PretrainBatch
 from pretrain.config import DataConfig
-from pretrain.jpeg import decode_rows, reduction_for
+from pretrain.data.batch import PretrainBatch
+from pretrain.data.jpeg import decode_rows, reduction_for
 from pretrain.model.patches import patch_coverage, view_box
 from shards.schema import OBJECTS, TEACHER, InputError
 from shards.stream import RankBatches, Sample, ShardReader

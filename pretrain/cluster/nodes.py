@@ -113,9 +113,11 @@ def write_deepspeed_env(folder: Path, environ: Mapping[str, str]) -> Path:
 
 @exit_on_input_error
 def main() -> None:
-    """`python -m pretrain.nodes HOSTFILE`; launch/pretrain.sh runs it before DeepSpeed."""
+    """`python -m pretrain.cluster.nodes HOSTFILE`; launch/pretrain.sh runs it before DeepSpeed."""
     if len(sys.argv) != 2:
-        raise InputError("usage: python -m pretrain.nodes HOSTFILE (writes ./.deepspeed_env)")
+        raise InputError(
+            "usage: python -m pretrain.cluster.nodes HOSTFILE (writes ./.deepspeed_env)"
+        )
     read_hostfile(sys.argv[1])
     print(f"environment for the other machines: {write_deepspeed_env(Path.cwd(), os.environ)}")
 

@@ -1,6 +1,6 @@
 """What one machine says of itself, and whether two machines can talk: the doctor's instrument.
 
-`python -m pretrain.probe`, run on a machine over ssh, reads one order as a line of JSON and answers
+`python -m pretrain.cluster.probe`, run on a machine over ssh, reads one order as a line of JSON and answers
 with one. The Python environment and this checkout are at the same path everywhere.
 """
 
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pretrain.nodes import Host, on_host
+from pretrain.cluster.nodes import Host, on_host
 from shards.schema import OBJECTS, TEACHER, InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +62,7 @@ def talk(source: Host, target: Host, port: int) -> str | None:
 
 
 def _command(host: Host) -> list[str]:
-    command = [sys.executable, "-m", "pretrain.probe"]
+    command = [sys.executable, "-m", "pretrain.cluster.probe"]
     return on_host(host, ["env", f"PYTHONPATH={ROOT}", *command])
 
 

@@ -8,8 +8,8 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import table
 from pretrain.checkpoint.strict import read_config, read_transformers
-from pretrain.model.clip import ClipEncoder
 from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain.prompter.clip import ClipEncoder
 from shards.schema import InputError, parse_object, write_json
 
 _PREPROCESSOR = "preprocessor_config.json"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.sample_pictures import PEOPLE, Scene
-from shards.sample_world import (
+from shards.sample.pictures import PEOPLE, Scene
+from shards.sample.world import (
     CUE_NOUNS,
     CUES,
     NEUTRAL,
