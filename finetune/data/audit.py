@@ -19,7 +19,7 @@ import numpy as np
 from finetune import registry
 from finetune.data.overlap import overlap
 from finetune.data.views import whole
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hashable
 from finetune.tasks.metrics import NO_RELATION
@@ -38,7 +38,7 @@ Feature = Callable[[Row], Hashable]
 
 def crop_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of the community's crop lists: their length, and the three slots that loaders fill."""
-    names = side_inputs.read_crop_names(side_inputs.find(folder, "txt/mre_{split}_dict.pth", split))
+    names = side_files.read_crop_names(side_files.find(folder, "txt/mre_{split}_dict.pth", split))
     return {
         "crops: number": lambda row: len(names.values[row.row]),
         "crops: mask of 3 slots": lambda row: min(len(names.values[row.row]), 3),
@@ -48,8 +48,8 @@ def crop_features(folder: Path, split: str) -> dict[str, Feature]:
 
 def phrase_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of TMR's grounding phrases: the type words at their end, and their number."""
-    phrases = side_inputs.read_phrases(
-        side_inputs.find(folder, "txt/phrase_text_{split}.json", split)
+    phrases = side_files.read_phrases(
+        side_files.find(folder, "txt/phrase_text_{split}.json", split)
     )
     return {
         "phrases: type words": lambda row: trailing_types(phrases.values[row.row]),
@@ -69,15 +69,15 @@ def trailing_types(phrase: str) -> tuple[str, ...]:
 
 def box_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of TMR's boxes in the generated pictures: their number."""
-    boxes = side_inputs.read_generated_boxes(
-        side_inputs.find(folder, "txt/mre_dif_{split}_dict.pth", split)
+    boxes = side_files.read_generated_boxes(
+        side_files.find(folder, "txt/mre_dif_{split}_dict.pth", split)
     )
     return {"boxes: number": lambda row: len(boxes.values[row.row])}
 
 
 def region_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of a region cache: number and kinds of the grounded boxes, number of the detected ones."""
-    grounded = read_regions(side_inputs.find(folder, "regions_vg_{split}.jsonl", split)).values
+    grounded = read_regions(side_files.find(folder, "regions_vg_{split}.jsonl", split)).values
     features: dict[str, Feature] = {
         "regions: number grounded": lambda row: len(grounded[row.row].regions),
         "regions: kinds grounded": lambda row: _kinds(grounded[row.row]),
@@ -99,14 +99,14 @@ def _kinds(entry: Regions) -> str:
 
 def type_features(folder: Path, split: str) -> dict[str, Feature]:
     """Of a type source: the pair of entity types."""
-    types = side_inputs.read_types(side_inputs.find(folder, "types_{split}.jsonl", split)).values
+    types = side_files.read_types(side_files.find(folder, "types_{split}.jsonl", split)).values
     return {"types: head, tail": lambda row: types[row.row]}
 
 
 def file_features(pattern: str, split: str) -> dict[str, Feature]:
     """Of any `{"row", "feature"}` lines."""
-    path = side_inputs.find(".", pattern, split)
-    values = side_inputs.read_features(path).values
+    path = side_files.find(".", pattern, split)
+    values = side_files.read_features(path).values
     return {f"file: {Path(pattern).name}": lambda row: hashable(values[row.row])}
 
 

@@ -17,11 +17,11 @@ from typing import Any
 from PIL import Image
 
 from finetune import registry
-from finetune.data import crop_matching as template
+from finetune.data import crop_matching
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
 from finetune.data.region_files import entry, finish, open_picture, pictures
 from finetune.data.resumable import resumable
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
@@ -131,7 +131,7 @@ def recover(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None
         header = {
             "tool": "regions recover",
             "model": "normalised cross-correlation",
-            "thresholds": {"score": template.GOOD},
+            "thresholds": {"score": crop_matching.GOOD},
             "leaky": True,
         }
         out = args.out / f"regions_vg_{split}.jsonl"
@@ -150,8 +150,8 @@ def recover(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None
 def crop_names(folder: Path, split: str) -> Mapping[int, Sequence[str]]:
     """Row -> crop files: from `txt/mre_{split}_dict.pth`, else from the names in `img_vg`."""
     if any((folder / "txt").glob("mre_*_dict.pth")):
-        path = side_inputs.find(folder, "txt/mre_{split}_dict.pth", split)
-        return side_inputs.read_crop_names(path).values
+        path = side_files.find(folder, "txt/mre_{split}_dict.pth", split)
+        return side_files.read_crop_names(path).values
     names: dict[int, list[str]] = defaultdict(list)
     for path in sorted((folder / "img_vg" / split / "crops").glob("*_pred_yolo_crop_*.png")):
         row, _, _ = path.name.partition("_")
@@ -167,7 +167,7 @@ def find_crops(work: tuple[Path, Sequence[Path]]) -> dict[str, Any]:
     """The regions of one row's crops in its picture, and the names of those not found."""
     path, crops = work
     picture = open_picture(path)
-    matcher = template.Matcher(picture)
+    matcher = crop_matching.Matcher(picture)
     regions, lost = [], []
     for crop in crops:
         match = matcher.find_scaled(open_picture(crop)) if crop.is_file() else None
@@ -189,8 +189,8 @@ def import_boxes(args: argparse.Namespace, task: Task, splits: Sequence[str]) ->
         finish(args.out / "regions_od.jsonl", header, entries)
         return
     for split in splits:
-        path = side_inputs.find(args.data, "txt/mre_dif_{split}_dict.pth", split)
-        boxes = side_inputs.read_generated_boxes(path)
+        path = side_files.find(args.data, "txt/mre_dif_{split}_dict.pth", split)
+        boxes = side_files.read_generated_boxes(path)
         rows = task.read(split)
         boxes.require_rows(len(rows))
         entries = {

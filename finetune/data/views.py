@@ -15,7 +15,7 @@ from typing import Any
 from finetune import registry
 from finetune.data import view_rules
 from finetune.inputs.view import Change, View, read_view, write_view
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import read_regions
 from finetune.tasks.side_files import SideInput
@@ -176,7 +176,7 @@ def _caches(
     folder = getattr(args, "regions", None)
     if folder is None:
         return None, None
-    grounded = read_regions(side_inputs.find(folder, "regions_vg_{split}.jsonl", split))
+    grounded = read_regions(side_files.find(folder, "regions_vg_{split}.jsonl", split))
     grounded.require_rows(len(rows))
     if not (folder / "regions_od.jsonl").is_file():
         return grounded, None

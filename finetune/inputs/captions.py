@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from pretrain.cli import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
@@ -83,7 +83,7 @@ def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, lis
     by_name = "{split}" not in name
     pattern = f"caption/{name}_{{split}}.txt" if by_name else name
     folder = wanted.task.folder if by_name else "."
-    source = side_inputs.read_captions(side_inputs.find(folder, pattern, wanted.split))
+    source = side_files.read_captions(side_files.find(folder, pattern, wanted.split))
     found = iter(source.of([row for row in loaded.rows if row.image_id is not None]))
     texts = ["" if row.image_id is None else next(found) for row in loaded.rows]
     return loaded.with_source(source, **{"caption: present": [bool(text) for text in texts]}), texts

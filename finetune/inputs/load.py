@@ -23,7 +23,7 @@ from finetune.methods.base import Method
 from finetune.methods.hvpnet.inputs import add_released_markers
 from finetune.methods.tmr.inputs import add_generated, add_image_ids, add_phrases, add_scores
 from finetune.methods.tmr.masked_entities import add_masked_entities
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Task
 from finetune.tasks.leakage import audit_features
 from pretrain import distributed
@@ -115,8 +115,8 @@ def add_images(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 
 def add_crop_count(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """Of MNRE's community region files: how many crops a row has. Tells the label."""
-    path = side_inputs.find(wanted.task.folder, "txt/mre_{split}_dict.pth", wanted.split)
-    source = side_inputs.read_crop_names(path)
+    path = side_files.find(wanted.task.folder, "txt/mre_{split}_dict.pth", wanted.split)
+    source = side_files.read_crop_names(path)
     counts = [len(names) for names in source.of(loaded.rows)]
     loaded = loaded.with_column("crop_count", np.array(counts))
     return loaded.with_source(source, **{"crops: number": counts})

@@ -15,7 +15,7 @@ from finetune.inputs.batch import Pictures
 from finetune.inputs.pictures import blank_store, cut_name, open_images
 from finetune.inputs.split import LoadedSplit, Wanted
 from finetune.inputs.view import View, merged
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region, Regions, read_regions
 from pretrain.cli import InputError
@@ -112,7 +112,7 @@ def source_of(
         return community_crops(kind, loaded, wanted, view)
     folder = Path(wanted.options.regions)
     pattern = "regions_vg_{split}.jsonl" if kind == "vg" else "regions_od.jsonl"
-    cache = read_regions(side_inputs.find(folder, pattern, wanted.split))
+    cache = read_regions(side_files.find(folder, pattern, wanted.split))
     if kind == "vg":
         cache.require_rows(len(wanted.original))
     sizes = picture_sizes(cache.values)

@@ -10,7 +10,7 @@ import numpy as np
 from finetune.inputs.batch import Dataset, Pictures
 from finetune.inputs.view import View
 from finetune.methods.base import Method
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 
 
@@ -79,7 +79,7 @@ class LoadedSplit:
         found = {**self.dataset.pictures, name: pictures}
         return replace(self, dataset=replace(self.dataset, pictures=found))
 
-    def with_source(self, source: side_inputs.SideInput, **traces: list) -> "LoadedSplit":
+    def with_source(self, source: side_files.SideInput, **traces: list) -> "LoadedSplit":
         """With a side input on the record."""
         return replace(
             self,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from pretrain.cli import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
@@ -48,8 +48,8 @@ def add_entity_types(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     if wanted.options.types in (None, "none"):
         ids = np.zeros((len(loaded), 2), dtype=np.int64)
         return loaded.with_column("entity_types", ids)
-    path = side_inputs.find(wanted.options.types, FILE, wanted.split)
-    source = side_inputs.read_types(path)
+    path = side_files.find(wanted.options.types, FILE, wanted.split)
+    source = side_files.read_types(path)
     source.require_rows(len(wanted.original))
     number = {name: i for i, name in enumerate(TYPES)}
     pairs = source.of(loaded.rows)

@@ -44,8 +44,8 @@ class PredictConfig:
     caption: str | None = None
     """With --text: what the picture shows, for runs that read captions."""
     input: str | None = None
-    """Instead of --text: a file of posts, one JSON object a line (`finetune/tasks/posts.py`); pictures
-    are relative to its folder."""
+    """Instead of --text: a file of posts, one JSON object a line (`finetune/tasks/posts.py`);
+    pictures are relative to its folder."""
     out: str | None = None
     """With --input: where the answers go, resumable; none: standard output."""
     ner: str | None = None

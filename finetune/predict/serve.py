@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from finetune.predict import occlusion as looking
+from finetune.predict import occlusion
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import live_inputs, reads_captions
 from finetune.tasks.metrics import NO_RELATION
@@ -121,8 +121,8 @@ def answer(
     if "top" in found:
         shown["bars"] = {entry["relation"]: entry["probability"] for entry in found["top"]}
         if look and image:
-            worth = looking.occlusion(extract, post, found["relation"])
-            loss, share = 100 * looking.strongest(worth)["loss"], 100 * found["probability"]
+            worth = occlusion.occlusion(extract, post, found["relation"])
+            loss, share = 100 * occlusion.strongest(worth)["loss"], 100 * found["probability"]
             if loss < 0.05:
                 shown["note"] = "No part of the picture speaks for this answer."
             else:
@@ -131,7 +131,7 @@ def answer(
                     f"{loss:.1f} of {share:.1f} %."
                 )
                 with Image.open(image) as picture:
-                    shown["picture"] = looking.overlay(picture, worth)
+                    shown["picture"] = occlusion.overlay(picture, worth)
     return shown
 
 

@@ -33,7 +33,7 @@ def states(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> None:
     """What each run's answer needs of the picture; of a run that attends, also where to."""
-    from finetune.predict import occlusion as looking
+    from finetune.predict import occlusion
     from finetune.predict.extractor import Extractor
     from finetune.predict.live_inputs import LiveInputs
     from finetune.report.command import run_names
@@ -51,8 +51,8 @@ def look(args: argparse.Namespace) -> None:
         if extract.run.info.kind != "relation":
             raise InputError(f"{run}: finds entities; where a run looked is shown for relations")
         post = parse_post(record, Path(), extract.task)
-        panels = panels or [("the picture", looking.thumbnail(post.image))]
-        seen = looking.look(name, extract, post)
+        panels = panels or [("the picture", occlusion.thumbnail(post.image))]
+        seen = occlusion.look(name, extract, post)
         print(f"{name}: {seen.said}, {seen.needs}")
         panels += seen.panels
     galleries.looks(panels, args.text, args.out)

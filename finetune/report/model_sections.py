@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune import registry
-from finetune.predict import occlusion as looking
+from finetune.predict import occlusion
 from finetune.predict.extractor import Extractor
 from finetune.report import figures, galleries
 from finetune.report.cases import with_entities
@@ -66,11 +66,11 @@ def look_at(
     for row in rows:
         picture = opened.image_folder(split) / row.image_id
         record = {"tokens": list(row.tokens), "head": list(row.head), "tail": list(row.tail)}
-        panels = [("the picture", looking.thumbnail(picture))]
+        panels = [("the picture", occlusion.thumbnail(picture))]
         for name, extract in list(extracts.items()):
             try:
                 post = parse_post(record | {"image": picture}, Path(), task)
-                panels += looking.look(name, extract, post).panels
+                panels += occlusion.look(name, extract, post).panels
             except InputError as error:
                 reasons.append(f"{name} is not shown ({error})")
                 del extracts[name]

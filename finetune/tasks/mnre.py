@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.tasks import metrics
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from pretrain.cli import InputError
 
@@ -61,13 +60,13 @@ class Mnre(Task):
         """`img_org/{split}`."""
         return self.folder / "img_org" / split
 
-    def community_crops(self, kind: str, split: str) -> tuple[side_inputs.SideInput, Path]:
+    def community_crops(self, kind: str, split: str) -> tuple[side_files.SideInput, Path]:
         """Grounded crops, keyed by row: they tell the label; detected ones, keyed by picture."""
         if kind == "vg":
-            path = side_inputs.find(self.folder, "txt/mre_{split}_dict.pth", split)
-            return side_inputs.read_crop_names(path), self.folder / "img_vg" / split / "crops"
-        path = side_inputs.find(self.folder / "img_detect" / split, "{split}_img2crop.pth", split)
-        return side_inputs.read_image_crops(path), self.folder
+            path = side_files.find(self.folder, "txt/mre_{split}_dict.pth", split)
+            return side_files.read_crop_names(path), self.folder / "img_vg" / split / "crops"
+        path = side_files.find(self.folder / "img_detect" / split, "{split}_img2crop.pth", split)
+        return side_files.read_image_crops(path), self.folder
 
     def read(self, split: str) -> list[RelationRow]:
         """All rows in file order; an entity name that differs from its span is counted aloud."""

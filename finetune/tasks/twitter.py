@@ -24,8 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from finetune.tasks import metrics
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from pretrain.cli import InputError
 
@@ -68,13 +67,13 @@ class Twitter(Task):
         beside = self.folder.parent / name
         return beside if beside.is_dir() else self.folder / name
 
-    def community_crops(self, kind: str, split: str) -> tuple[side_inputs.SideInput, Path]:
+    def community_crops(self, kind: str, split: str) -> tuple[side_files.SideInput, Path]:
         """HVPNeT's grounded crops, the same for every reader of a picture."""
         if kind != "vg":
             return super().community_crops(kind, split)
-        path = side_inputs.find(self.folder, f"{self.NAME}_{{split}}_dict.pth", split)
+        path = side_files.find(self.folder, f"{self.NAME}_{{split}}_dict.pth", split)
         folder = self.image_folder(split).parent / f"{self.NAME}_aux_images" / split / "crops"
-        return side_inputs.read_image_crops(path), folder
+        return side_files.read_image_crops(path), folder
 
     def read(self, split: str) -> list[NERRow]:
         """All tweets in file order."""

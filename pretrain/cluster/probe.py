@@ -1,7 +1,7 @@
 """What one machine says of itself, and whether two machines can talk: the doctor's instrument.
 
-`python -m pretrain.cluster.probe`, run on a machine over ssh, reads one order as a line of JSON and answers
-with one. The Python environment and this checkout are at the same path everywhere.
+`python -m pretrain.cluster.probe`, run on a machine over ssh, reads one order as a line of JSON and
+answers with one. The Python environment and this checkout are at the same path everywhere.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from pretrain.cluster.nodes import Host, on_host
 from shards.schema import OBJECTS, TEACHER, InputError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "numpy", "safetensors", "tokenizers")
 _SECONDS = 120
 

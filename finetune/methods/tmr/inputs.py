@@ -16,7 +16,7 @@ import numpy as np
 
 from finetune.inputs.batch import Pictures
 from finetune.inputs.pictures import blank_store, cut_name, open_images
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import Row
 from pretrain.cli import InputError
 
@@ -50,10 +50,10 @@ def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     method, options = wanted.method, wanted.options
     folder = generated_folder(wanted)
     names = as_stored(folder, [row.image_id for row in as_posted(loaded, wanted)])
-    boxes: list[Sequence[side_inputs.Box]] = [()] * len(loaded.rows)
+    boxes: list[Sequence[side_files.Box]] = [()] * len(loaded.rows)
     if method.settings.generated_boxes == "community" and method.settings.regions:
-        path = side_inputs.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
-        source = side_inputs.read_generated_boxes(path)
+        path = side_files.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
+        source = side_files.read_generated_boxes(path)
         boxes = [found[: method.settings.regions] for found in source.of(loaded.rows)]
         traces = {"generated regions: number": [len(found) for found in boxes]}
         loaded = loaded.with_source(source, **traces)
@@ -92,7 +92,7 @@ def generated_folder(wanted: Wanted) -> Path:
     root = wanted.task.folder / wanted.method.settings.generated
     if any(root.glob(THEIRS.format("*"))):
         return root
-    for name in side_inputs.SPLIT_NAMES[wanted.split]:
+    for name in side_files.SPLIT_NAMES[wanted.split]:
         if (root / name).is_dir() or wanted.options.images == "blank":
             return root / name
     raise InputError(
@@ -138,14 +138,14 @@ def add_phrases(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     return loaded.with_column("phrase_ids", [np.array(ids, dtype=np.int64) for ids in pieces])
 
 
-def read_phrases(wanted: Wanted) -> side_inputs.SideInput:
+def read_phrases(wanted: Wanted) -> side_files.SideInput:
     """TMR's file: of MNRE keyed by row, which leaks, of Twitter by picture, which does not."""
     folder, split = wanted.task.folder, wanted.split
     if wanted.task.info.kind == "relation":
-        path = side_inputs.find(folder, "txt/phrase_text_{split}.json", split)
-        return side_inputs.read_phrases(path)
+        path = side_files.find(folder, "txt/phrase_text_{split}.json", split)
+        return side_files.read_phrases(path)
     first, second = TWITTER_PHRASES
-    return side_inputs.read_image_phrases(side_inputs.find(folder, first, split, second))
+    return side_files.read_image_phrases(side_files.find(folder, first, split, second))
 
 
 def entity_phrase(row: Any) -> str:
@@ -176,8 +176,8 @@ def add_scores(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
             break
         for j, strength in enumerate(("weak", "strong")):
             first, *others = (pattern.replace("%s", strength) for pattern in patterns)
-            path = side_inputs.find(folder, first, wanted.split, *others)
-            source = side_inputs.read_scores(path)
+            path = side_files.find(folder, first, wanted.split, *others)
+            source = side_files.read_scores(path)
             scores[shown, k, j] = source.of(with_picture)
             loaded = loaded.with_source(source)
     replaced = [now.image_id != row.image_id for now, row in zip(loaded.rows, rows, strict=True)]

@@ -24,7 +24,7 @@ from finetune.methods.layers import entity_states
 from finetune.predict.finished_run import best_seed
 from finetune.run import checkpoint
 from finetune.run.evaluate import SPLITS, check_labels
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.metrics import entities
 from finetune.tasks.region_cache import Regions, read_regions
 from pretrain import distributed
@@ -119,7 +119,7 @@ def collect(
     loaded = load_split(task, split, tokenizer, method, options)
     found = {}
     if regions is not None:
-        found = read_regions(side_inputs.find(regions, "regions_od.jsonl", split)).values
+        found = read_regions(side_files.find(regions, "regions_od.jsonl", split)).values
     rows = drawn(loaded, relation, found if regions is not None else None, number, seed)
     method.to(distributed.device())
     parts = [

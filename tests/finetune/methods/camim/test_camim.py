@@ -32,12 +32,12 @@ from finetune.methods.camim.names import convert_state
 from finetune.methods.hvpnet.model import Hvpnet, HvpnetConfig
 from finetune.methods.tmr.fusion import Look, last_maps
 from finetune.methods.towers.resnet import load_resnet
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
 from pretrain.cli import InputError
 
-DATA = Path(os.environ.get("FUSION_MRE_DATA", Path(__file__).parents[3] / "shared/data")) / "mnre"
+DATA = Path(os.environ.get("FUSION_MRE_DATA", Path(__file__).parents[5] / "shared/data")) / "mnre"
 TINY = {"vision": "resnet10t", "vision_random": True, "vision_width": 4, "image_size": 64}
 METHODS = {"tmr": CamimTmr, "hvpnet": CamimHvpnet}
 
@@ -625,7 +625,7 @@ def test_published_captions(name, median, cut):
     tokenizer = BertTokenizerFast.from_pretrained(Path(found.origin).parent / "model")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    captions = side_inputs.read_captions(DATA / f"caption/{name}_val.txt").values
+    captions = side_files.read_captions(DATA / f"caption/{name}_val.txt").values
     assert len(captions) == 932
     pieces = tokenizer(list(captions.values()), verbose=False)["input_ids"]
     lengths = np.array(list(map(len, pieces)))

@@ -42,7 +42,7 @@ from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.checkpoint.hub import load_fusion
 from pretrain.cli import InputError
 
-GOLDEN = Path(__file__).parent / "golden/mkgformer.json"
+GOLDEN = Path(__file__).parents[2] / "golden/mkgformer.json"
 RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 TINY = {"vg_size": 32, "od_size": 16, "vision_patch": 8, "vision": "random"}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent / "example_method" / "late_fusion.py"
-README = Path(__file__).parents[2] / "README.md"
+EXAMPLE = Path(__file__).parents[1] / "example_method" / "late_fusion.py"
+README = Path(__file__).parents[3] / "README.md"
 
 
 @pytest.fixture

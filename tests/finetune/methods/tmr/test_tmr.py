@@ -24,14 +24,13 @@ from finetune.methods.tmr.inputs import entity_phrase, look_up
 from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.methods.tmr.names import convert_state
 from finetune.methods.towers.resnet import load_resnet
-from finetune.tasks import metrics
-from finetune.tasks import side_files as side_inputs
+from finetune.tasks import metrics, side_files
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from pretrain.cli import InputError
 
 TINY = {"vision": "resnet10t", "vision_random": True, "vision_width": 4, "image_size": 32}
-DATA = Path(os.environ.get("FUSION_MRE_DATA", Path(__file__).parents[3] / "shared/data")) / "mnre"
+DATA = Path(os.environ.get("FUSION_MRE_DATA", Path(__file__).parents[5] / "shared/data")) / "mnre"
 
 
 # --- the authors' numbers -------------------------------------------------------------------------
@@ -170,7 +169,7 @@ def test_phrases(tokenizer):
 def test_published_scores():
     """tmr.md §1.1: strong + weak = 1 on every line; weak is most of it."""
     weak, strong = (
-        side_inputs.read_scores(DATA / f"txt/val_weight_{name}.txt").values
+        side_files.read_scores(DATA / f"txt/val_weight_{name}.txt").values
         for name in ("weak", "strong")
     )
     np.testing.assert_allclose([weak[name] + strong[name] for name in weak], 1, atol=1e-4)
@@ -185,7 +184,7 @@ def test_published_phrases():
     if found is None:
         pytest.skip("no BERT vocabulary at hand")
     vocabulary = BertTokenizerFast.from_pretrained(Path(found.origin).parent / "model")
-    phrases = side_inputs.read_phrases(DATA / "txt/phrase_text_val.json").values
+    phrases = side_files.read_phrases(DATA / "txt/phrase_text_val.json").values
     ids = look_up(list(phrases.values()), vocabulary)
     unknown = ids == vocabulary.unk_token_id
     assert len(ids) == 1624

@@ -35,7 +35,7 @@ from finetune.tasks.twitter import bio_labels
 from pretrain.checkpoint.hub import load_text_tower
 from pretrain.cli import InputError
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 ENTITIES = TaskInfo("twitter2017", "entities", bio_labels())
 TINY = {
@@ -684,7 +684,7 @@ def test_bad_settings():
         load_resnet("vgg11", random_weights=True)
 
 
-CONFIGS = Path(__file__).parents[2] / "finetune/configs"
+CONFIGS = Path(__file__).parents[4] / "finetune/configs"
 
 
 def test_configs():

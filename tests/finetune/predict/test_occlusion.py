@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.predict import occlusion as looking
+from finetune.predict import occlusion
 from finetune.tasks.posts import Post
 from pretrain.cli import InputError
 
@@ -38,12 +38,12 @@ def post(tmp_path):
 
 
 def test_each_cell_is_worth_the_red_it_covers(post):
-    worth = looking.occlusion(SimpleNamespace(run=Eyes()), post, "red")
+    worth = occlusion.occlusion(SimpleNamespace(run=Eyes()), post, "red")
     red = np.zeros((SIZE[1], SIZE[0]))
     red[: SIZE[1] // 2, 10 : SIZE[0] // 2] = 1
     expected = red.reshape(7, 8, 7, 10).sum((1, 3)) / (SIZE[0] // 2 * SIZE[1] // 2)
     np.testing.assert_allclose(worth, expected, atol=1e-12)
-    best = looking.strongest(worth)
+    best = occlusion.strongest(worth)
     assert (best["row"], best["column"]) == (0, 1)
     assert best["loss"] == pytest.approx(expected.max())
 
@@ -53,7 +53,7 @@ def test_cells_tile_any_picture():
         seen = np.zeros(size[::-1], int)
         for row in range(7):
             for column in range(7):
-                left, top, right, bottom = looking.cell(size, 7, row, column)
+                left, top, right, bottom = occlusion.cell(size, 7, row, column)
                 seen[top:bottom, left:right] += 1
         assert (seen == 1).all()
 
@@ -62,17 +62,17 @@ def test_overlay_is_bright_where_it_counts_and_leaves_the_rest():
     worth = np.full((7, 7), -0.5)
     worth[1, 5] = 0.8
     picture = Image.new("RGB", (140, 70), (10, 20, 30))
-    shown = np.asarray(looking.overlay(picture, worth)).astype(int)
+    shown = np.asarray(occlusion.overlay(picture, worth)).astype(int)
     assert shown.shape == (240, 480, 3)
     assert (shown[200, 50] == (10, 20, 30)).all()
     changed = np.abs(shown - (10, 20, 30)).sum(-1)
     y, x = np.unravel_index(changed.argmax(), changed.shape)
     assert 240 / 7 <= y < 480 / 7 and 5 * 480 / 7 <= x < 6 * 480 / 7
-    assert (np.asarray(looking.overlay(picture, worth * 0)) == (10, 20, 30)).all()
+    assert (np.asarray(occlusion.overlay(picture, worth * 0)) == (10, 20, 30)).all()
 
 
 def test_what_cannot_be_looked_into(post):
     without = Post(post.text, post.tokens, (), post.head, post.tail, None)
     with pytest.raises(InputError, match="beside a picture"):
-        looking.occlusion(SimpleNamespace(run=Eyes()), without, "red")
+        occlusion.occlusion(SimpleNamespace(run=Eyes()), without, "red")
     assert isinstance(post.image, Path)

@@ -19,7 +19,7 @@ from finetune.run.evaluate import seed_directories
 from finetune.tasks.mnre import Mnre
 from pretrain import convert
 
-GOLDEN = Path(__file__).parents[2].parent / "shared/golden"
+GOLDEN = Path(__file__).parents[3].parent / "shared/golden"
 
 
 @pytest.fixture(scope="module")
