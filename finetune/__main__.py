@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain.cli import InputError, exit_on_input_error, parse_config
+from pretrain.cli import exit_on_input_error, parse_config
+from shards.files import InputError
 
 USAGE = """usage: python -m finetune COMMAND …
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 from finetune import registry
 from finetune.protocols import PROTOCOLS
-from pretrain.cli import InputError, parse_config
+from pretrain.cli import parse_config
+from shards.files import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Any
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 METHODS = {
     "mtb": "finetune.methods.mtb:MTB",

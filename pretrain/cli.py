@@ -10,20 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from shards.command import CommandParser
-from shards.schema import InputError, atomic_path, write_json
-
-# Four names are the shards' own, passed on: fine-tuning does not import shards.schema.
-__all__ = [
-    "CommandParser",
-    "CommonError",
-    "InputError",
-    "atomic_path",
-    "dump_config",
-    "exit_on_input_error",
-    "parse_config",
-    "write_json",
-]
+from shards.files import InputError
 
 Config = TypeVar("Config")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)

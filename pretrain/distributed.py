@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.cli import CommonError, InputError
+from pretrain.cli import CommonError
+from shards.files import InputError
 
 T = TypeVar("T")
 

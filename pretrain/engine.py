@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.tuning import read_tuning, zero_stage
-from shards.schema import InputError
+from shards.files import InputError
 
 Write = Callable[[Any, Any], None]
 """`torch.save`, or what takes its place: (state_dict, path)."""

@@ -24,9 +24,10 @@ from pretrain.prompter.bank import (
 )
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
+from shards.files import InputError, atomic_path, write_json
 from shards.nouns import read_vocabulary
 from shards.relations import relation_labels
-from shards.schema import COLUMN_NAME, OBJECTS, TEACHER, InputError, atomic_path, write_json
+from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import ShardReader
 
 # What a resumed run may change without changing what is computed.

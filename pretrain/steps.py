@@ -24,8 +24,8 @@ from pretrain.prepare import object_classes
 from pretrain.prompter.online import OnlineTeacher
 from pretrain.tracking import Reporter
 from pretrain.validate import Validator
+from shards.files import InputError
 from shards.relations import relation_labels
-from shards.schema import InputError
 
 PANEL_PAIRS = 8
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pretrain.flops import peak_flops
-from shards.schema import atomic_path
+from shards.files import atomic_path
 
 
 class MetricsLog:

@@ -5,7 +5,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from shards.schema import InputError
+from shards.files import InputError
 
 _OURS = (
     "train_batch_size",

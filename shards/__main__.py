@@ -10,8 +10,9 @@ from pathlib import Path
 
 from shards import captions, corpora, newsclippings, nouns, objects, verify, write
 from shards.command import CommandParser
+from shards.files import InputError, parse_object
 from shards.sample import write as sample
-from shards.schema import REJECTS_NAME, InputError, ShardIndex, parse_object
+from shards.schema import REJECTS_NAME, ShardIndex
 
 EXAMPLE = """example:
   python -m shards sample raw

@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from shards.files import InputError, atomic_path, parse_object, write_json
 from shards.images import RejectedImage, stored_image
-from shards.schema import InputError, atomic_path, parse_object, write_json
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_SIDE = 512  # captioners scale their input down themselves

@@ -11,17 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shards.schema import (
-    COLUMN_NAME,
-    ColumnIndex,
-    ColumnShard,
-    atomic_path,
-    file_sha256,
-    parse_column,
-    read_index,
-    sweep,
-    write_json,
-)
+from shards.files import atomic_path, file_sha256, sweep, write_json
+from shards.schema import COLUMN_NAME, ColumnIndex, ColumnShard, parse_column, read_index
 
 
 def write_column(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.schema import InputError
+from shards.files import InputError
 
 
 class Record(NamedTuple):

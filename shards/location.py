@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from shards.schema import InputError, atomic_path
+from shards.files import InputError, atomic_path
 
 # `pipe:` and chained URLs would run commands or unpack archives that a manifest names.
 PROTOCOLS = ("file", "memory", "http", "https", "s3", "gs", "gcs", "az", "abfs", "hf")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shards.corpora import Corpus, ImageFolder, Record, Reject, is_text
-from shards.schema import InputError, is_number
+from shards.files import InputError, is_number
 
 SUBSETS = (
     "merged_balanced",

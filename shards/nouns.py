@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shards.schema import InputError, ShardIndex, atomic_path
+from shards.files import InputError, atomic_path
+from shards.schema import ShardIndex
 from shards.stream import ShardReader
 
 MIN_LETTERS = 3

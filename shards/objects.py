@@ -16,14 +16,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from shards.columns import write_column
-from shards.schema import (
-    OBJECTS,
-    DetectedObject,
-    InputError,
-    file_sha256,
-    is_number,
-    parse_object,
-)
+from shards.files import InputError, file_sha256, is_number, parse_object
+from shards.schema import OBJECTS, DetectedObject
 from shards.shard import Sample
 from shards.stream import ShardReader
 from shards.yolo import YoloDetector

@@ -18,8 +18,8 @@ import os
 import re
 from pathlib import Path
 
+from shards.files import InputError, atomic_path
 from shards.nouns import read_vocabulary
-from shards.schema import InputError, atomic_path
 
 SHIPPED = Path(__file__).with_name("relations.tsv")
 LABEL = re.compile(

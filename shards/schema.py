@@ -14,17 +14,14 @@ A shard directory holds one split::
 Whatever reads or writes these files takes names and shapes from here.
 """
 
-import hashlib
 import json
-import math
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from shards.files import InputError, is_number, parse_object
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -35,18 +32,9 @@ TEACHER = "teacher"
 TEACHER_TENSORS = ("image_feat", "object_feat", "has_object")
 COLUMN_COMMANDS = {OBJECTS: "python -m shards detect", TEACHER: "python -m pretrain.label"}
 COLUMN_SUFFIXES = {OBJECTS: ".jsonl", TEACHER: ".safetensors"}
-LEFTOVERS = ".*.tmp"
-"""Files that `atomic_path` leaves behind when its process is killed."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-\d{6}\.tar")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class InputError(ValueError):
-    """Input or usage that a person must correct: shown as one line, exit status 2, no traceback.
-
-    The message names the file and the row or key, what is wrong, and what to do.
-    """
 
 
 @dataclass(frozen=True)
@@ -241,22 +229,6 @@ def parse_column(content: bytes, name: str) -> ColumnIndex:
         ) from error
 
 
-def parse_object(content: bytes | str, name: str) -> dict[str, Any]:
-    """A JSON object, or an `InputError` that says where it is not one."""
-    try:
-        fields = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: not valid JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{name}: not a JSON object")
-    return fields
-
-
-def is_number(value: Any) -> bool:
-    """A finite JSON number; `true` and `false` are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def read_index(directory: str | os.PathLike[str]) -> ShardIndex:
     """The index of a local shard directory.
 
@@ -298,42 +270,3 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
     if totals != (fields.get("samples"), fields.get("matched"), index.rows):
         raise InputError(f"{name}: totals disagree with the shard list; build the shards again")
     return index
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it on success and vanishes on failure."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON atomically."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8")
-
-
-def sweep(*directories: Path) -> None:
-    """Remove the temporary files of processes that were killed."""
-    for directory in directories:
-        for path in directory.glob(LEFTOVERS):
-            path.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str | None:
-    """Checksum of a file; None if there is none."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None

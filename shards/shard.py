@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.files import InputError, parse_object
 from shards.location import Location, mend
 from shards.schema import (
     OBJECTS,
@@ -16,10 +17,8 @@ from shards.schema import (
     TEACHER_TENSORS,
     ColumnIndex,
     DetectedObject,
-    InputError,
     PairMeta,
     ShardInfo,
-    parse_object,
 )
 
 BLOCK = 512  # bytes, of a tar

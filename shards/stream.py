@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from shards.files import InputError
 from shards.location import open_location
 from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
     INDEX_NAME,
     ColumnIndex,
-    InputError,
     parse_column,
     parse_index,
 )

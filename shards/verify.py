@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from shards.files import InputError, file_sha256, parse_object
 from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
@@ -18,11 +19,8 @@ from shards.schema import (
     REJECTS_NAME,
     TEACHER,
     TEACHER_TENSORS,
-    InputError,
     ShardInfo,
-    file_sha256,
     parse_column,
-    parse_object,
     read_index,
 )
 from shards.shard import open_teacher, read_objects

@@ -33,21 +33,16 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.corpora import Corpus, Record, Reject
+from shards.files import InputError, atomic_path, file_sha256, parse_object, sweep, write_json
 from shards.images import RejectedImage, stored_image
 from shards.schema import (
     INDEX_NAME,
     KEY_PATTERN,
     REJECTS_NAME,
-    InputError,
     PairMeta,
     ShardIndex,
     ShardInfo,
-    atomic_path,
-    file_sha256,
-    parse_object,
     read_index,
-    sweep,
-    write_json,
 )
 
 STATE = ".build"
@@ -308,4 +303,5 @@ def _finish(
             line = {"row": row, "where": where(row), "reason": reason}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_json(directory / INDEX_NAME, index.to_dict())
-    sweep(directory, directory / STATE)
+    sweep(directory)
+    sweep(directory / STATE)

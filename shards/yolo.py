@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.schema import DetectedObject, InputError
+from shards.files import InputError
+from shards.schema import DetectedObject
 
 
 class YoloDetector:

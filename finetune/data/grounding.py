@@ -16,7 +16,7 @@ from PIL import Image
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region
 from pretrain.checkpoint.hub import resolve
-from pretrain.cli import InputError
+from shards.files import InputError
 from shards.objects import clip
 
 Tagger = Callable[[Sequence[str]], list[str]]

@@ -25,7 +25,8 @@ from finetune.data.overlap import overlap
 from finetune.tasks.base import Task
 from finetune.tasks.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.reading import parse_record, read_lines
-from pretrain.cli import CommandParser, InputError, atomic_path
+from shards.command import CommandParser
+from shards.files import InputError, atomic_path
 
 SPLITS = ("train", "val", "test")
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from finetune.data.resumable import log_path
 from finetune.tasks.region_cache import Regions, regions_from_json, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 def pictures(folder: Path, names: Iterable[str | None], max_missing: int) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from finetune.inputs.view import Change
 from finetune.tasks.base import Row
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Region, Regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 def align_noise(

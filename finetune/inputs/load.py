@@ -27,7 +27,7 @@ from finetune.tasks import side_files
 from finetune.tasks.base import Task
 from finetune.tasks.leakage import audit_features
 from pretrain import distributed
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pretrain import distributed
-from pretrain.cli import InputError
+from shards.files import InputError
 
 FORMAT_VERSION = 2
 SEPARATOR = "\t"

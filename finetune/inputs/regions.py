@@ -18,7 +18,7 @@ from finetune.inputs.view import View, merged
 from finetune.tasks import side_files
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region, Regions, read_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune.tasks import side_files
-from pretrain.cli import InputError
+from shards.files import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
     from finetune.inputs.split import LoadedSplit, Wanted

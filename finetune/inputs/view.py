@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from finetune.tasks.base import Row
 from finetune.tasks.reading import is_row, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
-from pretrain.cli import InputError, atomic_path
+from shards.files import InputError, atomic_path
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 KEYS = {"row", "drop", "img_id", "vg", "od", "no_image"}

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 from tqdm import tqdm
 
 from finetune.tasks.posts import parse_line
-from pretrain.cli import InputError, write_json
+from shards.files import InputError, write_json
 
 LOG = logging.getLogger(__name__)
 LONGEST_LINE = 1_000_000

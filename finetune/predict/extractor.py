@@ -24,7 +24,7 @@ from finetune.predict.finished_run import Bad, Run
 from finetune.predict.live_inputs import LiveInputs
 from finetune.tasks.metrics import NO_RELATION, entities
 from finetune.tasks.posts import Post, Span, parse_post
-from pretrain.cli import InputError
+from shards.files import InputError
 
 CHUNK = 256
 """Posts whose pictures are decoded at a time: what memory and temporary disk hold."""

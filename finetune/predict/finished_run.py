@@ -27,7 +27,7 @@ from finetune.tasks.posts import Post, Span
 from finetune.tasks.twitter import NERRow
 from pretrain import distributed
 from pretrain.checkpoint.hub import resolve
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 2048

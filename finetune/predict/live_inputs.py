@@ -26,8 +26,8 @@ from finetune.tasks.base import Row, Task
 from finetune.tasks.posts import Post
 from finetune.tasks.region_cache import Regions, write_regions
 from pretrain import distributed
-from pretrain.cli import InputError
 from shards.captions import Captioner
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 LONGEST_CAPTION = 60

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from finetune.predict.extractor import Extractor
 from finetune.predict.finished_run import Bad
 from finetune.tasks.posts import Post
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Panel = tuple[str, Image.Image]
 """Lines above a picture, and the picture."""

@@ -19,7 +19,7 @@ from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import live_inputs, reads_captions
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.posts import parse_post
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LONGEST = 2_000
 """Characters of a post."""

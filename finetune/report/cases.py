@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune import registry
 from finetune.protocols import seed_files
-from pretrain.cli import InputError
+from shards.files import InputError
 
 MOST = 8
 

@@ -14,8 +14,9 @@ from finetune.report import pages, sections, tables
 from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.report.tables import Results
-from pretrain.cli import CommandParser, InputError, write_json
 from pretrain.tracking import read_metrics
+from shards.command import CommandParser
+from shards.files import InputError, write_json
 
 LOG = logging.getLogger(__name__)
 

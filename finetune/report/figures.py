@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.cli import atomic_path
+from shards.files import atomic_path
 
 LINES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442")
 """Okabe and Ito's colours, told apart with any colour vision."""

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from finetune.report import figures, frequency, galleries, series, tables
-from pretrain.cli import CommandParser, InputError, atomic_path
+from shards.command import CommandParser
+from shards.files import InputError, atomic_path
 
 # ---- states --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from finetune.report import figures
 from finetune.report.figures import LINES, MARKS, PAPER, PLAIN, SMALL
 from finetune.report.tables import Answers, mean, relation_f1
 from finetune.tasks import metrics
-from pretrain.cli import InputError
+from shards.files import InputError
 
 EDGES = (0, 20, 100, 200, 500, 1000)
 """Of the paper; they leave out what train has more often: None."""

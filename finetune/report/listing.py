@@ -9,7 +9,8 @@ from finetune import registry
 from finetune.data.views import TOOLS
 from finetune.protocols import PROTOCOLS
 from finetune.report.study import STUDIES
-from pretrain.cli import CommandParser, InputError
+from shards.command import CommandParser
+from shards.files import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

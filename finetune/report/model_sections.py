@@ -19,7 +19,7 @@ from finetune.report.sections import Report
 from finetune.tasks.base import Task
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.posts import parse_post
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretrain.cli import atomic_path
+from shards.files import atomic_path
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }

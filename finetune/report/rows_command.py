@@ -12,7 +12,8 @@ from typing import Any
 
 from finetune import registry
 from finetune.protocols import seed_files
-from pretrain.cli import CommandParser, InputError, atomic_path
+from shards.command import CommandParser
+from shards.files import InputError, atomic_path
 
 # ---- tweets --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune.report.lines import Line, identity, lines, percent, shares_of_train
 from finetune.report.tables import Results
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Series = Mapping[str, Any]
 NUMBERS = {"none": 0.0, "clean": 0.0, "all": 100.0}

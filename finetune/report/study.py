@@ -34,7 +34,8 @@ from typing import Any
 import yaml
 
 from finetune.report.study_tables import write_report
-from pretrain.cli import CommandParser, InputError
+from shards.command import CommandParser
+from shards.files import InputError
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
 OWN_KEYS = {"settings", "runs", "tables", "small"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.report import pages
-from pretrain.cli import write_json
+from shards.files import write_json
 
 
 def figure(result: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from finetune.protocols import METRICS, seed_files
 from finetune.report import pages, published
 from finetune.report.lines import best_f1, percent, shares_of_train, start_of
 from finetune.tasks import metrics
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Results = Mapping[str, Mapping[str, Any]]
 """Run name -> content of its `result.json`."""

@@ -13,9 +13,9 @@ from finetune.methods.base import Method, Source
 from finetune.run.evaluate import pick_precision
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.cli import InputError
 from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
 from pretrain.optim import BertAdam, adamw, linear_schedule
+from shards.files import InputError
 
 OPTIMIZERS = {"adamw": adamw, "bertadam": BertAdam}
 """Names on the command line -> what makes one of parameter groups."""

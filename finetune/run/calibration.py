@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.cli import InputError, write_json
+from shards.files import InputError, write_json
 
 FILE = "calibration.json"
 SMALLEST = 5e-6

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from finetune.methods.crf import LinearChainCRF
 from finetune.run.calibration import COOLEST, FILE, HOTTEST
 from pretrain import distributed
-from pretrain.cli import InputError, write_json
+from shards.files import InputError, write_json
 
 Asked = tuple[Tensor, Tensor, Tensor]
 """Emissions, tags and mask of a batch, as `LinearChainCRF.log_likelihood` takes them."""

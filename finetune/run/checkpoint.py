@@ -19,8 +19,8 @@ from finetune import registry
 from finetune.methods.base import Method, Source
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_strictly, save_directory, save_model_directory
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder
+from shards.files import InputError
 
 FORMAT_VERSION = 1
 

@@ -19,8 +19,8 @@ from finetune.run import checkpoint
 from finetune.tasks.base import Task
 from finetune.tasks.metrics import entities
 from pretrain import distributed
-from pretrain.cli import InputError, atomic_path, write_json
 from pretrain.engine import autocast
+from shards.files import InputError, atomic_path, write_json
 
 SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test"}
 """Names on the command line -> names of splits."""

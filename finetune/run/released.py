@@ -31,7 +31,7 @@ from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.hub import load_strictly, resolve
 from pretrain.checkpoint.strict import check_values
 from pretrain.checkpoint.untrusted import load_pickle
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Rename = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.config import TrainConfig
 from pretrain import distributed
-from pretrain.cli import InputError, write_json
+from shards.files import InputError, write_json
 
 LOG = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from finetune.run.evaluate import predict
 from finetune.run.model_card import model_card
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.cli import InputError, write_json
 from pretrain.tracking import MetricsLog
+from shards.files import InputError, write_json
 
 READ_LOSS_EVERY = 20
 """Batches between looks at the loss: each look waits for the device."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 if TYPE_CHECKING:
     from finetune.tasks.side_files import SideInput

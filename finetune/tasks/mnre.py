@@ -16,7 +16,7 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, Task, TaskInfo
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 

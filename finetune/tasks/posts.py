@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Span = tuple[int, int]
 """[start, end)"""

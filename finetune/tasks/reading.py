@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 AnyKey = TypeVar("AnyKey")
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from finetune.tasks.reading import is_row, not_empty, with_header
 from finetune.tasks.side_files import Box, Key, SideInput
-from pretrain.cli import InputError, atomic_path
+from shards.files import InputError, atomic_path
 
 
 @dataclass(frozen=True)

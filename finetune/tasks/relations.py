@@ -18,7 +18,7 @@ from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow, Span
 from finetune.tasks.reading import parse_record, read_lines
 from finetune.tasks.side_files import SPLIT_NAMES
-from pretrain.cli import InputError
+from shards.files import InputError
 
 KEYS = {"tokens", "head", "tail", "image", "relation"}
 

@@ -42,7 +42,7 @@ from finetune.tasks.reading import (
     read_text,
     with_header,
 )
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Key = int | str
 Box = tuple[float, float, float, float]

@@ -26,7 +26,7 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, Task, TaskInfo
-from pretrain.cli import InputError
+from shards.files import InputError
 
 TYPES = ("MISC", "PER", "ORG", "LOC")
 SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val", "dev"), "test": ("test",)}

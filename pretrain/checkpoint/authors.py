@@ -16,7 +16,7 @@ from torch import Tensor
 from pretrain.checkpoint.tables import HEADS, promu_table, to_ours, to_theirs
 from pretrain.model.fusion_encoder import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
-from shards.schema import InputError
+from shards.files import InputError
 
 Part = Literal["student", "prompter", "prompter_image", "prompter_obj"]
 # What their module holds and no forward pass of ours reads.

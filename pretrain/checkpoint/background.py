@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain import distributed
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 class BackgroundWriter:

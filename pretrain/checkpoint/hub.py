@@ -34,7 +34,7 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
-from shards.schema import InputError, write_json
+from shards.files import InputError, write_json
 
 Source = str | os.PathLike[str]
 __all__ = [  # besides what is defined here

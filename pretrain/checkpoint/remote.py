@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path, PurePosixPath
 
-from shards.schema import InputError
+from shards.files import InputError
 
 # Written last: a directory without it is not a model directory, so half an upload is not one.
 _LAST = "config.json"

@@ -12,7 +12,7 @@ from pretrain.checkpoint.card import checkpoint_card
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
-from shards.schema import InputError
+from shards.files import InputError
 
 
 def detect(source: Path, name: str) -> str:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.fusion_encoder import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
-from shards.schema import InputError
+from shards.files import InputError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from shards.schema import InputError
+from shards.files import InputError
 
 Table = dict[str, tuple[str, ...]]
 """Our name -> the names of theirs whose rows, stacked, it is."""

@@ -16,7 +16,7 @@ from pretrain.checkpoint.authors import Imported, cut_after
 from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, check_fits, load_strictly
 from pretrain.checkpoint.tables import bert_table, to_ours
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from shards.schema import InputError, write_json
+from shards.files import InputError, write_json
 
 
 def read_vit(source: str) -> VisionTransformer:

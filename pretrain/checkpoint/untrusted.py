@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.schema import InputError
+from shards.files import InputError
 
 Allowed = tuple[type, str]
 """What stands in for a class of that full name; the class itself is never imported."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.untrusted import load_pickle
-from shards.schema import InputError
+from shards.files import InputError
 
 
 class _Inert:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pretrain.cli import CommandParser, exit_on_input_error, parse_config
+from pretrain.cli import exit_on_input_error, parse_config
 from pretrain.cluster.nodes import (
     DEEPSPEED_ENV,
     LOCAL,
@@ -25,7 +25,9 @@ from pretrain.cluster.nodes import (
     write_deepspeed_env,
 )
 from pretrain.cluster.probe import ROOT, ask, talk
-from shards.schema import TEACHER, InputError
+from shards.command import CommandParser
+from shards.files import InputError
+from shards.schema import TEACHER
 
 SHARED_MEMORY = 2**30
 """Bytes of /dev/shm: loader workers hand batches over in it; containers often have 64 MiB."""

@@ -16,7 +16,8 @@ import time
 from types import TracebackType
 
 from pretrain import distributed
-from pretrain.cli import CommonError, InputError
+from pretrain.cli import CommonError
+from shards.files import InputError
 
 _FAREWELL = "done"
 _SILENT = "ended without a word: killed, out of memory, or its host is lost"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.cli import exit_on_input_error
-from shards.schema import InputError, atomic_path
+from shards.files import InputError, atomic_path
 
 DEEPSPEED_ENV = ".deepspeed_env"
 LOCAL = "localhost"

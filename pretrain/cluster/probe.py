@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from pretrain.cluster.nodes import Host, on_host
-from shards.schema import OBJECTS, TEACHER, InputError
+from shards.files import InputError
+from shards.schema import OBJECTS, TEACHER
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "timm", "numpy", "safetensors", "tokenizers")

@@ -18,7 +18,8 @@ from pretrain.config import DataConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.data.jpeg import decode_rows, reduction_for
 from pretrain.model.patches import patch_coverage, view_box
-from shards.schema import OBJECTS, TEACHER, InputError
+from shards.files import InputError
+from shards.schema import OBJECTS, TEACHER
 from shards.stream import RankBatches, Sample, ShardReader
 
 PAD_TO = 8  # word pieces; tensor cores want lengths that are multiples of it

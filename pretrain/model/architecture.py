@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 from transformers import BertConfig
 
 from pretrain.model import attention
-from shards.schema import is_number
+from shards.files import is_number
 
 CONFIG_VERSION = 1
 MODEL_TYPE = "fusion-mre"

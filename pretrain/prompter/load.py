@@ -10,7 +10,7 @@ from pretrain.checkpoint.card import table
 from pretrain.checkpoint.strict import read_config, read_transformers
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.clip import ClipEncoder
-from shards.schema import InputError, parse_object, write_json
+from shards.files import InputError, parse_object, write_json
 
 _PREPROCESSOR = "preprocessor_config.json"
 

@@ -16,12 +16,12 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shards.files import InputError, write_json
 from shards.sample.mnre import write_mnre
 from shards.sample.news import write_news
 from shards.sample.pictures import PEOPLE
 from shards.sample.twitter import write_twitter
 from shards.sample.world import CUE_NOUNS, CUES, NEUTRAL, TYPE_NOUNS, write_lines
-from shards.schema import InputError, write_json
 
 PROVENANCE = "sample.json"
 FORMAT = 2

@@ -9,7 +9,7 @@ from finetune import registry
 from finetune.config import parse_train
 from finetune.protocols import Protocol, aggregate, fraction_rows
 from finetune.run.sweep import points, sweep
-from pretrain.cli import InputError
+from shards.files import InputError
 
 COMMON = ["--task", "mnre", "--method", "promu", "--data", "d", "--out", "runs/x"]
 FOLDERS = Path(registry.__file__).parent / "configs"

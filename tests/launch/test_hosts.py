@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.cluster.nodes import Host, deepspeed_env, forwarded, on_host, read_hostfile
-from shards.schema import InputError
+from shards.files import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from pretrain.cluster.agent import Agent
 from pretrain.cluster.nodes import Host
 from pretrain.config import BatchConfig
 from pretrain.supervise import reachable, usable
-from shards.schema import InputError
+from shards.files import InputError
 
 
 def hosts_of(*slots: int) -> list[Host]:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pretrain.cli import InputError, parse_config
+from pretrain.cli import parse_config
 from pretrain.config import PretrainConfig
+from shards.files import InputError
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from transformers import (
 
 from pretrain import convert
 from pretrain.checkpoint import authors, hub, tables
-from pretrain.cli import InputError, write_json
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.load import load_prompter
+from shards.files import InputError, write_json
 
 WIDTH, HEADS, LAYERS, WORDS, SIDE = 128, 2, 4, 90, 32
 """A BERT and a ViT with heads of 64, as every published one has."""

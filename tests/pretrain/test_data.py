@@ -18,7 +18,8 @@ from pretrain.data import pairs as data
 from pretrain.data.batch import PretrainBatch
 from pretrain.data.pairs import PairDataset, cropped, open_reader, train_batches
 from pretrain.data.tokenizer import learn_tokenizer
-from shards.schema import DetectedObject, InputError, PairMeta
+from shards.files import InputError
+from shards.schema import DetectedObject, PairMeta
 from shards.shard import scan_shard
 from shards.stream import CanonicalOrder, RankBatches, Sample
 

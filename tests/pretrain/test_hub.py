@@ -15,8 +15,8 @@ from transformers import BertTokenizerFast
 
 from pretrain.checkpoint import hub, remote
 from pretrain.checkpoint.card import checkpoint_card, pretraining_card
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from shards.files import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = FusionEncoderConfig(
@@ -61,7 +61,7 @@ FusionEncoder.from_pretrained("me/fusion", local_files_only=True)
 print("from the cache")
 """
 OFFLINE = """
-from pretrain.cli import InputError
+from shards.files import InputError
 from pretrain.model.fusion_encoder import FusionEncoder
 FusionEncoder.from_pretrained("me/fusion")
 print("from the cache")

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pretrain.checkpoint import hub
-from pretrain.cli import InputError
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
+from shards.files import InputError
 
 
 def architecture(**changes) -> FusionEncoderConfig:

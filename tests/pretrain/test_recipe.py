@@ -21,10 +21,10 @@ from pretrain.prepare import _told_apart
 from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank
 from pretrain.prompter.load import Prompter
 from pretrain.prompter.online import OnlineTeacher, erased, object_crops
+from shards.files import InputError
 from shards.relations import relation_labels
 from shards.sample.world import CUES
 from shards.sample.write import write_sample
-from shards.schema import InputError
 
 CONFIG = FusionEncoderConfig(
     vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=24, text_layers=3,

@@ -18,7 +18,7 @@ from torch import nn
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.engine import SingleEngine
 from pretrain.optim import adamw, linear_schedule
-from shards.schema import InputError
+from shards.files import InputError
 
 
 def engine(width: int = 4) -> SingleEngine:

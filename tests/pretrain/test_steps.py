@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.steps import Feed
-from shards.schema import InputError
+from shards.files import InputError
 
 
 class Broken(Dataset):

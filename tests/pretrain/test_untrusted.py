@@ -17,8 +17,8 @@ from transformers import BertTokenizerFast
 from pretrain import convert
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.untrusted import load_pickle
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from shards.files import InputError
 
 TINY = FusionEncoderConfig(
     vocab_size=12, hidden_size=8, num_attention_heads=2, intermediate_size=16, text_layers=1,

@@ -13,10 +13,10 @@ from ranks import free_port, start_engines
 
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_moments, read_zero, take
-from pretrain.cli import InputError
 from pretrain.data.batch import PretrainBatch
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
+from shards.files import InputError
 
 STAGES = (0, 1, 2, 3)
 MOVES = [(2, 1), (1, 2), (2, 0), (0, 2), (3, 0), (0, 3), (3, 1), (1, 3), (3, 3)]

@@ -13,7 +13,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 FINETUNE_MAY = (
     *("pretrain.model", "pretrain.checkpoint", "pretrain.cli", "pretrain.engine"),
     *("pretrain.optim", "pretrain.distributed", "pretrain.tracking"),
-    *("shards.objects", "shards.captions"),
+    *("shards.files", "shards.command", "shards.images", "shards.objects", "shards.captions"),
 )
 METHOD_FILES = {place.partition(":")[0] for place in registry.METHODS.values()}
 

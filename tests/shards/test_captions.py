@@ -8,7 +8,7 @@ import pytest
 from shards import captions
 from shards.__main__ import main
 from shards.captions import read_captions, write_captions
-from shards.schema import InputError
+from shards.files import InputError
 
 
 @pytest.fixture

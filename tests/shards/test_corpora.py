@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from shards.corpora import captions
+from shards.files import InputError
 from shards.newsclippings import iterate_json_array, newsclippings
-from shards.schema import InputError
 
 
 def read(root, *subsets):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from shards.__main__ import main
 from shards.corpora import captions
+from shards.files import InputError
 from shards.newsclippings import newsclippings
-from shards.schema import InputError
 from shards.stream import ShardReader
 from shards.verify import check
 from shards.write import build

@@ -8,8 +8,8 @@ from spacy.language import Language
 
 from shards import nouns
 from shards.__main__ import main
+from shards.files import InputError
 from shards.nouns import lexicon_tagger, read_vocabulary, spacy_tagger, write_vocabulary
-from shards.schema import InputError
 
 
 def test_lexicon_finds_nouns():

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main
+from shards.files import InputError
 from shards.objects import clip, select
-from shards.schema import DetectedObject, InputError
+from shards.schema import DetectedObject
 from shards.stream import ShardReader
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from shards.files import InputError
 from shards.relations import SHIPPED, choose, relation_labels
-from shards.schema import InputError
 
 
 def test_the_shipped_list():

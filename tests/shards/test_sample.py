@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from shards.__main__ import main
+from shards.files import InputError
 from shards.sample.write import write_sample
-from shards.schema import InputError
 
 SIZE = 48
 PAIRS, ROWS = 400, (600, 40, 300)

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from shards import location
 from shards.columns import write_column
-from shards.schema import InputError
+from shards.files import InputError
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)

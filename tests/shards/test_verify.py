@@ -14,7 +14,8 @@ from safetensors.numpy import save
 
 from shards.__main__ import main
 from shards.columns import write_column
-from shards.schema import TEACHER_TENSORS, InputError, file_sha256
+from shards.files import InputError, file_sha256
+from shards.schema import TEACHER_TENSORS
 from shards.verify import check
 
 ROOT = Path(__file__).resolve().parents[2]

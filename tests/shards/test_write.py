@@ -19,8 +19,9 @@ import webdataset
 from shards import write
 from shards.columns import write_column
 from shards.corpora import captions
+from shards.files import InputError
 from shards.newsclippings import newsclippings
-from shards.schema import InputError, read_index
+from shards.schema import read_index
 from shards.write import build, shard_count
 
 ROOT = Path(__file__).resolve().parents[2]

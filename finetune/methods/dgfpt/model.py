@@ -49,7 +49,7 @@ from finetune.methods.dgfpt.text import (
 from finetune.methods.dgfpt.vision import TimmTower, Vision, load_vision
 from finetune.methods.layers import relation_loss
 from finetune.tasks.base import TaskInfo
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 @dataclass(frozen=True)

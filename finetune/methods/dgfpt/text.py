@@ -17,8 +17,8 @@ from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import resolve
 from pretrain.checkpoint.strict import read_config, read_transformers
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from shards.files import InputError
 
 CAUSAL = {"gpt2": GPT2Model, "openai-gpt": OpenAIGPTModel}
 

@@ -21,8 +21,8 @@ from finetune.inputs.batch import Batch
 from finetune.methods.base import Source
 from pretrain import distributed
 from pretrain.checkpoint.strict import digest
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder
+from shards.files import InputError
 
 
 class PixelTower(nn.Module):

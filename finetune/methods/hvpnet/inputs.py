@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune.inputs.split import LoadedSplit, Wanted
 from finetune.tasks.mnre import HEAD_CLOSE, HEAD_OPEN, TAIL_CLOSE, TAIL_OPEN, Span
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 def mark_as_released(tokens: Sequence[str], head: Span, tail: Span) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 IGNORED = re.compile(
     r"bert\.embeddings\.position_ids|bert\.pooler\.dense\.(weight|bias)"

@@ -33,7 +33,7 @@ from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
 from finetune.methods.mkgformer.vision import STORED, Layout, VisionTower, find_tower, saved_tower
 from finetune.tasks.base import TaskInfo
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 KeysValues = tuple[Tensor, Tensor]

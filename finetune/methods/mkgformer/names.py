@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Table = Sequence[tuple[str, str | None]]
 """A name matches one pattern whole; None: this tensor is not used."""

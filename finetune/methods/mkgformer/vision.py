@@ -18,8 +18,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from finetune.methods.mkgformer.names import CLIP, rename
 from pretrain.checkpoint.hub import load_fusion, resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 STORED = "vision_tower"

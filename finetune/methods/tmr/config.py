@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 PROFILES: dict[str, dict[str, Any]] = {
     "fixed": {

@@ -18,7 +18,7 @@ from finetune.inputs.batch import Pictures
 from finetune.inputs.pictures import blank_store, cut_name, open_images
 from finetune.tasks import side_files
 from finetune.tasks.base import Row
-from pretrain.cli import InputError
+from shards.files import InputError
 
 if TYPE_CHECKING:  # what loads the rows imports this file
     from finetune.inputs.split import LoadedSplit, Wanted

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune.inputs.split import LoadedSplit, Wanted
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN
-from pretrain.cli import InputError
+from shards.files import InputError
 
 HIDDEN = ("[unused4]", "[unused5]")
 """Reserved words of BERT."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from pretrain.cli import InputError
+from shards.files import InputError
 
 Rules = Iterable[tuple[str, str | None]]
 """Pattern of a whole name -> ours; None: not used by the model."""

@@ -27,8 +27,8 @@ from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_strictly, resolve
 from pretrain.checkpoint.strict import read_config, read_transformers
-from pretrain.cli import InputError, write_json
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from shards.files import InputError, write_json
 
 LOG = logging.getLogger(__name__)
 DESCRIPTION, WEIGHTS = "vision.json", "vision.safetensors"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.cli import InputError
+from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
 STAGES = (1, 2, 3, 4)

@@ -17,8 +17,8 @@ from torch import Tensor
 from finetune.inputs.split import LoadedSplit
 from finetune.methods.dgfpt.model import Dgfpt
 from finetune.tasks.base import TaskInfo
-from pretrain.cli import InputError
 from pretrain.engine import autocast
+from shards.files import InputError
 
 NUMBERS = ("beta", "gamma", "before", "after", "change")
 

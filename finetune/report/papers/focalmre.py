@@ -28,7 +28,7 @@ from finetune.run import checkpoint
 from finetune.run.evaluate import SPLITS, check_labels
 from finetune.tasks.base import Row
 from pretrain import distributed
-from pretrain.cli import InputError
+from shards.files import InputError
 
 NAMES = {"vg": "grounded", "od": "detected"}
 DARKEST = 0.3

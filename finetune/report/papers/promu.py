@@ -28,8 +28,8 @@ from finetune.tasks import side_files
 from finetune.tasks.metrics import entities
 from finetune.tasks.region_cache import Regions, read_regions
 from pretrain import distributed
-from pretrain.cli import InputError
 from pretrain.model.fusion_encoder import FusionEncoder
+from shards.files import InputError
 
 CHUNK = 50
 

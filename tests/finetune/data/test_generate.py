@@ -15,7 +15,7 @@ from finetune.data.generate import matching_share, paint_all, posts_of, stable_d
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.relations import OwnRelations
 from finetune.tasks.side_files import read_scores
-from pretrain.cli import InputError
+from shards.files import InputError
 
 SETTINGS = {"model": "m", "steps": 5, "seed": 0}
 

@@ -10,7 +10,7 @@ from finetune.data.own_data import convert
 from finetune.tasks import metrics
 from finetune.tasks.relations import OwnRelations
 from finetune.tasks.twitter import OwnEntities
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 def write(path, records):

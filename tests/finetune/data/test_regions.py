@@ -17,7 +17,7 @@ from finetune.inputs.view import read_view
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.region_cache import Region, read_regions
 from finetune.tasks.twitter import NERRow
-from pretrain.cli import InputError
+from shards.files import InputError
 
 # ---- keywords ------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from finetune.inputs.view import Change, View, merged, read_view, write_view
 from finetune.tasks.base import Row
 from finetune.tasks.mnre import Mnre, RelationRow
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 SIZE = (800, 600)
 RATIOS = [Fraction(text) for text in ("0.05", "0.1", "0.2", "0.5", "1")]

@@ -15,7 +15,7 @@ from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.tasks.mnre import Mnre
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 def options(tmp_path, **changes):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune.inputs.pictures import RESIZERS, blank_store, cut_name, open_store
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 @pytest.fixture

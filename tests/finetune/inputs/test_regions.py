@@ -15,7 +15,7 @@ from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 SIZE = (20, 16)
 

@@ -18,7 +18,7 @@ from finetune.run.checkpoint import load_method, save_method
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from finetune.tasks.twitter import Twitter2017
-from pretrain.cli import InputError
+from shards.files import InputError
 
 SETTINGS = {
     "mkgformer": {

@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune.predict import occlusion
 from finetune.tasks.posts import Post
-from pretrain.cli import InputError
+from shards.files import InputError
 
 SIZE = (70, 56)
 

@@ -26,7 +26,7 @@ from finetune.tasks.mnre import Mnre
 from finetune.tasks.posts import APART, WHOLE_TAGS, parse_post
 from finetune.tasks.region_cache import Region
 from finetune.tasks.twitter import bio_labels, read_rows
-from pretrain.cli import InputError
+from shards.files import InputError
 
 ENTITIES = TaskInfo("twitter2017", "entities", bio_labels())
 

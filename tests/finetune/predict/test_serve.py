@@ -22,7 +22,7 @@ from finetune.methods.promu import Promu, PromuConfig
 from finetune.predict.extractor import Extractor
 from finetune.predict.serve import LONGEST, answer, mention, pieces, read_examples
 from finetune.tasks.mnre import Mnre
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 def save_run(directory: Path, task, model) -> Path:

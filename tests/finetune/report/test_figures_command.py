@@ -14,7 +14,7 @@ from finetune.report import figures, galleries, series
 from finetune.report import figures_command as plots
 from finetune.report.papers import promu as states
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from finetune.__main__ import main
 from finetune.report.study import STUDIES, cells, read_study
 from finetune.report.study_tables import write_report
-from pretrain.cli import InputError
+from shards.files import InputError
 
 STUDY = """
 settings: {task: mnre, optim.epochs: 2, optim.lr: 1.0e-3}

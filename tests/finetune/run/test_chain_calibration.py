@@ -12,7 +12,7 @@ from finetune.methods.crf import LinearChainCRF
 from finetune.predict.extractor import Extractor
 from finetune.run import chain_calibration as calibration
 from finetune.tasks.metrics import entities
-from pretrain.cli import InputError
+from shards.files import InputError
 
 BIO = ("O", "B-PER", "I-PER")
 WORDS = 3

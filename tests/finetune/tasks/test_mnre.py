@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.tasks.mnre import MARKERS, Mnre, mark_entities, parse_line, shorten
-from pretrain.cli import InputError
+from shards.files import InputError
 
 GOOD = {
     "token": ["RT", "@x", ":", "Ann", "and", "Bob"],

@@ -6,7 +6,7 @@ import pytest
 
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.relations import OwnRelations
-from pretrain.cli import InputError
+from shards.files import InputError
 
 ROW = {
     "tokens": ["Bob", "in", "Oslo"],

@@ -19,7 +19,7 @@ from finetune.tasks.side_files import (
     read_scores,
     read_types,
 )
-from pretrain.cli import InputError
+from shards.files import InputError
 
 ROWS = [Row(row=i, image_id=f"{'abc'[i]}.jpg") for i in range(3)]
 

@@ -14,7 +14,7 @@ from finetune.tasks.twitter import (
     entity_types,
     read_rows,
 )
-from pretrain.cli import InputError
+from shards.files import InputError
 
 WORD_LABELS = bio_labels()
 GOOD = "IMGID:17\nBob\tB-PER\nin\tO\nOslo\tB-LOC\n\nIMGID:18\nthe\tO\nCup\tI-OTHER\n\n"

@@ -35,7 +35,7 @@ from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
-from pretrain.cli import InputError
+from shards.files import InputError
 
 DATA = Path(os.environ.get("FUSION_MRE_DATA", Path(__file__).parents[5] / "shared/data")) / "mnre"
 TINY = {"vision": "resnet10t", "vision_random": True, "vision_width": 4, "image_size": 64}

@@ -36,7 +36,7 @@ from finetune.report.papers.dgfpt import gates, summary
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 WORDS = "RT @x : Ann and Bob met Dora Finn tonight in Oslo. Consider, predict relation. None none"
 TOWER = {"vision": "test_resnet", "vision_random": True, "image_size": 32, "objects": 3}

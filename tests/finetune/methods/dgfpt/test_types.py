@@ -23,7 +23,7 @@ from finetune.methods.dgfpt.config import DgfptConfig
 from finetune.methods.dgfpt.model import Dgfpt
 from finetune.tasks.metrics import scores_by_frequency
 from finetune.tasks.mnre import Mnre, RelationRow
-from pretrain.cli import InputError
+from shards.files import InputError
 
 NONE_SHARES = {"val": 85.26, "test": 86.57}
 """F1 of a look-up table of the gold types on MNRE; of test dgfpt.md §0.1 tells it, of val we do."""

@@ -20,7 +20,7 @@ from finetune.run.evaluate import predict
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 TASK = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 

@@ -33,7 +33,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN, Mnre, mark_entities
 from finetune.tasks.twitter import bio_labels
 from pretrain.checkpoint.hub import load_text_tower
-from pretrain.cli import InputError
+from shards.files import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)

@@ -40,7 +40,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from pretrain.checkpoint.hub import load_fusion
-from pretrain.cli import InputError
+from shards.files import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden/mkgformer.json"
 RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)

@@ -13,7 +13,7 @@ from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.twitter import bio_labels
-from pretrain.cli import InputError
+from shards.files import InputError
 
 H, H_END, T, T_END = MARKERS
 HEAD, TAIL = HIDDEN

@@ -24,8 +24,8 @@ from finetune.run.checkpoint import load_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.twitter import Twitter2015, Twitter2017, bio_labels
 from pretrain import convert
-from pretrain.cli import InputError
 from pretrain.data.tokenizer import learn_tokenizer
+from shards.files import InputError
 from shards.sample.twitter import write_twitter
 
 SIZE, SIDE = 16, 64

@@ -13,7 +13,7 @@ from finetune.report.papers.focalmre import attend, lit
 from finetune.run import checkpoint
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
-from pretrain.cli import InputError
+from shards.files import InputError
 
 
 @pytest.fixture
