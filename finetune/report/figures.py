@@ -29,13 +29,13 @@ def bars(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 0.6 + 0.5 * len(results)), layout="constrained")
     axes = figure.subplots()
     for offset, (split, color) in enumerate((("dev", "#b8c7e0"), ("test", "#3b5f9a"))):
-        shown = [(i, r[split]["f1"]) for i, r in enumerate(results.values()) if r[split]]
-        if shown:
+        scores = [(i, r[split]["f1"]) for i, r in enumerate(results.values()) if r[split]]
+        if scores:
             axes.barh(
-                [i + 0.2 - 0.4 * (1 - offset) for i, _ in shown],
-                [f1["mean"] for _, f1 in shown],
+                [i + 0.2 - 0.4 * (1 - offset) for i, _ in scores],
+                [f1["mean"] for _, f1 in scores],
                 height=0.38,
-                xerr=[f1["sd"] or 0 for _, f1 in shown],
+                xerr=[f1["sd"] or 0 for _, f1 in scores],
                 color=color,
                 label=split,
             )
@@ -74,16 +74,16 @@ def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
         lines: a pre-training run's `metrics.jsonl`.
     """
     names = dict.fromkeys(name for line in lines for name in line)
-    shown = {
+    labels = {
         "loss": {name: name.replace("val_", "validation ") for name in names if "loss" in name},
         "validation (%)": {f"val_{name}": name for name in VALIDATION if f"val_{name}" in names},
     }
     panels = {
         title: {
             label: [(line["step"], line[name]) for line in lines if name in line]
-            for name, label in some.items()
+            for name, label in label_of.items()
         }
-        for title, some in shown.items()
+        for title, label_of in labels.items()
     }
     _progress(panels, "step", path)
 
@@ -93,6 +93,7 @@ def _progress(panels: Mapping[str, Mapping[str, Sequence[tuple]]], unit: str, pa
     from matplotlib.figure import Figure
 
     legends = [dict.fromkeys(label for label in lines) for lines in panels.values()]
+    # Panels with the same lines share one legend below; otherwise each has its own.
     same = all(legend == legends[0] for legend in legends)
     most = max(map(len, legends), default=0)
     rows = -(-most // 3) if same else -(-most // 2)
@@ -195,7 +196,7 @@ def study(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
         draw(axes, table)
         axes.set_title(textwrap.fill(table["title"], 46), fontsize=SMALL + 2, loc="left")
         axes.tick_params(labelsize=SMALL)
-    styles = {}
+    styles: dict[str, Any] = {}  # of a name that several panels have, the first one's
     for axes in panels:
         handles, names = axes.get_legend_handles_labels()
         styles = dict(zip(names, handles, strict=True)) | styles
@@ -211,9 +212,9 @@ def _lines(axes: Any, table: Mapping[str, Any]) -> None:
     """One line a run, told apart by mark as well as by colour; columns evenly spaced, in order."""
     order = sorted(range(len(table["columns"])), key=lambda i: table["axis"][i])
     columns = [table["columns"][i] for i in order]
-    for number, (name, found) in enumerate(table["runs"].items()):
-        shown = [(x, *found[column]) for x, column in enumerate(columns) if column in found]
-        x, mean, deviation = zip(*shown, strict=True)
+    for number, (name, scores) in enumerate(table["runs"].items()):
+        points = [(x, *scores[column]) for x, column in enumerate(columns) if column in scores]
+        x, mean, deviation = zip(*points, strict=True)
         axes.errorbar(
             x, mean, yerr=[sd or 0 for sd in deviation], color=LINES[number % len(LINES)],
             marker=MARKS[number % len(MARKS)], markersize=4, linewidth=1.2, capsize=2, label=name,
@@ -226,9 +227,9 @@ def _lines(axes: Any, table: Mapping[str, Any]) -> None:
 def _groups(axes: Any, table: Mapping[str, Any]) -> None:
     """One group of bars a column, one bar a run."""
     columns, height = table["columns"], 0.8 / len(table["runs"])
-    for number, (name, found) in enumerate(table["runs"].items()):
-        shown = [(i, *found[column]) for i, column in enumerate(columns) if column in found]
-        places, mean, deviation = zip(*shown, strict=True)
+    for number, (name, scores) in enumerate(table["runs"].items()):
+        points = [(i, *scores[column]) for i, column in enumerate(columns) if column in scores]
+        places, mean, deviation = zip(*points, strict=True)
         axes.barh(
             [place - 0.4 + height * (number + 0.5) for place in places], mean, height * 0.92,
             xerr=[sd or 0 for sd in deviation], color=LINES[number % len(LINES)], label=name,

@@ -34,9 +34,10 @@ def states(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> None:
     """What each run's answer needs of the picture; of a run that attends, also where to."""
-    from finetune.predict import occlusion
     from finetune.predict.extractor import Extractor
     from finetune.predict.live_inputs import LiveInputs
+    from finetune.predict.occlusion import thumbnail
+    from finetune.report import looks
     from finetune.report.command import run_names
     from finetune.tasks.posts import parse_post
 
@@ -52,9 +53,9 @@ def look(args: argparse.Namespace) -> None:
         if extract.run.info.kind != "relation":
             raise InputError(f"{run}: finds entities; where a run looked is shown for relations")
         post = parse_post(record, Path(), extract.task)
-        panels = panels or [("the picture", occlusion.thumbnail(post.image))]
-        seen = occlusion.look(name, extract, post)
-        print(f"{name}: {seen.said}, {seen.needs}")
+        panels = panels or [("the picture", thumbnail(post.image))]
+        seen = looks.look(name, extract, post)
+        print(f"{name}: {seen.answer}, {seen.needs}")
         panels += seen.panels
     galleries.looks(panels, args.text, args.out)
 

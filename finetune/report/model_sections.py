@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from finetune import registry
-from finetune.predict import occlusion
 from finetune.predict.extractor import Extractor
+from finetune.predict.occlusion import thumbnail
 from finetune.report import figures, galleries
 from finetune.report.cases import with_entities
+from finetune.report.looks import look
 from finetune.report.pages import Picture, Section
 from finetune.report.papers import promu as states
 from finetune.report.sections import Report
@@ -27,11 +28,10 @@ LOG = logging.getLogger(__name__)
 def looks(report: Report, number: int) -> tuple[list[Section], list[str]]:
     """Where the runs that see pictures look, on test rows drawn by the report's seed; where there
     is nothing, at least one reason."""
-    logging.getLogger("finetune.inputs.load").setLevel(
-        logging.WARNING
-    )  # it counts covered pictures
-    found: list[Section] = []
-    reasons = []
+    # It counts the pictures of every load: here forty-nine covered copies a row.
+    logging.getLogger("finetune.inputs.load").setLevel(logging.WARNING)
+    sections: list[Section] = []
+    reasons: list[str] = []
     for task in [name for name, kind in report.tasks.items() if kind == "relation"]:
         names = [n for n in report.of_task(task) if report.results[n]["images"] == "required"]
         extracts: dict[str, Extractor] = {}
@@ -41,8 +41,8 @@ def looks(report: Report, number: int) -> tuple[list[Section], list[str]]:
             except InputError as error:
                 reasons.append(f"{name} is not shown ({error})")
         if extracts:
-            found += look_at(report, task, extracts, number, reasons)
-    return found, reasons or ["no run sees pictures"]
+            sections += look_at(report, task, extracts, number, reasons)
+    return sections, reasons or ["no run sees pictures"]
 
 
 def look_at(
@@ -50,7 +50,7 @@ def look_at(
 ) -> list[Section]:
     """The rows of one task, of the first run whose data are there; a run that cannot read one joins
     the reasons."""
-    gone = []
+    errors = []
     for name in extracts:
         try:
             data, split = folder_and_split(report.results[name])
@@ -58,25 +58,25 @@ def look_at(
             rows = drawn(opened, split, number, report.seed)
             break
         except InputError as error:
-            gone.append(str(error))
+            errors.append(str(error))
     else:
-        reasons += gone
+        reasons += errors
         return []
-    shown = []
+    pictures: list[Picture] = []
     for row in rows:
-        picture = opened.image_folder(split) / row.image_id
+        image = opened.image_folder(split) / row.image_id
         record = {"tokens": list(row.tokens), "head": list(row.head), "tail": list(row.tail)}
-        panels = [("the picture", occlusion.thumbnail(picture))]
+        panels = [("the picture", thumbnail(image))]
         for name, extract in list(extracts.items()):
             try:
-                post = parse_post(record | {"image": picture}, Path(), task)
-                panels += occlusion.look(name, extract, post).panels
+                post = parse_post(record | {"image": image}, Path(), task)
+                panels += look(name, extract, post).panels
             except InputError as error:
                 reasons.append(f"{name} is not shown ({error})")
                 del extracts[name]
         if not extracts:
             break
-        path = report.figure(f"{task}_look{len(shown) + 1}")
+        path = report.figure(f"{task}_look{len(pictures) + 1}")
         text = f"{with_entities(row.tokens, row.head, row.tail)} — gold: {row.relation}"
         galleries.looks(panels, text, path)
         caption = (
@@ -84,28 +84,28 @@ def look_at(
             f"falls most when a grey square covers it. {report.protocol(*extracts)}"
         )
         alt = f"Row {row.row}: its picture, and a map of what each run's answer needs of it"
-        shown.append(Picture(path, alt, caption))
+        pictures.append(Picture(path, alt, caption))
     note = (
         f"Rows drawn by seed {report.seed} among those with a relation and a picture, not chosen. "
         "Each panel: what the run said and its calibrated probability; what the answer loses "
         "without the cell (of 7 x 7) that counts most."
     )
     note += "".join(f" *{reason}.*" for reason in reasons)
-    return [Section(f"Where runs look: {task}", note, [], shown)] if shown else []
+    return [Section(f"Where runs look: {task}", note, [], pictures)] if pictures else []
 
 
 def drawn(task: Task, split: str, number: int, seed: int) -> Sequence[Any]:
     """Rows with a relation and a picture that is there, in file order."""
     folder = task.image_folder(split)
-    good = [
+    related = [
         row
         for row in task.read(split)
         if row.relation not in NO_RELATION and row.image_id and (folder / row.image_id).is_file()
     ]
-    if not good:
+    if not related:
         raise InputError(f"{task.folder}: no {split} row with a relation and a picture")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(good))[:number])
-    return [good[i] for i in chosen]
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(related))[:number])
+    return [related[i] for i in chosen]
 
 
 def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]:
@@ -115,12 +115,13 @@ def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]
     Raises:
         InputError: scikit-learn is not installed.
     """
-    found: list[Section] = []
+    sections: list[Section] = []
     reasons: list[str] = []
     for task in report.tasks:
         for name in report.of_task(task):
             try:
                 data, split = folder_and_split(report.results[name])
+                # Entities beside objects need their boxes; without, relations beside pictures.
                 regions = data if (data / "regions_od.jsonl").is_file() else None
                 pairs = states.collect(
                     str(report.runs[name]), data, split, number, regions, report.seed
@@ -130,16 +131,16 @@ def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]
                 continue
             path = report.figure(f"{task}_states")
             figures.states(states.panels(pairs, report.seed), path)
-            kinds = " and ".join(" beside ".join(one.names) for one in pairs)
+            kinds = " and ".join(" beside ".join(kind.names) for kind in pairs)
             caption = (
                 f"{name}: {kinds} after the fusion layers, t-SNE of {len(pairs[0].first)} rows of "
                 f"{split} drawn by seed {report.seed}; grey lines join the two of a row. "
                 f"{report.protocol(name)}"
             )
-            shown = Picture(path, f"Scatter plots: {kinds}", caption)
-            found.append(Section(f"States of {task}", "PROMU, Figure 3.", [], [shown]))
+            picture = Picture(path, f"Scatter plots: {kinds}", caption)
+            sections.append(Section(f"States of {task}", "PROMU, Figure 3.", [], [picture]))
             break
-    return found, reasons
+    return sections, reasons
 
 
 def folder_and_split(result: Mapping[str, Any]) -> tuple[Path, str]:

@@ -48,11 +48,11 @@ class Table:
         """A `<table>`."""
 
         def line(cells: Sequence[str], tag: str) -> str:
-            shown = (
+            marked = (
                 f"<{tag}{' class=n' if i >= self.numeric else ''}>{inline(cell)}</{tag}>"
                 for i, cell in enumerate(cells)
             )
-            return f"<tr>{''.join(shown)}</tr>"
+            return f"<tr>{''.join(marked)}</tr>"
 
         body = "\n".join(line(row, "td") for row in self.rows)
         return f"<table>\n{line(self.head, 'th')}\n{body}\n</table>"
@@ -73,11 +73,11 @@ class Picture:
             inches = image.width / image.info.get("dpi", (130, 130))[0]
         inches *= ZOOM if inches < COLUMN else 1
         data = base64.b64encode(content).decode()
-        shown = (
+        image_tag = (
             f'<img alt="{html.escape(self.alt)}" style="width: {inches:.2f}in" '
             f'src="data:image/png;base64,{data}">'
         )
-        return f"<figure>{shown}<figcaption>{inline(self.caption)}</figcaption></figure>"
+        return f"<figure>{image_tag}<figcaption>{inline(self.caption)}</figcaption></figure>"
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
         parts += [f"<p>{inline(section.text)}</p>"] if section.text else []
         parts += [table.html() for table in section.tables]
         if section.pictures:
-            shown = "\n".join(picture.html() for picture in section.pictures)
-            parts.append(f'<div class="figures">{shown}</div>')
+            pictures = "\n".join(picture.html() for picture in section.pictures)
+            parts.append(f'<div class="figures">{pictures}</div>')
     body = "\n".join(parts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{inline(title)}'

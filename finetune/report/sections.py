@@ -9,6 +9,7 @@ from finetune.report import cases, figures, galleries, series, tables
 from finetune.report.pages import Picture, Section, Table
 from finetune.report.tables import Answers, Results
 from finetune.run import calibration
+from finetune.tasks.metrics import NO_RELATION
 
 Lines = Sequence[Mapping[str, float]]
 """Of a `metrics.jsonl`."""
@@ -30,17 +31,16 @@ class Report:
 
     def parts(self) -> list["Report"]:
         """Runs whose inputs tell the label apart from the others: they never share a table."""
-        found = []
+        parts = []
         for leaky in (False, True):
             names = [name for name, result in self.results.items() if result["leaky"] == leaky]
-            runs, results, answers = (
-                {name: every[name] for name in names}
-                for every in (self.runs, self.results, self.answers)
-            )
+            runs = {name: self.runs[name] for name in names}
+            results = {name: self.results[name] for name in names}
+            answers = {name: self.answers[name] for name in names}
             stem = f"{self.out.stem}_leaky.md" if leaky else self.out.name
             out = self.out.with_name(stem)
-            found += [Report(runs, results, answers, out, self.seed)] if names else []
-        return found
+            parts += [Report(runs, results, answers, out, self.seed)] if names else []
+        return parts
 
     def figure(self, kind: str) -> Path:
         """Where a figure goes."""
@@ -127,41 +127,41 @@ def few_labels(report: Report) -> list[Section]:
     figures.study(series.few_labels(report.results), path)
     scored = "Test F1 (dev where there is no test)"
     caption = f"{scored} over shares of the training rows. {report.protocol()}"
-    shown = Picture(path, "Lines: test F1 over shares of the training rows", caption)
+    picture = Picture(path, "Lines: test F1 over shares of the training rows", caption)
     note = (
         f"{scored} over shares of train. Runs of a line differ in nothing else but, where they do, "
         "in how long they train and how often dev is read."
     )
-    return [Section("Few labels", note, [table], [shown])]
+    return [Section("Few labels", note, [table], [picture])]
 
 
 def views(report: Report) -> list[Section]:
     """What runs under views were shown, and F1 over the strength of a view."""
     if (table := tables.view_table(report.results)) is None:
         return []
-    shown = []
-    if found := series.strengths(report.results):
+    pictures = []
+    if curves := series.strengths(report.results):
         path = report.figure("views")
-        figures.study(found, path)
+        figures.study(curves, path)
         caption = f"F1 under views of growing strength. {report.protocol()}"
-        shown = [Picture(path, "Lines: F1 over the strength of views", caption)]
-    return [Section("Views", "What each changed run was shown.", [table], shown)]
+        pictures = [Picture(path, "Lines: F1 over the strength of views", caption)]
+    return [Section("Views", "What each changed run was shown.", [table], pictures)]
 
 
 def studies(report: Report, paths: Sequence[Path]) -> list[Section]:
     """The curves of `study.json` files."""
-    found = []
+    sections = []
     for number, path in enumerate(paths):
-        about, drawn = series.read_study(path), report.figure(f"study{number + 1}")
-        figures.study(about, drawn)
+        curves, png = series.read_study(path), report.figure(f"study{number + 1}")
+        figures.study(curves, png)
         name, seeds = series.name_of_study(path)
-        shown = Picture(
-            drawn,
-            f"Curves of the study {name}: {', '.join(one['title'] for one in about)}",
+        picture = Picture(
+            png,
+            f"Curves of the study {name}: {', '.join(table['title'] for table in curves)}",
             f"Test F1 (dev where there is no test), seeds {seeds}; {CHOICE}.",
         )
-        found.append(Section(f"Study: {name}", f"From {path}.", [], [shown]))
-    return found
+        sections.append(Section(f"Study: {name}", f"From {path}.", [], [picture]))
+    return sections
 
 
 def audit(report: Report) -> list[Section]:
@@ -185,9 +185,10 @@ def calibrated(report: Report) -> list[Section]:
             continue
         fitted = calibration.calibrate(*dev)
         errors = [fitted.ece_before, fitted.ece_after, fitted.ece_after_held_out]
+        # On test the temperature of dev is applied, never fitted: what `predict` will do to posts.
         test = seed.with_name("pred_test.jsonl")
-        if test.is_file() and (found := calibration.read_answers(test, labels)) is not None:
-            shares, gold = found
+        if test.is_file() and (answers := calibration.read_answers(test, labels)) is not None:
+            shares, gold = answers
             sharpened = calibration.sharpen(shares, fitted.temperature)
             errors += [calibration.calibration_error(x, gold) for x in (shares, sharpened)]
         cells = [f"{error:.1f}" for error in errors] + ["–"] * (5 - len(errors))
@@ -212,25 +213,25 @@ def relations(report: Report, task: str) -> list[Section]:
     if not tested or report.tasks[task] != "relation":
         return []
     best = tested[0]
-    answers = {name: report.answers[name] for name in report.results if name in tested}
-    rows = {name: some[0].gold for name, some in answers.items()}
-    answers = {name: some for name, some in answers.items() if rows[name] == rows[best]}
+    # Runs tested on other rows (a view of them, another copy) would be compared with nothing.
+    gold_of = {name: report.answers[name][0].gold for name in report.results if name in tested}
+    answers = {
+        name: report.answers[name] for name, gold in gold_of.items() if gold == gold_of[best]
+    }
     bars = report.figure(f"{task}_relations")
     figures.relations(tables.relation_f1(answers), bars)
     protocol = report.protocol(*answers)
-    shown = Picture(
+    by_relation = Picture(
         bars,
         f"Bars: test F1 of each relation of {task}, the runs beside each other",
         f"Test F1 of each relation, one against the rest, mean over seeds. {protocol}",
     )
     note = "Test F1, one against the rest, and by the number of training rows; mean over seeds."
+    note += averaged_over(gold_of[best], tables.train_counts([report.results[best]]))
     if others := [name for name in tested if name not in answers]:
         note += f" Tested on other rows, and left out: {', '.join(others)}."
-    found = [
-        Section(
-            f"Relations of {task}", note, tables.relation_tables(report.results, answers), [shown]
-        )
-    ]
+    in_numbers = tables.relation_tables(report.results, answers)
+    sections = [Section(f"Relations of {task}", note, in_numbers, [by_relation])]
     matrix = report.figure(f"{task}_confusion")
     gold, predicted = (
         [label for seed in answers[best] for label in getattr(seed, side)]
@@ -240,7 +241,8 @@ def relations(report: Report, task: str) -> list[Section]:
     caption = f"{best}: test rows of each relation (all seeds), by what was predicted. {protocol}"
     alt = f"Confusion matrix of {best} on test of {task}"
     note = f"The run with the best dev F1, {best}."
-    found.append(Section(f"What is confused in {task}", note, [], [Picture(matrix, alt, caption)]))
+    confused = Picture(matrix, alt, caption)
+    sections.append(Section(f"What is confused in {task}", note, [], [confused]))
     if hard := cases.hardest(report.runs[best], report.results[best]):
         wrong = report.figure(f"{task}_cases")
         galleries.cases(hard, wrong)
@@ -249,8 +251,18 @@ def relations(report: Report, task: str) -> list[Section]:
             f"row {case.row}: said {case.predicted}, is {case.gold}" for case in hard
         )
         note = f"The surest wrong answers of {best}. Entities: [head], (tail)."
-        found.append(Section(f"Hardest cases of {task}", note, [], [Picture(wrong, alt, caption)]))
-    return found
+        surest = Picture(wrong, alt, caption)
+        sections.append(Section(f"Hardest cases of {task}", note, [], [surest]))
+    return sections
+
+
+def averaged_over(gold: Sequence[str], train: Mapping[str, int]) -> str:
+    """Over which relations macro and weighted F1 are averages: others, such as scikit-learn over
+    all labels, count a relation without test rows as 0."""
+    related = sorted(set(gold).difference(NO_RELATION))
+    absent = sorted(set(train).difference(gold, NO_RELATION))
+    note = f" Macro and weighted F1 are over the {len(related)} relations that test rows have"
+    return f"{note}; without a test row: {', '.join(absent)}." if absent else f"{note}."
 
 
 def published(report: Report, task: str) -> list[Section]:

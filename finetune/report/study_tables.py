@@ -23,9 +23,12 @@ def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
     costly = len(columns) == 1 and all("per_seed" in result for result in cells.values())
     rows = []
     for run in runs:
-        found = [cells.get((run, column)) for column in columns]
-        line = [run, *(figure(result) if result else "–" for result in found)]
-        rows.append(line + (costs(found[0]) if costly else []))
+        line = [run]
+        for column in columns:
+            result = cells.get((run, column))
+            line += [figure(result) if result else "–"]
+            line += costs(result) if result and costly else []  # then it is the only column
+        rows.append(line)
     head = ["run", *columns] + (["s/epoch", "parameters"] if costly else [])
     return pages.Table(head, rows, numeric=1)
 

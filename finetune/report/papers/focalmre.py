@@ -11,6 +11,7 @@ R: copies of the picture, K: patches.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from finetune.inputs.batch import Batch
 from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.focalmre.model import FocalMRE, Glance
 from finetune.predict.finished_run import best_seed
-from finetune.predict.occlusion import SHOWN, Panel, short
+from finetune.predict.occlusion import SHOWN
 from finetune.report.cases import with_entities
+from finetune.report.galleries import Panel, short
 from finetune.run import checkpoint
 from finetune.run.evaluate import SPLITS, check_labels
 from finetune.tasks.base import Row
@@ -31,6 +33,7 @@ from pretrain import distributed
 from shards.files import InputError
 
 NAMES = {"vg": "grounded", "od": "detected"}
+PER_COPY = ("pictures", "weights", "gates")
 DARKEST = 0.3
 """Brightness of what is attended to least."""
 
@@ -92,16 +95,19 @@ def without_frames(batch: Batch) -> Batch:
 def arrays(plain: Glance, framed: Glance) -> dict[str, np.ndarray]:
     """The numbers of `Attended`, of the first row: its plain picture, then the marked copies."""
 
-    def joined(name: str) -> np.ndarray:
-        first, others = getattr(plain, name)[0, :1], getattr(framed, name)[0]
-        values = torch.cat([first, others])
-        return (values.float() if values.is_floating_point() else values).cpu().numpy()
-
+    unmarked, marked = first_row(plain), first_row(framed)
     return {
-        "pictures": joined("pictures").transpose(0, 2, 3, 1),
-        "weights": joined("weights"),
-        "gates": joined("gate"),
+        **{key: np.concatenate([unmarked[key][:1], marked[key]]) for key in marked},
         **{f"fusion_{k}": w.float().cpu().numpy() for k, w in framed.fusion.items()},
+    }
+
+
+def first_row(glance: Glance) -> dict[str, np.ndarray]:
+    """`pictures` (R, S, S, 3) uint8, `weights` (R, 2, K) and `gates` (R, 2) of its first row."""
+    return {
+        "pictures": glance.pictures[0].permute(0, 2, 3, 1).cpu().numpy(),
+        "weights": glance.weights[0].float().cpu().numpy(),
+        "gates": glance.gate[0].float().cpu().numpy(),
     }
 
 
@@ -118,13 +124,40 @@ def copy_names(method: FocalMRE) -> list[str]:
 
 def panels(names: list[str], numbers: Mapping[str, np.ndarray]) -> list[Panel]:
     """The picture, and each copy in the light of what head and tail attend to, on average."""
-    shown = [("the picture", enlarged(numbers["pictures"][0]))]
-    mean, gates = numbers["weights"].mean(axis=1), numbers["gates"].mean(axis=1)
-    for name, picture, weights, gate in zip(names, numbers["pictures"], mean, gates, strict=True):
-        side = round(len(weights) ** 0.5)
-        title = f"{name}\ngate {gate:.2f}, peak {weights.max() * len(weights):.1f}×"
-        shown.append((title, lit(enlarged(picture), weights.reshape(side, side))))
-    return shown
+    copies = zip(names, *(numbers[key] for key in PER_COPY), strict=True)
+    whole = enlarged(numbers["pictures"][0])
+    return [("the picture", whole), *(copy_panel(*copy) for copy in copies)]
+
+
+def attention(method: Any, batch: Batch, name: str) -> list[Panel]:
+    """Of the first row, the copies whose gate is most and least open; none of other methods."""
+    if not hasattr(method, "glance") or batch.pixel_values is None:
+        return []
+    try:
+        glance = method.glance(batch)
+    except ValueError:  # this run has no attention, or no gate
+        return []
+    numbers = first_row(glance)
+    order = numbers["gates"].mean(axis=1).argsort(kind="stable")
+    extremes = {int(order[-1]): "most open"}
+    if (numbers["pictures"] != numbers["pictures"][0]).any():  # else all copies are the same
+        extremes[int(order[0])] = "least open"
+    return [
+        copy_panel(f"{name}\n{gate}", *(numbers[key][i] for key in PER_COPY))
+        for i, gate in extremes.items()
+    ]
+
+
+def copy_panel(name: str, pixels: np.ndarray, weights: np.ndarray, gates: np.ndarray) -> Panel:
+    """One copy in the light of what head and tail attend to, on average.
+
+    Args:
+        pixels: (S, S, 3) uint8. weights: (2, K). gates: (2,).
+    """
+    mean = weights.mean(axis=0)
+    side = round(len(mean) ** 0.5)
+    title = f"{name}\ngate {gates.mean():.2f}, peak {mean.max() * len(mean):.1f}×"
+    return title, lit(enlarged(pixels), mean.reshape(side, side))
 
 
 def lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.predict import occlusion
 from finetune.report import figures, galleries, series
 from finetune.report import figures_command as plots
+from finetune.report.papers import focalmre
 from finetune.report.papers import promu as states
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from shards.files import InputError
@@ -237,14 +237,16 @@ def test_attention_shows_the_copies_of_the_most_and_least_open_gate():
     gate = torch.tensor([0.2, 0.8, 0.5])[None, :, None].expand(1, 3, 2)
     glance = SimpleNamespace(pictures=copies[None], weights=weights, gate=gate)
     method = SimpleNamespace(glance=lambda batch: glance)
-    panels = occlusion.attention(method, SimpleNamespace(pixel_values=1), "focal")
-    assert [title.split("gate ")[1] for title, _ in panels] == [
-        "0.80 (most open)",
-        "0.20 (least open)",
+    panels = focalmre.attention(method, SimpleNamespace(pixel_values=1), "focal")
+    assert [title for title, _ in panels] == [
+        "focal\nmost open\ngate 0.80, peak 4.0×",
+        "focal\nleast open\ngate 0.20, peak 4.0×",
     ]
-    shown = [np.asarray(picture)[-10, 10].tolist() for _, picture in panels]
+    shown = [np.asarray(picture)[10, -10].tolist() for _, picture in panels]  # the brightest patch
     assert shown == [[99] * 3, [9] * 3]
-    assert occlusion.attention(object(), SimpleNamespace(pixel_values=1), "mtb") == []
+    dark = [np.asarray(picture)[-10, 10].tolist() for _, picture in panels]
+    assert dark == [[round(0.3 * 99)] * 3, [round(0.3 * 9)] * 3]
+    assert focalmre.attention(object(), SimpleNamespace(pixel_values=1), "mtb") == []
 
 
 def test_panels_of_a_look(tmp_path, drawn):
