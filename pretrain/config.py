@@ -1,28 +1,70 @@
 """A pre-training run as frozen dataclasses: the source of defaults, help texts and validation."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
 
-from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.architecture import FusionEncoderConfig
 from pretrain.model.promu import LossConfig
+
+ARCHITECTURE = tuple(item.name for item in fields(FusionEncoderConfig))
+Section = TypeVar("Section")
+MAX_LENGTH = 80
+"""Word pieces of a caption (paper)."""
+
+
+def _unstated(section: type[Section]) -> type[Section]:
+    """Every field that `FusionEncoderConfig` declares becomes optional, None being "not stated":
+    its default is the directory's that `init` names, else the one declared."""
+    inherited = {item.name: item.type | None for item in fields(FusionEncoderConfig)}
+    section.__annotations__ = inherited | section.__annotations__
+    for name in inherited:
+        setattr(section, name, None)
+    return section
 
 
 @dataclass(frozen=True, kw_only=True)
+@_unstated
 class ModelConfig(FusionEncoderConfig):
-    """Architecture of the encoder, and where its first weights come from."""
+    """Architecture of the encoder, and where its first weights come from. What is null is as in
+    `init`; without init, as in BERT-base and ViT-B/16, cut after 6 layers."""
 
     init: str | None = None
-    """Model directory or hub id whose towers, which must fit, and tokenizer the run starts from;
-    fusion layers it lacks are drawn at random. None: all weights random."""
+    """Model directory or hub id of the run's first weights, architecture and tokenizer; fusion
+    layers it lacks are drawn at random. None: all weights random."""
     tokenizer: str | None = None
     """Tokenizer directory or hub id where `init` gives none. None: a WordPiece vocabulary is
     learned from the training captions."""
 
+    def __post_init__(self) -> None:
+        if not self.unsettled():
+            super().__post_init__()
+
+    def unsettled(self) -> list[str]:
+        """Fields that wait for what `init` names."""
+        return [name for name in ARCHITECTURE if getattr(self, name) is None]
+
+    def stated(self) -> dict[str, Any]:
+        """Fields of the architecture that have a value."""
+        waiting = self.unsettled()
+        return {name: getattr(self, name) for name in ARCHITECTURE if name not in waiting}
+
     def architecture(self) -> FusionEncoderConfig:
-        """The part that `config.json` stores."""
-        return FusionEncoderConfig(
-            **{item.name: getattr(self, item.name) for item in fields(FusionEncoderConfig)}
-        )
+        """The part that `config.json` stores: what is stated, the declared defaults elsewhere."""
+        return FusionEncoderConfig(**self.stated())
+
+    def settled(self) -> "ModelConfig":
+        """With random weights: nothing is left open.
+
+        Raises:
+            ValueError: a layout that only published weights can have.
+        """
+        if self.encoder_layout == "two_bert":
+            raise ValueError(
+                "model.encoder_layout two_bert: two whole BERTs are made of published ones, by "
+                "`python -m pretrain.convert --encoder-layout two_bert`, and named by model.init; "
+                "with random weights they are the layout split"
+            )
+        return replace(self, **asdict(self.architecture()))
 
 
 def _share(name: str, value: float) -> None:
@@ -40,8 +82,9 @@ class DataConfig:
     """Shard directory to validate on."""
     matched_only: bool = False
     """Train on matched pairs alone: mismatched ones teach nothing under CIT alone."""
-    max_length: int = 80
-    """Longest caption in word pieces, specials included (paper)."""
+    max_length: int | None = None
+    """Longest caption in word pieces, specials included; None: 80 (paper), or what fewer positions
+    of the model allow."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Share of the picture that a random resized crop keeps."""
     flip: float = 0.5
@@ -61,7 +104,8 @@ class DataConfig:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"data.crop_scale: 0 < low <= high <= 1 is needed, not {low}, {high}")
-        if self.workers < 0 or self.streams < 1 or self.max_length < 3:
+        length = 3 if self.max_length is None else self.max_length
+        if self.workers < 0 or self.streams < 1 or length < 3:
             raise ValueError("data: workers >= 0, streams >= 1 and max_length >= 3 are needed")
 
 
@@ -258,11 +302,10 @@ class PretrainConfig:
                 "prompter.source: COE and CIR need a prompter: train one (configs/prompter.yaml), "
                 "run `python -m pretrain.label`; or set loss.coe and loss.cir to 0"
             )
-        if self.data.max_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"data.max_length {self.data.max_length} is beyond model.max_position_embeddings "
-                f"{self.model.max_position_embeddings}"
-            )
+        if not self.model.init:
+            object.__setattr__(self, "model", self.model.settled())
+        if not self.model.unsettled():
+            self._settle_length(self.model.max_position_embeddings)
         if self.prompter.erase_object and self.prompter.mode != "online_student_view":
             raise ValueError("prompter.erase_object: only with prompter.mode online_student_view")
         if self.checkpoint.best and not self.data.val:
@@ -272,3 +315,13 @@ class PretrainConfig:
         needs_entities = self.loss.coe and self.prompter.object_labels == "entities"
         if needs_entities and not self.prompter.entities:
             raise ValueError("prompter.entities: COE needs a vocabulary (`python -m shards nouns`)")
+
+    def _settle_length(self, positions: int) -> None:
+        length = self.data.max_length
+        if length is None:  # the collator pads to whole blocks of 8
+            length = min(MAX_LENGTH, positions // 8 * 8)
+            object.__setattr__(self, "data", replace(self.data, max_length=length))
+        if length > positions:
+            raise ValueError(
+                f"data.max_length {length} is beyond model.max_position_embeddings {positions}"
+            )

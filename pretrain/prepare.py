@@ -1,15 +1,19 @@
 """What a run needs before its first step: its configuration on disk, model, tokenizer, teacher."""
 
 import os
+import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from pretrain import distributed
 from pretrain.checkpoint import hub
+from pretrain.checkpoint.directory import ModelDirectory
+from pretrain.checkpoint.initial import initial_architecture, initial_encoder
 from pretrain.cli import CommonError, dump_config
 from pretrain.config import PretrainConfig
 from pretrain.data.pairs import PairDataset
@@ -37,15 +41,34 @@ _FREE = (
 )
 
 
+def settle(config: PretrainConfig) -> tuple[PretrainConfig, ModelDirectory | None]:
+    """What the configuration leaves open is taken from `model.init`, resolved here and once.
+
+    Raises:
+        CommonError: the directory is no model of ours, or contradicts what the configuration says.
+    """
+    if not config.model.init:
+        return config, None
+    try:
+        directory = ModelDirectory.open(config.model.init)
+        architecture = initial_architecture(directory, config.model.stated())
+        return replace(config, model=replace(config.model, **asdict(architecture))), directory
+    except (InputError, ValueError) as error:
+        raise CommonError(str(error)) from error
+
+
 def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> None:
     """Write `config.yaml`; where checkpoints are, check that this is the run that made them."""
     path, text = run_dir / "config.yaml", dump_config(config)
     if path.exists() and resumable:
+        # Beside a tokenizer that is given, the size of a vocabulary to learn says nothing.
+        given = config.model.init or config.model.tokenizer
+        free = (*_FREE, "model.vocab_size") if given else _FREE
         old, new = (_flat(yaml.safe_load(content)) for content in (path.read_text(), text))
         changed = [
             f"{key} ({old.get(key)} -> {value})"
             for key, value in new.items()
-            if old.get(key) != value and not key.startswith(_FREE)
+            if old.get(key) != value and not key.startswith(free)
         ]
         if changed:
             raise InputError(
@@ -64,21 +87,37 @@ def _flat(content: dict, prefix: str = "") -> dict:
     return flat
 
 
-def build_model(config: PretrainConfig, reader, run_dir: Path):
-    """(model, tokenizer), identical on every rank; `run_dir/architecture` describes both."""
-    tokenizer = run_tokenizer(config, reader, run_dir)
+def build_model(
+    config: PretrainConfig,
+    reader: ShardReader,
+    run_dir: Path,
+    init: ModelDirectory | None,
+    *,
+    resumes: bool,
+) -> tuple[Promu, PreTrainedTokenizerBase]:
+    """(model, tokenizer), identical on every rank; `run_dir/architecture` describes both.
+
+    Args:
+        init: what `settle` found. resumes: there is a checkpoint, and so a tokenizer of the run.
+    """
+    tokenizer = run_tokenizer(config, reader, run_dir, init, resumes=resumes)
     heads = HeadsConfig(
         itm=bool(config.loss.itm),
         num_entities=len(object_classes(config)) if config.loss.coe else 0,
         num_relations=len(relation_labels(config.prompter.relations)) if config.loss.cir else 0,
     )
-    architecture = replace(config.model.architecture(), vocab_size=len(tokenizer))
-    if config.model.init:
-        encoder, notes = hub.init_encoder(config.model.init, architecture)
+    architecture = config.model.architecture()
+    if init:
+        if len(tokenizer) > architecture.vocab_size:
+            raise CommonError(
+                f"model.init {init}: {architecture.vocab_size} word pieces in its table, "
+                f"{len(tokenizer)} in the tokenizer"
+            )
+        encoder, notes = initial_encoder(init, architecture)
         if distributed.is_main():
-            print(f"model.init {config.model.init}: {notes}", flush=True)
+            print(f"model.init {init}: {notes}", flush=True)
     else:
-        encoder = FusionEncoder(architecture)
+        encoder = FusionEncoder(replace(architecture, vocab_size=len(tokenizer)))
     for tower in config.optim.freeze:
         getattr(encoder, tower).requires_grad_(False)
     if config.engine.activation_checkpointing:
@@ -91,25 +130,44 @@ def build_model(config: PretrainConfig, reader, run_dir: Path):
     return model, tokenizer
 
 
-def run_tokenizer(config: PretrainConfig, reader: ShardReader, run_dir: Path):
+def run_tokenizer(
+    config: PretrainConfig,
+    reader: ShardReader,
+    run_dir: Path,
+    init: ModelDirectory | None,
+    *,
+    resumes: bool,
+) -> PreTrainedTokenizerBase:
     """The run's tokenizer: of `model.tokenizer`, of `model.init`, or learned from the captions.
 
-    It lies in `run_dir/architecture`, written once, whole, by the main process.
+    It lies in `run_dir/architecture`, written whole by the main process: anew at each start until
+    there is a checkpoint, for a start that failed may have had other captions or settings.
     """
     folder = run_dir / "architecture"
 
+    def make() -> PreTrainedTokenizerBase:
+        own = hub.load_tokenizer(init.path) if init else None
+        if config.model.tokenizer:
+            tokenizer = hub.load_tokenizer(hub.resolve(config.model.tokenizer))
+            if own and own.get_vocab() != tokenizer.get_vocab():
+                raise InputError(
+                    f"model.tokenizer {config.model.tokenizer}: another vocabulary than that of "
+                    f"model.init {init}, whose word table is read by position"
+                )
+            return tokenizer
+        if own:
+            return own
+        shards = range(len(reader.index.shards))
+        captions = {s.meta.caption for number in shards for s in reader.samples(number)}
+        return learn_tokenizer(sorted(captions), config.model.vocab_size)
+
     def write() -> None:
-        if any(folder.glob("tokenizer*")):
+        if resumes and any(folder.glob("tokenizer*")):
             return
-        source = config.model.tokenizer or config.model.init
-        if source:
-            tokenizer = hub.load_tokenizer(hub.resolve(source))
-        else:
-            shards = range(len(reader.index.shards))
-            captions = {s.meta.caption for number in shards for s in reader.samples(number)}
-            tokenizer = learn_tokenizer(sorted(captions), config.model.vocab_size)
+        tokenizer = make()
         with tempfile.TemporaryDirectory(dir=run_dir) as temporary:
             tokenizer.save_pretrained(f"{temporary}/{folder.name}")
+            shutil.rmtree(folder, ignore_errors=True)
             os.replace(f"{temporary}/{folder.name}", folder)
 
     distributed.on_main(write)

@@ -23,6 +23,7 @@ from pretrain.prepare import (
     pair_dataset,
     prepare_teacher,
     remember_config,
+    settle,
 )
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
@@ -57,7 +58,9 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     checkpoints = RunCheckpoints(
         run_dir, keep=kept.keep, best=kept.best, background=kept.background
     )
-    distributed.on_main(lambda: remember_config(config, run_dir, checkpoints.complete_steps()))
+    config, init = settle(config)
+    resumes = distributed.on_main(checkpoints.complete_steps)
+    distributed.on_main(lambda: remember_config(config, run_dir, resumes))
     if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
         if distributed.is_main():
             print(f"{run_dir}: finished before, at step {config.optim.steps}", flush=True)
@@ -69,7 +72,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     reader = open_reader(config.data.train, teacher=cached)
     if cached:
         distributed.on_main(lambda: check_teacher(reader, config.prompter.source))
-    model, tokenizer = build_model(config, reader, run_dir)
+    model, tokenizer = build_model(config, reader, run_dir, init, resumes=bool(resumes))
     precision = config.engine.precision
 
     def build(module):

@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -122,38 +121,6 @@ def load_text_tower(
 def read_bert(directory: Path) -> BertModel:
     """A Hugging Face BERT without pooler, float32; errors as in `read_transformers`."""
     return read_transformers(BertModel, directory, add_pooling_layer=False)
-
-
-def init_encoder(source: Source, architecture: FusionEncoderConfig) -> tuple[FusionEncoder, str]:
-    """An encoder of `architecture` whose towers start from another model directory.
-
-    Both towers and projections must fit. Fusion layers alone may be on one side only: a prompter
-    has none. Those missing at the source are drawn at random, those not wanted are left there.
-
-    Returns:
-        The encoder, and one line that says what was loaded and what was not.
-    """
-    directory = resolve(source)
-    before = asdict(FusionEncoderConfig.from_dict(read_config(directory)))
-    wanted = asdict(architecture)
-    # Sizes show in the shapes below; these do not.
-    silent = ("heads", "eps", "pool", "mean", "std")
-    changed = [
-        f"model.{key} ({before[key]} there, {wanted[key]} here)"
-        for key in wanted
-        if key.endswith(silent) and before[key] != wanted[key]
-    ]
-    if changed:
-        raise InputError(f"{directory}: another architecture: {', '.join(changed)}")
-    state = {k: v for k, v in read_weights(directory).items() if not k.startswith("heads.")}
-    encoder = FusionEncoder(architecture)
-    theirs = {key for key in state if key.startswith("fusion.")}
-    ours = {key: value for key, value in encoder.state_dict().items() if key.startswith("fusion.")}
-    drawn = {} if theirs else ours
-    kept = state if ours else {key: state[key] for key in state.keys() - theirs}
-    load_strictly(encoder, kept | drawn, str(directory))
-    notes = f"{len(kept)} tensors loaded, {len(drawn)} fusion tensors drawn at random"
-    return encoder, notes + (f", {len(theirs)} left" if len(kept) < len(state) else "")
 
 
 def stack_text_layers(encoder: FusionEncoder) -> BertModel:

@@ -219,9 +219,11 @@ class Doctor:
         import torch
 
         from pretrain.model.fusion_encoder import FusionEncoder
+        from pretrain.prepare import settle
 
+        architecture = settle(self.config)[0].model.architecture()
         with torch.device("meta"):
-            encoder = FusionEncoder(self.config.model.architecture())
+            encoder = FusionEncoder(architecture)
         # float32 weights, master copy and two moments of AdamW
         one = 16 * sum(parameter.numel() for parameter in encoder.parameters())
         need = one * (self.config.checkpoint.keep + 3)

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from pretrain.config import DataConfig
+from pretrain.config import MAX_LENGTH, DataConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.data.jpeg import decode_rows, reduction_for
 from pretrain.model.patches import patch_coverage, view_box
@@ -69,12 +69,13 @@ class PairDataset(Dataset):
         teacher_size: int = 0,
     ) -> None:
         """teacher_size: pixels a side of the clean views that an online prompter wants; 0: none."""
-        if config.max_length % PAD_TO:
-            raise InputError(f"data.max_length {config.max_length}: must be a multiple of {PAD_TO}")
+        length = MAX_LENGTH if config.max_length is None else config.max_length
+        if length % PAD_TO:
+            raise InputError(f"data.max_length {length}: must be a multiple of {PAD_TO}")
         self.reader, self.config = reader, config
         self.image_size, self.patch_size = image_size, patch_size
         self.seed, self.augment, self.teacher_size = seed, augment, teacher_size
-        self.tokenizer = batch_tokenizer(tokenizer, config.max_length)
+        self.tokenizer = batch_tokenizer(tokenizer, length)
 
     def __getitems__(self, addresses: Sequence[Address]) -> PretrainBatch:
         # Stage by stage, not picture by picture: a tenth faster, since code and tables stay cached.
@@ -130,6 +131,8 @@ class PairDataset(Dataset):
 
 def batch_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:
     """The Rust tokenizer inside, set once to cut and pad: half of a call went into setting it."""
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"tokenizer {tokenizer.name_or_path}: has no padding token")
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     fast.enable_truncation(max_length)
     fast.enable_padding(

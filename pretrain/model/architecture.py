@@ -30,7 +30,8 @@ class FusionEncoderConfig:
     """BERT layers that read text and picture together; 0 = dual encoder (a prompter)."""
     encoder_layout: Literal["split", "two_bert", "shared_twice"] = "split"
     """split: one BERT cut in two (released code, pre-training). two_bert: two whole BERTs (the
-    paper read literally). shared_twice: the text layers again as fusion (released MRE class)."""
+    paper read literally); only `convert` makes it, of published ones. shared_twice: the text layers
+    again as fusion (released MRE class)."""
     max_position_embeddings: int = 512
     """Longest text in word pieces."""
     hidden_dropout: float = 0.1
