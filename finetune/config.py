@@ -1,17 +1,15 @@
 """Configuration of `finetune train`: defaults, help texts and validation in one place."""
 
-import argparse
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from finetune import registry
 from finetune.protocols import PROTOCOLS
-from pretrain.cli import parse_config
-from shards.files import InputError
+from shards.options import look_ahead, parse_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run: a method on a task."""
+    """Train a method on a task: select on dev, test once."""
 
     task: str
     """Task name: mnre, twitter2015, twitter2017, or an entry point's."""
@@ -167,7 +165,9 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Scores of a finished run."""
+    """Scores and predictions of a finished run."""
+
+    POSITIONAL: ClassVar = ("run",)
 
     run: str
     """Run directory, or one seed's directory in it."""
@@ -217,44 +217,24 @@ def with_method(config_class: type, method_config: type) -> type:
         bases=(config_class,),
         frozen=True,
         kw_only=True,
-        namespace={"__doc__": config_class.__doc__},
+        namespace={"__doc__": config_class.__doc__, "__module__": config_class.__module__},
     )
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:
     """The run that `argv` asks for. `--method` is looked up first: its settings are options too."""
-    method = look_ahead("method", argv)
+    method = look_ahead("method", argv, TrainConfig)
     known = method is not None and method in registry.known("methods")
     config_class = (
-        with_method(TrainConfig, registry.load("methods", method).Config) if known else TrainConfig
+        with_method(TrainConfig, registry.load_config(str(method))) if known else TrainConfig
     )
+    prog = "python -m finetune train"
     config = parse_config(
         config_class,
         argv,
-        prog="python -m finetune train",
-        description="Train a method on a task: select on dev, test once.",
-        example="python -m finetune train --task mnre --method promu --data DIR "
-        "--init MODEL_DIR --out RUN --seeds 1,2,3",
+        prog=prog,
+        example=f"{prog} --task mnre --method promu --data DIR --init MODEL_DIR --out RUN "
+        "--seeds 1,2,3",
     )
-    registry.load("methods", config.method)  # an unknown name, once everything else is in order
+    registry.place_of("methods", config.method)  # an unknown name, once all else is in order
     return config
-
-
-def look_ahead(name: str, argv: Sequence[str]) -> str | None:
-    """The value of `--name` on the command line, else in the last `--config` file that has it."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(f"--{name}")
-    parser.add_argument("--config", action="append", default=[])
-    found, _ = parser.parse_known_args(list(argv))
-    if (value := getattr(found, name)) is not None:
-        return value
-    import yaml
-
-    for path in reversed(found.config):
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-        if isinstance(content, dict) and name in content:
-            return str(content[name])
-    return None

@@ -7,21 +7,81 @@ mine = "my_package.mine:Mine"
 import difflib
 import importlib
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.files import InputError
 
+
+class MethodEntry(NamedTuple):
+    """What a command line and a list must know of a method before torch is imported."""
+
+    place: str
+    """`module:Class` of the method."""
+    config: str
+    """`module:Class` of its settings, where nothing heavy is imported."""
+    text: str
+    kinds: tuple[str, ...] = ("relation",)
+    """Kinds of task that it can do."""
+
+
+BOTH = ("entities", "relation")
+_OURS = "finetune.methods."
 METHODS = {
-    "mtb": "finetune.methods.mtb:MTB",
-    "bert_crf": "finetune.methods.bert_crf:BertCrf",
-    "promu": "finetune.methods.promu:Promu",
-    "dgfpt": "finetune.methods.dgfpt.model:Dgfpt",
-    "focalmre": "finetune.methods.focalmre.model:FocalMRE",
-    "mkgformer": "finetune.methods.mkgformer.model:MKGformer",
-    "hvpnet": "finetune.methods.hvpnet.model:Hvpnet",
-    "tmr": "finetune.methods.tmr.model:Tmr",
-    "camim_hvpnet": "finetune.methods.camim.model:CamimHvpnet",
-    "camim_tmr": "finetune.methods.camim.model:CamimTmr",
+    "mtb": MethodEntry(
+        f"{_OURS}mtb:MTB",
+        f"{_OURS}config:MTBConfig",
+        "MTB: text only, the states of the two opening entity markers (Baldini Soares, ACL 2019).",
+    ),
+    "bert_crf": MethodEntry(
+        f"{_OURS}bert_crf:BertCrf",
+        f"{_OURS}config:BertCrfConfig",
+        "BERT-CRF: text only, emissions at first pieces, CRF over words.",
+        ("entities",),
+    ),
+    "promu": MethodEntry(
+        f"{_OURS}promu:Promu",
+        f"{_OURS}config:PromuConfig",
+        "PROMU fine-tuned: fused text and picture states (ACM MM 2023, §4.4).",
+        BOTH,
+    ),
+    "dgfpt": MethodEntry(
+        f"{_OURS}dgfpt.model:Dgfpt",
+        f"{_OURS}dgfpt.config:DgfptConfig",
+        "DGF-PT: prefixes, staged reading, dual-gated fusion, generative decoder (ACL 2023).",
+    ),
+    "focalmre": MethodEntry(
+        f"{_OURS}focalmre.model:FocalMRE",
+        f"{_OURS}focalmre.model:FocalMREConfig",
+        "FocalMRE: focal frames, focal attention, gating, focal fusion (ACM MM 2024 submission).",
+    ),
+    "mkgformer": MethodEntry(
+        f"{_OURS}mkgformer.model:MKGformer",
+        f"{_OURS}mkgformer.model:MKGformerConfig",
+        "MKGformer: BERT and CLIP in lock-step, joined in their last layers (SIGIR 2022).",
+        BOTH,
+    ),
+    "hvpnet": MethodEntry(
+        f"{_OURS}hvpnet.model:Hvpnet",
+        f"{_OURS}hvpnet.model:HvpnetConfig",
+        "HVPNeT: a picture's pyramid as key and value prefixes of every BERT layer (NAACL 2022).",
+        BOTH,
+    ),
+    "tmr": MethodEntry(
+        f"{_OURS}tmr.model:Tmr",
+        f"{_OURS}tmr.config:TmrConfig",
+        "TMR: the picture, and one generated from the text, weighted by how well they match it.",
+        BOTH,
+    ),
+    "camim_hvpnet": MethodEntry(
+        f"{_OURS}camim.model:CamimHvpnet",
+        f"{_OURS}camim.model:CamimHvpnetConfig",
+        "CAMIM on HVPNeT: captions that align pictures with the text; mutual information kept.",
+    ),
+    "camim_tmr": MethodEntry(
+        f"{_OURS}camim.model:CamimTmr",
+        f"{_OURS}camim.model:CamimTmrConfig",
+        "CAMIM on TMR: captions that align pictures with the text; mutual information kept.",
+    ),
 }
 TASKS = {
     "mnre": "finetune.tasks.mnre:Mnre",
@@ -34,22 +94,50 @@ TASKS = {
 
 def known(kind: str) -> dict[str, str]:
     """`"methods"` or `"tasks"`: name -> "module:Class", ours and those of entry points."""
-    ours = {"methods": METHODS, "tasks": TASKS}[kind]
+    ours = TASKS if kind == "tasks" else {name: entry.place for name, entry in METHODS.items()}
     theirs = {entry.name: entry.value for entry in entry_points(group=f"fusion_mre.{kind}")}
     return theirs | ours
+
+
+def place_of(kind: str, name: str) -> str:
+    """ "module:Class" of a name.
+
+    Raises:
+        InputError: no such name; says which there are.
+    """
+    places = known(kind)
+    if name not in places:
+        close = difflib.get_close_matches(name, places, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        singular = kind.removesuffix("s")
+        raise InputError(f"--{singular} {name}: unknown{hint}; there are {', '.join(places)}")
+    return places[name]
 
 
 def load(kind: str, name: str) -> Any:
     """The class called `name`.
 
     Raises:
-        InputError: no such name; says which there are.
+        InputError: no such name, or an entry point of another package that cannot be imported.
     """
-    classes = known(kind)
-    if name not in classes:
-        close = difflib.get_close_matches(name, classes, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        singular = kind.removesuffix("s")
-        raise InputError(f"--{singular} {name}: unknown{hint}; there are {', '.join(classes)}")
-    module, _, attribute = classes[name].partition(":")
+    place = place_of(kind, name)
+    if name in METHODS or name in TASKS:
+        return imported(place)
+    try:
+        return imported(place)
+    except Exception as error:  # whatever another package's import raises is its fault, in one line
+        raise InputError(
+            f"--{kind.removesuffix('s')} {name}: the entry point {place} of another package is "
+            f"broken ({type(error).__name__}: {error})"
+        ) from error
+
+
+def load_config(method: str) -> type:
+    """The settings of a method; for one of ours without importing the method."""
+    return imported(METHODS[method].config) if method in METHODS else load("methods", method).Config
+
+
+def imported(place: str) -> Any:
+    """What "module:name" names."""
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)

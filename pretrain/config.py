@@ -3,8 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
-from pretrain.model.architecture import FusionEncoderConfig
-from pretrain.model.promu import LossConfig
+from pretrain.model.config import FusionEncoderConfig, LossConfig
 
 ARCHITECTURE = tuple(item.name for item in fields(FusionEncoderConfig))
 Section = TypeVar("Section")

@@ -16,10 +16,9 @@ from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.remote import fetch, is_remote
 from pretrain.checkpoint.sources import READERS, detect
-from pretrain.cli import exit_on_input_error
 from pretrain.model.promu import Promu
 from pretrain.prompter.load import write_clip
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, atomic_path
 
 _EXAMPLES = """\

@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.cli import CommonError
-from shards.files import InputError
+from shards.files import CommonError, InputError
 
 T = TypeVar("T")
 

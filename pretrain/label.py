@@ -13,14 +13,13 @@ import torch
 from safetensors.numpy import save
 
 from pretrain.checkpoint import hub
-from pretrain.cli import exit_on_input_error
 from pretrain.data.pairs import decode, object_crop, squash
 from pretrain.distributed import device as pick_device
 from pretrain.engine import autocast
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.load import load_prompter
 from shards.columns import write_column
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import Sample, ShardReader

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.cli import CommonError
+from shards.files import CommonError
 
 _SHOWN_KEYS = 8
 _OVERFLOWS = 32

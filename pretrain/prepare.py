@@ -14,7 +14,6 @@ from pretrain import distributed
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.initial import initial_architecture, initial_encoder
-from pretrain.cli import CommonError, dump_config
 from pretrain.config import PretrainConfig
 from pretrain.data.pairs import PairDataset
 from pretrain.data.tokenizer import learn_tokenizer
@@ -28,8 +27,9 @@ from pretrain.prompter.bank import (
 )
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
-from shards.files import InputError, atomic_path, write_json
+from shards.files import CommonError, InputError, atomic_path, write_json
 from shards.nouns import read_vocabulary
+from shards.options import dump_config
 from shards.relations import relation_labels
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import ShardReader

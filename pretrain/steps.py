@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.checkpoint.run import RunCheckpoints
-from pretrain.cli import CommonError
 from pretrain.cluster.stopping import StopSignal
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import PretrainBatch
@@ -24,7 +23,7 @@ from pretrain.prepare import object_classes
 from pretrain.prompter.online import OnlineTeacher
 from pretrain.tracking import Reporter
 from pretrain.validate import Validator
-from shards.files import InputError
+from shards.files import CommonError, InputError
 from shards.relations import relation_labels
 
 PANEL_PAIRS = 8

@@ -19,10 +19,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pretrain.cli import exit_on_input_error, parse_config
 from pretrain.cluster.agent import BAD_INPUT, GRACE, STOP, STOPS, Agent
 from pretrain.cluster.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
+from shards.command import exit_on_input_error
 from shards.files import InputError
+from shards.options import parse_config
 
 BEAT = 2.0
 """Seconds between signs of life from the supervisor to its agents."""

@@ -11,7 +11,6 @@ from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_zero
-from pretrain.cli import CommonError
 from pretrain.cluster.liveness import Liveness
 from pretrain.cluster.stopping import signals_blocked
 from pretrain.config import PretrainConfig
@@ -28,6 +27,7 @@ from pretrain.prepare import (
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
+from shards.files import CommonError
 from shards.schema import TEACHER
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
 

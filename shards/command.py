@@ -1,8 +1,147 @@
-"""The parser of all commands of the three packages that are no configuration dataclass."""
+"""Commands: a table of names, one line per error, exit statuses; the options are `options.py`'s."""
 
 import argparse
 import difflib
-from typing import Any, NoReturn
+import errno
+import functools
+import importlib
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, NoReturn
+
+from shards.files import CommonError, InputError
+from shards.options import first_line, parse_config
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_WRONG_PATH = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+
+class Module(NamedTuple):
+    """A command that is a function of its words, imported when it is called."""
+
+    place: str
+    """`module:function`; a module alone: its `main`."""
+    text: str
+    """One line of help."""
+
+
+class Tool(NamedTuple):
+    """A command that is a function of a configuration dataclass."""
+
+    config: type
+    """Its docstring explains the command, its fields are the options."""
+    run: Callable[[Any], object]
+    example: str
+    """What follows the command's name."""
+
+    @property
+    def text(self) -> str:
+        """One line of help."""
+        return first_line(self.config)
+
+    def __call__(self, prog: str, argv: Sequence[str]) -> None:
+        """Parse, then run."""
+        self.run(parse_config(self.config, argv, prog=prog, example=f"{prog} {self.example}"))
+
+
+def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command: `InputError` becomes one line on standard error and exit status 2."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            if not isinstance(error, CommonError) or os.environ.get("RANK", "0") in ("", "0"):
+                sys.stderr.write(f"error: {error}\n")
+            sys.exit(2)
+        except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:  # others, such as a file server's hiccup, are no wrong input
+            if error.errno not in _FULL and (not error.filename or error.errno not in _WRONG_PATH):
+                raise
+            sys.stderr.write(f"error: {error.filename or 'disk'}: {error.strerror}\n")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; where it can resume, the same command goes on\n")
+            sys.exit(130)
+
+    return run
+
+
+def dispatch(
+    prog: str,
+    commands: Mapping[str, Module | Tool],
+    argv: Sequence[str],
+    description: str,
+    example: str,
+) -> None:
+    """Run the command that the first word names; `--help` lists all, `--version` answers.
+
+    Raises:
+        InputError: no such command; says which there are.
+    """
+    name, *rest = argv or ("",)
+    if name in commands:
+        command = commands[name]
+        if isinstance(command, Tool):
+            command(f"{prog} {name}", rest)
+        else:
+            module, _, function = command.place.partition(":")
+            getattr(importlib.import_module(module), function or "main")(rest)
+    elif name in ("-h", "--help"):
+        print(usage(prog, commands, description, example), end="")
+        sys.exit(0)
+    elif name == "--version":
+        print(f"fusion-mre {product_version()}")
+    elif not name:
+        print(usage(prog, commands, description, example), end="")
+        sys.exit(2)
+    else:
+        close = difflib.get_close_matches(name, commands, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise InputError(
+            f"{prog}: unknown command {name!r}{meant}; there are {', '.join(commands)}"
+        )
+
+
+def usage(prog: str, commands: Mapping[str, Module | Tool], description: str, example: str) -> str:
+    """What `--help` shows of a table of commands, on 80 columns."""
+    width = max(map(len, commands)) + 2
+    lines = [f"usage: {prog} COMMAND …", "", *textwrap.wrap(description, 80), ""]
+    for name, command in commands.items():
+        text = textwrap.wrap(command.text, 78 - width)
+        lines += [f"  {name:<{width}}{text[0]}", *(" " * (width + 2) + line for line in text[1:])]
+    example = textwrap.fill(
+        f"example: {prog} {example}", 80, subsequent_indent="    ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(
+        [*lines, "", f"`{prog} COMMAND --help` explains each, with an example.", "", example, ""]
+    )
+
+
+def product_version() -> str:
+    """Of the installed distribution."""
+    try:
+        return version("fusion-mre")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def without_local_rank(argv: Sequence[str] | None) -> list[str]:
+    """The words of the command line; DeepSpeed's launcher puts `--local_rank=N` first, but the rank
+    comes from the environment."""
+    words = sys.argv[1:] if argv is None else argv
+    return [word for word in words if not re.fullmatch(r"--local[-_]rank=-?\d+", word)]
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -32,6 +32,10 @@ class InputError(ValueError):
     """
 
 
+class CommonError(InputError):
+    """An InputError that every process of a job raises alike: the main one tells it."""
+
+
 def _beside(path: Path, suffix: str) -> Path:
     """A name beside `path` that no other process, thread or machine takes."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")

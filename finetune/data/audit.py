@@ -24,8 +24,7 @@ from finetune.tasks.base import Row, Task
 from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hashable
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Regions, read_regions
-from pretrain.cli import exit_on_input_error
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, write_json
 
 __all__ = ["AuditResult", "audit_features", "audit_source", "main"]

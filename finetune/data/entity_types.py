@@ -24,8 +24,7 @@ from finetune.inputs.types import FILE, TYPES, types_of
 from finetune.tasks.base import Task
 from finetune.tasks.mnre import RelationRow
 from pretrain.checkpoint.hub import load_text_tower
-from pretrain.cli import exit_on_input_error
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, atomic_path
 
 SPLITS = ("train", "val", "test")

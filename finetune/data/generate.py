@@ -24,8 +24,7 @@ from finetune import registry
 from finetune.tasks.base import Task
 from pretrain.checkpoint.hub import resolve
 from pretrain.checkpoint.strict import read_transformers
-from pretrain.cli import exit_on_input_error
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, atomic_path, write_json
 
 SPLITS = ("train", "val", "test")

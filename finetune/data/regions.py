@@ -25,8 +25,7 @@ from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
-from pretrain.cli import exit_on_input_error
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
 
 SPLITS = ("train", "val", "test")

@@ -19,8 +19,7 @@ from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import read_regions
 from finetune.tasks.side_files import SideInput
-from pretrain.cli import exit_on_input_error
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
 
 __all__ = ["Change", "View", "main", "read_view", "write_view"]

@@ -1,24 +1,14 @@
 """BERT-CRF: text only, emissions at first pieces, CRF over words. The baseline for entities."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.config import BertCrfConfig
 from finetune.methods.layers import TaggingHead, load_text_encoder
 from finetune.tasks.base import TaskInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class BertCrfConfig:
-    """Settings of the tagging head."""
-
-    dropout: float = 0.1
-    """Dropout before the emission layer."""
-    mask_illegal: bool = False
-    """Decode only sequences that BIO allows."""
 
 
 class BertCrf(Method):

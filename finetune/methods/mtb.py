@@ -7,29 +7,18 @@ classifier; the paper's variant (f), fine-tuned without its matching-the-blanks 
 of a row's crop files, no pixel, and the score jumps.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.config import MTBConfig
 from finetune.methods.layers import RelationHead, entity_states, load_text_encoder
 from finetune.tasks.base import TaskInfo
 
 MOST_CROPS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class MTBConfig:
-    """Settings of MTB."""
-
-    classifier: Literal["mlp", "linear"] = "linear"
-    """linear: one layer. mlp: Linear–ReLU–Linear, as PROMU's."""
-    crop_count: bool = False
-    """Also read how many crops the community's region files have for the row. This leaks the label
-    and marks the result so."""
 
 
 class MTB(Method):

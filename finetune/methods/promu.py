@@ -6,11 +6,11 @@ fused state of each word's first piece, and a CRF over words (Eqs. 12–13). No 
 detected objects.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.config import PromuConfig
 from finetune.methods.layers import (
     PieceTaggingHead,
     RelationHead,
@@ -19,21 +19,6 @@ from finetune.methods.layers import (
 )
 from finetune.tasks.base import TaskInfo
 from pretrain.model.fusion_encoder import FusionEncoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromuConfig:
-    """Settings of PROMU's heads."""
-
-    classifier: Literal["mlp", "linear"] = "mlp"
-    """Relations. mlp: as in the released code. linear: one layer."""
-    tagging: Literal["words", "pieces"] = "words"
-    """Entities. words: a CRF over the first pieces of words. pieces: over all word pieces, later
-    ones tagged X, as HVPNeT and TMR do."""
-    dropout: float = 0.1
-    """Entities: dropout before the emission layer."""
-    mask_illegal: bool = False
-    """Entities by words: decode only sequences that BIO allows."""
 
 
 class Promu(Method):

@@ -10,17 +10,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
 from finetune.tasks.posts import parse_line
 from shards.files import InputError, write_json
+from shards.options import parse_config
 
 LOG = logging.getLogger(__name__)
 LONGEST_LINE = 1_000_000
@@ -29,7 +30,9 @@ LONGEST_LINE = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Predictions of a finished run."""
+    """Relation or entities of new posts, as JSON lines."""
+
+    POSITIONAL: ClassVar = ("run",)
 
     run: str
     """Run directory, one seed's, or a fine-tuned model directory or hub id."""
@@ -82,6 +85,36 @@ class PredictConfig:
     def shaping(self) -> dict[str, Any]:
         """The settings that answers depend on."""
         return {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A web page to try a run on a post and a picture."""
+
+    POSITIONAL: ClassVar = ("run",)
+
+    run: str
+    """Run directory, one seed's, or a fine-tuned model directory or hub id."""
+    compare: str | None = None
+    """A second run, its answer beside the first one's."""
+    ner: str | None = None
+    """A run that finds entities: where none are marked, every pair of them is scored."""
+    examples: str | None = None
+    """Folder in MNRE's format; some of its validation posts can be clicked."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens the page to your network."""
+    port: int = 7860
+    """Port to listen on."""
+    regions: Literal["live", "none"] = "live"
+    """For runs that read regions. live: ground and detect them. none: all slots empty."""
+    grounder: str = "IDEA-Research/grounding-dino-base"
+    """Grounding DINO: folder or hub id."""
+    detector: str = "COCO_V1"
+    """Faster R-CNN: COCO_V1 or a weights file."""
+    tagger: str = "en_core_web_sm"
+    """spaCy model that finds nouns to ground; none: entity names alone."""
+    caption_model: str | None = None
+    """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
 
 
 def build(config: PredictConfig):
@@ -242,3 +275,20 @@ def run(config: PredictConfig) -> None:
         top_k=config.top_k,
     )
     print(json.dumps(answer, ensure_ascii=False))
+
+
+def main(argv: Sequence[str]) -> None:
+    """python -m finetune predict RUN"""
+    prog = "python -m finetune predict"
+    post = '--text "Bob in Oslo" --head Bob --tail Oslo --image 17.jpg'
+    run(parse_config(PredictConfig, argv, prog=prog, example=f"{prog} RUN {post}"))
+
+
+def serve(argv: Sequence[str]) -> None:
+    """python -m finetune serve RUN"""
+    prog = "python -m finetune serve"
+    example = f"{prog} runs/promu --examples SAMPLE/mnre"
+    config = parse_config(ServeConfig, argv, prog=prog, example=example)
+    from finetune.predict.serve import start
+
+    start(config)

@@ -8,13 +8,13 @@ unless `--host` says otherwise, and sends nothing anywhere.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from finetune.predict import occlusion
+from finetune.predict.command import ServeConfig
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import live_inputs, reads_captions
 from finetune.tasks.metrics import NO_RELATION
@@ -40,34 +40,6 @@ SELECTION = """(_, text, now) => {
     return [`${post.selectionStart}:${post.selectionEnd}`, text, now];
 }"""
 """The browser's share: which characters of the post are selected."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """The page of a finished run."""
-
-    run: str
-    """Run directory, one seed's, or a fine-tuned model directory or hub id."""
-    compare: str | None = None
-    """A second run, its answer beside the first one's."""
-    ner: str | None = None
-    """A run that finds entities: where none are marked, every pair of them is scored."""
-    examples: str | None = None
-    """Folder in MNRE's format; some of its validation posts can be clicked."""
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 opens the page to your network."""
-    port: int = 7860
-    """Port to listen on."""
-    regions: Literal["live", "none"] = "live"
-    """For runs that read regions. live: ground and detect them. none: all slots empty."""
-    grounder: str = "IDEA-Research/grounding-dino-base"
-    """Grounding DINO: folder or hub id."""
-    detector: str = "COCO_V1"
-    """Faster R-CNN: COCO_V1 or a weights file."""
-    tagger: str = "en_core_web_sm"
-    """spaCy model that finds nouns to ground; none: entity names alone."""
-    caption_model: str | None = None
-    """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
 
 
 def answer(

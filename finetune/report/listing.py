@@ -3,14 +3,16 @@
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from finetune import registry
 from finetune.data.views import TOOLS
 from finetune.protocols import PROTOCOLS
 from finetune.report.study import STUDIES
-from shards.command import CommandParser
 from shards.files import InputError
+from shards.options import first_line, parse_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -18,15 +20,30 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def methods() -> Iterator[tuple[str, str]]:
     """Name -> what it is, and which kinds of task it can do."""
     for name in sorted(registry.known("methods")):
-        method = registry.load("methods", name)
-        yield name, f"{first_line(inspect.getmodule(method))} [{', '.join(sorted(method.kinds))}]"
+        if entry := registry.METHODS.get(name):
+            yield name, f"{entry.text} [{', '.join(entry.kinds)}]"
+        else:
+            yield name, described("methods", name)
+
+
+def described(kind: str, name: str) -> str:
+    """What another package's class says of itself, or why it cannot be used."""
+    try:
+        found = registry.load(kind, name)
+    except InputError as error:
+        return f"BROKEN: {error}"
+    kinds = f" [{', '.join(sorted(found.kinds))}]" if kind == "methods" else ""
+    return f"{first_line(inspect.getmodule(found)) or first_line(found)}{kinds}"
 
 
 def tasks() -> Iterator[tuple[str, str]]:
     """Name -> what it is."""
     for name in registry.known("tasks"):
-        task = registry.load("tasks", name)
-        yield name, f"{first_line(task)} {first_line(inspect.getmodule(task))}"
+        if name in registry.TASKS:
+            task = registry.load("tasks", name)
+            yield name, f"{first_line(task)}. {first_line(inspect.getmodule(task))}"
+        else:
+            yield name, described("tasks", name)
 
 
 def views() -> Iterator[tuple[str, str]]:
@@ -49,12 +66,15 @@ def studies() -> Iterator[tuple[str, str]]:
 
 
 def configs() -> Iterator[tuple[str, str]]:
-    """File -> what it is, and the published figures that its header names."""
+    """Name for `--config` -> what it is, and the published figures that its header names."""
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         if path.parent != STUDIES:
             paragraphs = header(path)
             expected = [p for p in paragraphs if p.startswith(("Published", "Expected"))]
-            yield str(path.relative_to(CONFIGS.parents[1])), " ".join(paragraphs[:1] + expected)
+            yield (
+                str(path.relative_to(CONFIGS).with_suffix("")),
+                " ".join(paragraphs[:1] + expected),
+            )
 
 
 SECTIONS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
@@ -77,25 +97,22 @@ def header(path: Path) -> list[str]:
     return [" ".join(p.split()) for p in "\n".join(lines).split("\n\n")]
 
 
-def first_line(thing: object) -> str:
-    """Of its docstring."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """Methods, tasks, views, studies, and configurations with expected figures."""
+
+    POSITIONAL: ClassVar = ("what",)
+    what: tuple[str, ...] = ()
+    """Some of methods, tasks, views, protocols, studies, configs; none: all."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.what) - SECTIONS.keys():
+            raise ValueError(f"{min(unknown)}: there are {', '.join(SECTIONS)}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m finetune list`"""
-    parser = CommandParser(
-        prog="python -m finetune list",
-        description="Methods, tasks, views, studies, and configurations with expected figures.",
-        epilog="example: python -m finetune list methods",
-    )
-    parser.add_argument(
-        "what", nargs="*", metavar="WHAT", help=f"some of {', '.join(SECTIONS)}; default all"
-    )
-    args = parser.parse_args(argv)
-    if unknown := set(args.what) - SECTIONS.keys():
-        raise InputError(f"list {sorted(unknown)[0]}: there are {', '.join(SECTIONS)}")
-    for section in args.what or SECTIONS:
+def run(config: ListConfig) -> None:
+    """Print each section."""
+    for section in config.what or SECTIONS:
         print(section)
         for name, text in SECTIONS[section]():
             indent = " " * 14
@@ -103,3 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             wrapped = textwrap.wrap(text, 80 - len(indent)) or [""]
             print(first + f"\n{indent}".join(wrapped))
         print()
+
+
+def main(argv: Sequence[str]) -> None:
+    """python -m finetune list"""
+    prog = "python -m finetune list"
+    run(parse_config(ListConfig, argv, prog=prog, example=f"{prog} methods"))

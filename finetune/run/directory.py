@@ -18,8 +18,8 @@ from finetune.protocols import aggregate
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from pretrain.checkpoint.hub import digest
-from pretrain.cli import dump_config
 from shards.files import InputError, atomic_path, write_json
+from shards.options import dump_config
 
 LOG = logging.getLogger(__name__)
 PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")

@@ -10,7 +10,7 @@ from typing import Any
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.strict import CONFIG_NAME, load_strictly, read_weights
-from pretrain.model.architecture import MODEL_TYPE, FusionEncoderConfig
+from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
 

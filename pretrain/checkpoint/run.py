@@ -16,9 +16,8 @@ import torch
 from pretrain import distributed
 from pretrain.checkpoint.background import BackgroundWriter
 from pretrain.checkpoint.reshard import reshard
-from pretrain.cli import CommonError
 from pretrain.engine import Engine
-from shards.files import InputError, atomic_path, parse_object, write_json
+from shards.files import CommonError, InputError, atomic_path, parse_object, write_json
 
 MARKER = "COMPLETE"
 

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from pretrain.cli import exit_on_input_error, parse_config
 from pretrain.cluster.nodes import (
     DEEPSPEED_ENV,
     LOCAL,
@@ -25,8 +24,9 @@ from pretrain.cluster.nodes import (
     write_deepspeed_env,
 )
 from pretrain.cluster.probe import ROOT, ask, talk
-from shards.command import CommandParser
+from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
+from shards.options import parse_config
 from shards.schema import TEACHER
 
 SHARED_MEMORY = 2**30

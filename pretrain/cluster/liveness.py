@@ -16,8 +16,7 @@ import time
 from types import TracebackType
 
 from pretrain import distributed
-from pretrain.cli import CommonError
-from shards.files import InputError
+from shards.files import CommonError, InputError
 
 _FAREWELL = "done"
 _SILENT = "ended without a word: killed, out of memory, or its host is lost"

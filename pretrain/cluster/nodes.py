@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.cli import exit_on_input_error
+from shards.command import exit_on_input_error
 from shards.files import InputError, atomic_path
 
 DEEPSPEED_ENV = ".deepspeed_env"

@@ -21,7 +21,7 @@ from transformers import BertModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from pretrain.model.architecture import MODEL_TYPE, FusionEncoderConfig
+from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 
 __all__ = ["MODEL_TYPE", "FusionEncoder", "FusionEncoderConfig", "FusionOutput"]
 

@@ -4,8 +4,8 @@ L = λ_ITM·L_ITM + λ_CIT·L_CIT + λ_COE·L_COE + λ_CIR·L_CIR (Eq. 11). With
 CIT switched on, the same class is the stage-1 prompter.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,57 +13,9 @@ from torch import Tensor, nn
 from pretrain import distributed, losses
 from pretrain.data.batch import PretrainBatch
 from pretrain.gradcache import StepContrast
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig, HeadsConfig, LossConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.bank import PromptBank
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadsConfig:
-    """Sizes of the heads that a pre-training checkpoint carries; 0 = no such head."""
-
-    itm: bool = True
-    """Image-text matching head."""
-    num_entities: int = 0
-    """Entity vocabulary (COE head)."""
-    num_relations: int = 0
-    """Relation vocabulary (CIR head)."""
-    hidden_mult: int = 2
-    """Hidden width of the COE and CIR heads in multiples of D; 0 = one Linear."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Objectives and their readings: by default the paper's; `released_code.yaml`: the code's."""
-
-    itm: float = 1.0
-    """Weight of image-text matching; 0 switches it off."""
-    cit: float = 1.0
-    """Weight of the contrastive image-text loss; 0 switches it off."""
-    coe: float = 1.0
-    """Weight of the contrastive object-entity loss; 0 = Table 1, w/o entity-object."""
-    cir: float = 1.0
-    """Weight of the contrastive image-relation loss; 0 = Table 1, w/o relation-image."""
-    label_kind: Literal["soft", "hard"] = "soft"
-    """Prompter labels as distribution, or their arg-max (Table 1, w/o soft pseudo labels)."""
-    cit_negatives: Literal["matched", "all"] = "matched"
-    """CIT candidates: matched pairs (Eq. 5), or all captions and pictures (released code)."""
-    cit_normalize_by: Literal["matched", "batch"] = "matched"
-    """CIT mean over matched pairs (Eq. 5), or over the whole batch (released code)."""
-    coe_patch_weighting: Literal["binary", "coverage"] = "binary"
-    """COE pools patches that show the object alike (Eq. 7), or by covered area (released code)."""
-    cir_pool: Literal["cls", "patch_mean"] = "cls"
-    """CIR reads the fused class token (Eq. 9), or the mean of fused patches (released code)."""
-    coe_pairs: Literal["all", "matched"] = "all"
-    """Pairs that COE reads: Eq. 8 averages over all."""
-    itm_hard_negatives: bool = False
-    """ITM also reads a drawn picture and a drawn caption for each matched pair (ALPRO); up to three
-    times the cost of the fusion layers."""
-    ignore_below: float = 0.0
-    """Rows whose likeliest prompt is less likely take no part in COE or CIR (ALPRO: 0.2)."""
-    ignore_first_class: bool = False
-    """Nor rows whose likeliest prompt is the first one: what the released code's rule computes."""
-    temperature_init: float = 0.07
-    """Initial temperature; learned, used within 0.001 … 0.5."""
 
 
 class Promu(nn.Module):

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from finetune.__main__ import COMMANDS, MODULES, USAGE, main
-from pretrain.cli import parse_config
+from finetune.__main__ import COMMANDS, main
+from shards.options import parse_config
 
 SUBCOMMANDS = {
     "data": ("check", "convert"),
@@ -17,7 +17,7 @@ SUBCOMMANDS = {
     "figures": ("states", "look", "attention", "relations", "study"),
 }
 CALLS = [
-    *([name] for name in (*COMMANDS, *MODULES)),
+    *([name] for name in COMMANDS),
     *([name, sub] for name, subs in SUBCOMMANDS.items() for sub in subs),
 ]
 SHARDS = [
@@ -95,12 +95,12 @@ def test_a_choice_is_named_in_plain_words(capsys):
 @pytest.mark.parametrize(
     ("line", "meant"),
     [
-        ("train --task mnre --method mtb --data d --init m --out r --seed 1,2", "seeds"),
+        ("train --task mnre --method mtb --data d --init m --out r --seed 1,2", "--seeds"),
         (
             "train --task mnre --method mtb --data d --init m --out r --optim.epoch 3",
-            "optim.epochs",
+            "--optim.epochs",
         ),
-        ("predict run --tex Bob", "text"),
+        ("predict run --tex Bob", "--text"),
         ("audit --data d --crop", "--crops"),
         ("view kshot --data d --k 2 --out f --see 1", "--seed"),
     ],
@@ -120,8 +120,3 @@ def test_options_are_taken_with_dashes_too():
     argv = ["--run", "r", "--text", "Bob", "--top-k=2", "--caption-model", "a-b"]
     config = parse_config(PredictConfig, argv, prog="p", description="d", example="e")
     assert (config.top_k, config.caption_model) == (2, "a-b")
-
-
-def test_usage_lists_every_command():
-    for name in (*COMMANDS, *MODULES):
-        assert f"\n  {name} " in USAGE

@@ -63,7 +63,7 @@ def test_shipped_configs(path):
         ([], "exactly one of --init"),
         (["--init", "none"], "exactly one of --init"),
         (["--init", "a", "--architecture", "b"], "exactly one of --init"),
-        (["--init", "m", "--optim.lrr", "1"], "did you mean optim.lr"),
+        (["--init", "m", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["--init", "m", "--optim.lr", "fast"], "optim.lr"),
         (["--init", "m", "--optim.lr", "-1"], "optim.lr must not be negative"),
         (["--init", "m", "--optim.epochs", "0"], "optim.epochs must be at least 1"),

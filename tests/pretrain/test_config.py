@@ -2,9 +2,9 @@
 
 import pytest
 
-from pretrain.cli import parse_config
 from pretrain.config import PretrainConfig
 from shards.files import InputError
+from shards.options import parse_config
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from transformers import BertConfig, BertModel
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.initial import initial_architecture, initial_encoder
-from pretrain.cli import parse_config
 from pretrain.config import PretrainConfig
 from pretrain.convert import main as convert
 from pretrain.data.tokenizer import learn_tokenizer
@@ -16,6 +15,7 @@ from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.prepare import settle
 from shards.files import InputError
+from shards.options import parse_config
 
 
 def architecture(**changes) -> FusionEncoderConfig:

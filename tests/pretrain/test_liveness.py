@@ -11,7 +11,8 @@ import pytest
 MAIN = """
 import json, os, signal, sys, time
 import torch.distributed as dist
-from pretrain.cli import CommonError, exit_on_input_error
+from shards.files import CommonError
+from shards.command import exit_on_input_error
 from pretrain.cluster.liveness import Liveness
 from shards.schema import InputError
 

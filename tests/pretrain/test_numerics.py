@@ -9,7 +9,6 @@ import torch.multiprocessing as mp
 from ranks import free_port, start_engines
 from torch import nn
 
-from pretrain.cli import CommonError
 from pretrain.config import DataConfig, EngineConfig, PretrainConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.engine import SingleEngine, autocast
@@ -19,6 +18,7 @@ from pretrain.numerics import FiniteWatch, finite_weights
 from pretrain.optim import adamw, linear_schedule
 from pretrain.prompter.bank import PromptBank
 from pretrain.train import train
+from shards.files import CommonError
 
 
 class Slope(nn.Module):

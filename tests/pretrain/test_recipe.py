@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain import losses
-from pretrain.cli import parse_config
 from pretrain.config import PretrainConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.flops import forward_flops
@@ -22,6 +21,7 @@ from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptB
 from pretrain.prompter.load import Prompter
 from pretrain.prompter.online import OnlineTeacher, erased, object_crops
 from shards.files import InputError
+from shards.options import parse_config
 from shards.relations import relation_labels
 from shards.sample.world import CUES
 from shards.sample.write import write_sample

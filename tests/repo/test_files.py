@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.cli import parse_config
 from pretrain.config import PretrainConfig
+from shards.options import parse_config
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = ["--run_dir=x", "--data.train=y", "--prompter.source=p", "--prompter.entities=e"]

@@ -1,12 +1,15 @@
-"""Sizes and layout of a fusion encoder: what `config.json` of a model directory stores."""
+"""Settings of the model: sizes and layout, which `config.json` stores, heads and objectives.
+
+Nothing here imports torch: a command line is parsed by these classes before anything heavy is.
+"""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from transformers import BertConfig
-
-from pretrain.model import attention
 from shards.files import is_number
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
 
 CONFIG_VERSION = 1
 MODEL_TYPE = "fusion-mre"
@@ -124,8 +127,12 @@ class FusionEncoderConfig:
             + self.projection_size * (self.hidden_size + self.vision_hidden_size)
         )
 
-    def bert_config(self, num_layers: int) -> BertConfig:
+    def bert_config(self, num_layers: int) -> "BertConfig":
         """The `transformers` configuration of `num_layers` of our BERT layers."""
+        from transformers import BertConfig
+
+        from pretrain.model import attention
+
         return BertConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -138,6 +145,55 @@ class FusionEncoderConfig:
             layer_norm_eps=self.layer_norm_eps,
             attn_implementation=attention.NAME,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Sizes of the heads that a pre-training checkpoint carries; 0 = no such head."""
+
+    itm: bool = True
+    """Image-text matching head."""
+    num_entities: int = 0
+    """Entity vocabulary (COE head)."""
+    num_relations: int = 0
+    """Relation vocabulary (CIR head)."""
+    hidden_mult: int = 2
+    """Hidden width of the COE and CIR heads in multiples of D; 0 = one Linear."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Objectives and their readings: by default the paper's; `released_code.yaml`: the code's."""
+
+    itm: float = 1.0
+    """Weight of image-text matching; 0 switches it off."""
+    cit: float = 1.0
+    """Weight of the contrastive image-text loss; 0 switches it off."""
+    coe: float = 1.0
+    """Weight of the contrastive object-entity loss; 0 = Table 1, w/o entity-object."""
+    cir: float = 1.0
+    """Weight of the contrastive image-relation loss; 0 = Table 1, w/o relation-image."""
+    label_kind: Literal["soft", "hard"] = "soft"
+    """Prompter labels as distribution, or their arg-max (Table 1, w/o soft pseudo labels)."""
+    cit_negatives: Literal["matched", "all"] = "matched"
+    """CIT candidates: matched pairs (Eq. 5), or all captions and pictures (released code)."""
+    cit_normalize_by: Literal["matched", "batch"] = "matched"
+    """CIT mean over matched pairs (Eq. 5), or over the whole batch (released code)."""
+    coe_patch_weighting: Literal["binary", "coverage"] = "binary"
+    """COE pools patches that show the object alike (Eq. 7), or by covered area (released code)."""
+    cir_pool: Literal["cls", "patch_mean"] = "cls"
+    """CIR reads the fused class token (Eq. 9), or the mean of fused patches (released code)."""
+    coe_pairs: Literal["all", "matched"] = "all"
+    """Pairs that COE reads: Eq. 8 averages over all."""
+    itm_hard_negatives: bool = False
+    """ITM also reads a drawn picture and a drawn caption for each matched pair (ALPRO); up to three
+    times the cost of the fusion layers."""
+    ignore_below: float = 0.0
+    """Rows whose likeliest prompt is less likely take no part in COE or CIR (ALPRO: 0.2)."""
+    ignore_first_class: bool = False
+    """Nor rows whose likeliest prompt is the first one: what the released code's rule computes."""
+    temperature_init: float = 0.07
+    """Initial temperature; learned, used within 0.001 … 0.5."""
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:

@@ -1,0 +1,56 @@
+"""`python -m finetune train` and `evaluate`. torch is imported once the options are in order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from finetune.config import EvaluateConfig, TrainConfig, local_out, parse_train
+from finetune.protocols import METRICS
+from shards.options import parse_config
+
+
+def train(argv: Sequence[str]) -> None:
+    """python -m finetune train"""
+    run_training(parse_train(argv))
+
+
+def run_training(config: TrainConfig) -> None:
+    """Train, sweep where that is asked for, upload where `out` is a URL, and print the figures."""
+    from finetune.run.directory import run
+    from finetune.run.sweep import sweep
+    from pretrain import distributed
+    from pretrain.checkpoint.remote import store
+
+    local = replace(config, out=local_out(config.out))
+    result = sweep(local, run) if config.sweep else run(local)
+    if not distributed.is_main():
+        return
+    if local.out != config.out:
+        store(Path(local.out), config.out)
+    for split in ("dev", "test"):
+        print(f"{split:>5}: {figures(result[split])}")
+    print(f"{config.out}/{'sweep' if config.sweep else 'result'}.json")
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """python -m finetune evaluate RUN"""
+    prog = "python -m finetune evaluate"
+    config = parse_config(
+        EvaluateConfig, argv, prog=prog, example=f"{prog} RUN --data DIR --split test"
+    )
+    from finetune.run.evaluate import evaluate as run
+
+    result = run(config)
+    print(f"{result['split']:>5}: {figures(result)}")
+
+
+def figures(scores: Mapping[str, Any] | None) -> str:
+    """One line: F1, precision, recall, accuracy as mean ± sd."""
+    if scores is None:
+        return "no such split"
+    parts = []
+    for name in METRICS:
+        mean, sd = scores[name]["mean"], scores[name]["sd"]
+        parts.append(f"{name} {mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}"))
+    return ", ".join(parts)

@@ -1,0 +1,384 @@
+"""A command's options: configuration dataclasses <- YAML files <- `--section.field value`.
+
+The one dialect of all three packages, and the one file with jsonargparse. A dataclass holds the
+options of a command, its docstrings their help, its `__post_init__` their check; the command itself
+is a function of the dataclass. `--max-missing` and `--max_missing` are the same option; an option
+of several values takes `a b`, `a,b`, `[a, b]`, or is given again; a switch needs no value.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import itertools
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shards.files import CommonError, InputError
+
+Config = TypeVar("Config")
+
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "peak_lr": ("lr",),
+    "batch_size": ("global_batch_size", "global_size", "batch"),
+    "train_batch_size": ("global_batch_size", "global_size"),
+    "per_device_train_batch_size": ("global_batch_size", "micro_size"),
+    "micro_batch_size": ("micro_size",),
+    "gradient_accumulation_steps": ("accumulation",),
+    "num_train_epochs": ("epochs", "steps"),
+    "num_epochs": ("epochs", "steps"),
+    "epochs": ("steps",),
+    "steps": ("epochs",),
+    "max_steps": ("steps", "min_steps"),
+    "num_steps": ("steps", "min_steps"),
+    "total_steps": ("steps", "min_steps"),
+    "warmup": ("warmup_ratio",),
+    "warmup_ratio": ("warmup",),
+    "warmup_steps": ("warmup", "warmup_ratio"),
+    "wd": ("weight_decay",),
+    "l2": ("weight_decay",),
+    "max_grad_norm": ("clip",),
+    "grad_clip": ("clip",),
+    "gradient_clipping": ("clip",),
+    "adam_epsilon": ("eps",),
+    "early_stopping_patience": ("patience",),
+    "output_dir": ("run_dir", "out"),
+    "output": ("run_dir", "out"),
+    "save_dir": ("run_dir", "out"),
+    "run_dir": ("out",),
+    "out": ("run_dir",),
+    "model_name_or_path": ("init", "run", "model"),
+    "pretrained": ("init",),
+    "checkpoint": ("init", "run"),
+    "weights": ("init",),
+    "dataset": ("data", "data.train"),
+    "data_dir": ("data", "data.train"),
+    "train_file": ("data", "data.train"),
+    "seed": ("seeds",),
+    "seeds": ("seed",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "dtype": ("precision",),
+    "mixed_precision": ("precision",),
+    "num_workers": ("workers", "jobs"),
+    "workers": ("jobs",),
+    "jobs": ("workers",),
+    "max_seq_length": ("max_length",),
+    "max_seq_len": ("max_length",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "logging_steps": ("log.every",),
+    "save_steps": ("checkpoint.every",),
+    "eval_steps": ("validate_every", "evaluate_every"),
+    "save_total_limit": ("keep",),
+    "k": ("top_k",),
+}
+"""What the field calls a setting -> what it is called here, the likeliest first."""
+OWN = {"help", "config", "print_config"}
+"""Options that every command has."""
+SWITCH = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false"}
+
+
+def parse_config(
+    config_class: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    example: str,
+    description: str | None = None,
+) -> Config:
+    """An instance of `config_class` from defaults <- `--config` files <- the command line.
+
+    Args:
+        config_class: frozen, keyword-only dataclass; its field docstrings become the help text.
+            The fields that its `POSITIONAL` names are given as plain words; the last one takes all
+            that are left where it holds several.
+        argv: arguments without the program name. Options win over files wherever they stand; of
+            several files the later one wins. A file is found by path, else by name among the
+            `configs` folder of the dataclass's package.
+        description: default: the docstring of the dataclass.
+
+    Raises:
+        CommonError: unknown key (with the nearest valid one), wrong type, impossible combination.
+    """
+    try:
+        files, words = _split(list(argv), config_class)
+        words = [f"--config={shipped(config_class, name)}" for name in files] + words
+    except InputError as error:
+        raise CommonError(f"{prog}: {error}") from None
+    from jsonargparse import ArgumentError
+
+    parser = _parser(config_class, prog, description or inspect.getdoc(config_class) or "", example)
+    try:
+        namespace = parser.parse_args(words)
+        del namespace.config
+        return config_class(**parser.instantiate_classes(namespace).as_dict())
+    except ArgumentError as error:
+        message = f"{prog}: {_one_line(str(error))}{_nearest(str(error), config_class)}"
+        if "arguments are required" in message:
+            message += f"; see `{prog} --help`"
+        raise CommonError(message) from None
+    except (ValueError, TypeError) as error:
+        raise CommonError(f"{prog}: {_one_line(str(error))}") from error
+
+
+def look_ahead(name: str, argv: Sequence[str], config_class: type) -> str | None:
+    """The value of `--name` on the command line, else in the last `--config` file that has it."""
+    words = [_underscored(word) for word in argv]
+    given = _values(words, name)
+    if given:
+        return given[-1]
+    import yaml
+
+    for path in (shipped(config_class, file) for file in reversed(_values(words, "config"))):
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+        if isinstance(content, dict) and name in content:
+            return str(content[name])
+    return None
+
+
+def shipped(config_class: type, name: str) -> str:
+    """The path of a configuration: a file as it is, else one that the package ships.
+
+    `tiny`, `mnre/promu`, `mnre/promu.yaml` and `finetune/configs/mnre/promu.yaml` name one from any
+    folder.
+
+    Raises:
+        InputError: neither; names those that come close.
+    """
+    if Path(name).is_file():
+        return name
+    package = config_class.__module__.partition(".")[0]
+    folder = Path(str(sys.modules[package].__file__)).parent / "configs"
+    paths = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.yaml")}
+    key = name.removeprefix(f"{package}/configs/").removesuffix(".yaml")
+    if key in paths:
+        return str(paths[key])
+    hint = near(key, paths) if paths else ""
+    raise InputError(f"--config {name}: no such file{hint}")
+
+
+def near(name: str, names: Sequence[str] | dict[str, Any]) -> str:
+    """`, and none is shipped under that name (did you mean …?)`, for a name among shipped ones."""
+    tails = [known for known in names if known.rpartition("/")[2] == name.rpartition("/")[2]]
+    close = tails or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+    return f", and none is shipped under that name ({meant})"
+
+
+def first_line(thing: object) -> str:
+    """Of its docstring, without the full stop."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0].removesuffix(".")
+
+
+# ---- words of the command line -------------------------------------------------------------------
+
+
+def fields_of(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every setting; a section itself has the type of its dataclass."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind = hints[field.name]
+        yield prefix + field.name, kind
+        if dataclasses.is_dataclass(kind):
+            yield from fields_of(typing.cast(type, kind), f"{prefix}{field.name}.")
+
+
+def _split(argv: list[str], config_class: type) -> tuple[list[str], list[str]]:
+    """(values of `--config`, the other words as one `--name=value` each)."""
+    kinds = dict(fields_of(config_class))
+    places = list(getattr(config_class, "POSITIONAL", ()))
+    values: dict[str, list[str]] = {}
+    rest: list[str] = []
+    plain: list[str] = []
+    words = [_underscored(word) for word in argv]
+    while words:
+        word = words.pop(0)
+        if not _is_option(word):
+            plain.append(word)
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        kind = kinds.get(name)
+        if word == "-h" or name in OWN - {"config"}:
+            rest.append(word)
+        elif name.startswith("no_") and kinds.get(name[3:]) is bool:
+            values[name[3:]] = ["false"]
+        elif kind is None and name != "config":
+            raise InputError(f"unrecognized arguments: --{name}{_meant(name, kinds)}")
+        elif kind is bool:
+            if not equals:  # a plain word behind it is its value, unless it may be a positional one
+                own = words and not _is_option(words[0]) and (words[0] in SWITCH or not places)
+                value = words.pop(0) if own else "true"
+            values[name] = [SWITCH.get(value.lower(), value)]
+        elif equals or not words or _is_option(words[0]):
+            if not equals:
+                raise InputError(f"--{name}: expected a value")
+            values.setdefault(name, []).append(value)
+        else:
+            values.setdefault(name, []).append(words.pop(0))
+            while _item(kind) is not None and words and not _is_option(words[0]):
+                values[name].append(words.pop(0))
+    files = values.pop("config", [])
+    for word in plain:
+        if not places:
+            raise InputError(f"unrecognized arguments: {word}")
+        values.setdefault(places[0], []).append(word)
+        if _item(kinds[places[0]]) is None:
+            places.pop(0)
+    for name, several in values.items():
+        item = _item(kinds[name])
+        value = several[-1] if item is None or several == ["null"] else _listed(several, item)
+        rest.append(f"--{name}={value}")
+    return files, rest
+
+
+def _values(words: Sequence[str], name: str) -> list[str]:
+    """What stands behind each `--name`."""
+    found = [word.partition("=")[2] for word in words if word.startswith(f"--{name}=")]
+    pairs = itertools.pairwise(words)
+    return found + [value for word, value in pairs if word == f"--{name}"]
+
+
+def _is_option(word: str) -> bool:
+    return word == "-h" or re.match(r"--[A-Za-z][\w.]*(=|$)", word) is not None
+
+
+def _underscored(word: str) -> str:
+    """`--top-k=3` -> `--top_k=3`: the fields of a dataclass have no dashes."""
+    match = re.match(r"--[A-Za-z][\w.-]*(?==|$)", word)
+    return "--" + match[0][2:].replace("-", "_") + word[match.end() :] if match else word
+
+
+def _item(kind: Any) -> Any:
+    """The type of the items of a type that holds several, else None."""
+    origin = typing.get_origin(kind)
+    if origin in (tuple, list):
+        return typing.get_args(kind)[0]
+    if origin in (typing.Union, types.UnionType):
+        return next((item for part in typing.get_args(kind) if (item := _item(part))), None)
+    return None
+
+
+def _listed(words: Sequence[str], item: Any) -> str:
+    """`a b`, `a,b` or `[a, b]` as the YAML list of such items."""
+    import yaml
+
+    several: list[Any] = []
+    for word in words:
+        content = yaml.safe_load(word) if word.startswith("[") else word.split(",")
+        several += content if isinstance(content, list) else [content]
+    if item in (int, float):
+        return "[" + ", ".join(str(part).strip() for part in several) + "]"
+    return yaml.safe_dump([str(part).strip() for part in several], default_flow_style=True).strip()
+
+
+# ---- jsonargparse --------------------------------------------------------------------------------
+
+
+def _parser(config_class: type, prog: str, description: str, example: str) -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    from jsonargparse.typing import register_type
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # Exactly as it was typed: 0.29 of 100 is 29.
+    register_type(Fraction, str, _fraction, fail_already_registered=False)
+    words = "".join(f"{name.upper()} " for name in getattr(config_class, "POSITIONAL", ()))
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"%(prog)s {words}[--config FILE] [--name VALUE …]",  # all are explained below
+        description=f"{description}\n\nexample: {example}",
+        exit_on_error=False,
+        formatter_class=_formatter(),
+        allow_abbrev=False,  # `--seed` would be taken for `--seeds`
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="FILE",
+        help="YAML, by path or by name of a shipped one; repeatable, later wins",
+    )  # fmt: skip
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(str(text))
+    except ZeroDivisionError:
+        raise ValueError(f"{text} is no number") from None
+
+
+def _formatter() -> type:
+    from jsonargparse import DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter):
+        """Keeps the line breaks of the description, so that the example stays on its own line, and
+        breaks what long lists of choices make of an option."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(
+                super(Formatter, self)._fill_text(line, width, indent) for line in text.split("\n")
+            )
+
+        def _format_action_invocation(self, action: Any) -> str:
+            text = super()._format_action_invocation(action)
+            if len(text) <= self._width - 2:
+                return text
+            indent = " " * 6
+            return textwrap.fill(
+                text.replace(",", ", "), self._width - 2, subsequent_indent=indent,
+                break_long_words=False, break_on_hyphens=False,
+            )  # fmt: skip
+
+    return Formatter
+
+
+def _one_line(message: str) -> str:
+    lines = [line.strip(" -") for line in message.splitlines()]
+    line = " ".join(line for line in lines if line)
+    line = re.sub(r"Expected a typing\.Literal\[([^]]*)\]", r"Expected one of \1", line)
+    return re.sub(r"Expected a <class '(\w+)'>", r"Expected a value of type \1", line)
+
+
+def _nearest(message: str, config_class: type) -> str:
+    """` (did you mean …?)` for the unknown key of a file that a parser message names."""
+    named = re.findall(r"[Uu]nrecognized arguments: --([\w.]+)", message)
+    named += [
+        f"{group}.{key}"
+        for group, key in re.findall(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
+    ]
+    named += re.findall(r"Key '([\w.]+)' is not expected", message)
+    return next((_meant(key, dict(fields_of(config_class))) for key in named), "")
+
+
+def _meant(key: str, kinds: dict[str, Any]) -> str:
+    """` (did you mean --optim.lr?)`"""
+    names = [name for name, kind in kinds.items() if not dataclasses.is_dataclass(kind)]
+    last = key.rpartition(".")[2]
+    tails = [f".{tail}" for tail in (last, *SYNONYMS.get(last, ()))]
+    close = [name for tail in tails for name in names if f".{name}".endswith(tail)]
+    close += [name for name in names if name.startswith(key)]
+    close += difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    return f" (did you mean --{close[0]}?)" if close else ""
+
+
+def dump_config(config: Any) -> str:
+    """The fully resolved configuration as YAML."""
+    import yaml
+
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, int | float | bool | str | None) else str(value)
