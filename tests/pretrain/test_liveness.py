@@ -14,7 +14,7 @@ import torch.distributed as dist
 from shards.files import CommonError
 from shards.command import exit_on_input_error
 from pretrain.cluster.liveness import Liveness
-from shards.schema import InputError
+from shards.files import InputError
 
 @exit_on_input_error
 def rank_main(rank, how, culprit, others, rendezvous):
