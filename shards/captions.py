@@ -175,8 +175,8 @@ def _read_part(path: Path, provenance: dict[str, Any]) -> dict[str, str]:
     elif lines:
         print(f"{path}: of another model or prompt; starting anew")
     with atomic_path(path) as temporary:
-        kept = [{"image": name, "caption": caption} for name, caption in done.items()]
-        text = "".join(f"{json.dumps(line)}\n" for line in (provenance, *kept))
+        records = [{"image": name, "caption": caption} for name, caption in done.items()]
+        text = "".join(f"{json.dumps(line)}\n" for line in (provenance, *records))
         temporary.write_text(text, encoding="utf-8")
     return done
 

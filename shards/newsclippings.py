@@ -49,19 +49,19 @@ def newsclippings(
     """
     origin = Path(visual_news) / "origin"
     table, starts, rejects = _read_table(news_clippings, subsets, split)
-    wanted = {*table["id"].tolist(), *table["image_id"].tolist()}
-    entries = read_visual_news(origin / "data.json", wanted)
+    ids = {*table["id"].tolist(), *table["image_id"].tolist()}
+    entries = read_visual_news(origin / "data.json", ids)
 
     def where(row: int) -> str:
         subset = int(np.searchsorted(starts, row, side="right")) - 1
         return f"{split}.json of {subsets[subset]}, annotation {row - starts[subset]}"
 
     keep, coverage = _look_up(table, entries, ImageFolder(origin), rejects)
-    kept = table[keep]
-    numbers = np.ascontiguousarray(kept["row"])  # searchsorted would copy a strided one each time
+    usable = table[keep]
+    numbers = np.ascontiguousarray(usable["row"])  # searchsorted would copy a strided one each time
 
     def record(row: int) -> Record:
-        line = kept[np.searchsorted(numbers, row)]
+        line = usable[np.searchsorted(numbers, row)]
         caption_id, image_id = int(line["id"]), int(line["image_id"])
         similarity = float(line["similarity"])
         return Record(
@@ -117,12 +117,12 @@ class VisualNewsEntry(NamedTuple):
     source: str
 
 
-def read_visual_news(path: Path, wanted: set[int]) -> dict[int, VisualNewsEntry]:
-    """The wanted entries of VisualNews' `data.json`, read as a stream (the file is near 1 GB)."""
+def read_visual_news(path: Path, ids: set[int]) -> dict[int, VisualNewsEntry]:
+    """The ids entries of VisualNews' `data.json`, read as a stream (the file is near 1 GB)."""
     entries = {}
     for entry in iterate_json_array(path):
         number = entry.get("id") if isinstance(entry, dict) else None
-        if type(number) is not int or number not in wanted:
+        if type(number) is not int or number not in ids:
             continue
         caption, image, source = (entry.get(k) for k in ("caption", "image_path", "source"))
         if isinstance(caption, str) and isinstance(image, str):
@@ -163,7 +163,9 @@ def iterate_json_array(path: Path, chunk: int = 1 << 20) -> Iterator[Any]:
 
 
 def _skip_blanks(text: str, at: int) -> int:
-    return BLANKS.match(text, at).end()
+    blanks = BLANKS.match(text, at)
+    assert blanks  # it matches nothing, too
+    return blanks.end()
 
 
 def _annotation_file(root: Path, subset: str, split: str) -> Path:
@@ -171,8 +173,8 @@ def _annotation_file(root: Path, subset: str, split: str) -> Path:
     if not path.is_file():
         if not Path(root).is_dir():
             raise InputError(f"--news-clippings {root}: no such folder; give the one with data/")
-        found = sorted(p.parent.name for p in Path(root).glob(f"data/*/{split}.json"))
-        there = f"--subset can be {', '.join(found)}" if found else "no sub-split here has one"
+        subsets = sorted(p.parent.name for p in Path(root).glob(f"data/*/{split}.json"))
+        there = f"--subset can be {', '.join(subsets)}" if subsets else "no sub-split here has one"
         raise InputError(f"{path}: no such file; {there}")
     return path
 
@@ -207,9 +209,10 @@ def _look_up(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Mask of the rows whose caption and picture exist; the others join `rejects`."""
     keep = np.ones(len(table), dtype=bool)
-    coverage = {source: Counter() for source in (*SOURCES, "unknown")}
+    coverage: dict[str, Counter[str]] = {source: Counter() for source in (*SOURCES, "unknown")}
     for number, (row, _, caption_id, image_id, _, _) in enumerate(table.tolist()):
         caption, image = entries.get(caption_id), entries.get(image_id)
+        problem: str | None
         if caption is None or image is None:
             missing = caption_id if caption is None else image_id
             problem = f"VisualNews has no usable entry {missing}"

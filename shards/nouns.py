@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
     readers = [ShardReader(location) for location in args.shards]
     texts = unique_captions(readers)
     counts: Counter[str] = Counter()
-    for found in tqdm(tag(texts), total=len(texts), unit="caption", disable=None, desc="nouns"):
-        counts.update(found)
+    for nouns in tqdm(tag(texts), total=len(texts), unit="caption", disable=None, desc="nouns"):
+        counts.update(nouns)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: args.size]
     if len(ranked) < args.size:
         print(f"only {len(ranked)} different nouns in {len(texts)} captions ({args.size} asked)")
@@ -91,14 +91,14 @@ def spacy_tagger(model: str, proper: bool):
             f"spaCy model {model!r} is not installed: run `python -m spacy download {model}` "
             "(or give --model DIR), or use --tagger lexicon"
         ) from error
-    wanted = {"NOUN", "PROPN"} if proper else {"NOUN"}
+    parts = {"NOUN", "PROPN"} if proper else {"NOUN"}
 
     def tag(texts: Iterable[str]) -> Iterator[list[str]]:
         for doc in pipeline.pipe(texts, batch_size=BATCH):
             yield [
                 token.lemma_.lower()
                 for token in doc
-                if token.pos_ in wanted and _counts(token, token.lemma_)
+                if token.pos_ in parts and _counts(token, token.lemma_)
             ]
 
     return tag
@@ -167,7 +167,7 @@ def _lexicon_nouns(doc, tables: dict[str, Any]) -> Iterator[str]:
             is_noun = noun
         if is_noun and not token.is_stop and word not in tables["index"]["adv"]:
             before = "noun" if noun == word else ""
-            if _counts(token, noun):
+            if noun and _counts(token, noun):
                 yield noun
         else:
             before = "adj" if adj else ""

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -36,7 +36,7 @@ class Progress(Generic[T]):
             silent: neither bar nor lines: processes other than the main one.
             say: takes a line; default: standard error.
         """
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         self.items, self.unit, self.total, self.desc = items, unit, total, desc
         self.samples, self.done, self._first = samples, done, done

@@ -107,7 +107,7 @@ class DetectedObject:
             raise InputError(f"{name}: `box` {box!r} is not four finite numbers [x1, y1, x2, y2]")
         if not (box[0] < box[2] and box[1] < box[3]):
             raise InputError(f"{name}: `box` {box} is empty or its corners are swapped")
-        if not is_number(score) or not isinstance(label, str):
+        if score is None or not is_number(score) or not isinstance(label, str):
             raise InputError(f"{name}: `score` must be a finite number and `label` a text")
         return cls(box=(box[0], box[1], box[2], box[3]), score=score, label=label)
 

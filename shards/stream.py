@@ -14,7 +14,7 @@ use) instead of reading up to it. Starting at sample n costs the same for every 
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,7 @@ class CanonicalOrder:
         position = np.concatenate([np.arange(len(stream)) for stream in streams])
         return np.concatenate(streams)[np.argsort(position, kind="stable")]
 
-    def _addresses(
-        self, shards: Sequence[int] | range, rows: Callable[[int], np.ndarray]
-    ) -> np.ndarray:
+    def _addresses(self, shards: Iterable[int], rows: Callable[[int], np.ndarray]) -> np.ndarray:
         parts = []
         for shard in shards:
             part = np.empty((self.counts[shard], 2), dtype=np.int32)
@@ -121,14 +119,15 @@ class RankBatches:
         return divmod(samples, len(self.order))
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        epoch, order, step = -1, None, self.micro_batch_size * self.world
+        step = self.micro_batch_size * self.world
+        epoch, order = -1, np.empty((0, 2), dtype=np.int32)
         at = self.start
         while True:
             batch = []
             for position in range(at + self.rank, at + step, self.world):
-                wanted, row = self.position(position)
-                if wanted != epoch:
-                    epoch, order = wanted, self.order.epoch(wanted)
+                next_epoch, row = self.position(position)
+                if next_epoch != epoch:
+                    epoch, order = next_epoch, self.order.epoch(next_epoch)
                 batch.append((epoch, int(order[row, 0]), int(order[row, 1])))
             yield batch
             at += step

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -204,9 +204,10 @@ def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, lis
     import webdataset  # noqa: F401 - forked workers share the libraries that are loaded before
 
     context = multiprocessing.get_context("fork")
-    arguments = {"initializer": _end_with, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(jobs, mp_context=context, **arguments) as pool:
-        waiting = deque()
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
+        waiting: deque[Future[tuple[ShardInfo, list[Reject]]]] = deque()
         try:
             for task in tasks:
                 waiting.append(pool.submit(write_shard, task))
@@ -261,8 +262,8 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                 tar.write({"__key__": key, "jpg": content, "json": meta.to_json().encode()})
                 samples += 1
                 matched += record.matched
-        size, sha256 = temporary.stat().st_size, file_sha256(temporary)
-        info = ShardInfo(task.name, samples, matched, size, sha256)
+        sha256 = file_sha256(temporary) or ""
+        info = ShardInfo(task.name, samples, matched, temporary.stat().st_size, sha256)
     write_json(state, {"digest": digest, "info": asdict(info), "rejects": rejects})
     return info, rejects
 

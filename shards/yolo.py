@@ -42,23 +42,25 @@ class YoloDetector:
             env=_environment(offline=local or weights.endswith(".yaml")),
             cwd=_folder(),
         )
+        assert self.process.stdin and self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.provenance: dict[str, Any] = self._answer()
 
     def detect(self, images: Sequence[bytes]) -> list[list[DetectedObject]]:
         """Boxes of JPEG pictures, in their pixels."""
         try:
-            self.process.stdin.write(json.dumps([len(image) for image in images]).encode() + b"\n")
-            self.process.stdin.write(b"".join(images))
-            self.process.stdin.flush()
+            self.stdin.write(json.dumps([len(image) for image in images]).encode() + b"\n")
+            self.stdin.write(b"".join(images))
+            self.stdin.flush()
         except BrokenPipeError:
             pass  # the answer, or its lack, says why
         return [
-            [DetectedObject(tuple(box), score, label) for box, score, label in found]
-            for found in self._answer()
+            [DetectedObject(tuple(box), score, label) for box, score, label in boxes]
+            for boxes in self._answer()
         ]
 
     def _answer(self) -> Any:
-        line = self.process.stdout.readline()
+        line = self.stdout.readline()
         if line:
             return json.loads(line)
         self.process.wait()
@@ -110,12 +112,12 @@ def main() -> None:
     print(json.dumps(about), file=answers, flush=True)
     while images := _read_images(sys.stdin.buffer):
         results = model.predict(images, conf=args.min_score, device=args.device, verbose=False)
-        found = []
+        answer = []
         for result in results:
             boxes = result.boxes
             rows = zip(boxes.xyxy.tolist(), boxes.conf.tolist(), boxes.cls.tolist(), strict=True)
-            found.append([(box, score, result.names[int(label)]) for box, score, label in rows])
-        print(json.dumps(found), file=answers, flush=True)
+            answer.append([(box, score, result.names[int(label)]) for box, score, label in rows])
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _load(weights: str) -> tuple[Any, str]:

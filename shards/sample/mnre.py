@@ -52,7 +52,8 @@ def write_mnre(
     Captions are `caption/caption_{split}.txt`, one a picture, in CAMIM's format.
     """
     rng = np.random.default_rng((seed, STREAM))
-    folder, scenes, counts = root / "mnre", [], {}
+    folder, counts = root / "mnre", dict[str, int]()
+    scenes: list[Scene] = []
     folder.mkdir(parents=True)
     relations = [relation for cues in CUES.values() for relation, _ in cues.values()]
     relation2id = {name: number for number, name in enumerate([NO_RELATION, *relations])}
@@ -66,7 +67,8 @@ def write_mnre(
         "leaky": False,
     }
     for split, number in zip(("train", "val", "test"), rows, strict=True):
-        lines, regions, first = [], [], len(scenes)
+        lines, first = list[str](), len(scenes)
+        regions: list[dict] = []
         while len(lines) < number:
             scene, posts = _posts(rng, split, len(scenes), seed, number - len(lines))
             scenes.append(scene)
@@ -74,14 +76,14 @@ def write_mnre(
                 regions.append({"row": len(lines), **_grounded(rng, row, noun, scene, size)})
                 lines.append(repr(row))
         write_lines(folder / f"txt/ours_{split}.txt", lines)
-        told = np.random.default_rng((seed, CAPTION_STREAM, first))
-        captions = [repr(_captioned(told, scene)) for scene in scenes[first:]]
+        words_rng = np.random.default_rng((seed, CAPTION_STREAM, first))
+        captions = [repr(_captioned(words_rng, scene)) for scene in scenes[first:]]
         write_lines(folder / f"caption/caption_{split}.txt", captions)
         write_json_lines(folder / f"regions_vg_{split}.jsonl", [header, *regions])
         counts[split] = number
     draw_all(folder, scenes, size, workers)
-    found = [_detected(rng, scene, size) for scene in scenes]
-    write_json_lines(folder / "regions_od.jsonl", [header, *found])
+    detections = [_detected(rng, scene, size) for scene in scenes]
+    write_json_lines(folder / "regions_od.jsonl", [header, *detections])
     return counts
 
 
@@ -100,7 +102,7 @@ def _posts(
     drawn = [cue for cue in cues if cue]
     if number == 1 and rng.random() < (OTHER_CUE if drawn else OTHER_CUE_NONE):
         drawn.append(pick(rng, tuple(CUES[types[1]])))
-    drawn += pick_distinct(rng, NEUTRAL, rng.integers(3, 5) - len(drawn))
+    drawn += pick_distinct(rng, NEUTRAL, int(rng.integers(3, 5)) - len(drawn))
     people = some_people(rng, at_least=2 if "per" in types[:number] else 1)
     nouns, boxes = arrange(rng, people, drawn)
     image = f"sample_{index:05d}.jpg"
@@ -151,13 +153,13 @@ def _captioned(rng: np.random.Generator, scene: Scene) -> dict[str, str]:
 
     Drawn from the picture alone, with random numbers of its own.
     """
-    said = [noun for noun in scene.nouns if noun in PEOPLE]
-    for noun in scene.nouns[len(said) :]:
+    named_nouns = [noun for noun in scene.nouns if noun in PEOPLE]
+    for noun in scene.nouns[len(named_nouns) :]:
         named = pick(rng, (*CUE_NOUNS, *NEUTRAL)) if rng.random() < MISTAKEN else noun
         if rng.random() < TOLD:
-            said.append(named)
-    article = ["an" if noun[0] in "aeiou" else "a" for noun in said]
-    parts = [f"{a} {noun}" for a, noun in zip(article, said, strict=True)]
+            named_nouns.append(named)
+    article = ["an" if noun[0] in "aeiou" else "a" for noun in named_nouns]
+    parts = [f"{a} {noun}" for a, noun in zip(article, named_nouns, strict=True)]
     text = " and ".join(filter(None, [" , ".join(parts[:-1]), parts[-1]]))
     return {"img_id": Path(scene.path).name, "text": f"{text} ."}
 

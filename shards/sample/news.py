@@ -72,7 +72,8 @@ def write_news(root: Path, pairs: int, size: int, seed: int, workers: int) -> di
     `visual_news/objects.jsonl` holds the boxes for `python -m shards detect --detector file`.
     """
     rng = np.random.default_rng((seed, STREAM))
-    origin, scenes, articles = root / "visual_news/origin", [], []
+    origin, articles = root / "visual_news/origin", list[dict]()
+    scenes: list[Scene] = []
     pictures = {"train": pairs // 2, "val": pairs // 20, "test": pairs // 20}
     for split, number in pictures.items():
         first = len(scenes)
@@ -85,8 +86,8 @@ def write_news(root: Path, pairs: int, size: int, seed: int, workers: int) -> di
         path.write_text(json.dumps({"annotations": rows, "source_datasets": ["sample"]}))
     draw_all(origin, scenes, size, workers)
     (origin / "data.json").write_text(json.dumps(articles))
-    found = [_detections(rng, index, scene, size) for index, scene in enumerate(scenes)]
-    write_json_lines(root / "visual_news/objects.jsonl", found)
+    detections = [_detections(rng, index, scene, size) for index, scene in enumerate(scenes)]
+    write_json_lines(root / "visual_news/objects.jsonl", detections)
     return {split: 2 * number for split, number in pictures.items()}
 
 
@@ -95,8 +96,8 @@ def _scene(rng: np.random.Generator, index: int, seed: int) -> Scene:
     if rng.random() < CLOSE_UP:
         nouns, boxes = close_up(rng, pick(rng, (*CUE_NOUNS, *NEUTRAL)))
     else:
-        things = pick_distinct(rng, CUE_NOUNS, rng.integers(1, 3))
-        things += pick_distinct(rng, NEUTRAL, rng.integers(1, 3))
+        things = pick_distinct(rng, CUE_NOUNS, int(rng.integers(1, 3)))
+        things += pick_distinct(rng, NEUTRAL, int(rng.integers(1, 3)))
         nouns, boxes = arrange(rng, some_people(rng), things)
     path = f"{source}/images/{number // 1000:04d}/{number % 1000:03d}.jpg"
     return Scene(path, nouns, boxes, (seed, STREAM, index))
@@ -117,8 +118,8 @@ def _article(rng: np.random.Generator, index: int, scene: Scene) -> dict:
 
 def _caption(rng: np.random.Generator, nouns: Sequence[str]) -> str:
     things = [noun for noun in nouns if noun not in PEOPLE]
-    kept = [noun for noun in things if rng.random() < NAMED] or things[:1]
-    words = [f"{LOOKS[noun]} {noun}" if rng.random() < DESCRIBED else noun for noun in kept]
+    named = [noun for noun in things if rng.random() < NAMED] or things[:1]
+    words = [f"{LOOKS[noun]} {noun}" if rng.random() < DESCRIBED else noun for noun in named]
     phrases = [f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in words]
     phrases = pick_distinct(rng, phrases, len(phrases))
     people = [
@@ -126,7 +127,7 @@ def _caption(rng: np.random.Generator, nouns: Sequence[str]) -> str:
         for noun in nouns
         if noun in PEOPLE
     ]
-    roles = [cues[noun][1] for noun in kept for cues in CUES.values() if noun in cues]
+    roles = [cues[noun][1] for noun in named for cues in CUES.values() if noun in cues]
     role = ROLE.format(pick(rng, roles)) if roles and people and rng.random() < WITH_ROLE else ""
     caption = pick(rng, CAPTIONS if people else CLOSE_UPS).format(
         who=" and ".join(people),
@@ -167,11 +168,11 @@ def _annotations(rng: np.random.Generator, scenes: Sequence[Scene], first: int) 
 
 def _detections(rng: np.random.Generator, index: int, scene: Scene, size: int) -> dict:
     """One line of the `file` detector: most objects, best first, things before people."""
-    found = []
+    objects: list[dict] = []
     for noun, box in zip(scene.nouns, scene.boxes, strict=True):
         score = rng.uniform(0.4, 0.6) if noun in PEOPLE else rng.uniform(0.6, 0.95)
         seen = {"box": seen_box(rng, box, size), "score": round(score, 3), "label": noun}
         if rng.random() < DETECTED:
-            found.append(seen)
-    found.sort(key=lambda item: -item["score"])
-    return {"image_id": index + 1, "image": scene.path, "size": [size, size], "objects": found}
+            objects.append(seen)
+    objects.sort(key=lambda item: -item["score"])
+    return {"image_id": index + 1, "image": scene.path, "size": [size, size], "objects": objects}

@@ -39,7 +39,7 @@ TWO, SURNAME = 0.4, 0.3
 def write_twitter(root: Path, size: int, seed: int, workers: int) -> dict[str, int]:
     """Write `twitter2017/` below `root`; sentences by split."""
     rng = np.random.default_rng((seed, STREAM))
-    folder, scenes = root / "twitter2017", []
+    folder, scenes = root / "twitter2017", list[Scene]()
     for split, number in SENTENCES.items():
         lines = []
         for _ in range(number):
@@ -59,7 +59,7 @@ def _scene(rng: np.random.Generator, types: list[str], index: int, seed: int) ->
         nouns.append(pick(rng, TYPE_NOUNS[entity_type]))
         sides = (0.28, 0.56) if nouns[-1] in PEOPLE else rng.uniform(0.38, 0.46, 2)
         boxes.append(place(rng, x, 0.7, *sides))
-    extra = pick_distinct(rng, TYPELESS, rng.integers(3))
+    extra = pick_distinct(rng, TYPELESS, int(rng.integers(3)))
     nouns += extra
     boxes += [place(rng, x, 0.18, 0.26, 0.26) for x in pick_distinct(rng, (0.2, 0.8), len(extra))]
     path = f"twitter2017_images/{index}.jpg"

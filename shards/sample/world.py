@@ -49,7 +49,7 @@ SYLLABLES = (
 
 def pick(rng: np.random.Generator, choices: Sequence) -> Any:
     """One of `choices`."""
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def pick_distinct(rng: np.random.Generator, choices: Sequence, number: int) -> list:
@@ -127,7 +127,8 @@ def fill_template(
     rng: np.random.Generator, template: str, names: Sequence[str]
 ) -> tuple[list[str], list[tuple[int, int]]]:
     """Tokens of a filled post, and the span [start, end) of each name, in text order."""
-    tokens, spans = [], []
+    tokens: list[str] = []
+    spans: list[tuple[int, int]] = []
     for word in template.split():
         if word in ("{a}", "{b}"):
             name = names[len(spans)].split()

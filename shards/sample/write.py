@@ -109,7 +109,7 @@ def write_sample(
     Raises:
         InputError: impossible options, or `out` holds something else.
     """
-    options = SampleOptions(pairs, tuple(rows), size, seed)
+    options = SampleOptions(pairs, (rows[0], rows[1], rows[2]), size, seed)
     if workers < 1:
         raise InputError(f"--workers {workers}: must be positive")
     out = Path(out).absolute()
@@ -153,8 +153,8 @@ def _already_there(out: Path, options: SampleOptions) -> bool:
     if not path.is_file():
         raise InputError(f"{out}: holds something, but no {PROVENANCE}; name a new folder")
     try:
-        found = json.loads(path.read_bytes())
-        written = (found["format"], found["options"])
+        made = json.loads(path.read_bytes())
+        written = (made["format"], made["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); remove the folder") from error
     if written != (FORMAT, _provenance(options, {})["options"]):
