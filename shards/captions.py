@@ -17,10 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from shards.files import InputError, atomic_path, parse_object, write_json
-from shards.images import RejectedImage, stored_image
+from shards.images import RejectedImage, decoded
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MAX_SIDE = 512  # captioners scale their input down themselves
+MAX_SIDE = 512  # longer side; captioners scale their input down themselves
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,17 +150,22 @@ class Captioner:
         ]
 
 
+def captioned(path: Path) -> Image.Image:
+    """A small copy of a picture; captioners see no more of it. Errors as `decoded`."""
+    picture = decoded(path)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture
+
+
 def _open_batch(
     folder: Path, names: Sequence[str], rejects: dict[str, str]
 ) -> dict[str, Image.Image]:
     images = {}
     for name in names:
         try:
-            content, _ = stored_image(folder / name, MAX_SIDE)
+            images[name] = captioned(folder / name)
         except RejectedImage as error:
-            rejects[name] = str(error)
-            continue
-        images[name] = Image.open(io.BytesIO(content)).convert("RGB")
+            rejects[name] = error.reason
     return images
 
 

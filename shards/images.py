@@ -1,94 +1,183 @@
-"""A raw picture file -> the JPEG bytes that a shard stores, or the reason why not."""
+"""The one door for picture files: shards, stores, prediction, the page and captioners come by here.
+
+A picture shows the same pixels however it is stored: EXIF orientation applied, transparency laid on
+white, palettes, CMYK and 16 bit turned to 8-bit RGB, the first frame of several. Whatever is no
+regular file, of another format, damaged or too large is refused with its reason, by its header
+where that tells.
+"""
 
 import io
+import os
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+from shards.files import InputError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""No other is opened: some hand the file to an outside program (EPS), some decoders raise
+anything. Pillow opens MPO, the pair of pictures of many phones, as a JPEG."""
 MAX_PIXELS = 80_000_000
+"""Of raw corpora and training data."""
+POST_PIXELS = 25_000_000
+"""Of pictures that strangers send: prediction and the page."""
 MAX_JPEG_SIDE = 65_500
 MIN_SIDE = 8
 QUALITY = 90
 ORIENTATION = 0x0112  # EXIF tag
 SIDEWAYS = (5, 6, 7, 8)  # its values that swap width and height
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-class RejectedImage(ValueError):
-    """This picture cannot become a sample; the message is the reason in `rejects.jsonl`."""
+class RejectedImage(InputError):
+    """This file cannot be used as a picture; says which and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+        """Without the file: what stands in `rejects.jsonl`."""
+
+
+def decoded(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as it is to be seen: upright, RGB, 8 bit, whole.
+
+    Raises:
+        RejectedImage: missing, no regular file, empty, damaged, another format, too many pixels.
+    """
+    with _opened(Path(path), _content(Path(path)), max_pixels) as image:
+        return upright_rgb(image)
+
+
+def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of `decoded`, from the file's header alone; errors as there."""
+    with _opened(Path(path), _content(Path(path)), max_pixels) as image:
+        return image.size[::-1] if orientation(image) in SIDEWAYS else image.size
 
 
 def stored_image(path: Path, max_side: int) -> tuple[bytes, tuple[int, int]]:
     """The picture as RGB or grey JPEG whose shorter side is at most `max_side` pixels.
 
-    A JPEG that already satisfies that keeps its bytes. Everything else is encoded once: EXIF
-    orientation applied, transparency laid on white, CMYK, palette and 16 bit turned to RGB.
+    A JPEG that already satisfies that keeps its bytes. Everything else is encoded once.
 
     Returns:
         (JPEG bytes, (width, height)).
 
     Raises:
-        RejectedImage: missing, empty, damaged, of another format, or of an absurd size.
+        RejectedImage: as `decoded`, or a side too short or too long for a JPEG.
     """
+    content = _content(path)
+    with (
+        warnings.catch_warnings(action="always", record=True) as odd,
+        _opened(path, content, MAX_PIXELS) as image,
+    ):
+        return _convert(path, image, content, max_side, odd)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file: a pipe or a device would never end."""
     try:
-        content = path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's writer is not waited for
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise RejectedImage(path, "unreadable image (no regular file)")
+            content = file.read()
+    except FileNotFoundError as error:
+        raise RejectedImage(path, "no such file") from error
     except OSError as error:
-        raise RejectedImage(f"unreadable image ({error.strerror})") from error
+        raise RejectedImage(path, f"unreadable image ({error.strerror})") from error
     if not content:
-        raise RejectedImage("empty image file")
+        raise RejectedImage(path, "empty image file")
+    return content
+
+
+@contextmanager
+def _opened(path: Path, content: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """The picture, its header judged, nothing decoded; errors of the body are translated, too."""
     try:
-        with (
-            warnings.catch_warnings(action="always", record=True) as odd,
-            Image.open(io.BytesIO(content), formats=FORMATS) as image,
-        ):
-            return _convert(image, content, max_side, odd)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                size = f"{image.width}x{image.height}"
+                raise RejectedImage(path, f"absurd size {size}, over {max_pixels:,} pixels")
+            yield image
     except RejectedImage:
         raise
     except Image.DecompressionBombError as error:
-        raise RejectedImage(f"absurd size ({error})") from error
+        raise RejectedImage(path, f"absurd size ({error})") from error
     except Image.UnidentifiedImageError as error:
-        raise RejectedImage("not a JPEG, PNG, WebP, BMP or TIFF image") from error
+        reason = "not a JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF image"
+        raise RejectedImage(path, reason) from error
     except Exception as error:  # Pillow's format plug-ins raise anything on damaged bytes.
-        raise RejectedImage(f"damaged image ({type(error).__name__}: {error})") from error
+        reason = f"damaged image ({type(error).__name__}: {error})"
+        raise RejectedImage(path, " ".join(reason.split())) from error
 
 
 def _convert(
-    image: Image.Image, content: bytes, max_side: int, odd: list
+    path: Path,
+    image: Image.Image,
+    content: bytes,
+    max_side: int,
+    odd: list[warnings.WarningMessage],
 ) -> tuple[bytes, tuple[int, int]]:
     """Keep or encode; `odd` collects Pillow's warnings, which must not come again in training."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise RejectedImage(f"absurd size {width}x{height}")
     if min(width, height) < MIN_SIDE or max(width, height) > MAX_JPEG_SIDE:
-        raise RejectedImage(f"absurd size {width}x{height}")
+        raise RejectedImage(path, f"absurd size {width}x{height}")
     scale = max_side / min(width, height)
-    orientation = image.getexif().get(ORIENTATION, 1)
+    turn = orientation(image)
     if scale < 1:
         image.draft(None, (round(width * scale), round(height * scale)))
     image.load()  # a damaged file must not enter a shard
-    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and orientation == 1
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1
     if plain and scale >= 1 and not odd:
         return content, image.size
-    image = to_rgb(ImageOps.exif_transpose(image))
+    picture = upright_rgb(image)
     if scale < 1:
         # From the size before draft(), whose own rounding would shift the aspect ratio.
         size = (max(round(width * scale), 1), max(round(height * scale), 1))
-        size = size[::-1] if orientation in SIDEWAYS else size
-        image = image.resize(size, Image.Resampling.LANCZOS)
+        picture = picture.resize(size[::-1] if turn in SIDEWAYS else size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue(), image.size
+    picture.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue(), picture.size
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bit; transparency on white; 16-bit grey scaled, where Pillow itself would clip."""
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        image = Image.fromarray((pixels.clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+def orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF has it; 1 where nothing, or nothing readable, is said."""
+    if image.format == "TIFF":  # Pillow turns these itself, their size at once, pixels at `load`
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # the pixels are sound; readers of EXIF raise anything on damaged tags
+        return 1
+    return value if value in TURNS else 1
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture opened elsewhere as `decoded` gives it; damaged ones raise what Pillow raises."""
+    image.load()
+    turn = orientation(image)
+    if image.mode == "F":
+        raise ValueError("pixels are floats of no known range")
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow itself would clip at 255
+        grey = np.asarray(image)
+        image = Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image.transpose(TURNS[turn]) if turn in TURNS else image

@@ -247,7 +247,7 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                 try:
                     content, size = stored_image(task.images / record.image, task.max_side)
                 except RejectedImage as error:
-                    rejects.append(Reject(record.row, str(error)))
+                    rejects.append(Reject(record.row, error.reason))
                     continue
                 meta = PairMeta(
                     caption=record.caption,

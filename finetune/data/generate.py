@@ -26,6 +26,7 @@ from pretrain.checkpoint.hub import resolve
 from pretrain.checkpoint.strict import read_transformers
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, atomic_path, write_json
+from shards.images import decoded
 
 SPLITS = ("train", "val", "test")
 FOLDER = "diffusion_pic"
@@ -163,20 +164,13 @@ class Clip:
             some = slice(start, start + 32)
             inputs = self.processor(
                 text=list(texts[some]),
-                images=[_open(path) for path in files[some]],
+                images=[decoded(path) for path in files[some]],
                 return_tensors="pt",
                 padding=True,
                 truncation=True,
             ).to(self.device)
             found = self.model(**inputs)
             yield torch.stack([found.image_embeds, found.text_embeds]).float().cpu().numpy()
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not readable as a picture ({error})") from None
 
 
 def write_scores(

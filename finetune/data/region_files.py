@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from finetune.data.resumable import log_path
 from finetune.tasks.region_cache import Regions, regions_from_json, write_regions
 from shards.files import InputError
@@ -25,16 +23,6 @@ def pictures(folder: Path, names: Iterable[str | None], max_missing: int) -> dic
             f"supply them, or leave their rows out with --max-missing {len(absent)}"
         )
     return {name: folder / name for name in wanted if name not in set(absent)}
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A decoded picture; InputError where it is none."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: no readable picture ({error}); replace it") from None
 
 
 def finish(out: Path, header: Mapping[str, Any], entries: Mapping[Any, Regions]) -> None:

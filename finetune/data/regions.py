@@ -19,7 +19,7 @@ from PIL import Image
 from finetune import registry
 from finetune.data import crop_matching
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
-from finetune.data.region_files import entry, finish, open_picture, pictures
+from finetune.data.region_files import entry, finish, pictures
 from finetune.data.resumable import resumable
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
@@ -27,6 +27,7 @@ from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
+from shards.images import decoded
 
 SPLITS = ("train", "val", "test")
 GENERATED_SIZE = (768, 768)
@@ -71,7 +72,7 @@ def ground(
 
     def look(work: tuple[Path, Sequence[str]]) -> dict[str, Any]:
         path, wanted = work
-        picture = open_picture(path)
+        picture = decoded(path)
         found = grounder(picture, [(phrase, "") for phrase in wanted])
         return {"size": picture.size, "regions": regions_to_json(found, "vg")}
 
@@ -103,7 +104,7 @@ def detect(args: argparse.Namespace, task: Task, rows: Mapping[str, Sequence[Row
         work |= pictures(task.image_folder(split), names, args.max_missing)
 
     def look(path: Path) -> dict[str, Any]:
-        picture = open_picture(path)
+        picture = decoded(path)
         return {"size": picture.size, "regions": regions_to_json(detector(picture), "od")}
 
     out = args.out / "regions_od.jsonl"
@@ -167,11 +168,11 @@ def crop_names(folder: Path, split: str) -> Mapping[int, Sequence[str]]:
 def find_crops(work: tuple[Path, Sequence[Path]]) -> dict[str, Any]:
     """The regions of one row's crops in its picture, and the names of those not found."""
     path, crops = work
-    picture = open_picture(path)
+    picture = decoded(path)
     matcher = crop_matching.Matcher(picture)
     regions, lost = [], []
     for crop in crops:
-        match = matcher.find_scaled(open_picture(crop)) if crop.is_file() else None
+        match = matcher.find_scaled(decoded(crop)) if crop.is_file() else None
         if match is None:
             lost.append(crop.name)
         else:

@@ -21,6 +21,7 @@ from finetune.tasks.region_cache import read_regions
 from finetune.tasks.side_files import SideInput
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
+from shards.images import decoded
 
 __all__ = ["Change", "View", "main", "read_view", "write_view"]
 
@@ -210,7 +211,7 @@ def _reground(
     if args.grounder is None:
         raise InputError("--vg reground needs --grounder MODEL")
     from finetune.data.grounding import Grounder, keywords, spacy_tagger
-    from finetune.data.region_files import open_picture, pictures
+    from finetune.data.region_files import pictures
 
     tag = None if args.tagger == "none" else spacy_tagger(args.tagger)
     grounder, by_row = Grounder(args.grounder), {row.row: row for row in rows}
@@ -218,7 +219,7 @@ def _reground(
     return {
         row: replace(
             change,
-            vg=tuple(grounder(open_picture(shown[change.image_id]), keywords(by_row[row], tag))),
+            vg=tuple(grounder(decoded(shown[change.image_id]), keywords(by_row[row], tag))),
         )
         for row, change in changes.items()
     }

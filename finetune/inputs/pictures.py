@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pretrain import distributed
 from shards.files import InputError
+from shards.images import RejectedImage, decoded
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SEPARATOR = "\t"
 BLANK = 127
 """Every channel of a blank picture."""
@@ -230,10 +231,8 @@ def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resiz
 def _decode(path: Path, parts: Sequence[str], size: int, resize: str) -> np.ndarray | None:
     """(len(parts), 3, S, S) uint8, or None for what is no readable picture."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            picture = image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):  # Pillow's ways to say so
+        picture = decoded(path)
+    except RejectedImage:
         return None
     squares = [RESIZERS[resize](_cut(picture, name), size) for name in parts]
     return np.stack([np.asarray(square) for square in squares]).transpose(0, 3, 1, 2)

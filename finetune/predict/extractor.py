@@ -25,6 +25,7 @@ from finetune.predict.live_inputs import LiveInputs
 from finetune.tasks.metrics import NO_RELATION, entities
 from finetune.tasks.posts import Post, Span, parse_post
 from shards.files import InputError
+from shards.images import upright_rgb
 
 CHUNK = 256
 """Posts whose pictures are decoded at a time: what memory and temporary disk hold."""
@@ -95,7 +96,7 @@ class Extractor:
             record["tokens"] = list(text)
         with tempfile.TemporaryDirectory(prefix="picture-") as folder:
             if isinstance(image, Image.Image):
-                image.convert("RGB").save(Path(folder) / "given.png")
+                upright_rgb(image).save(Path(folder) / "given.png")
                 image = Path(folder) / "given.png"
             record["image"] = image
             post = parse_post(record, Path(), self.task)

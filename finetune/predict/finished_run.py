@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from finetune import registry
 from finetune.inputs.load import InputOptions, load_split
@@ -28,6 +27,7 @@ from finetune.tasks.twitter import NERRow
 from pretrain import distributed
 from pretrain.checkpoint.hub import resolve
 from shards.files import InputError
+from shards.images import RejectedImage, decoded
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 2048
@@ -197,8 +197,7 @@ def reason(error: InputError, post: Post) -> str:
     """An error of a provider in the words of a post."""
     if post.image is not None:
         try:
-            with Image.open(post.image) as picture:
-                picture.load()
-        except (OSError, ValueError, SyntaxError) as damage:
-            return f"image {post.image}: no readable picture ({damage})"
+            decoded(post.image)
+        except RejectedImage as damage:
+            return f"image {damage}"
     return str(error).removeprefix("row 0: ")

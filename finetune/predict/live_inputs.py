@@ -10,13 +10,12 @@ side inputs are published files of the data sets.
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
 from finetune.inputs.load import VISUAL
@@ -26,16 +25,15 @@ from finetune.tasks.base import Row, Task
 from finetune.tasks.posts import Post
 from finetune.tasks.region_cache import Regions, write_regions
 from pretrain import distributed
-from shards.captions import Captioner
+from shards.captions import Captioner, captioned
 from shards.files import InputError
+from shards.images import RejectedImage, decoded
 
 LOG = logging.getLogger(__name__)
 LONGEST_CAPTION = 60
 """Word pieces that a captioner writes at most."""
 CAPTIONED = 8
 """Pictures that it describes at a time."""
-CAPTIONED_SIDE = 512
-"""Their longer side, as in `shards captions`."""
 REGIONS = frozenset({"region_boxes", "region_pixels"})
 POSSIBLE = REGIONS | {
     *("image", "image_ids", "caption", "entity_types", "visual_features", "released_markers"),
@@ -118,7 +116,10 @@ class LiveInputs:
         silent = {post.image: None for post in posts if post.image and post.caption is None}
         names = iter(list(silent))
         while some := list(islice(names, CAPTIONED)):
-            pictures = {path: picture for path in some if (picture := opened(path))}
+            pictures = {}
+            for path in some:
+                with suppress(RejectedImage):
+                    pictures[path] = captioned(path)
             if pictures:
                 texts = self.captioner.describe(list(pictures.values()))
                 silent |= zip(pictures, texts, strict=True)
@@ -137,8 +138,7 @@ class LiveInputs:
         for row in rows:
             name, size, found, objects = row.image_id or "none", (1, 1), [], None
             if row.image_id is not None:
-                with Image.open(folder / row.image_id) as file:
-                    picture = file.convert("RGB")
+                picture = decoded(folder / row.image_id)
                 size = picture.size
                 if slots.get("vg"):
                     found = self.ground(picture, keywords(row, self.tag, slots["vg"]))
@@ -157,17 +157,6 @@ class LiveInputs:
 def reads_captions(captions: str | None) -> bool:
     """Whether a run with this `--captions` reads any."""
     return captions not in (None, "none")
-
-
-def opened(path: Path) -> Image.Image | None:
-    """A small copy of a picture (captioners see no more of it), or None: it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    small.thumbnail((CAPTIONED_SIDE, CAPTIONED_SIDE))
-    return small
 
 
 def write_captions(path: Path, rows: Sequence[Row], posts: Sequence[Post]) -> None:

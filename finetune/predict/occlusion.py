@@ -18,6 +18,7 @@ from finetune.predict.extractor import Extractor
 from finetune.predict.finished_run import Bad
 from finetune.tasks.posts import Post
 from shards.files import InputError
+from shards.images import decoded
 
 GREY = (127, 127, 127)
 GRID = 7
@@ -105,7 +106,6 @@ def strongest(losses: np.ndarray) -> Mapping[str, Any]:
 
 def thumbnail(path: Path, side: int = SHOWN) -> Image.Image:
     """The picture, its longer side at most so many pixels."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+    picture = decoded(path)
     picture.thumbnail((side, side))
     return picture

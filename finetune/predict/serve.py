@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from finetune.predict import occlusion
 from finetune.predict.command import ServeConfig
 from finetune.predict.extractor import Extractor
@@ -20,6 +18,7 @@ from finetune.predict.live_inputs import live_inputs, reads_captions
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.posts import parse_post
 from shards.files import InputError
+from shards.images import decoded
 
 LONGEST = 2_000
 """Characters of a post."""
@@ -102,8 +101,7 @@ def answer(
                     f"Without the framed part of the picture, {found['relation']} would lose "
                     f"{loss:.1f} of {share:.1f} %."
                 )
-                with Image.open(image) as picture:
-                    shown["picture"] = occlusion.overlay(picture, worth)
+                shown["picture"] = occlusion.overlay(decoded(image), worth)
     return shown
 
 

@@ -18,16 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from shards.files import InputError
+from shards.images import POST_PIXELS, RejectedImage, picture_size
 
 Span = tuple[int, int]
 """[start, end)"""
 KEYS = {"id", "text", "tokens", "head", "tail", "image", "caption", "relation", "tags"}
 MOST_CHARACTERS = 20_000
-MOST_PIXELS = 100_000_000
-"""A picture that claims more is not decoded."""
 
 WHOLE_TAGS = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-/&.]\w+)*|\.{2,}|[^\w\s]")
 APART = re.compile(r"https?://\S+|\d+(?:[.,:]\d+)+|\w+|[:;]-?[()]|\.{2,}|[^\w\s]")
@@ -186,12 +183,7 @@ def _picture(value: Any, base: Path) -> Path | None:
         raise InputError("image must be a path or null")
     path = base / value
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-    except FileNotFoundError:
-        raise InputError(f"image {path}: no such file") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise InputError(f"image {path}: no readable picture") from None
-    if width * height > MOST_PIXELS:
-        raise InputError(f"image {path}: {width} x {height} pixels; make it smaller")
+        picture_size(path, POST_PIXELS)
+    except RejectedImage as error:
+        raise InputError(f"image {path}: {error.reason}") from None
     return path.resolve()

@@ -1,6 +1,7 @@
 """Every kind of picture file becomes an upright RGB JPEG, or a reject with its reason."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.images import MAX_PIXELS, RejectedImage, stored_image
+from shards.images import (
+    MAX_PIXELS,
+    TURNS,
+    RejectedImage,
+    decoded,
+    picture_size,
+    stored_image,
+)
+from shards.sample.pictures import Scene, draw_scene
 
 
 def gradient(width: int, height: int) -> np.ndarray:
@@ -128,9 +137,9 @@ def jpeg(width: int = 64, height: int = 48) -> bytes:
     return buffer.getvalue()
 
 
-def gif() -> bytes:
+def saved_as(kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(gradient(64, 48)).save(buffer, "GIF")
+    Image.fromarray(gradient(64, 48)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -139,7 +148,7 @@ def gif() -> bytes:
     [
         (b"", "empty"),
         (b"<html>404</html>", "not a JPEG"),
-        (gif(), "not a JPEG"),
+        *[(saved_as(kind), "not a JPEG") for kind in ("EPS", "ICO", "TGA", "PPM", "JPEG2000")],
         (jpeg()[:-200], "damaged"),
         (jpeg()[:20], "not a JPEG"),
         (bomb(MAX_PIXELS, 2), "absurd size"),
@@ -156,6 +165,151 @@ def test_rejects_say_why(tmp_path, content, reason):
 
 
 def test_missing_file_and_folder(tmp_path):
-    for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(RejectedImage, match="unreadable"):
-            stored_image(path, 512)
+    os.mkfifo(tmp_path / "pipe.jpg")  # nobody writes: opening it plainly would wait for ever
+    reasons = {"none.jpg": "no such file", ".": "unreadable", "pipe.jpg": "no regular file"}
+    for name, reason in reasons.items():
+        for read in (decoded, picture_size, lambda path: stored_image(path, 512)):
+            with pytest.raises(RejectedImage, match=reason):
+                read(tmp_path / name)
+
+
+# One picture, many encodings: (writer, largest mean difference of an 8-bit channel).
+
+
+def turned(number: int, kind: str, **options):
+    """Pixels as a camera held that way stores them, and the flag that says so."""
+    back = {5: 5, 6: 8, 7: 7, 8: 6}.get(number, number)  # the inverse of how it is to be shown
+
+    def write(picture: Image.Image, path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = number
+        picture.transpose(TURNS[back]).save(path, kind, exif=exif, **options)
+
+    return write
+
+
+def plain(kind: str, mode: str = "RGB", **options):
+    return lambda picture, path: picture.convert(mode).save(path, kind, **options)
+
+
+def over_white(picture: Image.Image, path) -> None:
+    """The same picture out of a transparent layer: white shows through where it is brightest."""
+    pixels = np.asarray(picture).astype(int)
+    alpha = 255 - pixels.min(axis=2, keepdims=True)  # the clearest layer that can give them
+    colours = np.where(alpha > 0, 255 - (255 - pixels) * 255 / np.maximum(alpha, 1), 0)
+    layer = np.concatenate([colours.round().clip(0, 255), alpha], axis=2).astype(np.uint8)
+    Image.fromarray(layer).save(path, "PNG")
+
+
+def palette(kind: str):
+    return lambda picture, path: picture.quantize(256, dither=Image.Dither.NONE).save(path, kind)
+
+
+ENCODINGS = {
+    "png": (plain("PNG"), 0),
+    "bmp": (plain("BMP"), 0),
+    "tiff": (plain("TIFF", compression="tiff_lzw"), 0),
+    "webp": (plain("WEBP", lossless=True), 0),
+    "opaque": (plain("PNG", "RGBA"), 0),
+    "cmyk": (plain("TIFF", "CMYK"), 0),
+    "over white": (over_white, 1),
+    "turned png": (turned(6, "PNG"), 0),
+    "turned tiff": (turned(8, "TIFF"), 0),
+    "turned jpeg": (turned(6, "JPEG", quality=98, subsampling=0), 1.5),
+    "mpo": (plain("MPO", quality=98, subsampling=0), 1.5),
+    "avif": (plain("AVIF", quality=98, subsampling="4:4:4"), 1.5),
+    "palette": (palette("PNG"), 6),
+    "gif": (palette("GIF"), 6),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Image.Image]:
+    """Pictures of the synthetic sample, wider than high, whose top and left can be told."""
+    folder, found = tmp_path_factory.mktemp("pictures"), []
+    boxes = ((0.1, 0.3, 0.4, 0.95), (0.5, 0.1, 0.9, 0.4), (0.5, 0.55, 0.95, 0.9))
+    for seed in range(4):
+        scene = Scene(f"{seed}.jpg", ("woman", "tree", "car"), boxes, (seed,))
+        draw_scene(folder, scene, 96)
+        found.append(Image.open(folder / scene.path).convert("RGB").crop((0, 0, 96, 64)))
+    return found
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_picture_is_the_same_in_every_encoding(tmp_path, pictures, encoding):
+    write, tolerance = ENCODINGS[encoding]
+    for picture in pictures:
+        path = tmp_path / "a.jpg"  # the name tells nothing
+        write(picture, path)
+        assert picture_size(path) == picture.size
+        difference = np.abs(np.asarray(decoded(path)).astype(int) - np.asarray(picture))
+        assert difference.mean() <= tolerance
+        content, size = stored_image(path, 512)
+        assert size == picture.size and close(content, np.asarray(picture), 6 + tolerance)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF", "JPEG"])
+@pytest.mark.parametrize("number", TURNS)
+def test_every_orientation_of_every_format(tmp_path, pictures, number, kind):
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 98}
+    turned(number, kind, **options)(pictures[0], tmp_path / "a")
+    assert picture_size(tmp_path / "a") == pictures[0].size
+    difference = np.asarray(decoded(tmp_path / "a")).astype(int) - np.asarray(pictures[0])
+    assert np.abs(difference).mean() < 6
+    content, size = stored_image(tmp_path / "a", 48)
+    assert size == (72, 48)
+    assert close(content, np.asarray(pictures[0].resize(size, Image.Resampling.LANCZOS)), 8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_in_8_and_16_bits(tmp_path, pictures, kind):
+    grey = pictures[0].convert("L")
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    for name, picture in (("8", grey), ("16", wide), ("la", grey.convert("LA"))):
+        picture.save(tmp_path / name, kind)
+        assert (np.asarray(decoded(tmp_path / name)) == np.asarray(grey.convert("RGB"))).all()
+
+
+def test_an_ordinary_jpeg_is_what_pillow_says(tmp_path, pictures):
+    for mode in ("RGB", "L"):
+        pictures[0].convert(mode).save(tmp_path / "a.jpg")
+        expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
+        assert (np.asarray(decoded(tmp_path / "a.jpg")) == expected).all()
+
+
+def test_the_limit_is_the_callers(tmp_path):
+    (tmp_path / "a.png").write_bytes(bomb(200, 100))  # its header alone is read
+    assert picture_size(tmp_path / "a.png", 20_000) == (200, 100)
+    for read in (picture_size, decoded):
+        with pytest.raises(RejectedImage, match=r"a.png: absurd size 200x100, over 19,999 pixels"):
+            read(tmp_path / "a.png", 19_999)
+
+
+def test_a_damaged_orientation_is_none(tmp_path):
+    picture = Image.fromarray(gradient(60, 40))
+    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40)
+    assert decoded(tmp_path / "a.jpg").size == (60, 40)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "MPO"])
+def test_damage_is_named_whatever_the_decoder_raises(tmp_path, kind):
+    """Cut files and flipped bytes: decoded or refused with one line, nothing else."""
+    whole, random = bytearray(saved_as(kind)), np.random.default_rng(0)
+    path, refused = tmp_path / "a", 0
+    for trial in range(60):
+        content = bytearray(whole)
+        if trial % 3 == 0:
+            del content[random.integers(1, len(whole)) :]
+        for _ in range(4):
+            content[random.integers(min(len(content), 200 if trial % 2 else 10**9))] ^= 1 << (
+                trial % 8
+            )
+        path.write_bytes(content)
+        for read in (decoded, lambda path: stored_image(path, 512)):
+            try:
+                read(path)
+            except RejectedImage as error:
+                refused += 1
+                assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert refused

@@ -188,7 +188,7 @@ def test_undecodable_picture_is_one_line(corpus, tmp_path, capsys):
     (data / "img_org" / "val" / "b.png").write_bytes(b"not a picture")
     with pytest.raises(SystemExit):
         main(["recover", "--data", str(data), "--out", str(tmp_path / "out")])
-    assert "b.png: no readable picture" in capsys.readouterr().err
+    assert "b.png: not a JPEG" in capsys.readouterr().err
 
 
 def test_resumable(tmp_path):

@@ -271,8 +271,8 @@ def test_bad_rows_stand_in_their_places(tmp_path, run, mnre_folder, posts, capsy
         25: "not JSON",
         29: "a line of more than 10",
     }
-    assert "cut.jpg: no readable picture" in errors[4]
-    assert "text.jpg: no readable picture" in errors[7]
+    assert "cut.jpg: damaged image" in errors[4]
+    assert "text.jpg: not a JPEG" in errors[7]
     assert "absent.jpg: no such file" in errors[11] and answers[12]["id"] == 12
     for answer, other in zip(answers, expected, strict=True):
         if answer["row"] not in errors:
@@ -457,7 +457,7 @@ def test_captions_are_written_by_a_captioner(
     main(["predict", str(run), "--input", str(write(mnre_folder / "p.jsonl", lines)),
           "--out", str(out), "--caption-model", str(tiny_captioner)])  # fmt: skip
     answers = read(out)
-    assert "cut.jpg: no readable picture" in answers.pop(4)["error"]
+    assert "cut.jpg: damaged image" in answers.pop(4)["error"]
     plain = Extractor.from_pretrained(run)
     texts = [said[0], said[1], said[0], "Bob", None]
     for line, text, answer in zip([*lines[:4], lines[5]], texts, answers, strict=True):
@@ -520,8 +520,8 @@ def test_posts_that_cannot_be_read(tmp_path, record, message):
 def test_a_picture_that_claims_too_much_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     assert parse_post({"text": "a", "image": "a.png"}, tmp_path, "mnre").image
-    monkeypatch.setattr("finetune.tasks.posts.MOST_PIXELS", 1000)
-    with pytest.raises(InputError, match="40 x 40 pixels; make it smaller"):
+    monkeypatch.setattr("finetune.tasks.posts.POST_PIXELS", 1000)
+    with pytest.raises(InputError, match=r"a\.png: absurd size 40x40, over 1,000 pixels"):
         parse_post({"text": "a", "image": "a.png"}, tmp_path, "mnre")
 
 
