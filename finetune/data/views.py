@@ -16,9 +16,8 @@ from finetune import registry
 from finetune.data import view_rules
 from finetune.inputs.view import Change, View, read_view, write_view
 from finetune.tasks import side_files
-from finetune.tasks.base import Row, Task
+from finetune.tasks.base import Row, SideInput, Task
 from finetune.tasks.region_cache import read_regions
-from finetune.tasks.side_files import SideInput
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
 from shards.images import decoded

@@ -5,24 +5,25 @@ N: rows of a split, B: rows of a batch, L: word pieces, W: words, R: regions, S:
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.inputs.pictures import ImageStore
+from finetune.inputs.pictures import PixelStore
 from finetune.tasks.base import Column
+from shards.files import InputError
 
 MULTIPLE = 8 if torch.cuda.is_available() else 1
 """Ragged columns are padded to a multiple of this: few distinct shapes and full tensor cores on a
 GPU; a CPU gains nothing from it."""
-MASKS = {"input_ids": "attention_mask", "caption_ids": "caption_mask", "phrase_ids": "phrase_mask"}
-"""Columns of word pieces, and the field that tells real ones from padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch. Fields after `input_ids` are None where task and inputs do not give them."""
+    """One batch. Fields from `labels` on are None where task and inputs do not give them; what a
+    method cannot do without, it takes by `require`."""
 
     rows: Tensor
     """(B,) int64: row numbers in the data file."""
@@ -83,45 +84,80 @@ class Batch:
     """(B, 2) int64: types of head and tail, ids in `tasks.types.TYPES`"""
     crop_count: Tensor | None = None
     """(B,) int64: crops a row has in the community's files; leaks the label, to show that"""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """What providers of a method's own give under names that are no fields here, (B, …)."""
+    reader: str = "this method"
+    """The method that it was made for."""
     weight: float = 1.0
     """What the mean loss of this piece of a batch counts, so that the pieces' mean is the batch's:
     its rows, relative to an equal share."""
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
-        moved = {
-            entry.name: value.to(device, non_blocking=non_blocking)
-            for entry in fields(self)
-            if isinstance(value := getattr(self, entry.name), Tensor)
-        }
-        return replace(self, **moved)
+
+        def move(values: Mapping[str, Any]) -> dict[str, Any]:
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            return {name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items()}
+
+        return replace(self, **move(vars(self)), extras=move(self.extras))
+
+    def require(self, name: str) -> Tensor:
+        """The field, or the one of `extras`, called `name`.
+
+        Raises:
+            InputError: the batch has none.
+        """
+        value = self.extras.get(name, getattr(self, name, None))
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"{self.reader} reads {name!r} of a batch, which neither this task nor the "
+                "method's `needs` give under these settings"
+            )
+        return value
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+FIELDS = {entry.name for entry in fields(Batch)} - {"extras", "reader", "weight"}
+"""Its tensors."""
 
 
 @dataclass(frozen=True)
 class Pictures:
     """Which pictures of a store belong to which row."""
 
-    store: ImageStore
+    store: PixelStore
     index: np.ndarray
     """(N,) or (N, R) positions in `store`; -1 = none there"""
     mask: str
-    """The field of `Batch` that says where there is one."""
+    """The name under which batches carry where there is one."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How rows of a ragged column are made equally long."""
+
+    mask: str
+    """The name under which batches carry what is none."""
+    fill: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An encoded split: columns named like the fields of `Batch`, encoded once."""
+    """An encoded split, encoded once: columns by the names that batches carry them under."""
 
     rows: np.ndarray
     """(N,) row numbers in the data file; pictures and side inputs are keyed by them."""
     columns: Mapping[str, Column]
-    pad_id: int = 0
-    """Fills columns of word pieces (`MASKS`); every other ragged column is filled with zeros."""
+    padding: Mapping[str, Padding] = field(
+        default_factory=lambda: {"input_ids": Padding("attention_mask")}
+    )
+    """Of ragged columns; one that is not here is filled with zeros, and has no mask."""
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
-    """Field of `Batch` -> where its pixels come from; empty: vision is off."""
+    """Name in batches -> where the pixels come from; empty: vision is off."""
+    reader: str = "this method"
+    """The method that it is made for."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -136,26 +172,27 @@ class Dataset:
         keep = np.asarray(keep, dtype=np.int64)
         columns = {name: _take(column, keep) for name, column in self.columns.items()}
         pictures = {
-            name: replace(found, index=found.index[keep]) for name, found in self.pictures.items()
+            name: replace(shown, index=shown.index[keep]) for name, shown in self.pictures.items()
         }
         return replace(self, rows=self.rows[keep], columns=columns, pictures=pictures)
 
     def collate(self, chosen: np.ndarray) -> Batch:
         """The rows at positions `chosen` as one batch."""
-        tensors = {}
+        arrays = {"rows": self.rows[chosen]}
         for name, column in self.columns.items():
-            fill = self.pad_id if name in MASKS else 0
             values = _take(column, chosen)
             if isinstance(values, list):
-                values, mask = pad(values, fill)
-                if name in MASKS:
-                    tensors[MASKS[name]] = torch.from_numpy(mask)
-            tensors[name] = torch.from_numpy(values)
-        for name, found in self.pictures.items():
-            index = found.index[chosen]
-            tensors[name] = torch.from_numpy(found.store.pixels_at(index))
-            tensors[found.mask] = torch.from_numpy(index >= 0)
-        return Batch(rows=torch.from_numpy(self.rows[chosen]), **tensors)
+                padding = self.padding.get(name, Padding(""))
+                values, mask = pad(values, padding.fill)
+                if padding.mask:
+                    arrays[padding.mask] = mask
+            arrays[name] = values
+        for name, shown in self.pictures.items():
+            index = shown.index[chosen]
+            arrays[name], arrays[shown.mask] = shown.store.pixels_at(index), index >= 0
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        extras = {name: tensors.pop(name) for name in tensors.keys() - FIELDS}
+        return Batch(**tensors, extras=extras, reader=self.reader)  # type: ignore[arg-type]
 
     def batches(
         self,

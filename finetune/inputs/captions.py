@@ -4,20 +4,12 @@ A row whose picture a view took away has no caption either: an empty one. `--cap
 caption is empty.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from finetune.inputs.spec import Wanted
+from finetune.inputs.split import LoadedSplit
 from finetune.tasks import side_files
 from shards.files import InputError
-
-if TYPE_CHECKING:  # what loads the rows imports this file
-    from finetune.inputs.split import LoadedSplit, Wanted
-
-CAPTION_LENGTH = 40
-"""CAMIM: word pieces of a caption, and of a sentence where it describes a generated picture."""
 
 
 def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
@@ -33,20 +25,21 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
             "(CAMIM's caption, minicpm, cogvlm, BLIP, instruct, llavanext), a path with {split}, "
             "or none for empty ones"
         )
-    longest = wanted.options.max_caption_length
-    positions = getattr(wanted.method.encoder.config, "max_position_embeddings", longest)
+    longest, spec = wanted.options.max_caption_length, wanted.spec
+    positions = spec.positions or longest
     if not 2 <= longest <= positions:
         raise InputError(f"--max_caption_length {longest}: must be 2 to {positions} word pieces")
-    settings = getattr(wanted.method, "settings", None)
-    if longest > CAPTION_LENGTH and getattr(settings, "mask_words", None) is False:
+    if spec.longest_caption is not None and longest > spec.longest_caption:
         raise InputError(
-            f"--max_caption_length {longest}: under --model.mask_words false (profile legacy) all "
-            f"captions are {CAPTION_LENGTH} word pieces, padding included; give {CAPTION_LENGTH}"
+            f"--max_caption_length {longest}: {spec.method}, as it is set (profile legacy), makes "
+            f"every caption {spec.longest_caption} word pieces; give {spec.longest_caption}"
         )
     loaded, texts = read_captions(loaded, wanted)
     encoded = wanted.tokenizer(texts, truncation=True, max_length=longest)
     ids = [np.array(pieces, dtype=np.int64) for pieces in encoded["input_ids"]]
-    return loaded.with_column("caption_ids", ids)
+    return loaded.with_column(
+        "caption_ids", ids, mask="caption_mask", fill=wanted.tokenizer.pad_token_id
+    )
 
 
 def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
@@ -77,13 +70,15 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[str]]:
     """The text of each row, from `caption/NAME_{split}.txt` in the data or a path, and the split
     with that file on its record."""
-    name = wanted.options.captions
+    name = str(wanted.options.captions)
     if name == "none":
         return loaded, [""] * len(loaded.rows)
-    by_name = "{split}" not in name
-    pattern = f"caption/{name}_{{split}}.txt" if by_name else name
-    folder = wanted.task.folder if by_name else "."
-    source = side_files.read_captions(side_files.find(folder, pattern, wanted.split))
-    found = iter(source.of([row for row in loaded.rows if row.image_id is not None]))
-    texts = ["" if row.image_id is None else next(found) for row in loaded.rows]
+    source = wanted.given.get("caption")
+    if source is None:
+        by_name = "{split}" not in name
+        pattern = f"caption/{name}_{{split}}.txt" if by_name else name
+        folder = wanted.task.folder if by_name else "."
+        source = side_files.read_captions(side_files.find(folder, pattern, wanted.split))
+    described = iter(source.of([row for row in loaded.rows if row.image_id is not None]))
+    texts = ["" if row.image_id is None else next(described) for row in loaded.rows]
     return loaded.with_source(source, **{"caption: present": [bool(text) for text in texts]}), texts

@@ -4,16 +4,14 @@ They lie beside the decoded pixels, one file a tower, and go stale with them. An
 goes on where it stopped.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from finetune.inputs.batch import Pictures
 from finetune.inputs.pictures import ImageStore
-from finetune.inputs.split import LoadedSplit, Wanted
+from finetune.inputs.spec import FrozenVision, See, Wanted
+from finetune.inputs.split import LoadedSplit
 from pretrain import distributed
 
 FIELDS = {
@@ -25,19 +23,6 @@ FIELDS = {
 """Field of `Batch` with pixels -> the one with their features."""
 CHUNK = 64
 """Pictures at a time."""
-See = Callable[[np.ndarray], np.ndarray]
-"""(N, 3, S, S) uint8 -> (N, F) float16"""
-
-
-class FrozenVision(Protocol):
-    """What a method with `visual_features` among its needs has as `frozen_vision`."""
-
-    @property
-    def identity(self) -> str:
-        """Changes with weights and settings; becomes part of a file name."""
-
-    def __call__(self) -> See:
-        """The tower at work, on `distributed.device()`; asked for where features are missing."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +42,12 @@ class FeatureStore:
 def add_visual_features(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`image_features` and `region_features` in the place of the pixels loaded before them, as
     `Method.frozen_vision` sees those."""
-    pictures = dict(loaded.dataset.pictures)
+    pictures, tower = dict(loaded.dataset.pictures), wanted.spec.frozen_vision
     for pixels, features in FIELDS.items():
-        if pixels in pictures:
-            found: Pictures = pictures.pop(pixels)
-            seen = FeatureStore(see_once(found.store, wanted.method.frozen_vision))
-            pictures[features] = replace(found, store=seen)
+        shown = pictures.pop(pixels, None)
+        if shown is not None and isinstance(shown.store, ImageStore) and tower is not None:
+            seen = FeatureStore(see_once(shown.store, tower))
+            pictures[features] = replace(shown, store=seen)
     return replace(loaded, dataset=replace(loaded.dataset, pictures=pictures))
 
 

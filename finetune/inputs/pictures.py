@@ -4,7 +4,7 @@ One store holds the named files of one folder at one size: `pixels.npy` (F, 3, S
 `index.json` (names, what was missing or undecodable, how the store was made). It is rebuilt when
 a file, the names, the size or the way of resizing changes. No picture ever stands in for another.
 
-A name may ask for a part of a picture (`cut_name`); its file is decoded once for all parts.
+A name may be a `Part` of a picture; its file is decoded once for all parts.
 """
 
 import hashlib
@@ -12,20 +12,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from finetune.tasks.base import Box
 from pretrain import distributed
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
 
-FORMAT_VERSION = 3
-SEPARATOR = "\t"
+FORMAT_VERSION = 4
 BLANK = 127
 """Every channel of a blank picture."""
 
@@ -52,17 +53,49 @@ RESIZERS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 
 
 @dataclass(frozen=True)
+class Part:
+    """The part of a picture inside a box, of which a hundredth of a pixel counts."""
+
+    file: str
+    box: Box
+    """(x1, y1, x2, y2) in pixels"""
+
+    def __post_init__(self) -> None:
+        x1, y1, x2, y2 = (round(float(side), 2) for side in self.box)
+        object.__setattr__(self, "box", (x1, y1, x2, y2))
+
+    def cut(self, picture: Image.Image) -> Image.Image:
+        """The part, at least one pixel of it."""
+        x1, y1, x2, y2 = self.box
+        left, top = min(round(x1), picture.width - 1), min(round(y1), picture.height - 1)
+        right, bottom = max(round(x2), left + 1), max(round(y2), top + 1)
+        inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+        return picture.crop(inside)
+
+
+Name = str | Part
+"""A file inside the store's folder, or a part of one."""
+
+
+class PixelStore(Protocol):
+    """Where a batch takes its pixels, or what stands for them."""
+
+    def pixels_at(self, index: np.ndarray) -> np.ndarray:
+        """(B, …, *) of positions `index` (B, …); zeros where it is -1."""
+
+
+@dataclass(frozen=True)
 class ImageStore:
     """The decoded pictures of one folder."""
 
     folder: Path
     pixels: np.ndarray
     """(F, 3, S, S) uint8, memory-mapped"""
-    position: dict[str, int]
-    """file name -> index into `pixels`"""
-    missing: tuple[str, ...]
+    position: Mapping[Name, int]
+    """Index into `pixels`"""
+    missing: tuple[Name, ...]
     """Names asked for that the folder lacks."""
-    undecodable: tuple[str, ...]
+    undecodable: tuple[Name, ...]
     """Names that exist but are no readable picture."""
 
     @property
@@ -70,9 +103,10 @@ class ImageStore:
         """S: side of a picture in pixels."""
         return self.pixels.shape[-1]
 
-    def index_of(self, names: Iterable[str | None]) -> np.ndarray:
+    def index_of(self, names: Iterable[Name | None]) -> np.ndarray:
         """Positions in `pixels`; -1 for None and for what is missing or undecodable."""
-        return np.array([self.position.get(name, -1) for name in names], dtype=np.int64)
+        places = [-1 if name is None else self.position.get(name, -1) for name in names]
+        return np.array(places, dtype=np.int64)
 
     def pixels_at(self, index: np.ndarray) -> np.ndarray:
         """(B, …, 3, S, S) uint8 of positions `index` (B, …); zeros where it is -1."""
@@ -98,18 +132,19 @@ class ImageStore:
             )
             raise InputError(
                 f"{self.folder}: of {len(self.position) + absent} pictures {len(self.missing)} are "
-                f"missing and {len(self.undecodable)} undecodable, for example {example} ({why}); "
+                f"missing and {len(self.undecodable)} undecodable, for example "
+                f"{file_of(example)} ({why}); "
                 f"supply them, allow that many with --max_missing {absent} (they are then masked), "
                 "or switch vision off with --images none"
             )
 
 
-def cut_name(name: str, box: Sequence[float]) -> str:
-    """The part of a picture inside (x1, y1, x2, y2), in pixels, as a name for `open_store`."""
-    return name + SEPARATOR + ",".join(f"{side:.2f}" for side in box)
+def file_of(name: Name) -> str:
+    """The file that holds it."""
+    return name.file if isinstance(name, Part) else name
 
 
-def blank_store(folder: Path, names: Iterable[str], *, size: int) -> ImageStore:
+def blank_store(folder: Path, names: Iterable[Name], *, size: int) -> ImageStore:
     """The same grey square under every name; no file is read."""
     return ImageStore(
         folder=folder,
@@ -121,34 +156,34 @@ def blank_store(folder: Path, names: Iterable[str], *, size: int) -> ImageStore:
 
 
 def open_store(
-    folder: Path, names: Iterable[str], *, size: int, resize: str, cache: Path
+    folder: Path, names: Iterable[Name], *, size: int, resize: str, cache: Path
 ) -> ImageStore:
     """The store of these files, built first where `cache` does not hold it yet.
 
     Args:
         folder: where the files lie.
-        names: file names inside `folder`, or parts of them (`cut_name`); repeated ones count once.
+        names: files inside `folder`, or parts of them; repeated ones count once.
         size: side of the squares in pixels.
         resize: a key of `RESIZERS`.
         cache: directory for stores; safe to delete, safe to share between runs.
     """
-    wanted = sorted(set(names))
-    signature = _signature(folder, wanted, size, resize)
+    distinct = sorted(set(names), key=_sort_key)
+    signature = _signature(folder, distinct, size, resize)
     directory = cache / f"{signature[:20]}-{size}"
     if not (directory / "index.json").is_file():
-        _build(directory, folder, wanted, size, resize)
+        _build(directory, folder, distinct, size, resize)
     index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
     return ImageStore(
         folder=folder,
         pixels=np.load(directory / "pixels.npy", mmap_mode="r"),
-        position={name: i for i, name in enumerate(index["names"])},
-        missing=tuple(index["missing"]),
-        undecodable=tuple(index["undecodable"]),
+        position={name: i for i, name in enumerate(map(_from_json, index["names"]))},
+        missing=tuple(map(_from_json, index["missing"])),
+        undecodable=tuple(map(_from_json, index["undecodable"])),
     )
 
 
 def open_images(
-    folder: Path, names: Iterable[str], *, size: int, resize: str, cache: Path
+    folder: Path, names: Iterable[Name], *, size: int, resize: str, cache: Path
 ) -> ImageStore:
     """`open_store`; of several processes one decodes, the others find its work."""
     if not distributed.is_main():
@@ -159,7 +194,19 @@ def open_images(
     return store
 
 
-def _signature(folder: Path, names: Sequence[str], size: int, resize: str) -> str:
+def _sort_key(name: Name) -> tuple[str, tuple[float, ...]]:
+    return file_of(name), name.box if isinstance(name, Part) else ()
+
+
+def _to_json(names: Collection[Name]) -> list[Any]:
+    return [[name.file, *name.box] if isinstance(name, Part) else name for name in names]
+
+
+def _from_json(record: Any) -> Name:
+    return record if isinstance(record, str) else Part(record[0], tuple(record[1:]))
+
+
+def _signature(folder: Path, names: Sequence[Name], size: int, resize: str) -> str:
     """Changes with whatever changes the pixels: a file's size or time, the names, the resizing."""
     digest = hashlib.sha256(f"{FORMAT_VERSION} {folder.resolve()} {size} {resize}".encode())
     try:
@@ -167,7 +214,7 @@ def _signature(folder: Path, names: Sequence[str], size: int, resize: str) -> st
     except (FileNotFoundError, NotADirectoryError):
         present = {}
     for name in names:
-        file = name.partition(SEPARATOR)[0]
+        file = file_of(name)
         stat = present.get(file) if "/" not in file else _stat(folder / file)
         state = (stat.st_size, stat.st_mtime_ns) if stat else "missing"
         digest.update(f"\n{name}\t{state}".encode())
@@ -181,13 +228,13 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resize: str) -> None:
+def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resize: str) -> None:
     from tqdm import tqdm
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, list[Name]] = {}
     for name in names:
-        parts.setdefault(name.partition(SEPARATOR)[0], []).append(name)
+        parts.setdefault(file_of(name), []).append(name)
     absent = [file for file in parts if not (folder / file).is_file()]
     missing = [name for file in absent for name in parts.pop(file)]
     present = sum(map(len, parts.values()))
@@ -198,25 +245,26 @@ def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resiz
         pixels = np.lib.format.open_memmap(
             building / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, shape[0]), *shape[1:])
         )
-        decoded, undecodable = [], []
+        decoded: list[Name] = []
+        undecodable: list[Name] = []
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
             arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
             bar = tqdm(arrays, total=len(parts), desc=f"decode {folder.name}", disable=None)
-            for wanted, squares in zip(parts.values(), bar, strict=True):
+            for cuts, squares in zip(parts.values(), bar, strict=True):
                 if squares is None:
-                    undecodable += wanted
+                    undecodable += cuts
                 else:
-                    pixels[len(decoded) : len(decoded) + len(wanted)] = squares
-                    decoded += wanted
+                    pixels[len(decoded) : len(decoded) + len(cuts)] = squares
+                    decoded += cuts
         pixels.flush()
         index = {
             "format": FORMAT_VERSION,
             "folder": str(folder),
             "size": size,
             "resize": resize,
-            "names": decoded,
-            "missing": missing,
-            "undecodable": undecodable,
+            "names": _to_json(decoded),
+            "missing": _to_json(missing),
+            "undecodable": _to_json(undecodable),
         }
         (building / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         try:
@@ -228,23 +276,12 @@ def _build(directory: Path, folder: Path, names: Sequence[str], size: int, resiz
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _decode(path: Path, parts: Sequence[str], size: int, resize: str) -> np.ndarray | None:
+def _decode(path: Path, parts: Sequence[Name], size: int, resize: str) -> np.ndarray | None:
     """(len(parts), 3, S, S) uint8, or None for what is no readable picture."""
     try:
         picture = decoded(path)
     except RejectedImage:
         return None
-    squares = [RESIZERS[resize](_cut(picture, name), size) for name in parts]
+    cuts = [part.cut(picture) if isinstance(part, Part) else picture for part in parts]
+    squares = [RESIZERS[resize](cut, size) for cut in cuts]
     return np.stack([np.asarray(square) for square in squares]).transpose(0, 3, 1, 2)
-
-
-def _cut(picture: Image.Image, name: str) -> Image.Image:
-    """The part that `name` asks for, at least one pixel of it."""
-    box = name.partition(SEPARATOR)[2]
-    if not box:
-        return picture
-    x1, y1, x2, y2 = map(float, box.split(","))
-    left, top = min(round(x1), picture.width - 1), min(round(y1), picture.height - 1)
-    return picture.crop((max(left, 0), max(top, 0),
-                         min(max(round(x2), left + 1), picture.width),
-                         min(max(round(y2), top + 1), picture.height)))  # fmt: skip

@@ -5,15 +5,17 @@ the published crop files, whose number tells the label; `none`, every slot empty
 regions go first. Slots are filled in the order of `Method.region_slots`, first regions first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from finetune.inputs.batch import Pictures
-from finetune.inputs.pictures import blank_store, cut_name, open_images
-from finetune.inputs.split import LoadedSplit, Wanted
+from finetune.inputs.pictures import Name, Part
+from finetune.inputs.spec import Wanted
+from finetune.inputs.split import LoadedSplit
 from finetune.inputs.view import View, merged
 from finetune.tasks import side_files
 from finetune.tasks.base import Row
@@ -25,8 +27,8 @@ from shards.files import InputError
 class Slot:
     """One region of one row."""
 
-    name: str
-    """What `open_images` is asked for: a crop file, or a part of the row's picture."""
+    name: Name
+    """A crop file, or a part of the row's picture."""
     box: tuple[float, float, float, float] | None = None
     """As shares of the picture's width and height; None: a crop file, its place unknown."""
 
@@ -60,20 +62,10 @@ def add_region_pixels(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`region_pixels` and `region_mask`, decoded once into a store."""
     loaded, slots = filled(loaded, wanted)
     names = {slot.name for places in slots for slot in places if slot}
-    method, options = wanted.method, wanted.options
-    size = method.region_size
-    if options.images == "blank":
-        store = blank_store(wanted.task.folder, names, size=size)
-    else:
-        store = open_images(
-            wanted.task.folder.resolve(),
-            names,
-            size=size,
-            resize=method.image_resize,
-            cache=options.cache,
-        )
-        store.require(options.max_missing)
-    index = np.array([store.index_of(slot and slot.name for slot in places) for places in slots])
+    store = wanted.pictures(wanted.task.folder.resolve(), names, wanted.spec.region_size)
+    index = np.array(
+        [store.index_of(slot.name if slot else None for slot in places) for places in slots]
+    )
     loaded = loaded.with_pictures("region_pixels", Pictures(store, index, "region_mask"))
     return with_trace(loaded, index >= 0)
 
@@ -88,7 +80,7 @@ def filled(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[list[
         )
     view = view_of(wanted)
     table: list[list[Slot | None]] = [[] for _ in loaded.rows]
-    for kind, number in wanted.method.region_slots.items():
+    for kind, number in wanted.spec.region_slots.items():
         loaded, slots_of = source_of(kind, loaded, wanted, view)
         for places, row in zip(table, loaded.rows, strict=True):
             found = [] if row.image_id is None else list(slots_of(row))[:number]
@@ -108,11 +100,12 @@ def source_of(
     """The regions of one kind, `vg` (grounded) or `od` (detected), as slots of a row."""
     if wanted.options.regions == "none":
         return loaded, lambda row: ()
-    if wanted.options.regions == "community":
+    cache = wanted.given.get(kind)
+    if cache is None and wanted.options.regions == "community":
         return community_crops(kind, loaded, wanted, view)
-    folder = Path(wanted.options.regions)
-    pattern = "regions_vg_{split}.jsonl" if kind == "vg" else "regions_od.jsonl"
-    cache = read_regions(side_files.find(folder, pattern, wanted.split))
+    if cache is None:
+        pattern = "regions_vg_{split}.jsonl" if kind == "vg" else "regions_od.jsonl"
+        cache = read_regions(side_files.find(str(wanted.options.regions), pattern, wanted.split))
     if kind == "vg":
         cache.require_rows(len(wanted.original))
     sizes = picture_sizes(cache.values)
@@ -138,17 +131,18 @@ def cut_out(
     path: Path,
 ) -> list[Slot]:
     """Regions as parts of the picture that the row shows."""
-    if regions and row.image_id not in sizes:
-        raise InputError(f"{path}: says no size of {row.image_id}; complete the cache")
-    picture = str((wanted.task.image_folder(wanted.split) / row.image_id).resolve())
-    shares = [np.divide(region.box, sizes[row.image_id] * 2).clip(0, 1) for region in regions]
+    name = str(row.image_id)
+    if regions and name not in sizes:
+        raise InputError(f"{path}: says no size of {name}; complete the cache")
+    picture = str((wanted.task.image_folder(wanted.split) / name).resolve())
+    shares = [np.divide(region.box, sizes[name] * 2).clip(0, 1) for region in regions]
     return [
-        Slot(cut_name(picture, region.box), tuple(share.tolist()))
+        Slot(Part(picture, region.box), tuple(share.tolist()))
         for region, share in zip(regions, shares, strict=True)
     ]
 
 
-def picture_sizes(cached: dict[int | str, Regions]) -> dict[str, tuple[int, int]]:
+def picture_sizes(cached: Mapping[Any, Regions]) -> dict[str, tuple[int, int]]:
     """Picture -> (width, height)."""
     return {entry.image_id: entry.size for entry in cached.values()}
 
@@ -159,7 +153,7 @@ def community_crops(
     """The crop files that the field passes around. Where a view exchanged a picture, the new one
     brings the crops of the first row that shows it."""
     source, folder = wanted.task.community_crops(kind, wanted.split)
-    first_row = {}
+    first_row: dict[str | None, Row] = {}
     for row in wanted.original:
         first_row.setdefault(row.image_id, row)
 
@@ -181,4 +175,4 @@ def community_crops(
 def with_trace(loaded: LoadedSplit, mask: np.ndarray) -> LoadedSplit:
     """With the filled slots on the audit's record: which, not how many, as a model sees them."""
     patterns = ["".join("01"[int(there)] for there in row) for row in mask]
-    return replace(loaded, traces={**loaded.traces, "regions: slots": patterns})
+    return loaded.with_traces({"regions: slots": patterns})

@@ -1,4 +1,4 @@
-"""A split on its way to a method: how it is wanted, and what has been loaded of it so far."""
+"""A split on its way to a method: the options, and what has been loaded of it so far."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,11 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.inputs.batch import Dataset, Pictures
+from finetune.inputs.batch import Dataset, Padding, Pictures
 from finetune.inputs.view import View
-from finetune.methods.base import Method
-from finetune.tasks import side_files
-from finetune.tasks.base import Row, Task
+from finetune.tasks.base import Column, SideInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +42,13 @@ class InputOptions:
 class LoadedSplit:
     """One split: rows, right answers, and the encoded form."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Any]
+    """Of the task's kind of `Row`."""
     gold: list[Any]
     dataset: Dataset
     images: dict[str, int] | None = None
     """Counts of distinct pictures: found, missing, undecodable; None: vision is off."""
-    traces: dict[str, list[Hashable]] = field(default_factory=dict)
+    traces: Mapping[str, Sequence[Hashable]] = field(default_factory=dict)
     """What a model could read off an input without looking at it, one value a row: the audit's."""
     files: tuple[Path, ...] = ()
     """Side inputs that were read."""
@@ -69,34 +68,34 @@ class LoadedSplit:
             traces={name: [values[i] for i in keep] for name, values in self.traces.items()},
         )
 
-    def with_column(self, name: str, values: np.ndarray | list[np.ndarray]) -> "LoadedSplit":
-        """With one more column, called like a field of `Batch`."""
+    def with_column(
+        self, name: str, values: Column, *, mask: str | None = None, fill: int = 0
+    ) -> "LoadedSplit":
+        """With one more column, which batches carry under this name.
+
+        Args:
+            mask: of a ragged column, the name under which batches carry what is no padding.
+            fill: its padding.
+        """
+        padding = dict(self.dataset.padding)
+        if mask is not None:
+            padding[name] = Padding(mask, fill)
         columns = {**self.dataset.columns, name: values}
-        return replace(self, dataset=replace(self.dataset, columns=columns))
+        return replace(self, dataset=replace(self.dataset, columns=columns, padding=padding))
 
     def with_pictures(self, name: str, pictures: Pictures) -> "LoadedSplit":
-        """With pixels under a field of `Batch`."""
-        found = {**self.dataset.pictures, name: pictures}
-        return replace(self, dataset=replace(self.dataset, pictures=found))
+        """With pictures, whose pixels batches carry under this name."""
+        by_name = {**self.dataset.pictures, name: pictures}
+        return replace(self, dataset=replace(self.dataset, pictures=by_name))
 
-    def with_source(self, source: side_files.SideInput, **traces: list) -> "LoadedSplit":
+    def with_traces(self, traces: Mapping[str, Sequence[Hashable]]) -> "LoadedSplit":
+        """With more on the audit's record, one value a row."""
+        return replace(self, traces={**self.traces, **traces})
+
+    def with_source(self, source: SideInput, **traces: Sequence[Hashable]) -> "LoadedSplit":
         """With a side input on the record."""
         return replace(
-            self,
-            traces={**self.traces, **traces},
+            self.with_traces(traces),
             files=(*self.files, source.path),
             leaky=self.leaky or source.leaky,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What an input is made for."""
-
-    task: Task
-    split: str
-    original: Sequence[Row]
-    """The rows before any view."""
-    tokenizer: Any
-    method: Method
-    options: InputOptions

@@ -6,17 +6,12 @@ look-up table of *those* reaches 86.6 test F1 without text or picture. So the fi
 relation (`gold`), to show that; the header says which, and `leaky` of the last.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from finetune.inputs.spec import Wanted
+from finetune.inputs.split import LoadedSplit
 from finetune.tasks import side_files
 from shards.files import InputError
-
-if TYPE_CHECKING:  # what loads the rows imports this file
-    from finetune.inputs.split import LoadedSplit, Wanted
 
 TYPES = ("unknown", "person", "organization", "location", "misc")
 """Position = id."""
@@ -45,7 +40,7 @@ def add_entity_types(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     Raises:
         InputError: a file of another version of the data, or a type that is none of `TYPES`.
     """
-    if wanted.options.types in (None, "none"):
+    if wanted.options.types is None or wanted.options.types == "none":
         ids = np.zeros((len(loaded), 2), dtype=np.int64)
         return loaded.with_column("entity_types", ids)
     path = side_files.find(wanted.options.types, FILE, wanted.split)

@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from finetune.inputs.batch import Batch
+from finetune.inputs.spec import FrozenVision, InputSpec, Provider
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
 from pretrain.optim import parameter_groups
@@ -70,20 +71,18 @@ class Method(nn.Module):
     Config: ClassVar[type] = NoConfig
     """Frozen, keyword-only dataclass with a docstring under each field."""
     needs: frozenset[str] = frozenset()
-    """Inputs beyond the text: keys of `finetune.inputs.load.PROVIDERS`. An instance may want
-    more than its class, where its settings say so."""
+    """Inputs beyond the text: keys of `finetune.inputs.load.SHARED` or of `providers`. An instance
+    may want more than its class, where its settings say so."""
+    providers: Mapping[str, Provider] = {}
+    """How inputs are made that this method alone reads: need -> provider."""
     kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
     """Kinds of task this method can do."""
     towers: ClassVar[tuple[str, ...]] = ("encoder.",)
     """Names that begin so are of loaded weights: they learn at `optim.lr`."""
-    image_resize: ClassVar[str] = "squash"
-    """How a picture becomes a square: a key of `finetune.inputs.pictures.RESIZERS`."""
-
+    image_resize: str = "squash"
     region_slots: Mapping[str, int] = {}
-    """Kind of region (`vg` grounded, `od` detected) -> how many, in the order of the slots."""
-
     longest_text: int | None = None
-    """Word pieces it can take, specials included; None: as many as the encoder has positions."""
+    longest_caption: int | None = None
 
     encoder: nn.Module
 
@@ -93,14 +92,37 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @property
-    def image_size(self) -> int:
-        """Side of the square pictures that `forward` takes."""
-        return self.encoder.config.image_size
+    def image_size(self) -> int | None:
+        """Side of the square pictures that `forward` takes: as the encoder says."""
+        return getattr(getattr(self.encoder, "config", None), "image_size", None)
 
     @property
-    def region_size(self) -> int:
+    def region_size(self) -> int | None:
         """Side of the square `region_pixels`."""
         return self.image_size
+
+    @property
+    def frozen_vision(self) -> FrozenVision | None:
+        """What sees all pictures before the first step, where `visual_features` is a need."""
+        return None
+
+    @property
+    def spec(self) -> InputSpec:
+        """What this method asks of its inputs; `InputSpec` says what each attribute means."""
+        sizes = getattr(self.encoder, "config", None)
+        return InputSpec(
+            method=type(self).__name__,
+            needs=frozenset(self.needs),
+            providers=self.providers,
+            image_size=self.image_size,
+            image_resize=self.image_resize,
+            region_size=self.region_size,
+            region_slots=self.region_slots,
+            longest_text=self.longest_text,
+            longest_caption=self.longest_caption,
+            positions=getattr(sizes, "max_position_embeddings", None),
+            frozen_vision=self.frozen_vision,
+        )
 
     def forward(self, batch: Batch) -> MethodOutput:
         """One batch on this module's device."""
@@ -115,9 +137,10 @@ class Method(nn.Module):
     ) -> list[list[float | None]]:
         """Probability of each row's entities, as `self.head` knows it (`layers.TaggingHead`);
         None of each where it has no `entity_scores`."""
-        if not hasattr(getattr(self, "head", None), "entity_scores"):
-            return [[None] * len(found) for found in entities]
-        return self.head.entity_scores(output, batch, entities)
+        head: Any = getattr(self, "head", None)
+        if not hasattr(head, "entity_scores"):
+            return [[None] * len(row_entities) for row_entities in entities]
+        return head.entity_scores(output, batch, entities)
 
     def one_pass(self) -> AbstractContextManager[None]:
         """Surrounds a pass over a split at evaluation: the weights stand still, so that a method

@@ -7,24 +7,44 @@ classifier; the paper's variant (f), fine-tuned without its matching-the-blanks 
 of a row's crop files, no pixel, and the score jumps.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import BertModel
 
 from finetune.inputs.batch import Batch
+from finetune.inputs.spec import Provider, Wanted
+from finetune.inputs.split import LoadedSplit
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import MTBConfig
 from finetune.methods.layers import RelationHead, entity_states, load_text_encoder
+from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 
 MOST_CROPS = 4
+
+
+def add_crop_count(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+    """Of MNRE's community region files: how many crops a row has. Tells the label."""
+    path = side_files.find(wanted.task.folder, "txt/mre_{split}_dict.pth", wanted.split)
+    source = side_files.read_crop_names(path)
+    counts = [len(names) for names in source.of(loaded.rows)]
+    loaded = loaded.with_column("crop_count", np.array(counts))
+    return loaded.with_source(source, **{"crops: number": counts})
+
+
+CROP_COUNT = Provider(
+    add_crop_count, live="the number of a row's published crops, which tells the label"
+)
 
 
 class MTB(Method):
     """BERT + classifier on the two start-marker states."""
 
     Config = MTBConfig
+    providers: Mapping[str, Provider] = {"crop_count": CROP_COUNT}
 
     def __init__(self, encoder: BertModel, task: TaskInfo, config: MTBConfig) -> None:
         super().__init__()
@@ -47,7 +67,7 @@ class MTB(Method):
         states = self.encoder(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask
         ).last_hidden_state  # (B, L, D)
-        pair = entity_states(states, batch.head_start, batch.tail_start)
+        pair = entity_states(states, batch.require("head_start"), batch.require("tail_start"))
         if self.crop_count is not None:
-            pair = pair + self.crop_count(batch.crop_count.clamp(max=MOST_CROPS))
+            pair = pair + self.crop_count(batch.require("crop_count").clamp(max=MOST_CROPS))
         return self.head.classify(pair, batch)

@@ -47,7 +47,7 @@ def posts_task(info: TaskInfo, rows: Sequence[Row], folder: Path) -> Task:
     """A task of the run's class whose one split is these rows, without labels.
 
     Args:
-        folder: where the pictures lie, and side inputs that were made for these rows.
+        folder: an empty one; rows name their pictures by whole paths.
     """
     task_class = registry.load("tasks", info.name)
 
@@ -105,10 +105,11 @@ class Run:
             else:
                 chain.temperature = kept.temperature
 
-    def row(self, number: int, wanted: Wanted, name: str | None) -> Row:
-        """A post as a row of the run's task, its picture called `name`; the label is a
+    def row(self, number: int, wanted: Wanted) -> Row:
+        """A post as a row of the run's task, its picture by its path; the label is a
         placeholder."""
         post, head, tail = wanted
+        name = None if post.image is None else str(post.image)
         if self.info.kind == "relation":
             return RelationRow(
                 row=number, image_id=name, tokens=post.tokens, head=head, tail=tail,
@@ -143,18 +144,12 @@ class Run:
             return self.answers(wanted[:half]) + self.answers(wanted[half:])
 
     def _answers(self, wanted: Sequence[Wanted], scratch: Path) -> list[tuple[Any, Any]]:
-        names: dict[Any, str | None] = {(None, None): None}
-        rows = []
-        for number, one in enumerate(wanted):
-            shown = (one[0].image, one[0].caption if one[0].image else None)
-            if shown not in names:  # one decoding for all pairs of a post
-                names[shown] = f"{number}.picture"
-                (scratch / f"{number}.picture").symlink_to(one[0].image)
-            rows.append(self.row(number, one, names[shown]))
+        rows = [self.row(number, one) for number, one in enumerate(wanted)]
+        posts, slots = [post for post, _, _ in wanted], self.method.spec.region_slots
+        given = self.live.make(self.inputs, slots, rows, posts)
         task = posts_task(self.info, rows, scratch)
         options = InputOptions(**self.inputs, cache=scratch / "cache")
-        options = self.live.make(options, self.method, task, [post for post, _, _ in wanted])
-        loaded = load_split(task, "test", self.tokenizer, self.method, options)
+        loaded = load_split(task, "test", self.tokenizer, self.method, options, given)
         found = predict(
             self.method, task, loaded, self.precision, self.batch_size, entity_scores=True
         )

@@ -3,13 +3,12 @@ missing.
 
 Pictures come with the posts. Captions come with them, too, or a captioner writes them (as `shards
 captions` does). Regions are grounded from the post's own words and detected in its picture (as
-`regions build` does, leak-safe), by weights that are at hand. Nothing else can be made: the other
-side inputs are published files of the data sets.
+`regions build` does, leak-safe), by weights that are at hand. What a method brings says itself how
+it is made of a post, or why it cannot be (`Provider.live`).
 """
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
-from finetune.inputs.load import VISUAL
-from finetune.inputs.split import InputOptions
+from finetune.inputs.load import providers_of
 from finetune.methods.base import Method
-from finetune.tasks.base import Row, Task
+from finetune.tasks.base import Row, SideInput
 from finetune.tasks.posts import Post
-from finetune.tasks.region_cache import Regions, write_regions
+from finetune.tasks.region_cache import Region, Regions, rounded
 from pretrain import distributed
 from shards.captions import Captioner, captioned
 from shards.files import InputError
@@ -35,17 +33,8 @@ LONGEST_CAPTION = 60
 CAPTIONED = 8
 """Pictures that it describes at a time."""
 REGIONS = frozenset({"region_boxes", "region_pixels"})
-POSSIBLE = REGIONS | {
-    *("image", "image_ids", "caption", "entity_types", "visual_features", "released_markers"),
-    "masked_entities",
-}
-"""Needs of a method that can be met for a post that nobody has seen."""
-UNMADE = {
-    "crop_count": "the number of a row's published crops, which tells the label",
-    "generated": "pictures generated from each sentence",
-    "phrases": "grounding phrases that TMR's authors published (of MNRE, they tell the label)",
-    "scores": "correlation scores that TMR's authors published",
-}
+POST = Path("the post")
+"""What messages call the place of a side input that came with a post."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +57,7 @@ class LiveInputs:
     def captioner(self) -> Captioner:
         """Loaded when a run wants it."""
         try:
-            return Captioner(self.caption_model, "a photo of", LONGEST_CAPTION, self.device)
+            return Captioner(str(self.caption_model), "a photo of", LONGEST_CAPTION, self.device)
         except InputError as error:
             reason = str(error).replace("--model", "--caption-model", 1)
             raise InputError(f"{reason}; or give --caption TEXT") from None
@@ -89,22 +78,34 @@ class LiveInputs:
         return None if self.tagger == "none" else spacy_tagger(self.tagger)
 
     def make(
-        self, options: InputOptions, method: Method, task: Task, posts: Sequence[Post]
-    ) -> InputOptions:
-        """Write what the method reads beside the pictures, and point the options there."""
-        folder, rows = task.image_folder("test"), task.read("test")
-        if reads_captions(options.captions):
+        self,
+        inputs: Mapping[str, Any],
+        slots: Mapping[str, int],
+        rows: Sequence[Row],
+        posts: Sequence[Post],
+    ) -> dict[str, SideInput]:
+        """What the run reads beside text and pictures of these posts, as `load_split` takes it.
+
+        Args:
+            inputs: of the run, as `check_needs` gives them. slots: `InputSpec.region_slots`.
+            rows: a row a post, `image_id` the path of its picture.
+        """
+        given: dict[str, SideInput] = {}
+        if reads_captions(inputs.get("captions")):
             if any(post.image and post.caption is None for post in posts):
                 raise InputError(
                     "this run reads captions, and the post has none: give --caption TEXT "
                     "(`caption` in a JSON line), or --caption-model DIR to have them written"
                 )
-            write_captions(folder / "captions_test.jsonl", rows, posts)
-            options = replace(options, captions=str(folder / "captions_{split}.jsonl"))
-        if options.regions == "live":
-            self.write_regions(folder, method, rows)
-            options = replace(options, regions=str(folder))
-        return options
+            texts = {
+                row.row: (post.caption or "").strip() for row, post in zip(rows, posts, strict=True)
+            }
+            given["caption"] = SideInput(path=POST, keyed_by="row", values=texts)
+        if inputs.get("regions") == "live":
+            grounded, detected = self.find_regions(slots, rows)
+            given["vg"] = SideInput(path=POST, keyed_by="row", values=grounded)
+            given["od"] = SideInput(path=POST, keyed_by="image", values=detected)
+        return given
 
     def describe(self, posts: Sequence[Post]) -> list[Post]:
         """The posts, with the captioner's caption where a picture has none.
@@ -113,7 +114,9 @@ class LiveInputs:
         """
         if self.caption_model is None:
             return list(posts)
-        silent = {post.image: None for post in posts if post.image and post.caption is None}
+        silent: dict[Path | None, str | None] = {
+            post.image: None for post in posts if post.image and post.caption is None
+        }
         names = iter(list(silent))
         while some := list(islice(names, CAPTIONED)):
             pictures = {}
@@ -128,46 +131,32 @@ class LiveInputs:
             for post in posts
         ]
 
-    def write_regions(self, folder: Path, method: Method, rows: Sequence[Row]) -> None:
-        """`regions_vg_test.jsonl` and `regions_od.jsonl` of the kinds that the method has slots
-        for."""
+    def find_regions(
+        self, slots: Mapping[str, int], rows: Sequence[Row]
+    ) -> tuple[dict[int, Regions], dict[str, Regions]]:
+        """Row -> what its words name in its picture; picture -> the objects in it. Of the kinds
+        that there are slots for, at the precision of region caches."""
         grounded: dict[int, Regions] = {}
         detected: dict[str, Regions] = {}
-        header = {"tool": "finetune predict", "leaky": False}
-        slots = method.region_slots
         for row in rows:
-            name, size, found, objects = row.image_id or "none", (1, 1), [], None
-            if row.image_id is not None:
-                picture = decoded(folder / row.image_id)
-                size = picture.size
-                if slots.get("vg"):
-                    found = self.ground(picture, keywords(row, self.tag, slots["vg"]))
-                if slots.get("od") and name not in detected:
-                    objects = tuple(self.detect(picture)[: slots["od"]])
-            grounded[row.row] = Regions(name, size, tuple(found))
-            if objects is not None:
-                detected[name] = Regions(name, size, objects)
-        if "vg" in slots:
-            write_regions(folder / "regions_vg_test.jsonl", header, grounded)
-        if "od" in slots:
-            nothing = {"none": Regions("none", (1, 1), ())}
-            write_regions(folder / "regions_od.jsonl", header, detected or nothing)
+            name = row.image_id
+            if name is None:
+                grounded[row.row] = Regions("none", (1, 1), ())
+                continue
+            picture = decoded(name)
+            regions: tuple[Region, ...] = ()
+            if slots.get("vg"):
+                regions = rounded(self.ground(picture, keywords(row, self.tag, slots["vg"])))
+            grounded[row.row] = Regions(name, picture.size, regions)
+            if slots.get("od") and name not in detected:
+                objects = rounded(self.detect(picture)[: slots["od"]])
+                detected[name] = Regions(name, picture.size, objects)
+        return grounded, detected
 
 
 def reads_captions(captions: str | None) -> bool:
     """Whether a run with this `--captions` reads any."""
     return captions not in (None, "none")
-
-
-def write_captions(path: Path, rows: Sequence[Row], posts: Sequence[Post]) -> None:
-    """A line a picture, as captioners write them."""
-    texts = {
-        row.image_id: post.caption
-        for row, post in zip(rows, posts, strict=True)
-        if row.image_id is not None
-    }
-    lines = [{"img_id": name, "text": text} for name, text in (texts or {"none": ""}).items()]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def check_needs(
@@ -182,14 +171,9 @@ def check_needs(
         InputError: a need that cannot be met, or weights that are not there.
     """
     inputs = dict(trained)
-    needs = set(method.needs)
-    if inputs["images"] == "none":
-        needs -= VISUAL
-    if "phrases" in needs and method.settings.phrases != "community":
-        needs.remove("phrases")  # the names of the entities
-    if missing := sorted(needs - POSSIBLE):
-        what = "; ".join(UNMADE.get(name, name) for name in missing)
-        raise InputError(f"{source}: it reads what new posts do not have: {what}")
+    providers = providers_of(method.spec, inputs["images"])
+    if missing := [made.live for made in providers.values() if isinstance(made.live, str)]:
+        raise InputError(f"{source}: it reads what new posts do not have: {'; '.join(missing)}")
     if inputs["images"] == "blank":
         LOG.warning("%s was trained on blank pictures: it does not look at yours", source)
     if inputs.get("types") is not None:
@@ -204,7 +188,7 @@ def check_needs(
             )  # fmt: skip
     elif live.caption_model is not None:
         LOG.warning("%s reads no captions: --caption-model is not used", source)
-    if needs & REGIONS and inputs.get("regions") != "none":
+    if REGIONS & providers.keys() and inputs.get("regions") != "none":
         if inputs.get("regions") == "community":
             LOG.warning("%s was trained on published crops; new posts have grounded ones", source)
         inputs["regions"] = live.regions

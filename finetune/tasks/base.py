@@ -2,17 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from shards.files import InputError
 
-if TYPE_CHECKING:
-    from finetune.tasks.side_files import SideInput
-
+Box = tuple[float, float, float, float]
+"""(x1, y1, x2, y2) in pixels"""
+Key = int | str
+"""Row number, or a picture's file name."""
 Column = np.ndarray | list[np.ndarray]
 """One value a row (N, …), or one 1-D array a row, of varying length: padded when batched."""
 
@@ -25,6 +26,55 @@ class Row:
     """0-based line (relations) or sentence (entities) in the file: the key of everything else."""
     image_id: str | None
     """File name inside the image folder; None: a view took the picture away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideInput:
+    """Values of one file, keyed."""
+
+    path: Path
+    keyed_by: Literal["row", "image", "stem"]
+    """Row number; file name of the picture; that name up to its first dot."""
+    values: Mapping[Any, Any]
+    """By `Key`."""
+    leaky: bool = False
+    header: Mapping[str, Any] = field(default_factory=dict)
+    """Provenance, where the file has such a line."""
+    notes: tuple[str, ...] = ()
+    """What a report should say about the file, with counts."""
+
+    def of(self, rows: Sequence[Row], max_missing: int = 0) -> list[Any]:
+        """The value of each row; None for the absent ones that `max_missing` allows.
+
+        Raises:
+            InputError: more absent than allowed, with their number and an example.
+        """
+        keys = [self._key(row) for row in rows]
+        absent = [key for key in keys if key not in self.values]
+        if len(absent) > max_missing:
+            raise InputError(
+                f"{self.path}: {len(absent)} of {len(rows)} rows have no entry (first: "
+                f"{self.keyed_by} {absent[0]}); complete the file, or allow that many missing"
+            )
+        return [self.values.get(key) for key in keys]
+
+    def _key(self, row: Row) -> Key | None:
+        if self.keyed_by == "row":
+            return row.row
+        name = row.image_id
+        return name if name is None or self.keyed_by == "image" else name.split(".")[0]
+
+    def require_rows(self, count: int) -> None:
+        """InputError unless a row-keyed file holds rows 0 … count - 1, no more and no fewer."""
+        if self.keyed_by != "row" or self.values.keys() == set(range(count)):
+            return
+        extra = sorted(key for key in self.values if not 0 <= key < count)
+        lost = next((row for row in range(count) if row not in self.values), None)
+        found = f"row {extra[0]} is too many" if extra else f"row {lost} is missing"
+        raise InputError(
+            f"{self.path}: {len(self.values)} rows for a split of {count} ({found}); "
+            "it belongs to another split or another version of the data"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,7 +120,7 @@ class Task(ABC):
     def image_folder(self, split: str) -> Path:
         """Where the pictures of a split lie."""
 
-    def community_crops(self, kind: str, split: str) -> "tuple[SideInput, Path]":
+    def community_crops(self, kind: str, split: str) -> tuple[SideInput, Path]:
         """Names of the published crop files of one kind (`vg`, `od`), and the folder they lie in.
 
         Raises:

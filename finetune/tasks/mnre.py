@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune.tasks import metrics, side_files
-from finetune.tasks.base import Column, Row, Task, TaskInfo
+from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
 from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Mnre(Task):
         """`img_org/{split}`."""
         return self.folder / "img_org" / split
 
-    def community_crops(self, kind: str, split: str) -> tuple[side_files.SideInput, Path]:
+    def community_crops(self, kind: str, split: str) -> tuple[SideInput, Path]:
         """Grounded crops, keyed by row: they tell the label; detected ones, keyed by picture."""
         if kind == "vg":
             path = side_files.find(self.folder, "txt/mre_{split}_dict.pth", split)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from shards.files import InputError
 
@@ -66,7 +66,7 @@ def finite_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def is_row(value: Any) -> bool:
+def is_row(value: Any) -> TypeGuard[int]:
     """Whether a value is a row number; True and False are none."""
     return type(value) is int and value >= 0
 

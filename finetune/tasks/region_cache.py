@@ -14,12 +14,12 @@ with the tool, the model, its thresholds, and `leaky`: whether gold labels shape
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from finetune.tasks.base import Box, Key, SideInput
 from finetune.tasks.reading import is_row, not_empty, with_header
-from finetune.tasks.side_files import Box, Key, SideInput
 from shards.files import InputError, atomic_path
 
 
@@ -94,12 +94,18 @@ def write_regions(
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def regions_to_json(regions: Iterable[Region], kind: Literal["vg", "od"]) -> list[dict[str, Any]]:
+def rounded(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """Boxes to a hundredth of a pixel, as caches hold them."""
+    return tuple(
+        replace(region, box=tuple(round(side, 2) for side in region.box)) for region in regions
+    )
+
+
+def regions_to_json(regions: Iterable[Region], kind: str) -> list[dict[str, Any]]:
     """The list under `vg` or `od`; boxes to a hundredth of a pixel."""
     records = []
-    for region in regions:
-        box = [round(side, 2) for side in region.box]
-        record: dict[str, Any] = {"box": box, "score": round(region.score, 4)}
+    for region in rounded(regions):
+        record: dict[str, Any] = {"box": list(region.box), "score": round(region.score, 4)}
         if kind == "vg":
             record |= {"phrase": region.text, "kind": region.kind}
         else:

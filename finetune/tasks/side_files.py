@@ -26,12 +26,11 @@ Region caches have a file of their own, `region_cache.py`; how lines are read, `
 import ast
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.tasks.base import Row
+from finetune.tasks.base import Box, SideInput
 from finetune.tasks.reading import (
     finite_number,
     is_row,
@@ -44,9 +43,6 @@ from finetune.tasks.reading import (
 )
 from shards.files import InputError
 
-Key = int | str
-Box = tuple[float, float, float, float]
-"""(x1, y1, x2, y2) in pixels"""
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
 _MNRE = "are in the MNRE archive (data.tar.gz) that MKGformer's and HVPNeT's READMEs link"
 ORIGINS = {
@@ -61,54 +57,6 @@ ORIGINS = {
     "_weight_": "TMR's are in its repository, `python -m finetune generate scores` makes others",
 }
 """Part of a pattern -> what the file is, and who makes it: for the user who lacks it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SideInput:
-    """Values of one file, keyed."""
-
-    path: Path
-    keyed_by: Literal["row", "image", "stem"]
-    """Row number; file name of the picture; that name up to its first dot."""
-    values: Mapping[Key, Any]
-    leaky: bool = False
-    header: Mapping[str, Any] = field(default_factory=dict)
-    """Provenance, where the file has such a line."""
-    notes: tuple[str, ...] = ()
-    """What a report should say about the file, with counts."""
-
-    def of(self, rows: Sequence[Row], max_missing: int = 0) -> list[Any]:
-        """The value of each row; None for the absent ones that `max_missing` allows.
-
-        Raises:
-            InputError: more absent than allowed, with their number and an example.
-        """
-        keys = [self._key(row) for row in rows]
-        absent = [key for key in keys if key not in self.values]
-        if len(absent) > max_missing:
-            raise InputError(
-                f"{self.path}: {len(absent)} of {len(rows)} rows have no entry (first: "
-                f"{self.keyed_by} {absent[0]}); complete the file, or allow that many missing"
-            )
-        return [self.values.get(key) for key in keys]
-
-    def _key(self, row: Row) -> Key | None:
-        if self.keyed_by == "row":
-            return row.row
-        name = row.image_id
-        return name if name is None or self.keyed_by == "image" else name.split(".")[0]
-
-    def require_rows(self, count: int) -> None:
-        """InputError unless a row-keyed file holds rows 0 … count - 1, no more and no fewer."""
-        if self.keyed_by != "row" or self.values.keys() == set(range(count)):
-            return
-        extra = sorted(key for key in self.values if not 0 <= key < count)
-        lost = next((row for row in range(count) if row not in self.values), None)
-        found = f"row {extra[0]} is too many" if extra else f"row {lost} is missing"
-        raise InputError(
-            f"{self.path}: {len(self.values)} rows for a split of {count} ({found}); "
-            "it belongs to another split or another version of the data"
-        )
 
 
 def find(folder: str | Path, pattern: str, split: str, *others: str) -> Path:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from finetune.tasks import metrics, side_files
-from finetune.tasks.base import Column, Row, Task, TaskInfo
+from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
 from shards.files import InputError
 
 TYPES = ("MISC", "PER", "ORG", "LOC")
@@ -67,7 +67,7 @@ class Twitter(Task):
         beside = self.folder.parent / name
         return beside if beside.is_dir() else self.folder / name
 
-    def community_crops(self, kind: str, split: str) -> tuple[side_files.SideInput, Path]:
+    def community_crops(self, kind: str, split: str) -> tuple[SideInput, Path]:
         """HVPNeT's grounded crops, the same for every reader of a picture."""
         if kind != "vg":
             return super().community_crops(kind, split)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.inputs.batch import Batch
-from finetune.inputs.captions import CAPTION_LENGTH
 from finetune.methods.camim.caption_aware import (
     Combine,
     Direction,
@@ -21,6 +20,8 @@ from finetune.methods.camim.caption_aware import (
     pool_sentence,
 )
 
+CAPTION_LENGTH = 40
+"""Word pieces of a caption as released, and of a sentence that describes a generated picture."""
 FIXED: dict[str, Any] = {
     "combine": "concat",
     "swap_words": False,

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.inputs.batch import Batch
-from finetune.inputs.captions import CAPTION_LENGTH
 from finetune.methods.base import MethodOutput, Source
 from finetune.methods.camim.caption_aware import CaptionAware, pool_sentence
 from finetune.methods.camim.caption_reading import (
+    CAPTION_LENGTH,
     FIXED,
     LEGACY,
     CamimSettings,
@@ -73,6 +73,7 @@ class CamimTmr(tmr.Tmr):
         super().__init__(encoder, vision, task, config)
         settings, size = self.settings, encoder.config.hidden_size
         self.needs |= caption_needs(settings)
+        self.longest_caption = None if settings.mask_words else CAPTION_LENGTH
         self.caption_encoder = caption_encoder(encoder, settings)
         self.aware = self.no_picture = None
         if settings.use_cam:
@@ -229,6 +230,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
             self.needs -= {"image", "region_pixels", "visual_features"}
             self.region_slots = {}
         self.needs |= caption_needs(settings)
+        self.longest_caption = None if settings.mask_words else CAPTION_LENGTH
         self.caption_encoder = second
         channels = sum(vision.channels)
         self.aware = self.no_picture = self.reduce = None

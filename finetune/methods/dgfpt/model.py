@@ -131,14 +131,14 @@ class Dgfpt(Method):
         return text_towers(self.encoder)[0].get_input_embeddings()
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> int | None:
         """As the vision tower wants it."""
-        return self.vision.size
+        return None if self.vision is None else self.vision.size
 
     @property
     def frozen_vision(self) -> TimmTower | None:
         """What computes `image_features` and `region_features`."""
-        return self.vision.frozen
+        return None if self.vision is None else self.vision.frozen
 
     def train(self, mode: bool = True) -> "Dgfpt":
         """A frozen language model stays without dropout."""

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from finetune.inputs.split import LoadedSplit, Wanted
+from finetune.inputs.spec import Provider, Wanted
+from finetune.inputs.split import LoadedSplit
+from finetune.tasks.base import Column
 from finetune.tasks.mnre import HEAD_CLOSE, HEAD_OPEN, TAIL_CLOSE, TAIL_OPEN, Span
 from shards.files import InputError
 
@@ -35,7 +37,7 @@ def add_released_markers(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     Raises:
         InputError: with captions after the text, or where the cut loses an entity.
     """
-    if wanted.options.captions and "caption" not in wanted.method.needs:
+    if wanted.options.captions and "caption" not in wanted.spec.needs:
         raise InputError("--model.markers released (profile legacy) takes no --captions")
     tokenizer, longest = wanted.tokenizer, wanted.options.max_length
     marked = [mark_as_released(row.tokens, row.head, row.tail) for row in loaded.rows]
@@ -47,7 +49,7 @@ def add_released_markers(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         return_attention_mask=False,
     )["input_ids"]
     ids = [np.array(pieces) for pieces in ids]
-    columns = {"input_ids": ids}
+    columns: dict[str, Column] = {"input_ids": ids}
     for name, marker in (("head_start", HEAD_OPEN), ("tail_start", TAIL_OPEN)):
         found = [
             np.flatnonzero(pieces == tokenizer.convert_tokens_to_ids(marker)) for pieces in ids
@@ -61,3 +63,6 @@ def add_released_markers(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         columns[name] = np.concatenate(found)
     dataset = replace(loaded.dataset, columns={**loaded.dataset.columns, **columns})
     return replace(loaded, dataset=dataset)
+
+
+PROVIDERS = {"released_markers": Provider(add_released_markers, live=add_released_markers)}

@@ -15,6 +15,7 @@ from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
+from finetune.methods.hvpnet.inputs import PROVIDERS
 from finetune.methods.hvpnet.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
 from finetune.methods.layers import (
     PieceTaggingHead,
@@ -122,6 +123,7 @@ class Hvpnet(Method):
     """Frozen ResNet pyramid + prefix-guided BERT + classifier or CRF."""
 
     Config = HvpnetConfig
+    providers = PROVIDERS
     kinds = frozenset({"relation", "entities"})
 
     def __init__(

@@ -5,23 +5,25 @@ original; the scores of an original hold for the sentence it was posted with, so
 a view replaced has none: a half.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from finetune.inputs.batch import Pictures
-from finetune.inputs.pictures import blank_store, cut_name, open_images
+from finetune.inputs.pictures import Name, Part
+from finetune.inputs.spec import Provider, Wanted
+from finetune.inputs.split import LoadedSplit
+from finetune.methods.tmr.config import TmrConfig
+from finetune.methods.tmr.masked_entities import add_masked_entities
 from finetune.tasks import side_files
-from finetune.tasks.base import Row
+from finetune.tasks.base import Box, Row, SideInput
+from finetune.tasks.mnre import RelationRow
 from shards.files import InputError
-
-if TYPE_CHECKING:  # what loads the rows imports this file
-    from finetune.inputs.split import LoadedSplit, Wanted
 
 PHRASE_LENGTHS = {"wordpiece": 16, "wordpiece5": 5}
 """Word pieces of a phrase, specials included."""
@@ -41,60 +43,71 @@ THEIRS = "IMGID:{}.png"
 TWITTER_PHRASES = "ner15_grounding_text_{split}.json", "ner17_grounding_text_{split}.json"
 
 
-def add_generated(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+def providers(settings: TmrConfig) -> dict[str, Provider]:
+    """The inputs that TMR alone reads, as its settings have them."""
+    phrases = partial(add_phrases, settings)
+    made = settings.phrases != "community"
+    published = "grounding phrases that TMR's authors published (of MNRE, they tell the label)"
+    return {
+        "generated": Provider(
+            partial(add_generated, settings),
+            live="pictures generated from each sentence",
+            visual=True,
+            asks=("image_size",),
+        ),
+        "masked_entities": Provider(add_masked_entities, live=add_masked_entities),
+        "phrases": Provider(phrases, live=phrases if made else published),
+        "scores": Provider(
+            partial(add_scores, settings),
+            live="correlation scores that TMR's authors published",
+            visual=True,
+        ),
+    }
+
+
+def add_generated(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`generated_pixels`, `generated_mask`, and with boxes the same of their regions.
 
     Raises:
         InputError: no folder, or more absent pictures than `--max_missing`.
     """
-    method, options = wanted.method, wanted.options
-    folder = generated_folder(wanted)
+    folder = generated_folder(settings.generated, wanted)
     names = as_stored(folder, [row.image_id for row in as_posted(loaded, wanted)])
-    boxes: list[Sequence[side_files.Box]] = [()] * len(loaded.rows)
-    if method.settings.generated_boxes == "community" and method.settings.regions:
+    boxes: list[Sequence[Box]] = [()] * len(loaded.rows)
+    if settings.generated_boxes == "community" and settings.regions:
         path = side_files.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
         source = side_files.read_generated_boxes(path)
-        boxes = [found[: method.settings.regions] for found in source.of(loaded.rows)]
-        traces = {"generated regions: number": [len(found) for found in boxes]}
+        boxes = [row_boxes[: settings.regions] for row_boxes in source.of(loaded.rows)]
+        traces = {"generated regions: number": [len(row_boxes) for row_boxes in boxes]}
         loaded = loaded.with_source(source, **traces)
-    cuts = [
-        [cut_name(name, box) for box in found] for name, found in zip(names, boxes, strict=True)
+    cuts: list[list[Name | None]] = [
+        [] if name is None else [Part(name, box) for box in row_boxes]
+        for name, row_boxes in zip(names, boxes, strict=True)
     ]
-    wanted_names = {*names, *(cut for found in cuts for cut in found)} - {None}
-    if options.images == "blank":
-        store = blank_store(folder, wanted_names, size=method.image_size)
-    else:
-        store = open_images(
-            folder,
-            wanted_names,
-            size=method.image_size,
-            resize=method.image_resize,
-            cache=options.cache,
-        )
-        store.require(options.max_missing)
+    asked = {name for name in [*names, *chain(*cuts)] if name is not None}
+    store = wanted.pictures(folder, asked, wanted.spec.image_size)
     index = store.index_of(names)
     loaded = loaded.with_pictures("generated_pixels", Pictures(store, index, "generated_mask"))
-    traces = {**loaded.traces, "generated picture: present": (index >= 0).tolist()}
-    loaded = replace(loaded, traces=traces)
-    if method.settings.generated_boxes == "none" or not method.settings.regions:
+    loaded = loaded.with_traces({"generated picture: present": (index >= 0).tolist()})
+    if settings.generated_boxes == "none" or not settings.regions:
         return loaded
-    slots = [found + [None] * (method.settings.regions - len(found)) for found in cuts]
+    slots = [row_cuts + [None] * (settings.regions - len(row_cuts)) for row_cuts in cuts]
     index = np.array([store.index_of(places) for places in slots]).reshape(len(slots), -1)
     pictures = Pictures(store, index, "generated_region_mask")
     return loaded.with_pictures("generated_region_pixels", pictures)
 
 
-def generated_folder(wanted: Wanted) -> Path:
+def generated_folder(name: str, wanted: Wanted) -> Path:
     """Where the generated pictures of the split lie: `{--model.generated}/{split}` in the data.
 
     TMR's of Twitter-2017 lie in one folder for all splits.
     """
-    root = wanted.task.folder / wanted.method.settings.generated
+    root = wanted.task.folder / name
     if any(root.glob(THEIRS.format("*"))):
         return root
-    for name in side_files.SPLIT_NAMES[wanted.split]:
-        if (root / name).is_dir() or wanted.options.images == "blank":
-            return root / name
+    for split in side_files.SPLIT_NAMES[wanted.split]:
+        if (root / split).is_dir() or wanted.options.images == "blank":
+            return root / split
     raise InputError(
         f"{root}/{wanted.split}: no generated pictures; make them (`python -m finetune generate "
         f"pictures --task {wanted.task.info.name} --data {wanted.task.folder}`), or leave that "
@@ -102,7 +115,7 @@ def generated_folder(wanted: Wanted) -> Path:
     )
 
 
-def as_stored(folder: Path, names: list[Any]) -> list[Any]:
+def as_stored(folder: Path, names: list[str | None]) -> list[str | None]:
     """The names as the folder has them: TMR's of Twitter are `IMGID:<id>.png`, some with a line
     break before the dot."""
     there = {path.name for path in folder.glob(THEIRS.format("*"))}
@@ -114,9 +127,9 @@ def as_stored(folder: Path, names: list[Any]) -> list[Any]:
             for found, name in zip(theirs, names, strict=True)]  # fmt: skip
 
 
-def add_phrases(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+def add_phrases(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`phrase_ids` and `phrase_mask`: what the regions of a row stand for, in words."""
-    settings, tokenizer = wanted.method.settings, wanted.tokenizer
+    tokenizer = wanted.tokenizer
     if settings.phrases == "community":
         source = read_phrases(wanted)
         phrases = source.of(as_posted(loaded, wanted))
@@ -128,17 +141,18 @@ def add_phrases(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         ids = look_up(phrases, tokenizer)
         everything = np.ones_like(ids, dtype=bool)
         return loaded.with_column("phrase_ids", ids).with_column("phrase_mask", everything)
-    length = PHRASE_LENGTHS[settings.phrase_encoding]
+    length = PHRASE_LENGTHS[str(settings.phrase_encoding)]
     if settings.phrase_encoding == "wordpiece5":
         found = tokenizer(phrases, truncation=True, max_length=length, padding="max_length")
         mask = np.array(found["attention_mask"], dtype=bool)
         loaded = loaded.with_column("phrase_ids", np.array(found["input_ids"], dtype=np.int64))
         return loaded.with_column("phrase_mask", mask)
     pieces = tokenizer(phrases, truncation=True, max_length=length)["input_ids"]
-    return loaded.with_column("phrase_ids", [np.array(ids, dtype=np.int64) for ids in pieces])
+    ragged = [np.array(ids, dtype=np.int64) for ids in pieces]
+    return loaded.with_column("phrase_ids", ragged, mask="phrase_mask", fill=tokenizer.pad_token_id)
 
 
-def read_phrases(wanted: Wanted) -> side_files.SideInput:
+def read_phrases(wanted: Wanted) -> SideInput:
     """TMR's file: of MNRE keyed by row, which leaks, of Twitter by picture, which does not."""
     folder, split = wanted.task.folder, wanted.split
     if wanted.task.info.kind == "relation":
@@ -148,7 +162,7 @@ def read_phrases(wanted: Wanted) -> side_files.SideInput:
     return side_files.read_image_phrases(side_files.find(folder, first, split, second))
 
 
-def entity_phrase(row: Any) -> str:
+def entity_phrase(row: RelationRow) -> str:
     """The words of head and tail, without the @ of a user name. Tells no label: no types."""
     mentions = [row.tokens[start:end] for start, end in (row.head, row.tail)]
     return " ".join(word.removeprefix("@") for words in mentions for word in words)
@@ -164,15 +178,15 @@ def look_up(phrases: Sequence[str], tokenizer: Any) -> np.ndarray:
     return ids
 
 
-def add_scores(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+def add_scores(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`scores` (N, 2, 2): of the original and of the generated picture, [weak, strong]."""
-    folder = wanted.task.folder / wanted.method.settings.scores
+    folder = wanted.task.folder / settings.scores
     rows = as_posted(loaded, wanted)
     shown = np.array([row.image_id is not None for row in rows], dtype=bool)
     with_picture = [row for row in rows if row.image_id is not None]
     scores = np.full((len(rows), 2, 2), UNKNOWN_SCORE, dtype=np.float32)
     for k, patterns in enumerate(SCORES):
-        if k and wanted.method.settings.generated == "none":
+        if k and settings.generated == "none":
             break
         for j, strength in enumerate(("weak", "strong")):
             first, *others = (pattern.replace("%s", strength) for pattern in patterns)
@@ -189,11 +203,3 @@ def as_posted(loaded: LoadedSplit, wanted: Wanted) -> list[Row]:
     """The rows with the pictures that they came with, whatever a view has made of those."""
     posted = {row.row: row.image_id for row in wanted.original}
     return [replace(row, image_id=posted[row.row]) for row in loaded.rows]
-
-
-def add_image_ids(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
-    """`image_ids`: rows that show the same picture have the same number; without one, its own."""
-    numbers: dict[Any, int] = {}
-    keys = [row.row if row.image_id is None else row.image_id for row in loaded.rows]
-    ids = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-    return loaded.with_column("image_ids", ids)

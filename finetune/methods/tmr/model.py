@@ -27,6 +27,7 @@ from finetune.methods.layers import entity_states, load_text_encoder, relation_l
 from finetune.methods.tmr import tagging as tmr_tagging
 from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.fusion import Look, Streams, TmrHead, look, look_up, pooled
+from finetune.methods.tmr.inputs import providers
 from finetune.methods.towers.resnet import FrozenMaps, load_resnet
 from finetune.tasks.base import TaskInfo
 
@@ -59,6 +60,7 @@ class Tmr(Method):
             self.region_slots = {"vg": config.regions} if config.regions else {}
             self.reduce = nn.Linear(vision.channels[-1], size)
         self.needs = frozenset(needs)
+        self.providers = providers(config)
         shared = {
             "sources": 1 if config.generated == "none" else 2,
             "regions": vision is not None and config.regions > 0,

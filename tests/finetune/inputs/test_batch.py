@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.inputs.batch import Dataset, bucketed, num_batches, pad
+from finetune.inputs.batch import Dataset, Padding, bucketed, num_batches, pad
 
 
 def dataset(size: int = 103) -> Dataset:
     generator = np.random.default_rng(0)
     ids = [generator.integers(1, 99, generator.integers(3, 40)) for _ in range(size)]
     columns = {"input_ids": ids, "labels": np.arange(size), "head_start": np.arange(size) % 3}
-    return Dataset(rows=np.arange(size) + 1000, columns=columns, pad_id=7)
+    return Dataset(
+        rows=np.arange(size) + 1000,
+        columns=columns,
+        padding={"input_ids": Padding("attention_mask", 7)},
+    )
 
 
 @pytest.mark.parametrize(("multiple", "width"), [(1, 9), (8, 16)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.inputs.pictures import RESIZERS, blank_store, cut_name, open_store
+from finetune.inputs.pictures import RESIZERS, Part, blank_store, open_store
 from shards.files import InputError
 
 
@@ -90,7 +90,7 @@ def test_no_half_built_store(folder, tmp_path, monkeypatch):
 
 
 def test_parts_of_a_picture_equal_pillows_crops(folder, tmp_path):
-    names = ["a.png", cut_name("a.png", (10.2, 5, 30.7, 29)), cut_name("a.png", (49.9, 0, 60, 2))]
+    names = ["a.png", Part("a.png", (10.2, 5, 30.7, 29)), Part("a.png", (49.9, 0, 60, 2))]
     found = store(folder, names, tmp_path)
     picture = Image.open(folder / "a.png").convert("RGB")
     for name, box in zip(names, [(0, 0, 50, 30), (10, 5, 31, 29), (49, 0, 50, 2)], strict=True):

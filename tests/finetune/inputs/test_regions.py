@@ -1,7 +1,6 @@
 """Regions on their way to a method: the right pixels and places, and the truth about leaks."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 
 from finetune.inputs.load import InputOptions, load_split
 from finetune.inputs.pictures import RESIZERS
+from finetune.inputs.spec import InputSpec
 from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig
@@ -20,21 +20,25 @@ from shards.files import InputError
 SIZE = (20, 16)
 
 
+class Reader:
+    """All that `load_split` asks of a method."""
+
+    def __init__(self):
+        self.needs, self.region_slots = {"region_boxes", "region_pixels"}, {"vg": 2, "od": 1}
+
+    @property
+    def spec(self) -> InputSpec:
+        return InputSpec(
+            method="Reader", needs=self.needs, region_slots=self.region_slots, region_size=8
+        )
+
+
 @pytest.fixture
 def parts(mnre_folder, tiny_model):
     """A task with two grounded and one detected slot, and what `load_split` wants."""
     task = Mnre(mnre_folder)
-    encoder, tokenizer = Promu.build(PromuConfig(), task.info, Source(str(tiny_model)))
-    method = SimpleNamespace(
-        encoder=encoder.encoder,
-        needs={"region_boxes", "region_pixels"},
-        region_slots={"vg": 2, "od": 1},
-        image_size=8,
-        region_size=8,
-        image_resize="squash",
-        longest_text=None,
-    )
-    return task, tokenizer, method
+    _, tokenizer = Promu.build(PromuConfig(), task.info, Source(str(tiny_model)))
+    return task, tokenizer, Reader()
 
 
 def region(x1, y1, x2, y2, kind="head"):

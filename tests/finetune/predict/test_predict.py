@@ -1,7 +1,6 @@
 """Prediction on new posts: numbers of evaluation, places, bad rows, resuming, calibration."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,8 @@ from finetune.methods.bert_crf import BertCrf, BertCrfConfig
 from finetune.methods.layers import TaggingHead
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
 from finetune.methods.promu import Promu, PromuConfig
+from finetune.methods.tmr.config import TmrConfig
+from finetune.methods.tmr.inputs import providers
 from finetune.predict import serve
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import LiveInputs, check_needs
@@ -477,14 +478,15 @@ def test_what_cannot_be_made_is_named(run, caplog):
     method = Extractor.from_pretrained(run).run.method
     inputs = {"images": "required", "max_length": 40, "regions": None, "types": "somewhere"}
     method.needs = frozenset({"image", "scores"})
+    method.providers = providers(TmrConfig().settled("relation"))
     with pytest.raises(InputError, match="what new posts do not have: correlation scores"):
         check_needs(method, inputs, LiveInputs(), "run")
     assert check_needs(method, inputs | {"images": "none"}, LiveInputs(), "run")["types"] is None
     assert "those of new posts are unknown" in caplog.text
     method.needs = frozenset({"phrases", "image_ids"})
-    method.settings = SimpleNamespace(phrases="entities")
+    method.providers = providers(TmrConfig(phrases="entities"))
     check_needs(method, inputs, LiveInputs(), "run")
-    method.settings = SimpleNamespace(phrases="community")
+    method.providers = providers(TmrConfig(phrases="community"))
     with pytest.raises(InputError, match="phrases that TMR's authors published"):
         check_needs(method, inputs, LiveInputs(), "run")
 

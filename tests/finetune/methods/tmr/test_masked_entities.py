@@ -5,10 +5,10 @@ import pytest
 from transformers import BertTokenizerFast
 
 from finetune.inputs.batch import Dataset
-from finetune.inputs.load import PROVIDERS
-from finetune.inputs.split import InputOptions, LoadedSplit, Wanted
+from finetune.inputs.spec import InputSpec, Wanted
+from finetune.inputs.split import InputOptions, LoadedSplit
 from finetune.methods.base import Source
-from finetune.methods.tmr.masked_entities import HIDDEN
+from finetune.methods.tmr.masked_entities import HIDDEN, add_masked_entities
 from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
@@ -33,9 +33,9 @@ def masked(tmp_path, mnre_folder):
         task = Mnre(mnre_folder)
         dataset = Dataset(rows=np.array([0]), columns=task.encode([row], tokenizer, 80))
         options = InputOptions(images="none", max_length=80, cache=tmp_path)
-        wanted = Wanted(task=task, split="val", original=[row], tokenizer=tokenizer, method=None,
-                        options=options)  # fmt: skip
-        loaded = PROVIDERS["masked_entities"](LoadedSplit([row], ["None"], dataset), wanted)
+        wanted = Wanted(task=task, split="val", original=[row], tokenizer=tokenizer,
+                        spec=InputSpec(method="Tmr"), options=options)  # fmt: skip
+        loaded = add_masked_entities(LoadedSplit([row], ["None"], dataset), wanted)
         columns = loaded.dataset.columns
         pieces = tokenizer.convert_ids_to_tokens(columns["input_ids"][0])
         return pieces, int(columns["head_start"][0]), int(columns["tail_start"][0])
