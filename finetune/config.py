@@ -4,10 +4,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from finetune import registry
+from finetune.methods.profiles import in_present_names
 from finetune.protocols import PROTOCOLS
 from shards.options import look_ahead, parse_config
 
@@ -217,8 +219,26 @@ def with_method(config_class: type, method_config: type) -> type:
         bases=(config_class,),
         frozen=True,
         kw_only=True,
-        namespace={"__doc__": config_class.__doc__, "__module__": config_class.__module__},
+        namespace={
+            "__doc__": config_class.__doc__,
+            "__module__": config_class.__module__,
+            "read_file": partial(present_file, method_config),
+        },
     )
+
+
+def present_file(method_config: type, path: str) -> str:
+    """`path` of a `--config` file, or its content where an older commit wrote it and a setting of
+    the method is called otherwise today (`Profiled.former`)."""
+    if not (former := getattr(method_config, "former", {})):
+        return path
+    import yaml
+
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not set(content.get("model") or {}) & set(former):
+        return path
+    content["model"] = in_present_names(method_config, content["model"])
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def parse_train(argv: Sequence[str]) -> TrainConfig:

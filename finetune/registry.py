@@ -41,7 +41,7 @@ METHODS = {
     "promu": MethodEntry(
         f"{_OURS}promu:Promu",
         f"{_OURS}config:PromuConfig",
-        "PROMU fine-tuned: fused text and picture states (ACM MM 2023, §4.4).",
+        "PROMU fine-tuned: fused text and picture states (ACM MM 2023).",
         BOTH,
     ),
     "dgfpt": MethodEntry(
@@ -51,18 +51,18 @@ METHODS = {
     ),
     "focalmre": MethodEntry(
         f"{_OURS}focalmre.model:FocalMRE",
-        f"{_OURS}focalmre.model:FocalMREConfig",
+        f"{_OURS}focalmre.config:FocalMREConfig",
         "FocalMRE: focal frames, focal attention, gating, focal fusion (ACM MM 2024 submission).",
     ),
     "mkgformer": MethodEntry(
         f"{_OURS}mkgformer.model:MKGformer",
-        f"{_OURS}mkgformer.model:MKGformerConfig",
+        f"{_OURS}mkgformer.config:MKGformerConfig",
         "MKGformer: BERT and CLIP in lock-step, joined in their last layers (SIGIR 2022).",
         BOTH,
     ),
     "hvpnet": MethodEntry(
         f"{_OURS}hvpnet.model:Hvpnet",
-        f"{_OURS}hvpnet.model:HvpnetConfig",
+        f"{_OURS}hvpnet.config:HvpnetConfig",
         "HVPNeT: a picture's pyramid as key and value prefixes of every BERT layer (NAACL 2022).",
         BOTH,
     ),
@@ -74,12 +74,12 @@ METHODS = {
     ),
     "camim_hvpnet": MethodEntry(
         f"{_OURS}camim.model:CamimHvpnet",
-        f"{_OURS}camim.model:CamimHvpnetConfig",
+        f"{_OURS}camim.config:CamimHvpnetConfig",
         "CAMIM on HVPNeT: captions that align pictures with the text; mutual information kept.",
     ),
     "camim_tmr": MethodEntry(
         f"{_OURS}camim.model:CamimTmr",
-        f"{_OURS}camim.model:CamimTmrConfig",
+        f"{_OURS}camim.config:CamimTmrConfig",
         "CAMIM on TMR: captions that align pictures with the text; mutual information kept.",
     ),
 }

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _NEVER_DECAYED = ("temperature", "cls_token", "pos_embed", "position_embeddings", "token_type")
 
 
@@ -60,47 +59,6 @@ def adamw(
 ) -> torch.optim.AdamW:
     """torch's AdamW in its fused form: one pass over the parameters, on GPU and CPU alike."""
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
-
-
-class BertAdam(torch.optim.Optimizer):
-    """AdamW without bias correction and with the decay after the step, as `transformers` had it.
-
-    The first steps are larger than AdamW's, by (1 - b1^t) / sqrt(1 - b2^t): 3.2 at step 1, at most
-    6.6, 2.0 at step 300.
-    """
-
-    def __init__(
-        self, groups: list[dict], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
-    ) -> None:
-        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "betas": betas, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One update; none where `found_inf` is 1 (`engine.clip_or_leave_out`)."""
-        found = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] |= {name: torch.zeros_like(p) for name in _MOMENTS}
-            first, second = ([self.state[p][name] for p in params] for name in _MOMENTS)
-            grads = [p.grad for p in params]
-            squares = torch._foreach_mul(grads, grads)
-            lr = group["lr"]
-            if found is not None:  # the moments move to where they are; nothing asks the host
-                bad, lr = found.bool(), lr * (1 - found)
-                grads = [torch.where(bad, *pair) for pair in zip(first, grads, strict=True)]
-                squares = [torch.where(bad, *pair) for pair in zip(second, squares, strict=True)]
-            torch._foreach_lerp_(first, grads, 1 - group["betas"][0])
-            torch._foreach_lerp_(second, squares, 1 - group["betas"][1])
-            scale = torch._foreach_sqrt(second)
-            torch._foreach_add_(scale, group["eps"])
-            update = torch._foreach_div(first, scale)
-            torch._foreach_mul_(update, -lr)
-            torch._foreach_add_(params, update)
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
 
 
 def linear_schedule(

@@ -109,7 +109,8 @@ def parse_config(
     """
     try:
         files, words = _split(list(argv), config_class)
-        words = [f"--config={shipped(config_class, name)}" for name in files] + words
+        read = getattr(config_class, "read_file", str)  # its content, where an old file needs it
+        words = [f"--config={read(shipped(config_class, name))}" for name in files] + words
     except InputError as error:
         raise CommonError(f"{prog}: {error}") from None
     from jsonargparse import ArgumentError

@@ -147,8 +147,8 @@ class Method(nn.Module):
         may keep what several rows share."""
         return nullcontext()
 
-    def without_pictures(self) -> None:
-        """Called before training where the run has no pictures (`--images none`)."""
+    def before_training(self, run: Any) -> None:
+        """Called once before the optimizer is made; `run`: the TrainConfig."""
 
     def learning_rate(self, name: str, optim: Any, above: int) -> float:
         """Of the parameter called `name`, over which so many layers of its tower lie."""

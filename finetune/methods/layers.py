@@ -1,4 +1,4 @@
-"""What methods share: encoders that know a task's special tokens, and heads.
+"""What methods share: encoders that know a task's special tokens, attention, and heads.
 
 B: rows, L: positions, W: words, D: hidden size, C: labels.
 """
@@ -39,6 +39,18 @@ def entity_states(states: Tensor, head_start: Tensor, tail_start: Tensor) -> Ten
     """States of the two opening markers side by side: (B, L, D) -> (B, 2D), head first."""
     rows = torch.arange(len(states), device=states.device)
     return torch.cat([states[rows, head_start], states[rows, tail_start]], dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Single-head attention: (…, Q, D), (…, K, D) twice -> (…, Q, D); scale 1/√D, float32 softmax.
+
+    Args:
+        mask: broadcasts to (…, Q, K), True = attended to; None: everything is.
+    """
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 class RelationHead(nn.Module):

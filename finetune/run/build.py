@@ -14,10 +14,13 @@ from finetune.run.evaluate import pick_precision
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
-from pretrain.optim import BertAdam, adamw, linear_schedule
+from pretrain.optim import linear_schedule
 from shards.files import InputError
 
-OPTIMIZERS = {"adamw": adamw, "bertadam": BertAdam}
+OPTIMIZERS = {
+    "adamw": "pretrain.optim:adamw",
+    "bertadam": "finetune.methods.tmr.released:BertAdam",
+}
 """Names on the command line -> what makes one of parameter groups."""
 
 
@@ -32,8 +35,7 @@ def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
     random_weights = config.architecture is not None
     source = Source(config.architecture if random_weights else config.init, random_weights)
     method, tokenizer = method_class.build(config.model, task.info, source)
-    if config.images == "none":
-        method.without_pictures()
+    method.before_training(config)
     return method, tokenizer
 
 
@@ -51,7 +53,7 @@ def build_engine(config: TrainConfig, method: Method, rows: int) -> tuple[Engine
     total = steps * epochs
 
     def build(module: Method):
-        optimizer = OPTIMIZERS[optim.optimizer](module.parameter_groups(optim))
+        optimizer = registry.imported(OPTIMIZERS[optim.optimizer])(module.parameter_groups(optim))
         return optimizer, linear_schedule(optimizer, round(optim.warmup * total), total)
 
     precision = pick_precision(config.engine.precision)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune import registry
 from finetune.methods.base import Method, Source
+from finetune.methods.profiles import in_present_names
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_strictly, save_directory, save_model_directory
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -93,7 +94,7 @@ def load_method(directory: Path) -> tuple[Method, Any, dict[str, Any]]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         method_class = registry.load("methods", description["method"])
-        config = method_class.Config(**description["config"])
+        config = method_class.Config(**in_present_names(method_class.Config, description["config"]))
         fields = description["task"]
         lists = {key: tuple(fields[key]) for key in ("labels", "extra_tokens")}
         task = TaskInfo(fields["name"], fields["kind"], **lists)

@@ -14,6 +14,7 @@ import yaml
 from finetune import registry
 from finetune.config import TrainConfig
 from finetune.inputs.load import read_views
+from finetune.methods.profiles import in_present_names
 from finetune.protocols import aggregate
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
@@ -66,6 +67,8 @@ def claim(out: Path, config: TrainConfig) -> None:
         try:
             before = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
             before = with_defaults(before, config)
+            method = registry.load("methods", config.method)
+            before["model"] = in_present_names(method.Config, before.get("model") or {})
         except (yaml.YAMLError, ValueError, TypeError):
             raise InputError(f"{path}: damaged; choose another --out or remove it") from None
         now = yaml.safe_load(text)

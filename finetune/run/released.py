@@ -21,7 +21,7 @@ from finetune.methods.camim.caption_reading import CAPTION_LENGTH
 from finetune.methods.hvpnet import names as hvpnet_names
 from finetune.methods.mkgformer import names as mkgformer_names
 from finetune.methods.tmr import names as tmr_names
-from finetune.methods.tmr.model import LEGACY_LENGTH
+from finetune.methods.tmr.released import LENGTHS
 from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, read_relations
@@ -113,7 +113,7 @@ tmr = partial(
     {"profile": "legacy"},
     for_entities=tmr_names.ENTITY_SETTINGS,
     for_relations=tmr_names.RELATION_SETTINGS,
-    longest=LEGACY_LENGTH,
+    longest=LENGTHS["relation"],
 )
 camim = partial(
     convert,
@@ -121,12 +121,12 @@ camim = partial(
     camim_names.convert_state,
     {"profile": "legacy"},
     for_relations=tmr_names.RELATION_SETTINGS,
-    longest=LEGACY_LENGTH,
+    longest=LENGTHS["relation"],
     captions="minicpm",
 )
 mkgformer = partial(
     convert,
     "mkgformer",
     mkgformer_names.convert_state,
-    {"preset": "legacy", "vision": "random", "vision_patch": 32},
+    {"profile": "legacy", "vision": "random", "vision_patch": 32},
 )

@@ -1,10 +1,12 @@
-"""Our tensor names <-> those of the authors' PROMU, and of the BERT and ViT that it is made of.
+"""Our tensor names <-> those of other people's checkpoints.
 
-Tables, not code: one row per tensor of ours, with the names of the tensors of theirs that it
+`rename` serves every foreign checkpoint. The tables are of the authors' PROMU, and of the BERT and
+ViT that it is made of: one row per tensor of ours, with the names of the tensors of theirs that it
 consists of (query, key and value of a ViT are one matrix in timm). PROMU commit 0ef4296.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from shards.files import InputError
 
 Table = dict[str, tuple[str, ...]]
 """Our name -> the names of theirs whose rows, stacked, it is."""
+Rules = Sequence[tuple[str, str | None]]
+"""Pattern of a whole name of theirs -> our name, None: not used. The first that fits counts."""
 
 _BERT_EMBEDDINGS = (
     "word_embeddings.weight",
@@ -106,24 +110,59 @@ def promu_table(
 # ---------------------------------------------------------------------- both directions
 
 
-def to_ours(theirs: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
+def rename(
+    state: Mapping[str, Tensor], rules: Rules, source: str, required: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """A foreign checkpoint's tensors under our names.
+
+    A name takes the first rule that fits it whole. Where several names of theirs become one of
+    ours, their rows are stacked in the order of the rules, then of the numbers in the names.
+
+    Args:
+        source: whose checkpoint it should be, for the error.
+        required: names of theirs that must be there.
+
+    Raises:
+        InputError: names that no rule knows, or required ones that are missing.
+    """
+    compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
+    parts: dict[str, dict[tuple[int, ...], Tensor]] = {}
+    unknown = []
+    for name, tensor in state.items():
+        for place, (pattern, ours) in enumerate(compiled):
+            if match := pattern.fullmatch(name):
+                if ours is not None:
+                    order = (place, *map(int, re.findall(r"\d+", name)))
+                    parts.setdefault(match.expand(ours), {})[order] = tensor
+                break
+        else:
+            unknown.append(name)
+    lists = {"unknown": unknown, "missing": [name for name in required if name not in state]}
+    if wrong := [
+        f"{len(names)} {what} names: {', '.join(names[:8])}{', …' if names[8:] else ''}"
+        for what, names in lists.items()
+        if names
+    ]:
+        raise InputError(f"not a checkpoint of {source}: {'; '.join(wrong)}")
+    return {
+        ours: torch.cat([stack[order] for order in sorted(stack)])
+        if len(stack) > 1
+        else next(iter(stack.values()))
+        for ours, stack in parts.items()
+    }
+
+
+def to_ours(theirs: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     """Their tensors under our names, float32.
 
     Raises:
         InputError: a tensor of theirs that no row names, or a row's tensor that is missing.
     """
-    named = {name for names in table.values() for name in names}
-    unknown, missing = sorted(set(theirs) - named), sorted(named - set(theirs))
-    if unknown or missing:
-        raise InputError(
-            "not the layout of this table: "
-            + "; ".join(
-                f"{len(names)} {what} ({', '.join(names[:6])}{', …' if names[6:] else ''})"
-                for what, names in (("unknown", unknown), ("missing", missing))
-                if names
-            )
-        )
-    return {ours: _stack([theirs[name].float() for name in names]) for ours, names in table.items()}
+    rules = [(re.escape(name), ours) for ours, names in table.items() for name in names]
+    required = [name for names in table.values() for name in names]
+    state = rename(theirs, rules, "this layout", required)
+    # DeepSpeed cannot broadcast 0-dim parameters, so their scalar is a vector of one here.
+    return {name: torch.atleast_1d(tensor.float()) for name, tensor in state.items()}
 
 
 def to_theirs(ours: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
@@ -139,8 +178,3 @@ def to_theirs(ours: dict[str, Tensor], table: Table) -> dict[str, Tensor]:
         state |= zip(names, ours[name].chunk(len(names)), strict=True)
     state[SCALAR] = state[SCALAR].reshape(())
     return state
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    # DeepSpeed cannot broadcast 0-dim parameters, so their scalar is a vector of one here.
-    return torch.cat(parts) if len(parts) > 1 else torch.atleast_1d(parts[0])

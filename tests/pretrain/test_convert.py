@@ -261,7 +261,7 @@ def test_unknown_and_missing_keys_are_listed(base_block):
     state = {**base_block, "extra.weight": torch.zeros(1)}
     del state["itm_head.bias"]
     with pytest.raises(
-        InputError, match=r"1 unknown \(extra.weight\); 1 missing \(itm_head.bias\)"
+        InputError, match=r"1 unknown names: extra.weight; 1 missing names: itm_head.bias"
     ):
         authors.from_promu(state)
 

@@ -9,25 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from finetune.methods.camim.config import Combine, Direction, Levels
+from finetune.methods.layers import attend
 from pretrain import distributed
 
 DROPOUT = 0.3
-
-Levels = Literal["ws", "s", "w"]
-Combine = Literal["concat", "add"]
-Direction = Literal["g2o", "o2g", "symmetric"]
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Single-head attention: (…, Q, D), (…, K, D) twice -> (…, Q, D); scale 1/√D, float32 softmax.
-
-    Args:
-        mask: broadcasts to (…, Q, K), True = attended to; None: everything is.
-    """
-    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def projection(size: int) -> nn.Sequential:

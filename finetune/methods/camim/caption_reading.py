@@ -1,72 +1,20 @@
-"""What CAMIM adds to the method underneath: settings, a second BERT that reads captions, a loss.
+"""What CAMIM adds to the method underneath: a second BERT that reads captions, a loss.
 
 B: rows, W: words, D: hidden size.
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
 from finetune.inputs.batch import Batch
-from finetune.methods.camim.caption_aware import (
-    Combine,
-    Direction,
-    Levels,
-    mutual_information,
-    pool_sentence,
-)
+from finetune.methods.camim.caption_aware import mutual_information, pool_sentence
+from finetune.methods.camim.config import CamimSettings
 
 CAPTION_LENGTH = 40
 """Word pieces of a caption as released, and of a sentence that describes a generated picture."""
-FIXED: dict[str, Any] = {
-    "combine": "concat",
-    "swap_words": False,
-    "sentence": "mean_masked",
-    "mask_words": True,
-}
-LEGACY: dict[str, Any] = {
-    "combine": "add",
-    "swap_words": True,
-    "sentence": "mean_all",
-    "mask_words": False,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CamimSettings:
-    """What CAMIM adds to either method. Tables and figures are the paper's."""
-
-    use_cam: bool = True
-    """The caption-aware module (Table 1)."""
-    use_mi: bool = True
-    """The mutual-information loss (Table 1)."""
-    mi_alpha: float = 0.1
-    """Its weight (Figure 4c)."""
-    mi_direction: Direction = "g2o"
-    """g2o: the generated feature is the anchor, originals are candidates (code). o2g: the other way
-    (Eq. 22). symmetric: the mean. On HVPNeT picture and final feature stand for them."""
-    mi_temperature: float = 1.0
-    """Divides the similarities."""
-    mi_mask_same_image: bool = False
-    """Rows of one picture are no negatives of each other."""
-    mi_gather: bool = False
-    """Negatives from all processes; a last batch that they cannot share equally keeps its own."""
-    cam_levels: Levels = "ws"
-    """Words and sentence of the caption, or one of them: w, s (Figure 4b)."""
-    combine: Combine | None = None
-    """Self and cross attention: concat (fixed, Eq. 11), add (legacy)."""
-    swap_words: bool | None = None
-    """Words attend to words with query and key exchanged (legacy: true)."""
-    sentence: Literal["mean_masked", "mean_all", "cls"] | None = None
-    """A caption's own vector: the mean of its words (fixed), with padding (legacy), or [CLS]."""
-    mask_words: bool | None = None
-    """Leave padding of captions out of attention and sums (legacy: false, always 40 words)."""
-    share_bert: bool = False
-    """One BERT for sentence and caption, not one for each."""
 
 
 def caption_encoder(encoder: BertModel, settings: CamimSettings) -> BertModel | None:

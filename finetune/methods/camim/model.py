@@ -9,8 +9,7 @@ for them: a picture's positions become one learned vector, which the caption the
 B: rows, M: pictures of a source, P: positions of a picture, W: words, D: hidden size.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,12 @@ from finetune.methods.base import MethodOutput, Source
 from finetune.methods.camim.caption_aware import CaptionAware, pool_sentence
 from finetune.methods.camim.caption_reading import (
     CAPTION_LENGTH,
-    FIXED,
-    LEGACY,
-    CamimSettings,
     caption_encoder,
     caption_needs,
     information_loss,
     read,
 )
+from finetune.methods.camim.config import CamimHvpnetConfig, CamimTmrConfig
 from finetune.methods.hvpnet import model as hvpnet
 from finetune.methods.hvpnet.prefix import Prefix, encode_with_prefix
 from finetune.methods.layers import entity_states, load_text_encoder
@@ -38,26 +35,6 @@ from finetune.methods.towers.resnet import TOKENS
 from finetune.tasks.base import TaskInfo
 
 # ------------------------------------------------------------------ on TMR
-
-
-@dataclass(frozen=True, kw_only=True)
-class CamimTmrConfig(CamimSettings, tmr.TmrConfig):
-    """Settings of CAMIM on TMR."""
-
-    profiles: ClassVar[dict[str, dict[str, Any]]] = {
-        "fixed": tmr.TmrConfig.profiles["fixed"] | FIXED,
-        "legacy": tmr.TmrConfig.profiles["legacy"] | LEGACY,
-    }
-    mi_pair: Literal["og", "ogf", "tf", "ogt"] = "og"
-    """What the loss joins (Figure 4a): original and generated feature; both and the final feature;
-    text and final feature; both and the text."""
-
-    def __post_init__(self) -> None:
-        if self.use_mi and self.generated == "none" and self.mi_pair != "tf":
-            raise ValueError(
-                f"model.mi_pair {self.mi_pair} joins the original and the generated feature, and "
-                "model.generated none leaves one; choose mi_pair tf, or use_mi false"
-            )
 
 
 class CamimTmr(tmr.Tmr):
@@ -177,33 +154,6 @@ class NoVision(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.channels = (size,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CamimHvpnetConfig(CamimSettings, hvpnet.HvpnetConfig):
-    """Settings of CAMIM on HVPNeT."""
-
-    hvp_cam_mode: Literal["residual", "replace", "all_rows"] = "residual"
-    """The prefix is made of the picture's tokens and what the captions add, of which there is
-    nothing at first (so it begins at plain HVPNeT); of the aligned tokens alone; or of these and
-    the aligned words: 44 slots a picture, not 4."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fixed = self.profile == "fixed" if self.mask_words is None else self.mask_words
-        if self.hvp_cam_mode == "all_rows" and fixed and self.prefix_head_split == "reshape":
-            raise ValueError(
-                "model.hvp_cam_mode all_rows: under prefix_head_split reshape the padding of "
-                "captions would move other numbers; choose prefix_head_split transpose"
-            )
-
-    @property
-    def settled(self) -> "CamimHvpnetConfig":
-        """With the profile's value for every switch that is not set."""
-        chosen = {"fixed": FIXED, "legacy": LEGACY}[self.profile].items()
-        return replace(
-            super().settled, **{name: v for name, v in chosen if getattr(self, name) is None}
-        )
 
 
 class CamimHvpnet(hvpnet.Hvpnet):

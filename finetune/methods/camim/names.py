@@ -6,8 +6,9 @@ from torch import Tensor
 
 from finetune.methods.tmr import names as tmr_names
 from finetune.methods.tmr.names import KIND, PREFIX
+from pretrain.checkpoint.tables import Rules
 
-RULES: tuple[tuple[str, str | None], ...] = (
+RULES: Rules = (
     (PREFIX + r"bert2\.(?:embeddings\.position_ids|pooler\..+)", None),
     (PREFIX + r"bert2\.(.+)", r"caption_encoder.\1"),
     *(
@@ -28,6 +29,6 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`{'state_dict': …}` of a checkpoint by the names of `CamimTmr`, `profile: legacy`.
 
     Raises:
-        InputError: with the list of names that are not CAMIM's.
+        InputError: names that are not CAMIM's.
     """
-    return tmr_names.rename(state, RULES, "CAMIM")
+    return tmr_names.convert_state(state, RULES, "CAMIM")

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Source
+from finetune.methods.towers import timm_model
+from finetune.methods.towers.timm_model import drawn_at_random
 from pretrain import distributed
 from pretrain.checkpoint.strict import digest
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -50,22 +51,15 @@ class TimmTower:
     """S; 0: what its weights were trained with."""
     random_weights: bool = False
 
-    def build(self, *, pretrained: bool) -> PixelTower:
-        """With its weights, or with random ones.
+    def build(self, *, random_weights: bool) -> PixelTower:
+        """The network, with its weights or random ones.
 
         Raises:
             InputError: unknown, or not to be had.
         """
-        name = f"local-dir:{self.name}" if Path(self.name).is_dir() else self.name
-        try:
-            net = timm.create_model(name, pretrained=pretrained, num_classes=0)
-        except Exception as error:  # timm passes on whatever hub, file and registry raise
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise InputError(
-                f"--model.vision {self.name}: timm cannot load it ({reason}); give a directory in "
-                "timm's layout, --model.vision_random true, or --model.vision none"
-            ) from error
-        return PixelTower(net)
+        return PixelTower(
+            timm_model.create(self.name, random_weights=random_weights, num_classes=0)
+        )
 
     @property
     def identity(self) -> str:
@@ -78,7 +72,7 @@ class TimmTower:
         """The frozen tower at work: (N, 3, S, S) uint8 -> (N, F) float16."""
         with torch.random.fork_rng():
             torch.manual_seed(0)  # random weights are the same in every run that reads the cache
-            tower = self.build(pretrained=not self.random_weights)
+            tower = self.build(random_weights=self.random_weights)
         tower.eval().to(distributed.device())
 
         @torch.inference_mode()
@@ -127,7 +121,7 @@ class SeenBefore(Vision):
         super().__init__()
         self.frozen = tower
         with torch.device("meta"):
-            self.width, self.size = tower.measure(tower.build(pretrained=False).net)
+            self.width, self.size = tower.measure(tower.build(random_weights=True).net)
 
     def features(self, batch: Batch, encoder: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         """The features that `finetune/inputs/frozen.py` has put in the place of pixels."""
@@ -140,9 +134,9 @@ class SeenBefore(Vision):
 class TimmTrained(Vision):
     """A timm model of the method's own."""
 
-    def __init__(self, tower: TimmTower, *, pretrained: bool) -> None:
+    def __init__(self, tower: TimmTower, *, random_weights: bool) -> None:
         super().__init__()
-        self.tower = tower.build(pretrained=pretrained)
+        self.tower = tower.build(random_weights=random_weights)
         self.width, self.size = tower.measure(self.tower.net)
 
     def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
@@ -185,5 +179,5 @@ def load_vision(
         )
     if not trained:
         return SeenBefore(tower)
-    drawn = source.finished or source.random_weights or tower.random_weights
-    return TimmTrained(tower, pretrained=not drawn)
+    at_random = drawn_at_random(source, tower.random_weights)
+    return TimmTrained(tower, random_weights=at_random)

@@ -9,13 +9,13 @@ Two kinds of mark: an edge is painted on (rect, ellipse), or everything outside 
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Style = Literal["rect", "ellipse", "dim", "blur", "none"]
+from finetune.methods.focalmre.config import Style
+
 REFERENCE = 224
 SMALLEST, BLUR = 4, 8.0
 """At 224 pixels: the least side of a marked region (2 at any size); the standard deviation of the

@@ -1,27 +1,23 @@
 """HVPNeT's released checkpoints: their parameter names -> ours."""
 
-import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from shards.files import InputError
+from pretrain.checkpoint.tables import Rules, rename
 
-IGNORED = re.compile(
-    r"bert\.embeddings\.position_ids|bert\.pooler\.dense\.(weight|bias)"
-    r"|image_model\.resnet\.fc\.(weight|bias)"
+RULES: Rules = (
+    # Not used by the model: a counter, the pooler, ImageNet's classifier.
+    (r"bert\.(embeddings\.position_ids|pooler\.dense\.(weight|bias))", None),
+    (r"image_model\.resnet\.fc\.(weight|bias)", None),
+    (r"bert\.(.+)", r"encoder.\1"),
+    (r"image_model\.resnet\.(.+)", r"vision.net.\1"),
+    (r"encoder_conv\.(0|2)\.(weight|bias)", r"prefix.encode.\1.\2"),
+    (r"gates\.\d+\.(weight|bias)", r"prefix.gates.\1"),  # one layer each: stacked
+    (r"classifier\.(weight|bias)", r"head.classifier.\1"),
+    (r"fc\.(weight|bias)", r"head.emission.\1"),
+    (r"crf\.((?:start_|end_|)transitions)", r"head.crf.\1"),
 )
-"""Not used by the model: a counter, the pooler, ImageNet's classifier."""
-RENAMED = (
-    (re.compile(r"bert\.(.+)"), r"encoder.\1"),
-    (re.compile(r"image_model\.resnet\.(.+)"), r"vision.net.\1"),
-    (re.compile(r"encoder_conv\.(0|2)\.(weight|bias)"), r"prefix.encode.\1.\2"),
-    (re.compile(r"classifier\.(weight|bias)"), r"head.classifier.\1"),
-    (re.compile(r"fc\.(weight|bias)"), r"head.emission.\1"),
-    (re.compile(r"crf\.((?:start_|end_|)transitions)"), r"head.crf.\1"),
-)
-GATE = re.compile(r"gates\.(\d+)\.(weight|bias)")
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -31,30 +27,8 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     same order.
 
     Raises:
-        InputError: with the list of names that are not HVPNeT's.
+        InputError: names that are not HVPNeT's, or the gates of a layer are missing.
     """
-    found: dict[str, Tensor] = {}
-    gates: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
-    unknown = []
-    for name, tensor in state.items():
-        if IGNORED.fullmatch(name):
-            continue
-        if gate := GATE.fullmatch(name):
-            gates[gate[2]][int(gate[1])] = tensor
-            continue
-        ours = next((p.sub(new, name) for p, new in RENAMED if p.fullmatch(name)), None)
-        if ours is None:
-            unknown.append(name)
-        else:
-            found[ours] = tensor
-    layers = set(range(len(gates["weight"])))
-    if set(gates["weight"]) != layers or set(gates["bias"]) != layers:
-        unknown.append("gates.* (numbers are missing)")
-    if unknown:
-        raise InputError(
-            f"not a checkpoint of HVPNeT: {len(unknown)} unknown names: {', '.join(unknown[:8])}"
-        )
-    for kind, by_layer in gates.items():
-        if by_layer:
-            found[f"prefix.gates.{kind}"] = torch.cat([by_layer[n] for n in sorted(by_layer)])
-    return found
+    layers = sum(name.startswith("gates.") and name.endswith(".weight") for name in state)
+    gates = [f"gates.{layer}.{kind}" for layer in range(layers) for kind in ("weight", "bias")]
+    return rename(state, RULES, "HVPNeT", required=gates)

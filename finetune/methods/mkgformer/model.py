@@ -17,9 +17,8 @@ so this head is ours.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
+from finetune.methods.mkgformer.config import MKGformerConfig
 from finetune.methods.mkgformer.vision import STORED, Layout, VisionTower, find_tower, saved_tower
 from finetune.tasks.base import TaskInfo
 from shards.files import InputError
@@ -38,81 +38,6 @@ from shards.files import InputError
 LOG = logging.getLogger(__name__)
 KeysValues = tuple[Tensor, Tensor]
 """Two of (B, heads, L, D / heads)."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "modern": {
-        "mask_text_pad": True,
-        "mask_slots": True,
-        "positions": "clip",
-        "train_classifier": True,
-        "decay_all": False,
-        "pad_to": 0,
-    },
-    "legacy": {
-        "mask_text_pad": False,
-        "mask_slots": False,
-        "positions": "normal",
-        "train_classifier": False,
-        "decay_all": True,
-        "pad_to": 80,
-    },
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class MKGformerConfig:
-    """Settings of MKGformer; those that are null are as `preset` says."""
-
-    preset: Literal["modern", "legacy"] = "modern"
-    """legacy: what the authors' code does. modern: the same without what looks like accidents."""
-    vision: str = "openai/clip-vit-base-patch32"
-    """CLIP vision tower: hub id or directory; init: the ViT of --init's fusion model, where it is
-    as wide and deep as its text side; random: new weights in the text tower's sizes."""
-    vision_patch: int = 32
-    """Patch side in pixels of a random tower."""
-    vg: int = 3
-    """Grounded regions a row (FocalMRE's re-run: 4)."""
-    od: int = 3
-    """Detected regions a row."""
-    vg_size: int = 128
-    """Side of a grounded region in pixels."""
-    od_size: int = 64
-    """Side of a detected region in pixels, at most vg_size."""
-    fusion_layers: int = 4
-    """Last layers that have PGI and CAF."""
-    caf_scale: Literal["one", "sqrt"] = "one"
-    """Factor on C Vᵀ. one: as the authors. sqrt: 1/√D."""
-    use_full_image: bool = False
-    """Also read the whole picture's patches; changes the method."""
-    dropout: float = 0.1
-    """Entities: dropout before the emission layer."""
-    mask_illegal: bool = False
-    """Entities: decode only sequences that BIO allows."""
-    mask_text_pad: bool | None = None
-    """Hide padding from PGI; else results depend on the padding's length."""
-    mask_slots: bool | None = None
-    """Hide slots without a region; else they are zero pictures that are attended to."""
-    positions: Literal["clip", "normal"] | None = None
-    """Positions of the regions' patches. clip: the tower's own, resized. normal: N(0, 1)."""
-    train_classifier: bool | None = None
-    """The authors' optimiser leaves the relation classifier at its random initial values."""
-    decay_all: bool | None = None
-    """Weight decay on biases, norms and tables too."""
-    pad_to: int | None = None
-    """Pad texts to this many word pieces; 0: to the longest of a batch."""
-
-    def switch(self, name: str) -> Any:
-        """A setting, or what the preset says of it."""
-        value = getattr(self, name)
-        return PRESETS[self.preset][name] if value is None else value
-
-    def __post_init__(self) -> None:
-        if min(self.vg, self.od) < 0 or self.vg + self.od < 1:
-            raise ValueError("model.vg and model.od must not be negative, and not both 0")
-        if self.od_size > self.vg_size:
-            raise ValueError("model.od_size must not exceed model.vg_size: regions are cut once")
-        if self.fusion_layers < 1:
-            raise ValueError("model.fusion_layers must be at least 1")
 
 
 class MKGformer(Method):
@@ -132,6 +57,7 @@ class MKGformer(Method):
         pad_id: int = 0,
     ) -> None:
         super().__init__()
+        config = config.settled(task.kind)
         sizes = encoder.config
         check_towers(sizes, vision.config, config.fusion_layers)
         self.encoder, self.vision, self.config, self.pad_id = encoder, vision, config, pad_id
@@ -148,7 +74,7 @@ class MKGformer(Method):
             self.needs = self.needs | {"image"}
         if task.kind == "relation":
             self.head = RelationHead(sizes.hidden_size, task, "linear")
-            self.head.requires_grad_(config.switch("train_classifier"))
+            self.head.requires_grad_(config.train_classifier)
         else:
             self.head = TaggingHead(sizes.hidden_size, task, config.dropout, config.mask_illegal)
 
@@ -157,11 +83,12 @@ class MKGformer(Method):
         cls, config: MKGformerConfig, task: TaskInfo, source: Source
     ) -> tuple["MKGformer", Any]:
         """Text side of a fusion model or any BERT, and the vision tower that the settings name."""
+        config = config.settled(task.kind)
         encoder, tokenizer = load_text_encoder(source, task)
         longest = encoder.config.max_position_embeddings
-        if config.switch("pad_to") > longest:
+        if config.pad_to > longest:
             raise InputError(
-                f"--model.pad_to {config.switch('pad_to')}: {source.path} has {longest} positions"
+                f"--model.pad_to {config.pad_to}: {source.path} has {longest} positions"
             )
         layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
         vision = None
@@ -177,7 +104,7 @@ class MKGformer(Method):
             )
             check_towers(encoder.config, sizes, config.fusion_layers)
             vision = VisionTower(sizes, layout)
-            vision.load(state, config.switch("positions"), config.vision)
+            vision.load(state, config.positions, config.vision)
             LOG.info("mkgformer, text: %s; %s", source.path, line)
         return cls(encoder, vision, task, config, tokenizer.pad_token_id), tokenizer
 
@@ -194,7 +121,7 @@ class MKGformer(Method):
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits (B, C) or (B, W, C); without pictures the text tower alone, a plain BERT."""
         ids, mask = batch.input_ids, batch.attention_mask
-        if (missing := self.config.switch("pad_to") - ids.shape[1]) > 0:
+        if (missing := self.config.pad_to - ids.shape[1]) > 0:
             ids, mask = pad(ids, (0, missing), value=self.pad_id), pad(mask, (0, missing))
         if batch.region_pixels is None:
             return self.head(self.encode(ids, mask), batch)
@@ -205,7 +132,7 @@ class MKGformer(Method):
             image = image * batch.image_mask[:, None, None, None]
         seen = self.vision.embed(*self.vision.inputs(batch.region_pixels, batch.region_mask), image)
         seen_mask = None
-        if self.config.switch("mask_slots"):
+        if self.config.mask_slots:
             seen_mask = self.vision.token_mask(
                 batch.region_mask, None if image is None else batch.image_mask
             )
@@ -231,9 +158,9 @@ class MKGformer(Method):
                 text, _ = text_layer(layer, text, text_keys)
             return text
         own_keys = None if seen_mask is None else seen_mask[:, None, None, :]
-        shown = mask if self.config.switch("mask_text_pad") else torch.ones_like(mask)
+        shown = mask if self.config.mask_text_pad else torch.ones_like(mask)
         both_keys = own_keys
-        if seen_mask is not None or self.config.switch("mask_text_pad"):
+        if seen_mask is not None or self.config.mask_text_pad:
             own = shown.new_ones(seen.shape[:2]) if seen_mask is None else seen_mask
             both_keys = torch.cat([shown, own], dim=1)[:, None, None, :]
         prefix = None
@@ -264,7 +191,7 @@ class MKGformer(Method):
     def parameter_groups(self, optim: Any) -> list[dict]:
         """As of every method; with `decay_all`, nothing is spared from weight decay."""
         groups = super().parameter_groups(optim)
-        if self.config.switch("decay_all"):
+        if self.config.decay_all:
             groups = [group | {"weight_decay": optim.weight_decay} for group in groups]
         return groups
 

@@ -1,21 +1,16 @@
-"""Names of MKGformer's tensors: the authors' (zjunlp/MKGformer, `MRE/`) and CLIP's -> ours.
-
-Tables of (pattern, replacement); a name that no pattern knows is an error, never left out silently.
-"""
+"""Names of MKGformer's tensors: the authors' (zjunlp/MKGformer, `MRE/`) and CLIP's -> ours."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from pretrain.checkpoint.tables import Rules, rename
 from shards.files import InputError
-
-Table = Sequence[tuple[str, str | None]]
-"""A name matches one pattern whole; None: this tensor is not used."""
 
 VISION_LAYER = r"(self_attn\..+|layer_norm[12]\..+|mlp\..+)"
 
-CLIP: Table = (
+CLIP: Rules = (
     (r"embeddings\.class_embedding", "class_embedding"),
     (r"embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
     (r"embeddings\.position_embedding\.weight", "position_embedding"),
@@ -26,7 +21,7 @@ CLIP: Table = (
 )
 """`CLIPVisionModel` of transformers -> our `vision`; the positions are resized by the caller."""
 
-AUTHORS: Table = (
+AUTHORS: Rules = (
     (r"model\.text_embeddings\.position_ids", None),
     (r"model\.text_embeddings\.(.+)", r"encoder.embeddings.\1"),
     (r"model\.encoder\.text_layer\.(\d+)\.intermediate\.fusion_dense\.(.+)", r"fusion.\1.\2"),
@@ -46,27 +41,6 @@ AUTHORS: Table = (
 """The authors' relation model -> our `MKGformer`, but for the numbers of `fusion`."""
 
 
-def rename(state: Mapping[str, Tensor], table: Table, source: str) -> dict[str, Tensor]:
-    """The tensors under our names, unused ones left out.
-
-    Raises:
-        InputError: with the names that no pattern of the table knows.
-    """
-    renamed, unknown = {}, []
-    for name, tensor in state.items():
-        for pattern, replacement in table:
-            if found := re.fullmatch(pattern, name):
-                if replacement is not None:
-                    renamed[found.expand(replacement)] = tensor
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        shown = ", ".join(unknown[:8]) + (f", … {len(unknown)} in all" if unknown[8:] else "")
-        raise InputError(f"{source}: tensors of another model: {shown}")
-    return renamed
-
-
 def convert_state(state: Mapping[str, Tensor], fusion_layers: int = 4) -> dict[str, Tensor]:
     """The authors' fine-tuned relation model (their `state_dict()`) under our names.
 
@@ -76,7 +50,7 @@ def convert_state(state: Mapping[str, Tensor], fusion_layers: int = 4) -> dict[s
     Raises:
         InputError: unknown names, or no text layer among the tensors.
     """
-    renamed = rename(state, AUTHORS, "MKGformer checkpoint")
+    renamed = rename(state, AUTHORS, "MKGformer")
     numbers = [int(name.split(".")[3]) for name in renamed if name.startswith("encoder.encoder.")]
     if not numbers:
         raise InputError("MKGformer checkpoint: no text layer in it")

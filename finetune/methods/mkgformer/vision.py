@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from finetune.methods.mkgformer.names import CLIP, rename
+from finetune.methods.mkgformer.names import CLIP
 from pretrain.checkpoint.hub import load_fusion, resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
+from pretrain.checkpoint.tables import rename
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
 from shards.files import InputError
 
@@ -188,7 +189,7 @@ def read_clip(source: str) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
         model = read_transformers(CLIPVisionModel, directory)
     state = {name.removeprefix("vision_model."): t for name, t in model.state_dict().items()}
     config = CLIPVisionConfig(**model.config.to_dict() | _ours(True, CLIP_MEAN, CLIP_STD))
-    return config, rename(state, CLIP, str(directory))
+    return config, rename(state, CLIP, f"CLIP's vision tower ({directory})")
 
 
 def fusion_vit(encoder: FusionEncoder) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:

@@ -1,51 +1,46 @@
 """TMR, settings: the paper's model, and a switch for each reading of the released code."""
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
+from finetune.methods.profiles import Profiled, Profiles
 from shards.files import InputError
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "fixed": {
-        "phrases": "entities",
-        "phrase_encoding": "wordpiece",
-        "mask_padding": True,
-        "mask_absent": True,
-        "whole_norm": "imagenet",
-        "one_pass": True,
-        "tagging": "words",
-        "token_features": "shared",
-    },
-    "legacy": {
-        "phrases": "entities",
-        "phrase_encoding": "lookup6",
-        "mask_padding": False,
-        "mask_absent": False,
-        "whole_norm": "bgr255",
-        "one_pass": False,
-        "tagging": "pieces",
-        "token_features": "positions",
-    },
-}
-"""What a switch that was not given means."""
-FOR_ENTITIES: dict[str, dict[str, Any]] = {
-    "fixed": {"phrases": "sentence"},
-    "legacy": {
-        "phrases": "sentence",
-        "phrase_encoding": "wordpiece5",
-        "whole_norm": "imagenet",
-    },
-}
-"""What differs there in entity recognition, whose released code is another."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TmrConfig:
+class TmrConfig(Profiled):
     """Settings of TMR."""
 
-    profiles: ClassVar[dict[str, dict[str, Any]]] = PROFILES
-    profile: Literal["fixed", "legacy"] = "fixed"
-    """legacy: each switch below that is not given is as in the released code."""
+    profiles: ClassVar[Profiles] = {
+        "fixed": {
+            "phrases": "entities",
+            "phrase_encoding": "wordpiece",
+            "mask_padding": True,
+            "mask_absent": True,
+            "whole_norm": "imagenet",
+            "one_pass": True,
+            "tagging": "words",
+            "token_features": "shared",
+        },
+        "legacy": {
+            "phrases": "entities",
+            "phrase_encoding": "lookup6",
+            "mask_padding": False,
+            "mask_absent": False,
+            "whole_norm": "bgr255",
+            "one_pass": False,
+            "tagging": "pieces",
+            "token_features": "positions",
+        },
+    }
+    for_entities: ClassVar[Profiles] = {  # their released code is another
+        "fixed": {"phrases": "sentence"},
+        "legacy": {
+            "phrases": "sentence",
+            "phrase_encoding": "wordpiece5",
+            "whole_norm": "imagenet",
+        },
+    }
     version: Literal["v2", "v1"] = "v2"
     """v1 (relations): the upload of July 2023, without pooled shortcuts and the layers on top."""
     vision: str = "resnet50.a1_in1k"
@@ -103,17 +98,15 @@ class TmrConfig:
     """All pictures of a batch through the vision tower at once; legacy: four passes, each with its
     own batch statistics."""
 
-    def settled(self, kind: str) -> "TmrConfig":
-        """With the profile's choice for each switch that was not given, for tasks of this kind.
+    def settled(self, kind: str = "relation") -> Self:
+        """As `Profiled.settled`.
 
         Raises:
             InputError: a choice that entity recognition cannot have.
         """
-        chosen = self.profiles[self.profile]
         if kind == "entities":
             self.check_entities()
-            chosen = chosen | FOR_ENTITIES[self.profile]
-        return replace(self, **{k: v for k, v in chosen.items() if getattr(self, k) is None})
+        return super().settled(kind)
 
     def check_entities(self) -> None:
         """InputError for what would give the answer away, or is not to be had."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.inputs.batch import Batch
-from finetune.methods.camim.caption_aware import attend
+from finetune.methods.layers import attend
 
 
 @dataclass(frozen=True)

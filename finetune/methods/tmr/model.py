@@ -28,11 +28,10 @@ from finetune.methods.tmr import tagging as tmr_tagging
 from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.fusion import Look, Streams, TmrHead, look, look_up, pooled
 from finetune.methods.tmr.inputs import providers
+from finetune.methods.tmr.released import LENGTHS, empty_regions
 from finetune.methods.towers.resnet import FrozenMaps, load_resnet
+from finetune.methods.towers.timm_model import drawn_at_random
 from finetune.tasks.base import TaskInfo
-
-LEGACY_LENGTH = 128
-"""Word pieces that the released code pads every sentence to, and attends to (relations)."""
 
 
 class Tmr(Method):
@@ -76,7 +75,7 @@ class Tmr(Method):
             )
             return
         positions = config.token_features == "positions"
-        self.longest_text = tmr_tagging.LEGACY_LENGTH if positions else None
+        self.longest_text = LENGTHS["entities"] if positions else None
         self.head = tmr_tagging.TmrTaggingHead(
             size,
             task,
@@ -144,14 +143,9 @@ class Tmr(Method):
         )
         if generated and settings.regions and not (self.is_relation or settings.mask_absent):
             # As released: it loses the regions of generated pictures, and sees empty squares.
-            found[1] = replace(found[1], regions=self.empty_regions(len(batch)))
+            empty = empty_regions(self.vision, self.image_size, len(batch), settings.regions)
+            found[1] = replace(found[1], regions=empty)
         return found
-
-    def empty_regions(self, rows: int) -> Tensor:
-        """(B, R, P, C): what the vision tower sees in squares of the mean colour."""
-        size = self.image_size
-        last = self.vision(self.vision.mean.new_zeros(1, 3, size, size))[-1]
-        return last.flatten(2).transpose(1, 2).expand(rows, self.settings.regions, -1, -1)
 
     def relate(self, batch: Batch, looks: list[Look]) -> MethodOutput:
         """Logits from the texts and what the sources show (§3.3 to 3.5 of tmr.md)."""
@@ -181,7 +175,7 @@ class Tmr(Method):
         what of it counts (None: all of it)."""
         length = None
         if not self.settings.mask_padding:
-            length = LEGACY_LENGTH if self.is_relation else tmr_tagging.LEGACY_LENGTH
+            length = LENGTHS["relation" if self.is_relation else "entities"]
         text, text_mask = encode_text(self.encoder, batch, length)
         if self.settings.phrases == "sentence":
             return text, text_mask, text, text_mask
@@ -232,7 +226,7 @@ def build_vision(config: TmrConfig, source: Source) -> nn.Module | None:
     """The ResNet, or None where there is none."""
     if config.vision == "none":
         return None
-    at_random = source.random_weights or source.finished or config.vision_random
+    at_random = drawn_at_random(source, config.vision_random)
     return load_resnet(config.vision, random_weights=at_random, width=config.vision_width)
 
 

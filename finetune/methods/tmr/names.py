@@ -4,20 +4,17 @@ Relations: the upload of January 2024. Entities: another network, told by its CR
 `model_resnet50` holds is a ResNet-101.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from shards.files import InputError
+from pretrain.checkpoint.tables import Rules, rename
 
-Rules = Iterable[tuple[str, str | None]]
-"""Pattern of a whole name -> ours; None: not used by the model."""
 PREFIX = r"(?:module\.)?sentence_encoder\."
 KIND = r"(weight|bias)"
 ATTENTION = {"q": "query", "k": "key", "v": "value"}
-RULES: tuple[tuple[str, str | None], ...] = (
+RULES: Rules = (
     (PREFIX + r"bert\.(?:embeddings\.position_ids|pooler\..+)", None),
     (PREFIX + r"bert\.(.+)", r"encoder.\1"),
     (PREFIX + r"model_resnet50\.fc\..+", None),
@@ -34,7 +31,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     (r"(?:module\.)?linear\." + KIND, None),
     (r"(?:module\.)?fc\." + KIND, r"head.classifier.\1"),
 )
-ENTITY_RULES: tuple[tuple[str, str | None], ...] = (
+ENTITY_RULES: Rules = (
     (r"bert\.(?:embeddings\.position_ids|pooler\..+)", None),
     (r"bert\.(.+)", r"encoder.\1"),
     (r"model_resnet50\.fc\..+", None),
@@ -70,46 +67,21 @@ MARKERS = slice(1, 5)
 WORDS = "embeddings.word_embeddings.weight"
 
 
-def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_state(
+    state: Mapping[str, Tensor], rules: Rules = RULES, source: str = "TMR"
+) -> dict[str, Tensor]:
     """A checkpoint's tensors by the names of `Tmr`, `profile: legacy`.
 
     The four markers of relations are reserved words of BERT; they become our four added rows.
 
+    Args:
+        rules, source: of a method built on this one.
+
     Raises:
-        InputError: with the list of names that are not TMR's.
+        InputError: names that are not `source`'s.
     """
     if "crf.transitions" in state:
-        return rename(state, ENTITY_RULES, "TMR", markers=False)
-    return rename(state, RULES, "TMR")
-
-
-def rename(
-    state: Mapping[str, Tensor], rules: Rules, whose: str, *, markers: bool = True
-) -> dict[str, Tensor]:
-    """`state` by our names, each found by the first rule that fits.
-
-    Args:
-        markers: append the rows of the reserved words that mark entities.
-    """
-    compiled = [(re.compile(pattern), ours) for pattern, ours in rules]
-    found, unknown = {}, []
-    for name, tensor in state.items():
-        rule = next(((p, ours) for p, ours in compiled if p.fullmatch(name)), None)
-        if rule is None:
-            unknown.append(name)
-        elif rule[1] is not None:
-            ours = rule[0].sub(rule[1], name)
-            marked = markers and ours.endswith(WORDS)
-            found[ours] = with_markers(tensor) if marked else tensor
-    if unknown:
-        more = "" if len(unknown) <= 8 else f" and {len(unknown) - 8} more"
-        raise InputError(
-            f"not a checkpoint of {whose}: {len(unknown)} unknown names: "
-            f"{', '.join(unknown[:8])}{more}"
-        )
-    return found
-
-
-def with_markers(words: Tensor) -> Tensor:
-    """(V, D) word rows -> (V + 4, D)."""
-    return torch.cat([words, words[MARKERS]])
+        return rename(state, ENTITY_RULES, source)
+    renamed = rename(state, rules, source)
+    tables = {name: table for name, table in renamed.items() if name.endswith(WORDS)}
+    return renamed | {name: torch.cat([table, table[MARKERS]]) for name, table in tables.items()}

@@ -18,11 +18,10 @@ from finetune.inputs.batch import Batch
 from finetune.methods.base import MethodOutput
 from finetune.methods.layers import PieceTaggingHead, TaggingHead
 from finetune.methods.tmr.fusion import SourceFusion
+from finetune.methods.tmr.released import LENGTHS
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
 
-LEGACY_LENGTH = 70
-"""Word pieces that the released code pads every sentence to; a layer for each."""
 COMBINED = 1000
 """Width of the layer that a piece and its pictures meet in."""
 
@@ -45,13 +44,13 @@ class TmrTaggingHead(SourceFusion):
         """
         Args:
             regions, mean: as for `SourceFusion`.
-            positions: each of `LEGACY_LENGTH` positions has a layer of its own.
+            positions: each of the released code's positions has a layer of its own.
             pieces: the CRF runs over word pieces, not words.
             dropout: before the emission layer.
         """
         super().__init__(size, regions=regions, mean=mean)
         self.sources = sources
-        self.extend = nn.Linear(size, size * (LEGACY_LENGTH if positions else 1))
+        self.extend = nn.Linear(size, size * (LENGTHS["entities"] if positions else 1))
         self.combine = nn.Linear((1 + sources) * size, COMBINED)
         self.tags = (PieceTaggingHead if pieces else TaggingHead)(COMBINED, task, dropout)
 
@@ -66,7 +65,7 @@ class TmrTaggingHead(SourceFusion):
         told = text.new_zeros(len(text), 1, self.sources * size)
         if features:
             shown = [torch.tanh(self.extend(one)).unflatten(-1, (-1, size)) for one in features]
-            told = torch.cat(shown, dim=-1)  # (B, LEGACY_LENGTH or 1, KD)
+            told = torch.cat(shown, dim=-1)  # (B, 70 or 1, KD)
             if told.shape[1] > 1:  # cut to the batch, which may be padded beyond them on a GPU
                 told = nn.functional.pad(told, (0, 0, 0, length - told.shape[1]))
         told = told.expand(-1, length, -1)

@@ -24,6 +24,7 @@ from transformers import BertModel, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from finetune.methods.base import Source
 from finetune.methods.layers import load_fusion_encoder, load_text_encoder
+from finetune.methods.towers import timm_model
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_strictly, resolve
 from pretrain.checkpoint.strict import read_config, read_transformers
@@ -198,11 +199,9 @@ def stored_tower(directory: Path, described: dict[str, Any], random_weights: boo
 def _timm_tower(
     source: str, name: str, arguments: dict[str, Any], random_weights: bool
 ) -> PictureTower:
-    try:
-        net = create_model(name, pretrained=not random_weights, num_classes=0)
-    except Exception as error:  # timm passes on whatever hub, file and registry raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--model.vision {source}: timm cannot load it ({reason})") from error
+    net = timm_model.create(
+        source, random_weights=random_weights, name=name, can_be_random=False, num_classes=0
+    )
     if not isinstance(net, VisionTransformer) or net.cls_token is None:
         kind = type(net).__name__
         raise InputError(f"--model.vision {source}: a {kind}, not a ViT with a class token")

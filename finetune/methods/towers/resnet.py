@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from finetune.methods.towers import timm_model
 from pretrain import distributed
 from shards.files import InputError
 
@@ -138,20 +139,13 @@ def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPy
     local = Path(name).is_dir()
     channels = tuple(width * 2**i for i in range(4))
     options = {} if width == 64 else {"channels": channels, "stem_width": max(width // 2, 4)}
-    try:
-        net = timm.create_model(
-            f"local-dir:{name}" if local else name,
-            pretrained=not random_weights,
-            features_only=True,
-            out_indices=STAGES,
-            **options,
-        )
-    except Exception as error:  # timm passes on whatever hub, file and registry raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"--model.vision {name}: timm cannot load it ({reason}); give a directory in timm's "
-            "layout, or --model.vision_random true"
-        ) from error
+    net = timm_model.create(
+        name,
+        random_weights=random_weights,
+        features_only=True,
+        out_indices=STAGES,
+        **options,
+    )
     if len(net.feature_info.channels()) != len(STAGES) or "layer4.0.conv1.weight" not in dict(
         net.named_parameters()
     ):

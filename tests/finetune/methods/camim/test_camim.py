@@ -555,7 +555,7 @@ def test_words_in_the_prefix_against_loops(monkeypatch, levels):
         torch.testing.assert_close(logits[row], plain(alone).logits[0], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="choose prefix_head_split transpose"):
         camim.CamimHvpnetConfig(hvp_cam_mode="all_rows")
-    assert camim.CamimHvpnetConfig(hvp_cam_mode="all_rows", profile="legacy").settled
+    assert camim.CamimHvpnetConfig(hvp_cam_mode="all_rows", profile="legacy").settled()
 
 
 # --- captions as inputs ---------------------------------------------------------------------------

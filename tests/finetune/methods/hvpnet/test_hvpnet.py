@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from finetune.inputs.load import InputOptions, load_split
 from finetune.inputs.pictures import center_crop
 from finetune.methods.base import Source
 from finetune.methods.hvpnet import names
+from finetune.methods.hvpnet.config import HvpnetConfig
 from finetune.methods.hvpnet.inputs import mark_as_released
-from finetune.methods.hvpnet.model import PROFILES, Hvpnet, HvpnetConfig
+from finetune.methods.hvpnet.model import Hvpnet
 from finetune.methods.hvpnet.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
 from finetune.methods.layers import TaggingHead
 from finetune.methods.towers.resnet import ResNetPyramid, load_resnet, prompt_tokens
@@ -211,7 +213,7 @@ def test_foreign_names_are_listed():
     tensor = torch.zeros(1)
     with pytest.raises(InputError, match=r"2 unknown names: bertt\.x, head"):
         names.convert_state({"bertt.x": tensor, "head": tensor, "fc.bias": tensor})
-    with pytest.raises(InputError, match="numbers are missing"):
+    with pytest.raises(InputError, match=r"2 missing names: gates\.0\.weight, gates\.0\.bias"):
         names.convert_state({"gates.1.weight": tensor, "gates.1.bias": tensor})
     assert names.convert_state({"bert.pooler.dense.bias": tensor}) == {}
 
@@ -523,10 +525,10 @@ def test_legacy_statistics_are_those_of_one_place():
 
 def test_each_quirk_is_a_switch():
     """legacy minus one is reached by naming it; groups and heads follow."""
-    assert PROFILES["fixed"].keys() == PROFILES["legacy"].keys()
-    for name, value in PROFILES["fixed"].items():
-        settled = HvpnetConfig(profile="legacy", **{name: value}).settled
-        wanted = PROFILES["legacy"] | {name: value}
+    assert HvpnetConfig.profiles["fixed"].keys() == HvpnetConfig.profiles["legacy"].keys()
+    for name, value in HvpnetConfig.profiles["fixed"].items():
+        settled = HvpnetConfig(profile="legacy", **{name: value}).settled()
+        wanted = HvpnetConfig.profiles["legacy"] | {name: value}
         assert {key: getattr(settled, key) for key in wanted} == wanted
     optim = OptimConfig(lr=1.0, head_lr=2.0, crf_lr=3.0, weight_decay=0.1)
     legacy = tiny(profile="legacy")
@@ -556,7 +558,7 @@ def test_released_training_of_text_alone():
 
     def groups(task=RELATION, **settings):
         method = tiny(task, profile="legacy", **settings)
-        method.without_pictures()
+        method.before_training(SimpleNamespace(images="none"))
         found = {id(p): g for g in method.parameter_groups(optim) for p in g["params"]}
         return {name: found.get(id(p)) for name, p in method.named_parameters()}
 

@@ -18,11 +18,11 @@ from finetune.inputs.load import load_split
 from finetune.inputs.split import InputOptions
 from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
-from finetune.methods.tmr import model as tmr
 from finetune.methods.tmr.fusion import CrossPooling, Look, last_maps, pooled
 from finetune.methods.tmr.inputs import entity_phrase, look_up
 from finetune.methods.tmr.model import Tmr, TmrConfig
 from finetune.methods.tmr.names import convert_state
+from finetune.methods.tmr.released import LENGTHS
 from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import TaskInfo
@@ -106,7 +106,7 @@ def test_golden(golden, monkeypatch):
         recorded, feature = golden.intermediate(name), feature.tanh().flatten()
         close(feature[:8], recorded["first8"])
         close(feature[-8:], recorded["last8"])
-    monkeypatch.setattr(tmr, "LEGACY_LENGTH", 48)
+    monkeypatch.setitem(LENGTHS, "relation", 48)
     shorter = method.relate(authors_batch(golden, 48), looks).logits
     close(shorter, golden["alternatives"]["sentence_padded_to_48"]["logits"], atol=5e-4)
 
