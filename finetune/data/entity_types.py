@@ -23,11 +23,11 @@ from finetune import registry
 from finetune.inputs.types import FILE, TYPES, types_of
 from finetune.tasks.base import Task
 from finetune.tasks.mnre import RelationRow
+from finetune.tasks.splits import SPLITS
 from pretrain.checkpoint.hub import load_text_tower
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, atomic_path
 
-SPLITS = ("train", "val", "test")
 Pairs = list[tuple[str, str]]
 """(head type, tail type) of each row"""
 

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 
 from finetune import registry
 from finetune.tasks.base import Task
+from finetune.tasks.splits import SPLITS
 from pretrain.checkpoint.hub import resolve
 from pretrain.checkpoint.strict import read_transformers
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError, atomic_path, write_json
 from shards.images import decoded
 
-SPLITS = ("train", "val", "test")
 FOLDER = "diffusion_pic"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 """What loading a model that is absent, incomplete or damaged raises."""

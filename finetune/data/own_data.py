@@ -25,10 +25,9 @@ from finetune.data.overlap import overlap
 from finetune.tasks.base import Task
 from finetune.tasks.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.reading import parse_record, read_lines
+from finetune.tasks.splits import SPLITS
 from shards.command import CommandParser
 from shards.files import InputError, atomic_path
-
-SPLITS = ("train", "val", "test")
 
 
 def check(task: Task) -> list[str]:

@@ -25,11 +25,11 @@ from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
+from finetune.tasks.splits import SPLITS
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
 from shards.images import decoded
 
-SPLITS = ("train", "val", "test")
 GENERATED_SIZE = (768, 768)
 """TMR's generated pictures."""
 

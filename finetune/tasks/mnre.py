@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
+from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
@@ -52,8 +53,7 @@ class Mnre(Task):
 
     def split_file(self, split: str) -> Path | None:
         """`txt/ours_{split}.txt`; "dev" and "valid" are accepted for "val"."""
-        names = {"val": ("val", "dev", "valid")}.get(split, (split,))
-        paths = (self.folder / "txt" / f"ours_{name}.txt" for name in names)
+        paths = (self.folder / "txt" / f"ours_{name}.txt" for name in FILE_NAMES[split])
         return next((path for path in paths if path.is_file()), None)
 
     def image_folder(self, split: str) -> Path:

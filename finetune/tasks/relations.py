@@ -17,7 +17,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow, Span
 from finetune.tasks.reading import parse_record, read_lines
-from finetune.tasks.side_files import SPLIT_NAMES
+from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
 KEYS = {"tokens", "head", "tail", "image", "relation"}
@@ -40,7 +40,7 @@ class OwnRelations(Mnre):
 
     def split_file(self, split: str) -> Path | None:
         """`{split}.jsonl`; "dev" and "valid" are accepted for "val"."""
-        paths = (self.folder / f"{name}.jsonl" for name in SPLIT_NAMES[split])
+        paths = (self.folder / f"{name}.jsonl" for name in FILE_NAMES[split])
         return next((path for path in paths if path.is_file()), None)
 
     def image_folder(self, split: str) -> Path:

@@ -41,9 +41,9 @@ from finetune.tasks.reading import (
     read_text,
     with_header,
 )
+from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "dev", "valid"), "test": ("test",)}
 _MNRE = "are in the MNRE archive (data.tar.gz) that MKGformer's and HVPNeT's READMEs link"
 ORIGINS = {
     "regions_": "`python -m finetune regions build` makes it",
@@ -69,7 +69,7 @@ def find(folder: str | Path, pattern: str, split: str, *others: str) -> Path:
         InputError: there is none.
     """
     patterns = (pattern, *others)
-    names = [one.format(split=name) for one in patterns for name in SPLIT_NAMES[split]]
+    names = [one.format(split=name) for one in patterns for name in FILE_NAMES[split]]
     for name in names:
         if (Path(folder) / name).is_file():
             return Path(folder) / name

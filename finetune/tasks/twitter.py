@@ -26,10 +26,10 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
+from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
 TYPES = ("MISC", "PER", "ORG", "LOC")
-SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val", "dev"), "test": ("test",)}
 TAG_PATTERN = re.compile(r"O|[BI]-[^\s-]\S*")
 
 
@@ -79,7 +79,7 @@ class Twitter(Task):
         """All tweets in file order."""
         path = self.split_file(split)
         if path is None:
-            names = ", ".join(f"{name}.txt" for name in SPLIT_NAMES[split])
+            names = ", ".join(f"{name}.txt" for name in FILE_NAMES[split])
             raise InputError(f"{self.folder}: no {split} split ({names}, or .jsonl)")
         return read_rows(path, self.types)
 
@@ -172,7 +172,7 @@ def split_file(folder: Path, split: str) -> Path | None:
     Raises:
         InputError: two files could be it, and they differ.
     """
-    names = [f"{name}{end}" for name in SPLIT_NAMES[split] for end in (".txt", ".jsonl")]
+    names = [f"{name}{end}" for name in FILE_NAMES[split] for end in (".txt", ".jsonl")]
     found = [folder / name for name in names if (folder / name).is_file()]
     if not found:
         return None

@@ -23,6 +23,7 @@ from finetune.methods.tmr.masked_entities import add_masked_entities
 from finetune.tasks import side_files
 from finetune.tasks.base import Box, Row, SideInput
 from finetune.tasks.mnre import RelationRow
+from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
 PHRASE_LENGTHS = {"wordpiece": 16, "wordpiece5": 5}
@@ -105,7 +106,7 @@ def generated_folder(name: str, wanted: Wanted) -> Path:
     root = wanted.task.folder / name
     if any(root.glob(THEIRS.format("*"))):
         return root
-    for split in side_files.SPLIT_NAMES[wanted.split]:
+    for split in FILE_NAMES[wanted.split]:
         if (root / split).is_dir() or wanted.options.images == "blank":
             return root / split
     raise InputError(

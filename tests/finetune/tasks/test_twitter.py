@@ -140,7 +140,7 @@ def test_split_names(tmp_path):
         path.unlink()
     write(tmp_path, GOOD, "valid.txt")
     write(tmp_path, GOOD, "dev.txt")
-    assert task.split_file("val").name == "valid.txt"
+    assert task.split_file("val").name == "dev.txt"
     write(tmp_path, GOOD + GOOD, "dev.txt")
     with pytest.raises(InputError, match="differ"):
         task.split_file("val")
