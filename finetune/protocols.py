@@ -37,7 +37,7 @@ PROTOCOLS = {
 
 
 def fraction_rows(total: int, fraction: float, seed: int, replacement: bool = False) -> np.ndarray:
-    """floor(fraction · total) sorted positions, by default without replacement (focalmre.md §4.3).
+    """floor(fraction · total) sorted positions, by default without replacement.
 
     Smaller fractions are prefixes of one permutation, so sets of one seed are nested.
     """
@@ -50,12 +50,12 @@ def fraction_rows(total: int, fraction: float, seed: int, replacement: bool = Fa
 
 def seed_files(run: Path, name: str) -> list[Path]:
     """`seed-N/name` of the seeds that have one, by number: seed-2 comes before seed-10."""
-    found = {
+    by_seed = {
         int(path.parent.name.removeprefix("seed-")): path
         for path in run.glob(f"seed-*/{name}")
         if re.fullmatch(r"seed--?\d+", path.parent.name)
     }
-    return [found[seed] for seed in sorted(found)]
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
@@ -68,3 +68,9 @@ def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, floa
         for name in METRICS
         if (values := [score[name] for score in scores])
     }
+
+
+def mean_and_sd(score: Mapping[str, float | None], digits: int = 2) -> str:
+    """A metric of `aggregate` as it is printed everywhere."""
+    mean, deviation = score["mean"], score["sd"]
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

@@ -8,7 +8,7 @@
     extract = Extractor.from_pretrained("runs/promu", ner="runs/twitter")   # finds the entities too
     extract("Bob in Oslo", image="17.jpg")
 
-The run behind it, and how a post becomes its inputs: `finished.py`.
+The run behind it, and how a post becomes its inputs: `finished_run.py`.
 """
 
 import tempfile
@@ -147,8 +147,8 @@ class Extractor:
     ) -> dict[int, list[Span]]:
         """Fill in `entities` of the chosen posts; returns their spans.
 
-        `score` is the probability of exactly this span and type, not calibrated; null where the
-        run's method gives none.
+        `score` is the probability of exactly this span and type, at the temperature that was fitted
+        on dev where the run has one; null where its method gives none.
         """
         spans: dict[int, list[Span]] = {}
         results = run.answers([(posts[i], None, None) for i in chosen])

@@ -4,7 +4,6 @@ Posts become rows of a task of the kind that the run was trained on, and then ta
 training and evaluation: the task's `encode`, `inputs.load_split`, `evaluate.predict`.
 """
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -17,22 +16,21 @@ import numpy as np
 from finetune import registry
 from finetune.inputs.load import InputOptions, load_split
 from finetune.predict.live_inputs import LiveInputs, check_needs, reads_captions
-from finetune.run import calibration, chain_calibration, checkpoint
+from finetune.run import calibration, chain_calibration
 from finetune.run.chain_calibration import chain_of
-from finetune.run.evaluate import pick_precision, predict, seed_directories
+from finetune.run.evaluate import pick_precision, predict
+from finetune.run.open_run import open_run
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from finetune.tasks.mnre import RelationRow
 from finetune.tasks.posts import Post, Span
 from finetune.tasks.twitter import NERRow
-from pretrain import distributed
-from pretrain.checkpoint.hub import resolve
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 2048
 """Posts, or pairs of their entities, whose pictures are decoded at a time."""
-Wanted = tuple[Post, Span | None, Span | None]
+Question = tuple[Post, Span | None, Span | None]
 """A post, and head and tail (tokens) where a relation is asked for."""
 
 
@@ -79,23 +77,19 @@ class Run:
     """One finished seed, and how its posts become inputs."""
 
     def __init__(self, source: str, live: LiveInputs, precision: str, batch_size: int) -> None:
-        self.directory = best_seed(source)
-        model = self.directory / "model" if (self.directory / "model").is_dir() else self.directory
-        self.method, self.tokenizer, self.description = checkpoint.load_method(model)
-        self.method.to(distributed.device())
-        task = self.description["task"]
-        lists = {key: tuple(task[key]) for key in ("labels", "extra_tokens")}
-        self.info = TaskInfo(task["name"], task["kind"], **lists)
+        seed = open_run(source)
+        self.directory, self.description = seed.directory, seed.description
+        self.method, self.tokenizer, self.info = seed.method, seed.tokenizer, seed.description.task
         self.live, self.batch_size = live, batch_size
         self.precision = pick_precision(precision)
-        self.inputs = check_needs(self.method, self.description["inputs"], live, source)
+        self.inputs = check_needs(self.method, seed.description.inputs, live, source)
         self.temperature = 1.0
         if self.info.kind == "relation":
-            found = calibration.of_seed(self.directory, self.info.labels)
-            if found is None:
+            fitted = calibration.of_seed(self.directory, self.info.labels)
+            if fitted is None:
                 LOG.warning("%s: no pred_dev.jsonl; probabilities are not calibrated", source)
             else:
-                self.temperature = found.temperature
+                self.temperature = fitted.temperature
         elif (chain := chain_of(self.method)) is not None:
             if (kept := chain_calibration.of_seed(self.directory)) is None:
                 LOG.warning(
@@ -105,10 +99,10 @@ class Run:
             else:
                 chain.temperature = kept.temperature
 
-    def row(self, number: int, wanted: Wanted) -> Row:
+    def row(self, number: int, question: Question) -> Row:
         """A post as a row of the run's task, its picture by its path; the label is a
         placeholder."""
-        post, head, tail = wanted
+        post, head, tail = question
         name = None if post.image is None else str(post.image)
         if self.info.kind == "relation":
             return RelationRow(
@@ -122,7 +116,7 @@ class Run:
         wants = reads_captions(self.inputs.get("captions"))
         return self.live.describe(posts) if wants else list(posts)
 
-    def answers(self, wanted: Sequence[Wanted]) -> list[tuple[Any, Any] | Bad]:
+    def answers(self, wanted: Sequence[Question]) -> list[tuple[Any, Any] | Bad]:
         """(relation, calibrated probabilities) of each post, or (tags, list of its entities'
         scores, None where the method knows none); where one cannot be read, why.
 
@@ -143,49 +137,20 @@ class Run:
                 return [Bad(reason(error, wanted[0][0]))]
             return self.answers(wanted[:half]) + self.answers(wanted[half:])
 
-    def _answers(self, wanted: Sequence[Wanted], scratch: Path) -> list[tuple[Any, Any]]:
-        rows = [self.row(number, one) for number, one in enumerate(wanted)]
-        posts, slots = [post for post, _, _ in wanted], self.method.spec.region_slots
+    def _answers(self, questions: Sequence[Question], scratch: Path) -> list[tuple[Any, Any]]:
+        rows = [self.row(number, question) for number, question in enumerate(questions)]
+        posts, slots = [post for post, _, _ in questions], self.method.spec.region_slots
         given = self.live.make(self.inputs, slots, rows, posts)
         task = posts_task(self.info, rows, scratch)
         options = InputOptions(**self.inputs, cache=scratch / "cache")
         loaded = load_split(task, "test", self.tokenizer, self.method, options, given)
-        found = predict(
+        predictions = predict(
             self.method, task, loaded, self.precision, self.batch_size, entity_scores=True
         )
-        shares: Any = found.probabilities
+        shares: Any = predictions.probabilities
         if self.info.kind == "relation":
             shares = calibration.sharpen(np.array(shares), self.temperature)
-        return list(zip(found.answers, shares, strict=True))
-
-
-def best_seed(source: str) -> Path:
-    """The seed directory of a run with the best dev F1, or the model directory itself."""
-    path = Path(source)
-    if (path / "method.json").is_file():
-        return path.parent if (path.parent / "pred_dev.jsonl").is_file() else path
-    if not path.exists():
-        try:
-            return Path(resolve(source))
-        except InputError as error:
-            raise InputError(
-                f"{source}: no such run, and no model within reach ({error})"
-            ) from None
-    found = seed_directories(path)
-    if len(found) == 1:
-        return found[0]
-    best = max(found, key=dev_f1)
-    LOG.info("%s: of %d seeds, %s has the best dev F1", source, len(found), best.name)
-    return best
-
-
-def dev_f1(seed: Path) -> float:
-    """The score that chose the seed's epoch."""
-    path = seed / "result.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["dev"]["f1"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r})") from None
+        return list(zip(predictions.answers, shares, strict=True))
 
 
 def reason(error: InputError, post: Post) -> str:

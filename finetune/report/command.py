@@ -1,19 +1,17 @@
 """Any number of runs -> one report: Markdown and a self-contained HTML page, tables and plots."""
 
 import argparse
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from finetune.protocols import seed_files
-from finetune.report import pages, sections, tables
+from finetune.report import pages, sections
 from finetune.report.pages import Section
 from finetune.report.sections import Report
-from finetune.report.tables import Results
+from finetune.run.results import Results, of_seeds, read_result
 from pretrain.tracking import read_metrics
 from shards.command import CommandParser
 from shards.files import InputError, write_json
@@ -64,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     results = {name: read_result(run) for name, run in runs.items()}
     pretraining = read_pretraining(args.pretraining) if args.pretraining else []
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    answers = {name: tables.read_predictions(run) for name, run in runs.items()}
+    answers = {name: of_seeds(run, "test") for name, run in runs.items()}
     report = Report(runs, results, answers, args.out, args.seed)
     pages.write(args.out, "Results", build(report, args, pretraining))
     print(f"{args.out}\n{args.out.with_suffix('.html')}")
@@ -127,17 +125,6 @@ def of_runs(report: Report) -> list[Section]:
 
 
 # ---- Reading -------------------------------------------------------------------------------------
-
-
-def read_result(run: Path) -> dict[str, Any]:
-    """`result.json` of a run directory."""
-    path = run / "result.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{run}: no result.json; not a finished run") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error})") from None
 
 
 def read_pretraining(run: Path) -> list[dict[str, float]]:

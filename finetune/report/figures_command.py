@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.report import figures, frequency, galleries, series, tables
+from finetune.report import figures, galleries, series, tables
+from finetune.report.papers import dgfpt
+from finetune.run.results import Predictions, of_seeds, read_result
 from shards.command import CommandParser
 from shards.files import InputError, atomic_path
 
@@ -86,26 +88,26 @@ def sample_number(args: argparse.Namespace) -> None:
     """DGF-PT, Figure 4."""
     answers, results = read_relations(args.runs)
     train = tables.train_counts(results)
-    found = frequency.binned(answers, train, frequency.edges(args.edges))
+    found = dgfpt.binned(answers, train, dgfpt.edges(args.edges))
     if not any(found.values()):
         raise InputError(f"--edges {args.edges}: test has no relation with so many training rows")
-    single = frequency.points(answers, train)
-    print("\n".join(frequency.lines(found)))
-    frequency.draw(found, single, args.out)
+    single = dgfpt.points(answers, train)
+    print("\n".join(dgfpt.lines(found)))
+    dgfpt.draw(found, single, args.out)
 
 
 def read_relations(
     runs: Sequence[Path],
-) -> tuple[dict[str, list[tables.Answers]], list[dict[str, Any]]]:
+) -> tuple[dict[str, list[Predictions]], list[dict[str, Any]]]:
     """Test answers of each run, by its name (leaky runs are called so), and its `result.json`."""
-    from finetune.report.command import read_result, run_names
+    from finetune.report.command import run_names
 
     answers, results = {}, []
     for name, run in zip(run_names(runs), runs, strict=True):
-        result, found = read_result(run), tables.read_predictions(run)
-        if result["provenance"]["kind"] != "relation" or not found:
+        result, given = read_result(run), of_seeds(run, "test")
+        if result["provenance"]["kind"] != "relation" or not given:
             raise InputError(f"{run}: no relations predicted on test (seed-*/pred_test.jsonl)")
-        answers[f"{name} (leaky)" if result["leaky"] else name] = found
+        answers[f"{name} (leaky)" if result["leaky"] else name] = given
         results.append(result)
     return answers, results
 
@@ -115,15 +117,15 @@ def read_relations(
 
 def study(args: argparse.Namespace) -> None:
     """Curves over the columns of a study's tables."""
-    found = series.read_study(args.study)
+    shown = series.read_study(args.study).tables
     if args.table:
-        titles = [table["title"] for table in found]
-        found = [table for table in found if table["title"] in args.table]
+        titles = [table["title"] for table in shown]
+        shown = [table for table in shown if table["title"] in args.table]
         if missing := set(args.table) - set(titles):
             raise InputError(
                 f"{args.study}: no table {sorted(missing)[0]!r}; there are {', '.join(titles)}"
             )
-    figures.study(found, args.out)
+    figures.study(shown, args.out)
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
     one.add_argument(
-        "--edges", default=",".join(map(str, frequency.EDGES)), metavar="A,B,…",
+        "--edges", default=",".join(map(str, dgfpt.EDGES)), metavar="A,B,…",
         help="of the bins, in training rows (default: %(default)s); to train on at most N rows of "
         "each relation: `finetune view kshot --k N --no-include-none`, then `train --view`",
     )  # fmt: skip

@@ -1,15 +1,77 @@
-"""Plots made of pictures: wrong answers, and where runs looked."""
+"""Plots made of pictures: the hardest cases of a run (the test rows where it was surest and wrong),
+and where runs looked."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from finetune import registry
 from finetune.predict.occlusion import thumbnail
+from finetune.protocols import seed_files
 from finetune.report import figures
-from finetune.report.cases import Case
 from finetune.report.figures import PAPER, SMALL
+from finetune.run.results import Predictions
+from shards.files import InputError
+
+MOST = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One wrong answer."""
+
+    row: int
+    text: str
+    gold: str
+    predicted: str
+    probability: float
+    """Of the wrong answer, in [0, 1]."""
+    picture: Path | None
+    """None: the row has none, or its file is not there any more."""
+
+
+def hardest(run: Path, result: Mapping[str, Any], most: int = MOST) -> list[Case]:
+    """Of the run's first seed, relations only; none where its data folder is gone."""
+    path = next(iter(seed_files(run, "pred_test.jsonl")), None)
+    if path is None or result["provenance"]["kind"] != "relation":
+        return []
+    given = Predictions.read(path)
+    wrong = [
+        (max(scores), row, gold, answer)
+        for row, gold, answer, scores in zip(
+            given.rows, given.gold, given.answers, given.probabilities or [], strict=False
+        )
+        if gold != answer and scores
+    ]
+    wrong.sort(key=lambda case: -case[0])
+    try:
+        task = registry.load("tasks", result["task"])(Path(result["provenance"]["config"]["data"]))
+        rows = {row.row: row for row in task.read("test")}
+    except (InputError, OSError):
+        return []
+    cases = []
+    for probability, number, gold, answer in wrong[:most]:
+        if (row := rows.get(number)) is None:  # of another version of the file
+            return []
+        picture = task.image_folder("test") / row.image_id if row.image_id else None
+        text = with_entities(row.tokens, row.head, row.tail)
+        there = picture if picture and picture.is_file() else None
+        cases.append(Case(number, text, gold, answer, probability, there))
+    return cases
+
+
+def with_entities(tokens: tuple[str, ...], head: tuple[int, int], tail: tuple[int, int]) -> str:
+    """The text, head in [brackets] and tail in (parentheses)."""
+    words = list(tokens)
+    for (start, end), (opened, closed) in ((head, "[]"), (tail, "()")):
+        words[start] = opened + words[start]
+        words[end - 1] += closed
+    return " ".join(words)
+
 
 Panel = tuple[str, Image.Image]
 """Lines above a picture, and the picture."""

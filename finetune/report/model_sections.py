@@ -12,7 +12,7 @@ from finetune import registry
 from finetune.predict.extractor import Extractor
 from finetune.predict.occlusion import thumbnail
 from finetune.report import figures, galleries
-from finetune.report.cases import with_entities
+from finetune.report.galleries import with_entities
 from finetune.report.looks import look
 from finetune.report.pages import Picture, Section
 from finetune.report.papers import promu as states

@@ -12,6 +12,8 @@ from typing import Any
 
 from finetune import registry
 from finetune.protocols import seed_files
+from finetune.run.results import Predictions, read_result
+from finetune.tasks.splits import BY_OPTION
 from shards.command import CommandParser
 from shards.files import InputError, atomic_path
 
@@ -20,8 +22,8 @@ from shards.files import InputError, atomic_path
 
 def tweets(args: argparse.Namespace) -> None:
     """DGF-PT, Figure 5."""
-    from finetune.report.command import read_result, run_names
-    from finetune.report.papers import tweets as posts
+    from finetune.report.command import run_names
+    from finetune.report.papers import dgfpt
 
     if len(args.runs) == 1 and not args.all:
         raise InputError("one run disagrees with nobody: name two or more, or give --all")
@@ -30,46 +32,40 @@ def tweets(args: argparse.Namespace) -> None:
     if len(names) > 1 or results[0]["provenance"]["kind"] != "relation":
         raise InputError("tweets: runs of one task with relations are needed")
     answers = {
-        f"{name} (leaky)" if result["leaky"] else name: read_answers(run, args.split)
+        f"{name} (leaky)" if result["leaky"] else name: first_seed(run, args.split)
         for name, run, result in zip(run_names(args.runs), args.runs, results, strict=True)
     }
-    rows = registry.load("tasks", names.pop())(args.data).read(SPLITS[args.split])
+    rows = registry.load("tasks", names.pop())(args.data).read(BY_OPTION[args.split])
     check_same_rows(answers, {row.row: row.relation for row in rows}, args)
-    said = {name: {row: pred for row, (_, pred) in some.items()} for name, some in answers.items()}
-    found = posts.tweets(rows, said)
+    said = {
+        name: dict(zip(given.rows, given.answers, strict=True)) for name, given in answers.items()
+    }
+    found = dgfpt.tweets(rows, said)
     shown = [post for post in found if args.all or post.disputed()]
     for post in shown:
-        print("\n".join(posts.lines(post)))
+        print("\n".join(dgfpt.post_lines(post)))
     print(
         f"{len(shown)} of {len(found)} posts"
         + ("" if args.all else ": those on which the runs disagree")
     )
 
 
-SPLITS = {"dev": "val", "test": "test"}
-"""Splits that every training answers -> their names in a task."""
-
-
-def read_answers(run: Path, split: str) -> dict[int, tuple[str, str]]:
-    """Row -> (gold, answer) of the run's first seed."""
+def first_seed(run: Path, split: str) -> Predictions:
+    """What the run's first seed answered."""
     path = next(iter(seed_files(run, f"pred_{split}.jsonl")), None)
     if path is None:
         raise InputError(f"{run}: no seed-*/pred_{split}.jsonl in it")
-    try:
-        records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        return {record["row"]: (record["gold"], record["pred"]) for record in records}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r})") from None
+    return Predictions.read(path)
 
 
 def check_same_rows(
-    answers: Mapping[str, Mapping[int, tuple[str, str]]],
+    answers: Mapping[str, Predictions],
     gold: Mapping[int, str],
     args: argparse.Namespace,
 ) -> None:
     """Refuse predictions of other rows than the folder's."""
-    for name, some in answers.items():
-        if {row: right for row, (right, _) in some.items()} != gold:
+    for name, given in answers.items():
+        if dict(zip(given.rows, given.gold, strict=True)) != gold:
             raise InputError(f"{name}: answered other rows than {args.split} of {args.data}")
 
 
@@ -78,29 +74,16 @@ def check_same_rows(
 
 def gates(args: argparse.Namespace) -> None:
     """DGF-PT, equations 4 to 7, best with a view of `finetune view align-noise`."""
-    from finetune.config import cache_directory, split_paths
-    from finetune.inputs.load import InputOptions, load_split, read_views
-    from finetune.predict.finished_run import best_seed
-    from finetune.report.papers.dgfpt import NUMBERS, summary
-    from finetune.report.papers.dgfpt import gates as read
-    from finetune.run import checkpoint
-    from finetune.run.evaluate import check_labels, pick_precision
-    from pretrain import distributed
+    from finetune.report.papers.dgfpt_gates import NUMBERS, summary
+    from finetune.report.papers.dgfpt_gates import gates as read
+    from finetune.run.evaluate import pick_precision, views_of
+    from finetune.run.open_run import open_run
 
-    views = read_views(split_paths(args.view))
-    split = SPLITS[args.split]
-    if views and split not in views:
-        raise InputError(f"--view {args.view}: made for {', '.join(views)}, not for {split}")
-    directory = best_seed(str(args.run))
-    model = directory / "model" if (directory / "model").is_dir() else directory
-    method, tokenizer, description = checkpoint.load_method(model)
-    task = registry.load("tasks", description["task"]["name"])(args.data)
-    check_labels(task, description["task"]["labels"], str(args.data))
-    cache = cache_directory(None, directory.parent)
-    options = InputOptions(**description["inputs"], cache=cache, views=views)
-    loaded = load_split(task, split, tokenizer, method, options)
-    method.to(distributed.device())
-    records = read(method, task.info, loaded, pick_precision("auto"))
+    split = BY_OPTION[args.split]
+    views = views_of(args.view, split)
+    seed = open_run(args.run)
+    task, loaded = seed.load(args.data, split, views=views)
+    records = read(seed.method, task.info, loaded, pick_precision("auto"))
     touched = {row for view in views.get(split, ()) for row in view.changes}
     with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in records:
@@ -116,7 +99,7 @@ def gates(args: argparse.Namespace) -> None:
 
 def line(name: str, means: Mapping[str, Any]) -> str:
     """Means of a set of rows."""
-    from finetune.report.papers.dgfpt import NUMBERS
+    from finetune.report.papers.dgfpt_gates import NUMBERS
 
     values = "  ".join(f"{means[key]:7.4f}" for key in NUMBERS)
     return f"{means['rows']:>6}  {values}  {name}"
@@ -153,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run_kind=gates)
     for one in kinds.choices.values():
         one.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-        one.add_argument("--split", choices=tuple(SPLITS), default="test")
+        one.add_argument("--split", choices=("dev", "test"), default="test")
     return whole
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.protocols import PROTOCOLS, seed_files
-from finetune.report import cases, figures, galleries, series, tables
+from finetune.report import figures, galleries, series, tables
 from finetune.report.pages import Picture, Section, Table
-from finetune.report.tables import Answers, Results
 from finetune.run import calibration
+from finetune.run.results import Predictions, Results
 from finetune.tasks.metrics import NO_RELATION
 
 Lines = Sequence[Mapping[str, float]]
@@ -22,7 +22,7 @@ class Report:
 
     runs: Mapping[str, Path]
     results: Results
-    answers: Mapping[str, Sequence[Answers]]
+    answers: Mapping[str, Sequence[Predictions]]
     """Run -> test answers of each seed."""
     out: Path
     """The Markdown file; figures lie beside it."""
@@ -152,15 +152,14 @@ def studies(report: Report, paths: Sequence[Path]) -> list[Section]:
     """The curves of `study.json` files."""
     sections = []
     for number, path in enumerate(paths):
-        curves, png = series.read_study(path), report.figure(f"study{number + 1}")
-        figures.study(curves, png)
-        name, seeds = series.name_of_study(path)
+        study, png = series.read_study(path), report.figure(f"study{number + 1}")
+        figures.study(study.tables, png)
         picture = Picture(
             png,
-            f"Curves of the study {name}: {', '.join(table['title'] for table in curves)}",
-            f"Test F1 (dev where there is no test), seeds {seeds}; {CHOICE}.",
+            f"Curves of the study {study.name}: {', '.join(one['title'] for one in study.tables)}",
+            f"Test F1 (dev where there is no test), seeds {study.seeds}; {CHOICE}.",
         )
-        sections.append(Section(f"Study: {name}", f"From {path}.", [], [picture]))
+        sections.append(Section(f"Study: {study.name}", f"From {path}.", [], [picture]))
     return sections
 
 
@@ -235,7 +234,7 @@ def relations(report: Report, task: str) -> list[Section]:
     matrix = report.figure(f"{task}_confusion")
     gold, predicted = (
         [label for seed in answers[best] for label in getattr(seed, side)]
-        for side in ("gold", "predicted")
+        for side in ("gold", "answers")
     )
     figures.confusion(gold, predicted, matrix)
     caption = f"{best}: test rows of each relation (all seeds), by what was predicted. {protocol}"
@@ -243,7 +242,7 @@ def relations(report: Report, task: str) -> list[Section]:
     note = f"The run with the best dev F1, {best}."
     confused = Picture(matrix, alt, caption)
     sections.append(Section(f"What is confused in {task}", note, [], [confused]))
-    if hard := cases.hardest(report.runs[best], report.results[best]):
+    if hard := galleries.hardest(report.runs[best], report.results[best]):
         wrong = report.figure(f"{task}_cases")
         galleries.cases(hard, wrong)
         caption = f"Test rows where {best} (first seed) was surest and wrong. {protocol}"

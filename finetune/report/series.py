@@ -1,4 +1,5 @@
-"""F1 over something that changes: columns of a study, shares of labels, strengths of a view.
+"""F1 over something that changes: columns of a study, shares of labels, strengths of a view; and
+which runs make a line of such a curve: the same in all but what its columns stand for.
 
 A series is what `figures.study` draws: `title`; `columns`; `axis`, the numbers that the columns
 are, or None; `runs`, run -> column -> (mean, deviation or None) in percent.
@@ -6,12 +7,14 @@ are, or None; `runs`, run -> column -> (mean, deviation or None) in percent.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from finetune.report.lines import Line, identity, lines, percent, shares_of_train
-from finetune.report.tables import Results
+from finetune.config import EngineConfig, OptimConfig, TrainConfig
+from finetune.run.results import Results
+from finetune.tasks.reading import checked, read_object
 from shards.files import InputError
 
 Series = Mapping[str, Any]
@@ -23,35 +26,61 @@ NOISE = ("align-noise", "aug-noise")
 """Tools whose views spoil a share; the others keep one."""
 
 
-def read_study(path: Path) -> list[Series]:
+Line = Mapping[Any, Mapping[str, float | None]]
+"""Column -> F1."""
+FREE = {"seeds", "out", "cache", "sweep"}
+"""Settings that are no difference between runs."""
+LENGTH = {f"optim.{name}" for name in ("epochs", "min_steps", "evaluate_every", "patience")}
+"""How long a run trains, and how often it looks at dev: with few rows an epoch is a few steps, and
+nobody gives all shares the same number of them."""
+DEFAULTS = {
+    section + option.name: option.default
+    for section, options in (("", TrainConfig), ("optim.", OptimConfig), ("engine.", EngineConfig))
+    for option in fields(options)
+}
+"""What an option was in runs that are older than it."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A `study.json`."""
+
+    name: str
+    seeds: str
+    tables: Sequence[Series]
+
+
+def read_study(path: Path) -> Study:
     """`study.json` as `figures.study` draws it: a table each, test F1 or dev's without test; leaky
-    cells are a table of their own, as in the study's own pages."""
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        found: dict[tuple[str, bool], dict[str, Any]] = {}
-        for cell in cells:
-            name, leaky = cell["table"], bool(cell.get("leaky"))
-            title = f"{name}: leaky inputs" if leaky else name
-            table = found.setdefault((name, leaky), {"title": title, "columns": [], "runs": {}})
-            if cell["column"] not in table["columns"]:
-                table["columns"].append(cell["column"])
-            f1 = (cell["test"] or cell["dev"])["f1"]
-            table["runs"].setdefault(cell["run"], {})[cell["column"]] = f1["mean"], f1["sd"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; `python -m finetune study` writes it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the study.json of a study ({error!r})") from None
-    if not found:
+    cells are a table of their own, as in the study's own pages.
+
+    Raises:
+        InputError: no such file, or damaged; names file and key.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `python -m finetune study` writes it")
+    remedy = "give the command of the study again: it writes it of the finished runs"
+    content = read_object(path, {"cells": list[dict]}, remedy)
+    tables: dict[tuple[str, bool], dict[str, Any]] = {}
+    for cell in content["cells"]:
+        try:
+            checked(cell, {"table": str, "run": str, "column": str}, f"{path}: cells")
+            score = cell.get("test") or cell.get("dev")
+            f1 = checked(score, {"f1": {"mean": float, "sd": float | None}}, f"{path}: cells")["f1"]
+        except InputError as error:
+            raise InputError(f"{error}: damaged; {remedy}") from None
+        name, leaky = cell["table"], bool(cell.get("leaky"))
+        title = f"{name}: leaky inputs" if leaky else name
+        table = tables.setdefault((name, leaky), {"title": title, "columns": [], "runs": {}})
+        if cell["column"] not in table["columns"]:
+            table["columns"].append(cell["column"])
+        table["runs"].setdefault(cell["run"], {})[cell["column"]] = f1["mean"], f1["sd"]
+    if not tables:
         raise InputError(f"{path}: a study without cells")
-    for table in found.values():
+    for table in tables.values():
         table["axis"] = numbers(table["columns"])
-    return list(found.values())
-
-
-def name_of_study(path: Path) -> tuple[str, str]:
-    """What a `study.json` that can be read is called, and its seeds."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return str(content.get("study", path.parent.name)), str(content.get("seeds", "unknown"))
+    name = str(content.get("study", path.parent.name))
+    return Study(name, str(content.get("seeds", "unknown")), list(tables.values()))
 
 
 def numbers(columns: Sequence[str]) -> list[float] | None:
@@ -144,3 +173,89 @@ def named(found: Mapping[tuple[str, ...], Line]) -> dict[str, dict[Any, tuple]]:
 def first(params: Mapping[str, Any]) -> Any:
     """Of a dictionary's values."""
     return next(iter(params.values()))
+
+
+# ---- Runs that make a line -----------------------------------------------------------------------
+
+
+def lines(
+    runs: Iterable[tuple[str, Mapping[str, Any], Any]], varies: str
+) -> dict[tuple[str, ...], Line]:
+    """Name of each line -> its columns.
+
+    Runs of other settings never share a line, and a second run of one line and column begins one of
+    its own; where that gives several of one name, each is also called after its first run.
+
+    Args:
+        runs: name, `result.json` and column of each.
+        varies: the setting that the columns stand for, in which the runs of a line differ.
+    """
+    found: dict[Any, tuple[str, dict[Any, Any]]] = {}
+    for name, result, column in runs:
+        line = (*identity(result, varies), "")
+        if line in found and column in found[line][1]:
+            line = (*line[:2], name)
+        found.setdefault(line, (name, {}))[1][column] = best_f1(result)
+    named = {}
+    for (key, settings, again), (first, columns) in found.items():
+        alone = all(other == settings for same, other, _ in found if same == key)
+        more = again or ("" if alone else first)
+        named[(*key, more) if more else key] = columns
+    return named
+
+
+def identity(result: Mapping[str, Any], varies: str) -> tuple[tuple[str, ...], str]:
+    """What a line is called after, and all settings in which its runs agree."""
+    config = result["provenance"]["config"]
+    key = [result["task"], result["method"], f"from {start_of(result)}"]
+    key += [f"images {result['images']}"] * (result["images"] != "required")
+    if varies != "fraction" and config["fraction"] != 1:
+        key.append(f"{percent(config['fraction'])} of train")
+    free = FREE | LENGTH | {varies}
+    agreed = {n: value for n, value in flat(config) if n not in free and value != DEFAULTS.get(n)}
+    return tuple(key), json.dumps(agreed, sort_keys=True)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings with their sections before a dot, as on the command line."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def shares_of_train(
+    results: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[tuple[str, ...], Line], list[float]]:
+    """Line -> share of train -> F1, and the shares; nothing where there is but one share.
+
+    Runs under views are left out: they differ in more.
+    """
+    plain = [
+        (name, result, result["provenance"]["config"]["fraction"])
+        for name, result in results.items()
+        if not result["views"]
+    ]
+    shares = sorted({share for _, _, share in plain})
+    return (lines(plain, "fraction"), shares) if len(shares) > 1 else ({}, [])
+
+
+def start_of(result: Mapping[str, Any]) -> str:
+    """The weights that a run began with, by their folder (`model` is every run's: then its
+    parent's too)."""
+    config = result["provenance"]["config"]
+    if config["architecture"]:
+        return "random weights"
+    path = Path(config["init"])
+    return f"{path.parent.name}/model" if path.name == "model" else path.name
+
+
+def best_f1(result: Mapping[str, Any]) -> Mapping[str, float | None]:
+    """Of test, or of dev where there is none."""
+    return (result["test"] or result["dev"])["f1"]
+
+
+def percent(share: float) -> str:
+    """0.1 -> 10 %"""
+    return f"{100 * share:g} %"

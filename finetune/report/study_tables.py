@@ -5,15 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.protocols import mean_and_sd
 from finetune.report import pages
+from finetune.report.series import best_f1
 from shards.files import write_json
-
-
-def figure(result: Mapping[str, Any]) -> str:
-    """Test F1, or dev's where there is no test split: mean ± sd over seeds."""
-    scores = result["test"] or result["dev"]
-    mean, sd = scores["f1"]["mean"], scores["f1"]["sd"]
-    return f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
 
 
 def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
@@ -26,7 +21,7 @@ def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
         line = [run]
         for column in columns:
             result = cells.get((run, column))
-            line += [figure(result) if result else "–"]
+            line += [mean_and_sd(best_f1(result), 1) if result else "–"]
             line += costs(result) if result and costly else []  # then it is the only column
         rows.append(line)
     head = ["run", *columns] + (["s/epoch", "parameters"] if costly else [])

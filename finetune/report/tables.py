@@ -3,41 +3,29 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.protocols import METRICS, seed_files
+from finetune.protocols import METRICS, mean_and_sd
 from finetune.report import pages, published
-from finetune.report.lines import best_f1, percent, shares_of_train, start_of
+from finetune.report.series import best_f1, percent, shares_of_train, start_of
+from finetune.run.results import Predictions, Results
 from finetune.tasks import metrics
 from shards.files import InputError
 
-Results = Mapping[str, Mapping[str, Any]]
-"""Run name -> content of its `result.json`."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A prediction file."""
-
-    gold: list[Any]
-    predicted: list[Any]
-
-
-def read_predictions(run: Path) -> list[Answers]:
-    """`pred_test.jsonl` of each seed that has one."""
-    found = []
-    for path in seed_files(run, "pred_test.jsonl"):
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found.append(Answers([r["gold"] for r in records], [r["pred"] for r in records]))
-    return found
+FIELDS = {
+    "regions": {"region_boxes", "region_pixels", "region_features"},
+    "captions": None,
+    "types": {"entity_types"},
+}
+"""Option -> fields of a batch of which one was loaded where it was used; None: every method does,
+some by more text."""
 
 
 def main_table(
-    results: Results, answers: Mapping[str, Sequence[Answers]], seed: int
+    results: Results, answers: Mapping[str, Sequence[Predictions]], seed: int
 ) -> pages.Table:
     """One run a row; `seed` draws the bootstrap."""
     head = ["run", "task", "method", "start", "images", "labels", "seeds", "dev F1"]
@@ -47,7 +35,7 @@ def main_table(
         config, test = result["provenance"]["config"], result["test"]
         cells = ["–"] * len(METRICS)
         if test is not None:
-            cells = [figure(test[metric]) for metric in METRICS]
+            cells = [mean_and_sd(test[metric]) for metric in METRICS]
             if answers[name]:
                 cells[0] += interval(result["provenance"]["kind"], answers[name], seed)
         rows.append(
@@ -59,17 +47,17 @@ def main_table(
                 result["images"],
                 percent(config["fraction"]) + (" bootstrap" if config.get("bootstrap") else ""),
                 str(len(result["per_seed"])),
-                figure(result["dev"]["f1"]),
+                mean_and_sd(result["dev"]["f1"]),
                 *cells,
             ]
         )
     return pages.Table(head, rows, numeric=7)
 
 
-def interval(kind: str, answers: Sequence[Answers], seed: int) -> str:
+def interval(kind: str, answers: Sequence[Predictions], seed: int) -> str:
     """` [low, high]`: bootstrap over rows, all seeds together."""
     count = metrics.relation_counts if kind == "relation" else metrics.entity_counts
-    counts = np.sum([count(a.gold, a.predicted) for a in answers], axis=0)
+    counts = np.sum([count(a.gold, a.answers) for a in answers], axis=0)
     low, high = metrics.bootstrap_interval(counts, seed=seed)
     return f" [{low:.1f}, {high:.1f}]"
 
@@ -78,7 +66,7 @@ def fraction_table(results: Results) -> pages.Table | None:
     """Runs that differ in the share of labels, and at most in how long they train, side by side."""
     lines, shares = shares_of_train(results)
     rows = [
-        [", ".join(key), *(figure(found[s]) if s in found else "–" for s in shares)]
+        [", ".join(key), *(mean_and_sd(found[s]) if s in found else "–" for s in shares)]
         for key, found in lines.items()
     ]
     return pages.Table(["runs", *map(percent, shares)], rows, numeric=1) if rows else None
@@ -88,12 +76,14 @@ def audit_table(results: Results) -> pages.Table:
     """What each run's inputs tell about the label by their mere presence and number."""
     rows = []
     for name, result in results.items():
-        for found in result["provenance"]["audit"]:
-            figures = [found["majority_accuracy"], *map(found["look_up"].get, ("accuracy", "f1"))]
-            tells = "*tells the label*" if found["verdict"] == "flagged" else "nothing"
-            rows.append([name, found["feature"], *(f"{value:.1f}" for value in figures), tells])
+        for audit in result["provenance"]["audit"]:
+            figures = [audit["majority_accuracy"], *map(audit["look_up"].get, ("accuracy", "f1"))]
+            tells = "*tells the label*" if audit["verdict"] == "flagged" else "nothing"
+            rows.append([name, audit["feature"], *(f"{value:.1f}" for value in figures), tells])
         if not result["provenance"]["audit"]:
-            rows.append([name, "none beside the text", "–", "–", "–", "–"])
+            seen = reads(result).replace("text only", "none beside the text")
+            unasked = seen != "none beside the text"
+            rows.append([name, seen, "–", "–", "–", "not audited" if unasked else "–"])
     head = ["run", "input", "majority acc.", "look-up acc.", "look-up F1", "it tells"]
     return pages.Table(head, rows, numeric=2)
 
@@ -106,7 +96,7 @@ def view_table(results: Results) -> pages.Table | None:
             view["split"],
             view.get("tool", "?"),
             ", ".join(f"{k} {v}" for k, v in view.get("params", {}).items() if v is not None),
-            figure(best_f1(result)),
+            mean_and_sd(best_f1(result)),
         ]
         for name, result in results.items()
         for view in result["views"]
@@ -115,24 +105,26 @@ def view_table(results: Results) -> pages.Table | None:
     return pages.Table(head, rows, numeric=4) if rows else None
 
 
-def relation_f1(answers: Mapping[str, Sequence[Answers]]) -> dict[str, dict[str, dict[str, float]]]:
+def relation_f1(
+    answers: Mapping[str, Sequence[Predictions]],
+) -> dict[str, dict[str, dict[str, float]]]:
     """Run -> relation -> `f1` (percent, mean over seeds) and `support`.
 
     Raises:
         InputError: the runs were tested on different rows.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, some in answers.items():
-        seeds = [metrics.relation_scores_by_label(a.gold, a.predicted) for a in some]
-        found[name] = {
+    by_run: dict[str, dict[str, dict[str, float]]] = {}
+    for name, of_seeds in answers.items():
+        seeds = [metrics.relation_scores_by_label(a.gold, a.answers) for a in of_seeds]
+        by_run[name] = {
             label: {"f1": mean([seed[label]["f1"] for seed in seeds]), "support": scores["support"]}
             for label, scores in seeds[0].items()
         }
-    supports = {name: {k: v["support"] for k, v in run.items()} for name, run in found.items()}
+    supports = {name: {k: v["support"] for k, v in run.items()} for name, run in by_run.items()}
     for name, support in supports.items():
         if support != next(iter(supports.values())):
             raise InputError(f"{name}: was tested on other rows than {next(iter(supports))}")
-    return found
+    return by_run
 
 
 def mean(values: Sequence[float]) -> float:
@@ -146,7 +138,7 @@ def train_counts(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return first["train_counts"]
 
 
-def relation_tables(results: Results, answers: Mapping[str, Sequence[Answers]]) -> list[Any]:
+def relation_tables(results: Results, answers: Mapping[str, Sequence[Predictions]]) -> list[Any]:
     """F1 of each relation, macro F1, and F1 by how often train has the relation."""
     by_label = relation_f1(answers)
     train = train_counts([results[name] for name in answers])
@@ -157,7 +149,7 @@ def relation_tables(results: Results, answers: Mapping[str, Sequence[Answers]]) 
         return [name, *(known or ("", "")), *(f"{value:.2f}" for value in values)]
 
     def over_labels(average: Any) -> Any:
-        return lambda a: average(metrics.relation_scores_by_label(a.gold, a.predicted))
+        return lambda a: average(metrics.relation_scores_by_label(a.gold, a.answers))
 
     rows = [
         [label, str(train.get(label, 0)), str(int(scores["support"]))]
@@ -169,8 +161,8 @@ def relation_tables(results: Results, answers: Mapping[str, Sequence[Answers]]) 
         line("weighted F1", over_labels(metrics.weighted_f1)),
     ]
 
-    def binned(a: Answers) -> Any:
-        return metrics.scores_by_frequency(a.gold, a.predicted, train)
+    def binned(a: Predictions) -> Any:
+        return metrics.scores_by_frequency(a.gold, a.answers, train)
 
     bins = [
         [label, str(int(scores["support"]))]
@@ -192,7 +184,7 @@ def published_table(task: str, results: Results) -> pages.Table | None:
     rows = []
     for name, result in ours.items():
         if on_published_rows(task, result) and result["test"] is not None:
-            test = [figure(result["test"][metric]) for metric in ("precision", "recall", "f1")]
+            test = [mean_and_sd(result["test"][metric]) for metric in ("precision", "recall", "f1")]
             tells = "inputs that tell the label: *leaky*" if result["leaky"] else reads(result)
             rows.append([result["method"], *test, f"this report, {name}", tells])
     rows += [
@@ -215,12 +207,19 @@ def on_published_rows(task: str, result: Mapping[str, Any]) -> bool:
 
 def reads(result: Mapping[str, Any]) -> str:
     """What a run's method saw beside the text, in words."""
-    config = result["provenance"]["config"]
+    config, fields = result["provenance"]["config"], fields_read(result["per_seed"][0])
     seen = {"required": ["picture"], "blank": ["blank pictures"], "none": []}[result["images"]]
     for name in ("regions", "captions", "types"):
-        if (value := config.get(name)) not in (None, "none"):
+        loaded = fields is None or FIELDS[name] is None or bool(fields & FIELDS[name])
+        if loaded and (value := config.get(name)) not in (None, "none"):
             seen.append(f"{name} ({Path(value).name})")
     return ", ".join(seen) or "text only"
+
+
+def fields_read(seed: Mapping[str, Any]) -> set[str] | None:
+    """The fields of a batch that a seed's rows came with; None: older runs did not record them."""
+    reads = seed.get("reads")
+    return {*reads["columns"], *reads["pictures"]} if reads else None
 
 
 def protocol_table(results: Results) -> pages.Table:
@@ -250,9 +249,3 @@ def protocol_table(results: Results) -> pages.Table:
     head = ["run", "protocol", "data", "inputs' hash", "reads beside the text", "seeds"]
     head += ["chosen epoch", "rows", "steps", "parameters", "seconds", "on"]
     return pages.Table(head, rows, numeric=7)
-
-
-def figure(value: Mapping[str, float | None]) -> str:
-    """mean ± sd with two decimals."""
-    deviation = "" if value["sd"] is None else f" ± {value['sd']:.2f}"
-    return f"{value['mean']:.2f}{deviation}"

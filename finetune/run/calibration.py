@@ -5,20 +5,24 @@ right answers. A finished seed holds `pred_dev.jsonl` with the probability of ev
 is z up to a constant of the row, so neither model nor data are needed to fit.
 """
 
+import contextlib
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar, get_type_hints
 
 import numpy as np
 
+from finetune.run.results import AGAIN, Predictions
+from finetune.tasks.reading import read_object
 from shards.files import InputError, write_json
 
 FILE = "calibration.json"
 SMALLEST = 5e-6
 """`pred_dev.jsonl` has five decimals: what is written as 0 is at most this."""
 COOLEST, HOTTEST = 0.05, 20.0
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,27 @@ def read_answers(path: Path, labels: Sequence[str]) -> tuple[np.ndarray, np.ndar
     Raises:
         InputError: the file is damaged, or of other labels.
     """
+    predictions = Predictions.read(path)
+    if len(predictions) < 2 or predictions.probabilities is None:
+        return None
+    if foreign := set(predictions.gold) - set(labels):
+        raise InputError(f"{path}: {min(foreign)!r} is none of the run's labels; damaged; {AGAIN}")
+    if any(len(scores) != len(labels) for scores in predictions.probabilities):
+        raise InputError(f"{path}: not {len(labels)} scores in each line; damaged; {AGAIN}")
     number = {label: i for i, label in enumerate(labels)}
-    try:
-        records = [json.loads(line) for line in path.read_bytes().splitlines()]
-        if len(records) < 2 or "scores" not in records[0]:
-            return None
-        scores = np.array([record["scores"] for record in records], dtype=np.float64)
-        return scores, np.array([number[record["gold"]] for record in records])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r})") from None
+    scores = np.array(predictions.probabilities, dtype=np.float64)
+    return scores, np.array([number[label] for label in predictions.gold])
+
+
+def read_kept(path: Path, form: type[Kept], source: str) -> Kept | None:
+    """A `calibration.json`; None where it was fitted on another `pred_dev.jsonl`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    hints = get_type_hints(form)
+    content = read_object(path, hints, "remove it: it is fitted again")
+    return form(**{key: content[key] for key in hints}) if content["source"] == source else None
 
 
 def of_seed(directory: Path, labels: Sequence[str]) -> Calibration | None:
@@ -131,19 +147,12 @@ def of_seed(directory: Path, labels: Sequence[str]) -> Calibration | None:
         return None
     content = predictions.read_bytes()
     source = hashlib.sha256(content).hexdigest()
-    if path.is_file():
-        try:
-            kept = Calibration(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error}); remove it") from None
-        if kept.source == source:
-            return kept
-    read = read_answers(predictions, labels)
-    if read is None:
+    if path.is_file() and (kept := read_kept(path, Calibration, source)) is not None:
+        return kept
+    answers = read_answers(predictions, labels)
+    if answers is None:
         return None
-    found = calibrate(*read, source)
-    try:
-        write_json(path, asdict(found))
-    except OSError:  # somebody else's run: fit again next time
-        return found
-    return found
+    fitted = calibrate(*answers, source)
+    with contextlib.suppress(OSError):  # somebody else's run: fit again next time
+        write_json(path, asdict(fitted))
+    return fitted

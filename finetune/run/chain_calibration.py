@@ -7,7 +7,6 @@ temperature is found when training reads dev for the last time.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune.methods.crf import LinearChainCRF
-from finetune.run.calibration import COOLEST, FILE, HOTTEST
+from finetune.run.calibration import COOLEST, FILE, HOTTEST, read_kept
 from pretrain import distributed
-from shards.files import InputError, write_json
+from shards.files import write_json
 
 Asked = tuple[Tensor, Tensor, Tensor]
 """Emissions, tags and mask of a batch, as `LinearChainCRF.log_likelihood` takes them."""
@@ -136,11 +135,7 @@ def of_seed(directory: Path) -> ChainCalibration | None:
     path = directory / FILE
     if not path.is_file() or not (directory / "pred_dev.jsonl").is_file():
         return None
-    try:
-        kept = ChainCalibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it") from None
-    return kept if kept.source == digest(directory) else None
+    return read_kept(path, ChainCalibration, digest(directory))
 
 
 def digest(directory: Path) -> str:

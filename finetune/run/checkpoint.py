@@ -1,4 +1,4 @@
-"""A fine-tuned method on disk: a model directory (DESIGN.md §4.4) and three files more.
+"""A fine-tuned method on disk: a model directory and three files more.
 
 config.json model.safetensors tokenizer …   the encoder: a valid `--init` for another run
 head.safetensors                            every tensor outside the encoder
@@ -6,24 +6,48 @@ method.json                                 method, its settings, the task, how 
 labels.json                                 label -> id
 """
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from finetune import registry
+from finetune.config import TrainConfig
 from finetune.methods.base import Method, Source
 from finetune.methods.profiles import in_present_names
 from finetune.tasks.base import TaskInfo
-from pretrain.checkpoint.hub import load_strictly, save_directory, save_model_directory
+from finetune.tasks.reading import checked, read_object
+from pretrain.checkpoint.card import card as card_of
+from pretrain.checkpoint.card import hardware, table
+from pretrain.checkpoint.hub import digest, load_strictly, save_directory, save_model_directory
+from pretrain.checkpoint.strict import check_values, member
 from pretrain.model.fusion_encoder import FusionEncoder
-from shards.files import InputError
+from shards.files import InputError, write_json
 
 FORMAT_VERSION = 1
+HEAD_NAME = "head.safetensors"
+TOKENIZER_NAMES = ("tokenizer.json", "vocab.txt")
+INPUTS = {"images": Literal["required", "blank", "none"], "max_length": int}
+OPTIONAL_INPUTS = {"regions": str | None, "captions": str | None, "types": str | None}
+"""Of `InputOptions.remembered`; what came later is missing in old runs."""
+REMEDY = "take a copy of the run, or train it again"
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of `method.json`."""
+
+    method: str
+    """Its registered name."""
+    config: Any
+    """The method's `Config`."""
+    task: TaskInfo
+    inputs: dict[str, Any]
+    """The options of `InputOptions` with which the weights were trained."""
 
 
 def save_method(
@@ -44,13 +68,6 @@ def save_method(
         inputs: the options of `InputOptions` with which the weights were trained.
         card: README.md.
     """
-    description = {
-        "format": FORMAT_VERSION,
-        "method": name,
-        "config": asdict(config),
-        "task": asdict(task),
-        "inputs": inputs,
-    }
     head = {
         key: value.detach().cpu().contiguous()
         for key, value in method.state_dict().items()
@@ -59,9 +76,17 @@ def save_method(
 
     def write(folder: Path) -> None:
         _save_encoder(folder, method, tokenizer, card)
-        save_file(head, folder / "head.safetensors", metadata={"format": "pt"})
-        _write(folder / "method.json", description)
-        _write(folder / "labels.json", {label: i for i, label in enumerate(task.labels)})
+        save_file(head, folder / HEAD_NAME, metadata={"format": "pt"})
+        description = {
+            "format": FORMAT_VERSION,
+            "method": name,
+            "config": asdict(config),
+            "task": asdict(task),
+            "inputs": inputs,
+            "tokenizer": _tokenizer_hashes(folder),
+        }
+        write_json(folder / "method.json", description)
+        write_json(folder / "labels.json", {label: i for i, label in enumerate(task.labels)})
         for path in folder.iterdir():  # safetensors writes for the owner alone
             path.chmod(0o644)
 
@@ -84,43 +109,114 @@ def _save_encoder(directory: Path, method: Method, tokenizer: Any, card: str) ->
         (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def load_method(directory: Path) -> tuple[Method, Any, dict[str, Any]]:
+def _tokenizer_hashes(directory: Path) -> dict[str, str]:
+    paths = (directory / name for name in TOKENIZER_NAMES)
+    return {path.name: digest(path) for path in paths if path.is_file()}
+
+
+def load_method(directory: Path) -> tuple[Method, Any, Description]:
     """A trained method in eval mode, its tokenizer, and the content of `method.json`.
 
     Raises:
         InputError: no such directory, a damaged file, or tensors that do not fit.
     """
+    described = read_description(directory)
+    method_class = registry.load("methods", described.method)
+    source = Source(str(directory), finished=True)
+    method, tokenizer = method_class.build(described.config, described.task, source)
+    built = method.state_dict()
+    encoder = {key: tensor for key, tensor in built.items() if key.startswith("encoder.")}
+    load_strictly(method, encoder | _read_head(directory, built), str(directory))
+    return method.eval(), tokenizer, described
+
+
+def read_description(directory: Path) -> Description:
+    """`method.json`, every value checked.
+
+    Raises:
+        InputError: none there, or damaged: a setting, label or option that cannot be; another
+            tokenizer than the one it was saved with.
+    """
     path = directory / "method.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: no method.json; not the model of a finished run")
+    task = {"name": str, "kind": str, "labels": list[str], "extra_tokens": list[str]}
+    expected = {"method": str, "config": dict, "task": task, "inputs": INPUTS}
+    content = read_object(path, expected, REMEDY)
+    if content.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+        raise InputError(f"{path}: of format {content['format']}; this code reads {FORMAT_VERSION}")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        method_class = registry.load("methods", description["method"])
-        config = method_class.Config(**in_present_names(method_class.Config, description["config"]))
-        fields = description["task"]
-        lists = {key: tuple(fields[key]) for key in ("labels", "extra_tokens")}
-        task = TaskInfo(fields["name"], fields["kind"], **lists)
-    except FileNotFoundError:
-        raise InputError(f"{directory}: no method.json; not the model of a finished run") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error!r})") from None
-    method, tokenizer = method_class.build(config, task, Source(str(directory), finished=True))
-    load_strictly(method, _encoder_state(method) | _read_head(directory), str(directory))
-    return method.eval(), tokenizer, description
+        inputs, info = content["inputs"], TaskInfo(**_as_tuples(content["task"]))
+        checked({**dict.fromkeys(OPTIONAL_INPUTS), **inputs}, OPTIONAL_INPUTS, "inputs")
+        if not info.labels or len(set(info.labels)) < len(info.labels):
+            raise InputError("task: labels: none, or one of them twice")
+        if unknown := inputs.keys() - {*INPUTS, *OPTIONAL_INPUTS, "max_caption_length"}:
+            raise InputError(f"inputs: {min(unknown)} is unknown")
+        config = _settings(registry.load("methods", content["method"]).Config, content["config"])
+        if info.kind not in registry.load("methods", content["method"]).kinds:
+            raise InputError(f"{content['method']} does no tasks of kind {info.kind!r}")
+        registry.load("tasks", info.name)
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}: damaged; {REMEDY}") from None
+    for name, saved in checked(content.get("tokenizer", {}), dict, str(path)).items():
+        if _tokenizer_hashes(directory).get(name) != saved:
+            raise InputError(
+                f"{directory / name}: not the tokenizer that the model was saved with; {REMEDY}"
+            )
+    return Description(content["method"], config, info, inputs)
 
 
-def _encoder_state(method: Method) -> dict[str, torch.Tensor]:
-    state = method.state_dict()
-    return {key: value for key, value in state.items() if key.startswith("encoder.")}
+def _as_tuples(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
 
 
-def _read_head(directory: Path) -> dict[str, torch.Tensor]:
-    path = directory / "head.safetensors"
+def _settings(config_class: type, content: Mapping[str, Any]) -> Any:
+    """A method's `Config` of its JSON form; settings that came later have their defaults."""
+    content, hints = in_present_names(config_class, content), get_type_hints(config_class)
+    for key, value in content.items():
+        checked(value, hints.get(key, Any), f"config: {key}")
+    return config_class(**_as_tuples(content))
+
+
+def _read_head(directory: Path, built: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`head.safetensors`: finite floats; BatchNorm's counters are whole numbers as `built`."""
     try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing") from None
+        path = member(directory, HEAD_NAME)
+        state = load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path}: damaged ({error})") from None
+        raise InputError(f"{directory / HEAD_NAME}: damaged ({error}); {REMEDY}") from None
+    counters = {key for key, tensor in built.items() if not tensor.is_floating_point()}
+    check_values({key: state[key] for key in state.keys() - counters}, str(path))
+    for key in counters & state.keys():
+        if state[key].dtype != built[key].dtype:
+            raise InputError(f"{path}: tensor {key} is {state[key].dtype}; {REMEDY}")
+    return state
 
 
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def model_card(config: TrainConfig, seed: int, *, epoch: int, steps: int, dev_f1: float) -> str:
+    """README.md: what the weights are, how they came about, and what chose them.
+
+    Args:
+        epoch: the chosen one. steps: optimiser steps up to it. dev_f1: its score, in percent.
+    """
+    random_start = f"random weights, architecture of `{config.architecture}`"
+    drawn = ", drawn with replacement" if config.bootstrap else ""
+    settings = {
+        "data": f"`{config.data}`, {config.fraction:.0%} of the training rows{drawn}",
+        "initialised from": f"`{config.init}`" if config.architecture is None else random_start,
+        "images": config.images,
+        "views": config.view or "none",
+        "protocol": f"{config.protocol}; the epoch is chosen on dev, test is read once",
+        "seed": seed,
+        "epoch": f"{epoch}, after {steps} steps",
+        "hardware": hardware(),
+    }
+    return card_of(
+        f"{config.method} on {config.task}, fine-tuned with Fusion-MRE",
+        {
+            "Training": table(settings),
+            "Validation": f"dev F1 {dev_f1:.2f} %; this figure chose the epoch.",
+        },
+        loading="`python -m finetune evaluate RUN --data DIR`, with this directory inside its run; "
+        "or `python -m finetune train … --init THIS`, to go on from its encoder.",
+    )

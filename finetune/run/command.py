@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import EvaluateConfig, TrainConfig, local_out, parse_train
-from finetune.protocols import METRICS
+from finetune.protocols import METRICS, mean_and_sd
 from shards.options import parse_config
 
 
@@ -49,8 +49,4 @@ def figures(scores: Mapping[str, Any] | None) -> str:
     """One line: F1, precision, recall, accuracy as mean ± sd."""
     if scores is None:
         return "no such split"
-    parts = []
-    for name in METRICS:
-        mean, sd = scores[name]["mean"], scores[name]["sd"]
-        parts.append(f"{name} {mean:.2f}" + ("" if sd is None else f" ± {sd:.2f}"))
-    return ", ".join(parts)
+    return ", ".join(f"{name} {mean_and_sd(scores[name])}" for name in METRICS)

@@ -1,6 +1,5 @@
 """A run directory as a whole: its configuration, its seeds, its `result.json` (DESIGN.md §4.6)."""
 
-import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from finetune.config import TrainConfig
 from finetune.inputs.load import read_views
 from finetune.methods.profiles import in_present_names
 from finetune.protocols import aggregate
+from finetune.run.results import images_of, read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from pretrain.checkpoint.hub import digest
@@ -43,7 +43,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         finished = directory / "result.json"
         if finished.is_file():
             LOG.info("%s: finished before", directory)
-            per_seed.append(read_json(finished, "remove the seed's folder to train it again"))
+            per_seed.append(read_seed(finished))
         else:
             per_seed.append(SeedRun(config, task, seed, directory).run())
     result = summarise(config, task, per_seed)
@@ -72,7 +72,8 @@ def claim(out: Path, config: TrainConfig) -> None:
         except (yaml.YAMLError, ValueError, TypeError):
             raise InputError(f"{path}: damaged; choose another --out or remove it") from None
         now = yaml.safe_load(text)
-        for free in ("seeds", "cache", "out", "sweep"):  # more seeds may join a run
+        # More seeds may join a run; how many pictures may be absent changes none that is there.
+        for free in ("seeds", "cache", "out", "sweep", "max_missing"):
             before.pop(free, None)
             now.pop(free, None)
         if differing := [key for key in now if before.get(key) != now[key]]:
@@ -99,24 +100,15 @@ def with_defaults(before: Mapping[str, Any], config: Any) -> dict[str, Any]:
     return found
 
 
-def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """A JSON object that an earlier start wrote."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); {advice}") from None
-
-
 def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `result.json`; figures in percent."""
-    method = registry.load("methods", config.method)
     tested = all(seed["test"] is not None for seed in per_seed)
     return {
         "task": config.task,
         "method": config.method,
         "protocol": config.protocol,
         "leaky": any(seed["leaky"] for seed in per_seed),
-        "images": config.images if "image" in method.needs else "none",
+        "images": images_of(per_seed, config.images),
         "views": [
             dict(view.header) for views in read_views(config.view_paths).values() for view in views
         ],

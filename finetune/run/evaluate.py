@@ -1,54 +1,29 @@
 """Weights + split -> predictions and scores; `python -m finetune evaluate` repeats a run's."""
 
+import hashlib
 import itertools
-import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from finetune import protocols, registry
+from finetune import protocols
 from finetune.config import EvaluateConfig, cache_directory, split_paths
-from finetune.inputs.load import InputOptions, LoadedSplit, load_split, read_views
+from finetune.inputs.load import LoadedSplit, read_views
+from finetune.inputs.view import View
 from finetune.methods.base import Method
-from finetune.run import checkpoint
+from finetune.run.open_run import open_seed, seed_directories, with_captions
+from finetune.run.results import Predictions, read_result, read_seed
 from finetune.tasks.base import Task
 from finetune.tasks.metrics import entities
+from finetune.tasks.splits import BY_OPTION, shown_name
 from pretrain import distributed
+from pretrain.checkpoint.hub import digest
 from pretrain.engine import autocast
-from shards.files import InputError, atomic_path, write_json
-
-SPLITS = {"train": "train", "dev": "val", "val": "val", "test": "test"}
-"""Names on the command line -> names of splits."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Answers of one split in file order."""
-
-    rows: list[int]
-    gold: list[Any]
-    answers: list[Any]
-    probabilities: list[list[Any]] | None
-    """Relations: one a label, in order of the labels. Entities: None, or where they were asked for
-    one an entity, in order of `metrics.entities`, which is None if the method knows none."""
-
-    def write(self, path: Path) -> None:
-        """`pred_{split}.jsonl`."""
-        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
-            for i, row in enumerate(self.rows):
-                record = {"row": row, "gold": self.gold[i], "pred": self.answers[i]}
-                if self.probabilities is not None:
-                    record["scores"] = self.probabilities[i]
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-    def score(self, task: Task) -> dict[str, float]:
-        """The task's metric, in percent."""
-        return dict(task.score(self.gold, self.answers))
+from shards.files import InputError, write_json
 
 
 @torch.inference_mode()
@@ -111,39 +86,38 @@ def pick_precision(name: str) -> str:
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score every seed of a run again.
 
-    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`; the names of views, and
-    of captions other than the run's, are part of these.
+    Writes `pred_{split}.jsonl` of each seed and `evaluate_{split}.json`. What differs from the run
+    itself is part of these names: views, other captions, data other than those it was trained on.
+    So a run's own predictions are replaced by its own alone.
     """
-    run, split = Path(config.run), SPLITS[config.split]
-    name = "dev" if split == "val" else split
+    run, split = Path(config.run), BY_OPTION[config.split]
     paths = split_paths(config.view)
-    views = read_views(paths)
-    if paths and split not in views:
-        raise InputError(f"--view {config.view}: made for {', '.join(views)}, not for {split}")
-    others = ["captions-" + re.sub(r"[^\w.-]+", "-", config.captions)] if config.captions else []
-    stem = "_".join([name, *(path.stem for path in paths), *others])
-    per_seed, leaky = [], False
+    views = views_of(config.view, split)
+    per_seed: list[dict[str, Any]] = []
+    leaky, stem = False, ""
     for directory in seed_directories(run):
-        method, tokenizer, description = checkpoint.load_method(directory / "model")
-        task = registry.load("tasks", description["task"]["name"])(Path(config.data))
-        check_labels(task, description["task"]["labels"], config.data)
-        inputs = with_captions(description["inputs"], config.captions)
-        options = InputOptions(
-            **inputs,
-            cache=cache_directory(config.cache, run),
-            max_missing=config.max_missing,
+        seed = open_seed(directory)
+        task, loaded = seed.load(
+            Path(config.data),
+            split,
             views=views,
+            captions=config.captions,
+            max_missing=config.max_missing,
+            cache=cache_directory(config.cache, run),
         )
-        loaded = load_split(task, split, tokenizer, method, options)
-        method.to(distributed.device())
-        predictions = predict(method, task, loaded, pick_precision(config.precision))
+        other = other_data(run, Path(config.data), task.split_file(split))
+        captions = re.sub(r"[^\w.-]+", "-", config.captions or "")
+        others = [other] * bool(other) + [f"captions-{captions}"] * bool(captions)
+        stem = "_".join([shown_name(split), *(path.stem for path in paths), *others])
+        predictions = predict(seed.method, task, loaded, pick_precision(config.precision))
         predictions.write(directory / f"pred_{stem}.jsonl")
         per_seed.append({"seed": directory.name, **predictions.score(task)})
         leaky |= loaded.leaky or trained_leaky(directory)
     result = {
-        "split": name,
+        "split": shown_name(split),
+        "data": config.data,
         "leaky": leaky,
-        "captions": inputs.get("captions"),
+        "captions": with_captions(seed.description.inputs, config.captions).get("captions"),
         "views": [dict(view.header) for view in views.get(split, ())],
         **protocols.aggregate(per_seed),
         "per_seed": per_seed,
@@ -152,36 +126,32 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def with_captions(inputs: dict[str, Any], captions: str | None) -> dict[str, Any]:
-    """What a run reads, its captions by another captioner where one is named."""
-    if captions is None:
-        return inputs
-    if inputs.get("captions") is None:
-        raise InputError(f"--captions {captions}: this run was trained without captions")
-    return inputs | {"captions": captions}
+def views_of(option: str | None, split: str) -> dict[str, list[View]]:
+    """The manifests that `--view` names, of which one must be for the split."""
+    views = read_views(split_paths(option))
+    if option and split not in views:
+        raise InputError(f"--view {option}: made for {', '.join(views)}, not for {split}")
+    return views
+
+
+def other_data(run: Path, data: Path, split_file: Path | None) -> str | None:
+    """What tells a folder from the one that a run was trained on: the end of its path, and a digest
+    of path and rows; None for the run's own, or where nobody knows (a converted checkpoint)."""
+    whole = run.parent if (run / "model").is_dir() else run
+    if not (whole / "result.json").is_file() or split_file is None:
+        return None
+    provenance, rows = read_result(whole)["provenance"], digest(split_file)
+    place = data.resolve()
+    if (
+        place == Path(provenance["config"]["data"]).resolve()
+        and rows in provenance["data"].values()
+    ):
+        return None
+    name = re.sub(r"[^\w.-]+", "-", place.name)[-40:]
+    return f"data-{name}-{hashlib.sha256(f'{place} {rows}'.encode()).hexdigest()[:8]}"
 
 
 def trained_leaky(directory: Path) -> bool:
     """The stamp of a seed's training; a converted checkpoint has none."""
     path = directory / "result.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8"))["leaky"])
-
-
-def seed_directories(run: Path) -> list[Path]:
-    """The finished seeds of a run directory, or the directory itself where it is one seed's, or a
-    converted checkpoint's."""
-    found = [path.parent for path in protocols.seed_files(run, "result.json")]
-    if not found and (run / "model").is_dir():
-        return [run]
-    if not found:
-        raise InputError(f"{run}: no finished seed in it (expected seed-*/result.json)")
-    return found
-
-
-def check_labels(task: Task, trained: Sequence[str], data: str) -> None:
-    """Refuse a data folder whose labels are not those that the weights were trained on."""
-    if tuple(trained) != task.info.labels:
-        raise InputError(
-            f"{data}: its {len(task.info.labels)} labels are not the {len(trained)} that this run "
-            "was trained on, or in another order; evaluate with the same label file"
-        )
+    return path.is_file() and bool(read_seed(path)["leaky"])

@@ -28,7 +28,6 @@ from finetune.run import checkpoint
 from finetune.run.build import build_engine, build_method, set_seed
 from finetune.run.chain_calibration import chain_of, keep_calibration, recorded
 from finetune.run.evaluate import predict
-from finetune.run.model_card import model_card
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.tracking import MetricsLog
@@ -73,8 +72,10 @@ class SeedRun:
             max_missing=config.max_missing,
             views=read_views(config.view_paths),
         )
-        whole = self.load("train")
-        self.dev_split = self.load("val")
+        # All of them before the first step: what is missing from test shows now.
+        whole, self.dev_split = self.load("train"), self.load("val")
+        tested = task.split_file("test") is not None
+        self.test_split = self.load("test") if tested else None
         self.audit = audit_inputs(task, whole, self.dev_split)
         chosen = fraction_rows(len(whole), config.fraction, seed, config.bootstrap)
         self.train_split = whole.subset(chosen)
@@ -201,7 +202,7 @@ class SeedRun:
                 config=self.config.model,
                 task=self.task.info,
                 inputs=self.options.remembered(),
-                card=model_card(
+                card=checkpoint.model_card(
                     self.config,
                     self.seed,
                     epoch=progress.best_epoch,
@@ -259,11 +260,10 @@ class SeedRun:
         result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None}
         splits = [self.train_split, self.dev_split]
         images = {"train": self.train_split.images}
-        for name, split in (("dev", "val"), ("test", "test")):
-            if self.task.split_file(split) is None:
+        for name, loaded in (("dev", self.dev_split), ("test", self.test_split)):
+            if loaded is None:
                 continue
-            loaded = self.dev_split if split == "val" else self.load(split)
-            chain = chain_of(method) if split == "val" else None
+            chain = chain_of(method) if name == "dev" else None
             with recorded(chain) as asked:
                 predictions = predict(method, self.task, loaded, self.engine.precision)
             if distributed.is_main():
@@ -271,7 +271,7 @@ class SeedRun:
             keep_calibration(chain, asked, self.directory)
             result[name] = dict(predictions.score(self.task))
             images[name] = loaded.images
-            splits += [loaded] if split == "test" else []
+            splits += [loaded] if name == "test" else []
         result |= {
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
@@ -285,6 +285,10 @@ class SeedRun:
             "processes": distributed.world_size(),
             "precision": self.engine.precision,
             "images": images,
+            "reads": {
+                "columns": sorted(self.train_split.dataset.columns),
+                "pictures": sorted(self.train_split.dataset.pictures),
+            },
             "leaky": any(split.leaky for split in splits)
             or any(entry["verdict"] == "flagged" for entry in self.audit),
             "audit": self.audit,

@@ -5,9 +5,10 @@ Each damage is an `InputError` of one line that names file and line, or key. Not
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from shards.files import InputError
 
@@ -55,6 +56,60 @@ def parse_record(parser: Callable[[str], Any], line: str, where: str) -> Any:
         return parser(line)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise InputError(f"{where}: cannot be parsed: {line[:60]!r}") from None
+
+
+def read_object(path: Path, expected: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    """A JSON object that an earlier command wrote.
+
+    Args:
+        expected: what must be in it, as `checked` takes it. remedy: what to do about a damaged one.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or lacks something; names the file and the key.
+    """
+    try:
+        content = parse_record(json.loads, read_text(path), str(path))
+        return checked(content, expected, str(path))
+    except InputError as error:
+        raise InputError(f"{error}: damaged; {remedy}") from None
+
+
+def checked(value: Any, expected: Any, where: str) -> Any:
+    """`value`, once it is what `expected` says: a type hint of plain JSON (`float`: finite, whole
+    numbers too), or an object's keys with a hint each; further keys are let through.
+
+    Raises:
+        InputError: names the place, as `where: key`.
+    """
+    if isinstance(expected, Mapping):
+        for key, hint in expected.items():
+            if not isinstance(value, dict) or key not in value:
+                raise InputError(f"{where}: {key} is missing")
+            checked(value[key], hint, f"{where}: {key}")
+    elif not fits(value, expected):
+        name = getattr(expected, "__name__", str(expected)) if not get_args(expected) else expected
+        raise InputError(f"{where}: expected {name}, not {shown(value)}".replace("typing.", ""))
+    return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a type hint; a list counts as a tuple of any length."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(fits(value, choice) for choice in choices)
+    if origin is Literal:
+        return isinstance(value, str | int) and value in choices
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(fits(item, choices[0]) for item in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return hint is Any or type(value) is (origin or hint)
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, for a message."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def finite_number(value: Any) -> float | None:

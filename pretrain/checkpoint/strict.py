@@ -27,7 +27,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` of a local directory, of whatever model type."""
-    path = _member(directory, CONFIG_NAME)
+    path = member(directory, CONFIG_NAME)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -39,7 +39,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """`model.safetensors` of a local directory as float32 CPU tensors."""
-    path = _member(directory, WEIGHTS_NAME)
+    path = member(directory, WEIGHTS_NAME)
     try:
         state = load_file(path)
     except (SafetensorError, AttributeError, KeyError) as error:
@@ -127,7 +127,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _member(directory: Path, name: str) -> Path:
+def member(directory: Path, name: str) -> Path:
     """A file of a model directory that really lies in it (or in the hub cache behind it)."""
     path = directory / name
     if not path.is_file():

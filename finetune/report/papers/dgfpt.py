@@ -1,116 +1,173 @@
-"""DGF-PT's gates, row by row: do they react to a picture that does not belong to its text?
+"""DGF-PT's figures that need no model, only what runs answered.
 
-Of each row: the shares α of its objects (eq. 4), the norm of the local gate β (eq. 5), the mean
-size of the global gate γ (eq. 6), and what the fusion does to the probability of the right
-relation. A row without objects has β = 0, one without a picture γ = 1.
-
-K: objects, D: hidden size.
+Figure 4: scores of relations by how often train has them. Relations share a bin where their numbers
+of training rows lie between the same edges (Section 4.3 of the paper), or each is a point of its
+own. Figure 5: all entity pairs of a post, and what each run says of them; rows of a relation task
+belong to one post where they have the same words and the same picture.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from finetune.inputs.split import LoadedSplit
-from finetune.methods.dgfpt.model import Dgfpt
-from finetune.tasks.base import TaskInfo
-from pretrain.engine import autocast
+from finetune.report import figures
+from finetune.report.figures import LINES, MARKS, PAPER, PLAIN, SMALL
+from finetune.report.tables import mean, relation_f1
+from finetune.run.results import Predictions
+from finetune.tasks import metrics
+from finetune.tasks.mnre import RelationRow
 from shards.files import InputError
 
-NUMBERS = ("beta", "gamma", "before", "after", "change")
+EDGES = (0, 20, 100, 200, 500, 1000)
+"""Of the paper; they leave out what train has more often: None."""
+SCORES = ("precision", "recall", "f1")
+Bins = dict[str, dict[str, float]]
+"""Bin -> `precision`, `recall`, `f1` in percent (mean over seeds) and `support`, rows of test."""
 
 
-@torch.inference_mode()
-def gates(
-    method: Dgfpt, task: TaskInfo, loaded: LoadedSplit, precision: str, rows_a_batch: int = 64
-) -> list[dict[str, Any]]:
-    """A record a row, in file order: `row`, `gold`, `alpha` (of the objects that are there),
-    `beta`, `gamma`, `before` and `after` (probability of `gold` without and with the fusion),
-    `change`.
+def edges(text: str) -> tuple[int, ...]:
+    """`0,20,100`: each bin holds its lower edge, not its upper one.
 
     Raises:
-        InputError: a method without gates, or a run that sees no pictures.
+        InputError: not two or more rising whole numbers.
     """
-    if not isinstance(method, Dgfpt) or method.fuse is None or method.vision is None:
-        raise InputError("gates are shown of runs of dgfpt that see pictures, with model.gates")
-    method.eval()
-    device = next(method.parameters()).device
-    found: dict[int, dict[str, Any]] = {}
-    with autocast(device, precision), method.one_pass():
-        for batch in loaded.dataset.batches(rows_a_batch):
-            batch = batch.to(device)
-            with watched(method) as inputs:
-                after = method(batch).logits.softmax(-1)
-            with unfused(method):
-                before = method(batch).logits.softmax(-1)
-            alpha, beta, gamma = of_batch(method, *inputs)
-            right = batch.labels[:, None]
-            columns = [beta, gamma, before.gather(1, right)[:, 0], after.gather(1, right)[:, 0]]
-            numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
-            for row, gold, shares, values in zip(
-                batch.rows.tolist(), batch.labels.tolist(), alpha, numbers, strict=True
-            ):
-                values = [*values, values[3] - values[2]]
-                record = {"row": row, "gold": task.labels[gold], "alpha": shares}
-                record |= {k: round(v, 5) for k, v in zip(NUMBERS, values, strict=True)}
-                found[row] = record
-    return [found[row] for row in sorted(found)]
+    words = [word.strip() for word in text.split(",")]
+    numbers = tuple(int(word) for word in words if word.isdecimal())
+    if len(numbers) < max(2, len(words)) or sorted(set(numbers)) != list(numbers):
+        raise InputError(f"--edges {text}: rising whole numbers are needed, such as 0,20,100")
+    return numbers
 
 
-def of_batch(
-    method: Dgfpt,
-    states: Tensor,
-    pooled: Tensor,
-    objects: tuple[Tensor, Tensor] | None,
-    image: tuple[Tensor, Tensor] | None,
-) -> tuple[list[list[float]], Tensor, Tensor]:
-    """α of each row's objects; ‖β‖ (B,); mean |γ| (B,). Arguments as of `DualGate.forward`."""
-    alpha: list[list[float]] = [[] for _ in states]
-    beta, gamma = states.new_zeros(len(states)), states.new_ones(len(states))
-    if image is not None:
-        gamma = method.fuse.global_gate(*image).float().abs().mean(-1)
-    if objects is not None:
-        shares, gate = method.fuse.local_gate(pooled, *objects)
-        beta = gate.float().norm(dim=-1)
-        alpha = [
-            [round(share, 5) for share, on in zip(row, there, strict=True) if on]
-            for row, there in zip(shares.tolist(), objects[1].tolist(), strict=True)
-        ]
-    return alpha, beta, gamma
+def binned(
+    answers: Mapping[str, Sequence[Predictions]], train: Mapping[str, int], between: Sequence[int]
+) -> dict[str, Bins]:
+    """Run -> its bins; those in which test has no row are left out.
 
-
-def summary(
-    records: Sequence[Mapping[str, Any]], changed: Mapping[str, set[int]]
-) -> dict[str, dict[str, float]]:
-    """Name of a set of rows -> means of `NUMBERS`, and `rows`; sets without rows are left out."""
+    Args:
+        answers: of each seed of each run.
+        train: relation -> its number of training rows.
+    """
     found = {}
-    for name, rows in changed.items():
-        some = [record for record in records if record["row"] in rows]
-        if some:
-            means = {key: sum(record[key] for record in some) / len(some) for key in NUMBERS}
-            found[name] = {"rows": len(some)} | means
+    for name, some in answers.items():
+        seeds = [metrics.scores_by_frequency(a.gold, a.answers, train, between) for a in some]
+        found[name] = {
+            label: {key: mean([seed[label][key] for seed in seeds]) for key in SCORES}
+            | {"support": seeds[0][label]["support"]}
+            for label in seeds[0]
+            if seeds[0][label]["support"]
+        }
     return found
 
 
-@contextmanager
-def watched(method: Dgfpt) -> Iterator[list[Any]]:
-    """What the gates are given, once a forward pass has run."""
-    inputs: list[Any] = []
-    hook = method.fuse.register_forward_pre_hook(lambda _, given: inputs.extend(given))
-    try:
-        yield inputs
-    finally:
-        hook.remove()
+def points(
+    answers: Mapping[str, Sequence[Predictions]], train: Mapping[str, int]
+) -> dict[str, list[tuple[str, int, float]]]:
+    """Run -> (relation, its training rows, its F1 in percent), the rarest first.
+
+    Raises:
+        InputError: the runs were tested on different rows.
+    """
+    return {
+        name: sorted(
+            ((label, train.get(label, 0), found["f1"]) for label, found in scores.items()),
+            key=lambda point: (point[1], point[0]),
+        )
+        for name, scores in relation_f1(answers).items()
+    }
 
 
-@contextmanager
-def unfused(method: Dgfpt) -> Iterator[None]:
-    """The method decides from h_t, as if it had been built without gates."""
-    fuse, method.fuse = method.fuse, None
-    try:
-        yield
-    finally:
-        method.fuse = fuse
+def lines(found: Mapping[str, Bins]) -> list[str]:
+    """The bins of every run as text, a line each."""
+    said = [f"{'training rows':>14}  {'test':>5}  {'P':>6}  {'R':>6}  {'F1':>6}  run"]
+    for name, bins in found.items():
+        for label, scores in bins.items():
+            values = "  ".join(f"{scores[key]:6.2f}" for key in SCORES)
+            said.append(f"{label:>14}  {scores['support']:5.0f}  {values}  {name}")
+    return said
+
+
+def draw(
+    found: Mapping[str, Bins],
+    single: Mapping[str, Sequence[tuple[str, int, float]]],
+    path: Path,
+) -> None:
+    """F1 of each bin, a line a run; below, a point a relation over a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(PAPER, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1)
+    labels = list(dict.fromkeys(label for bins in found.values() for label in bins))
+    for number, name in enumerate(found):
+        look: dict[str, Any] = {"color": LINES[number % len(LINES)]}
+        look |= {"marker": MARKS[number % len(MARKS)]}
+        shown = [label for label in labels if label in found[name]]
+        heights = [found[name][label]["f1"] for label in shown]
+        places = [labels.index(label) for label in shown]
+        above.plot(places, heights, **look, markersize=4, linewidth=1.2, label=name)
+        rows, f1 = ([point[i] for point in single[name]] for i in (1, 2))
+        below.scatter(rows, f1, s=10, linewidths=0, **look)
+    above.set_xticks(range(len(labels)), labels)
+    below.set_xscale("symlog", linthresh=10)
+    for axes, title in ((above, "training rows of a relation"), (below, "one point a relation")):
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel(title, fontsize=SMALL + 1)
+        axes.set_ylabel("test F1 (%)", fontsize=SMALL + 1)
+        axes.tick_params(labelsize=SMALL)
+    figure.legend(loc="outside upper left", **PLAIN)
+    figures.save(figure, path, dpi=300)
+
+
+# ---- Figure 5 ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row: two entities of a post."""
+
+    row: int
+    head: str
+    tail: str
+    gold: str
+    said: Mapping[str, str]
+    """Run -> its answer."""
+
+
+@dataclass(frozen=True)
+class Tweet:
+    """A post with its rows, in file order."""
+
+    text: str
+    image_id: str | None
+    pairs: Sequence[Pair]
+
+    def disputed(self) -> bool:
+        """Whether the runs say different things of a pair."""
+        return any(len(set(pair.said.values())) > 1 for pair in self.pairs)
+
+
+def tweets(rows: Iterable[RelationRow], answers: Mapping[str, Mapping[int, str]]) -> list[Tweet]:
+    """The posts in the order of their first row.
+
+    Args:
+        answers: run -> row -> its answer, for every row.
+    """
+    posts: dict[tuple[tuple[str, ...], str | None], list[Pair]] = {}
+    for row in rows:
+        head, tail = (" ".join(row.tokens[slice(*span)]) for span in (row.head, row.tail))
+        said = {name: given[row.row] for name, given in answers.items()}
+        pair = Pair(row.row, head, tail, row.relation, said)
+        posts.setdefault((row.tokens, row.image_id), []).append(pair)
+    return [Tweet(" ".join(words), image, pairs) for (words, image), pairs in posts.items()]
+
+
+def post_lines(tweet: Tweet) -> list[str]:
+    """As text: the post, then a line a pair; a star before an answer that is wrong."""
+    texts = [f"{tweet.text}  [{tweet.image_id or 'no picture'}]"]
+    for pair in tweet.pairs:
+        said = "  ".join(
+            f"{name}: {'' if answer == pair.gold else '*'}{answer}"
+            for name, answer in pair.said.items()
+        )
+        texts.append(f"  {pair.row}: {pair.head} → {pair.tail}  gold: {pair.gold}  {said}")
+    return texts

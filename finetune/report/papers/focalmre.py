@@ -17,18 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from finetune import registry
-from finetune.config import cache_directory
 from finetune.inputs.batch import Batch
-from finetune.inputs.load import InputOptions, load_split
 from finetune.methods.focalmre.model import FocalMRE, Glance
-from finetune.predict.finished_run import best_seed
 from finetune.predict.occlusion import SHOWN
-from finetune.report.cases import with_entities
-from finetune.report.galleries import Panel, short
-from finetune.run import checkpoint
-from finetune.run.evaluate import SPLITS, check_labels
+from finetune.report.galleries import Panel, short, with_entities
+from finetune.run.open_run import open_run
 from finetune.tasks.base import Row
+from finetune.tasks.splits import BY_OPTION
 from pretrain import distributed
 from shards.files import InputError
 
@@ -60,20 +55,14 @@ def attend(run: str, data: Path, split: str, row: int) -> Attended:
     Raises:
         InputError: not a run of FocalMRE with attention and gate, or no such row with a picture.
     """
-    directory = best_seed(run)
-    model = directory / "model" if (directory / "model").is_dir() else directory
-    method, tokenizer, description = checkpoint.load_method(model)
-    inputs = description["inputs"]
+    seed = open_run(run)
+    method, inputs = seed.method, seed.description.inputs
     if not isinstance(method, FocalMRE) or inputs["images"] == "none" or not method.region_slots:
         raise InputError(f"{run}: attention is shown of runs of focalmre that see pictures")
-    task = registry.load("tasks", description["task"]["name"])(data)
-    check_labels(task, description["task"]["labels"], str(data))
-    options = InputOptions(**inputs, cache=cache_directory(None, directory.parent))
-    loaded = load_split(task, SPLITS[split], tokenizer, method, options)
+    task, loaded = seed.load(data, BY_OPTION[split])
     places = [i for i, one in enumerate(loaded.rows) if one.row == row]
     if not places or loaded.rows[places[0]].image_id is None:
         raise InputError(f"--row {row}: {split} has no such row with a picture; they count from 0")
-    method.to(distributed.device()).eval()
     batch = loaded.dataset.collate(np.array(places)).to(distributed.device())
     try:
         framed, plain = method.glance(batch), method.glance(without_frames(batch))

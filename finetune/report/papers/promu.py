@@ -15,18 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune import registry
-from finetune.config import cache_directory
 from finetune.inputs.batch import Batch
-from finetune.inputs.load import InputOptions, load_split
 from finetune.inputs.split import LoadedSplit
 from finetune.methods.layers import entity_states
-from finetune.predict.finished_run import best_seed
-from finetune.run import checkpoint
-from finetune.run.evaluate import SPLITS, check_labels
+from finetune.run.open_run import open_run
 from finetune.tasks import side_files
 from finetune.tasks.metrics import entities
 from finetune.tasks.region_cache import Regions, read_regions
+from finetune.tasks.splits import BY_OPTION
 from pretrain import distributed
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
@@ -95,35 +91,28 @@ def collect(
     Raises:
         InputError: a run without fusion layers or pictures, or too few rows.
     """
-    directory = best_seed(run)
-    model = directory / "model" if (directory / "model").is_dir() else directory
-    method, tokenizer, description = checkpoint.load_method(model)
-    encoder, inputs = method.encoder, description["inputs"]
+    opened = open_run(run)
+    method, inputs, encoder = opened.method, opened.description.inputs, opened.method.encoder
     if not isinstance(encoder, FusionEncoder) or "image" not in method.needs:
         raise InputError(
-            f"{run}: {description['method']} has no fusion layers that read text and picture "
+            f"{run}: {opened.description.method} has no fusion layers that read text and picture "
             "together; give a run of promu"
         )
     if inputs["images"] != "required":
         raise InputError(f"{run}: was trained with --images {inputs['images']}: it sees no picture")
-    task = registry.load("tasks", description["task"]["name"])(data)
-    check_labels(task, description["task"]["labels"], str(data))
-    relation = task.info.kind == "relation"
+    relation = opened.description.task.kind == "relation"
     if regions is None and not relation:
         raise InputError(
             "entities are shown beside objects: give --regions DIR with regions_od.jsonl "
             "(python -m finetune regions build)"
         )
-    split = SPLITS[split]
-    options = InputOptions(**inputs, cache=cache_directory(None, directory.parent))
-    loaded = load_split(task, split, tokenizer, method, options)
-    found = {}
+    _, loaded = opened.load(data, BY_OPTION[split])
+    boxes = {}
     if regions is not None:
-        found = read_regions(side_files.find(regions, "regions_od.jsonl", split)).values
-    rows = drawn(loaded, relation, found if regions is not None else None, number, seed)
-    method.to(distributed.device())
+        boxes = read_regions(side_files.find(regions, "regions_od.jsonl", BY_OPTION[split])).values
+    rows = drawn(loaded, relation, boxes if regions is not None else None, number, seed)
     parts = [
-        read(method.encoder, loaded, rows[start : start + CHUNK], relation, found)
+        read(encoder, loaded, rows[start : start + CHUNK], relation, boxes)
         for start in range(0, len(rows), CHUNK)
     ]
     return [

@@ -205,7 +205,7 @@ def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
     )  # fmt: skip
     loaded, again, description = load_method(directory)
     assert len(again) == len(tokenizer)
-    assert description["inputs"] == {"images": "required", "max_length": 40}
+    assert description.inputs == {"images": "required", "max_length": 40}
     labels = json.loads((directory / "labels.json").read_text())
     assert tuple(labels) == task.info.labels
     batch = split.dataset.collate(np.arange(8))

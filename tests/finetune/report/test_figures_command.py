@@ -63,7 +63,7 @@ def test_leaky_cells_of_a_study_are_a_table_of_their_own(tmp_path, drawn):
     for cell in content["cells"]:
         cell["leaky"] = (cell["run"], cell["column"]) == ("promu", "10 %")
     path.write_text(json.dumps(content))
-    clean, leaky = series.read_study(path)
+    clean, leaky = series.read_study(path).tables
     assert (clean["title"], leaky["title"]) == ("Noise", "Noise: leaky inputs")
     assert clean["runs"] == {"text": {"none": (60, 2), "10 %": (40, 2)}, "promu": {"none": (70, 2)}}
     assert leaky["runs"] == {"promu": {"10 %": (50, 2)}}

@@ -10,11 +10,12 @@ from sklearn.metrics import f1_score
 from finetune import registry
 from finetune.__main__ import main
 from finetune.report import pages, published, series, tables
-from finetune.report.cases import hardest
 from finetune.report.command import run_names, summary
+from finetune.report.galleries import hardest
 from finetune.report.model_sections import drawn
 from finetune.run.calibration import of_seed
-from finetune.run.evaluate import seed_directories
+from finetune.run.open_run import seed_directories
+from finetune.run.results import Predictions, of_seeds
 from finetune.tasks import metrics
 
 
@@ -253,7 +254,7 @@ def test_seeds_come_by_number(tmp_path):
         record = {"row": 0, "gold": seed, "pred": "None", "scores": [0.5]}
         (folder / "pred_test.jsonl").write_text(json.dumps(record) + "\n")
         (folder / "result.json").write_text("{}")
-    assert [seed.gold for seed in tables.read_predictions(tmp_path)] == [["1"], ["2"], ["10"]]
+    assert [seed.gold for seed in of_seeds(tmp_path, "test")] == [["1"], ["2"], ["10"]]
     names = [path.name for path in seed_directories(tmp_path)]
     assert names == ["seed-1", "seed-2", "seed-10"]
 
@@ -314,11 +315,10 @@ def test_bootstrap_covers_the_score():
     low, high = metrics.bootstrap_interval(counts)
     assert low < f1 < high and 3 < high - low < 12
     assert (low, high) == metrics.bootstrap_interval(counts)
-    others = tables.interval("relation", [tables.Answers(list(gold), list(predicted))], seed=1)
+    answers = Predictions(list(range(600)), list(gold), list(predicted), None)
+    others = tables.interval("relation", [answers], seed=1)
     assert others != f" [{low:.1f}, {high:.1f}]" and abs(float(others[2:6]) - low) < 1
-    assert tables.interval("relation", [tables.Answers(list(gold), list(predicted))], 0) == (
-        f" [{low:.1f}, {high:.1f}]"
-    )
+    assert tables.interval("relation", [answers], 0) == (f" [{low:.1f}, {high:.1f}]")
 
 
 def test_rows_to_show_follow_the_seed(mnre_folder):

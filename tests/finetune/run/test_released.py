@@ -15,7 +15,7 @@ from finetune.methods.base import Source
 from finetune.registry import load
 from finetune.run import released
 from finetune.run.checkpoint import load_method
-from finetune.run.evaluate import seed_directories
+from finetune.run.open_run import seed_directories
 from finetune.tasks.mnre import Mnre
 from pretrain import convert
 
@@ -65,8 +65,8 @@ def test_their_checkpoint_becomes_a_run(kind, bert, tmp_path, capsys):
     )
     assert "sha256" in capsys.readouterr().out
     method, tokenizer, description = load_method(seed_directories(tmp_path / "run")[0] / "model")
-    assert description["inputs"]["regions"] == "community"
-    task_kind = description["task"]["kind"]
+    assert description.inputs["regions"] == "community"
+    task_kind = description.task.kind
     assert task_kind == ("entities" if kind == "hvpnet_ner" else "relation")
     rename = {"hvpnet": released.hvpnet, "tmr": released.tmr, "camim": released.camim,
               "mkgformer": released.mkgformer}[name].args[1]  # fmt: skip
@@ -174,9 +174,9 @@ def test_converted_run_is_evaluated_as_released(kind, small_bert, mnre_folder, t
     )  # fmt: skip
     of_method.func(name, rename, settings | TINY, tmp_path / "best.pth", args, **of_method.keywords)
     _, _, description = load_method(tmp_path / "run/model")
-    assert description["inputs"]["max_length"] == 128
+    assert description.inputs["max_length"] == 128
     asked = ("phrases", "generated_boxes", "scores")
-    assert [description["config"][a] for a in asked] == ["community", "community", "txt"]
+    assert [getattr(description.config, a) for a in asked] == ["community", "community", "txt"]
 
     def evaluate(*options):
         main(["evaluate", str(tmp_path / "run"), "--data", str(mnre_folder), *options])

@@ -213,12 +213,12 @@ def test_their_checkpoint_becomes_a_run(tmp_path, capsys):
                   "--tokenizer", str(tmp_path / "bert")])  # fmt: skip
     assert "tmr on twitter2017" in capsys.readouterr().out
     method, _, description = load_method(tmp_path / "run")
-    assert description["inputs"] == {
+    assert description.inputs == {
         "images": "required", "max_length": LENGTH, "regions": "community",
         "captions": None, "max_caption_length": 40,
     }  # fmt: skip
-    assert description["config"]["phrases"] == "community"
-    assert description["config"]["scores"] == "."
+    assert description.config.phrases == "community"
+    assert description.config.scores == "."
     ours = method.state_dict()
     for name, tensor in convert_state(weights).items():
         assert torch.equal(ours[name], tensor), name
