@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.config import EngineConfig, OptimConfig, TrainConfig
 from finetune.run.results import Results
-from finetune.tasks.reading import checked, read_object
+from finetune.tasks.reading import checked, damaged, read_object
 from shards.files import InputError
 
 Series = Mapping[str, Any]
@@ -68,7 +68,7 @@ def read_study(path: Path) -> Study:
             score = cell.get("test") or cell.get("dev")
             f1 = checked(score, {"f1": {"mean": float, "sd": float | None}}, f"{path}: cells")["f1"]
         except InputError as error:
-            raise InputError(f"{error}: damaged; {remedy}") from None
+            raise damaged(path, error, remedy) from None
         name, leaky = cell["table"], bool(cell.get("leaky"))
         title = f"{name}: leaky inputs" if leaky else name
         table = tables.setdefault((name, leaky), {"title": title, "columns": [], "runs": {}})

@@ -114,9 +114,9 @@ def read_answers(path: Path, labels: Sequence[str]) -> tuple[np.ndarray, np.ndar
     if len(predictions) < 2 or predictions.probabilities is None:
         return None
     if foreign := set(predictions.gold) - set(labels):
-        raise InputError(f"{path}: {min(foreign)!r} is none of the run's labels; damaged; {AGAIN}")
+        raise InputError(f"{path}: damaged (no label of the run: {min(foreign)!r}); {AGAIN}")
     if any(len(scores) != len(labels) for scores in predictions.probabilities):
-        raise InputError(f"{path}: not {len(labels)} scores in each line; damaged; {AGAIN}")
+        raise InputError(f"{path}: damaged (not {len(labels)} scores a line); {AGAIN}")
     number = {label: i for i, label in enumerate(labels)}
     scores = np.array(predictions.probabilities, dtype=np.float64)
     return scores, np.array([number[label] for label in predictions.gold])

@@ -20,7 +20,7 @@ from finetune.config import TrainConfig
 from finetune.methods.base import Method, Source
 from finetune.methods.profiles import in_present_names
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.reading import checked, read_object
+from finetune.tasks.reading import checked, damaged, read_object
 from pretrain.checkpoint.card import card as card_of
 from pretrain.checkpoint.card import hardware, table
 from pretrain.checkpoint.hub import digest, load_strictly, save_directory, save_model_directory
@@ -157,8 +157,8 @@ def read_description(directory: Path) -> Description:
             raise InputError(f"{content['method']} does no tasks of kind {info.kind!r}")
         registry.load("tasks", info.name)
     except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}: damaged; {REMEDY}") from None
-    for name, saved in checked(content.get("tokenizer", {}), dict, str(path)).items():
+        raise damaged(path, error, REMEDY) from None
+    for name, saved in checked(content.get("tokenizer", {}), dict, f"{path}: tokenizer").items():
         if _tokenizer_hashes(directory).get(name) != saved:
             raise InputError(
                 f"{directory / name}: not the tokenizer that the model was saved with; {REMEDY}"

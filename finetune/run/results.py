@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from finetune.protocols import METRICS, seed_files
 from finetune.tasks.base import Task
-from finetune.tasks.reading import checked, is_row, parse_record, read_lines, read_object
-from shards.files import InputError, atomic_path
+from finetune.tasks.reading import checked, damaged, is_row, read_object
+from shards.files import InputError, atomic_path, read_json_lines
 
 Results = Mapping[str, Mapping[str, Any]]
 """Run name -> content of its `result.json`."""
@@ -75,19 +75,19 @@ class Predictions:
         """
         records: dict[int, dict[str, Any]] = {}
         try:
-            for where, line in read_lines(path):
-                record = parse_record(json.loads, line, where)
+            for number, record in read_json_lines(path):
+                where = f"{path}: line {number}"
                 _check(record, where)
                 if record["row"] in records:
                     raise InputError(f"{where}: row {record['row']} a second time")
                 records[record["row"]] = record
             if not records or not path.read_bytes().endswith(b"\n"):
-                raise InputError(f"{path}:{len(records)}: it ends in the middle of a line")
+                raise InputError(f"{path}: line {len(records)}: it ends in the middle of a line")
             with_scores = {"scores" in record for record in records.values()}
             if len(with_scores) > 1:
                 raise InputError(f"{path}: scores in some of its lines")
         except InputError as error:
-            raise InputError(f"{error}: damaged; {AGAIN}") from None
+            raise damaged(path, error, AGAIN) from None
         columns = ([record[key] for record in records.values()] for key in ("gold", "pred"))
         scores = [record["scores"] for record in records.values()] if True in with_scores else None
         return cls(list(records), *columns, scores)
@@ -113,8 +113,11 @@ def read_seed(path: Path) -> dict[str, Any]:
         InputError: damaged; names file and key.
     """
     record = read_object(path, SEED, SEED_AGAIN)
-    if record["test"] is not None:
-        checked(record["test"], SCORES, f"{path}: test")
+    try:
+        if record["test"] is not None:
+            checked(record["test"], SCORES, f"{path}: test")
+    except InputError as error:
+        raise damaged(path, error, SEED_AGAIN) from None
     return record
 
 
@@ -136,7 +139,7 @@ def read_result(run: Path) -> dict[str, Any]:
         if result["test"] is not None:
             checked(result["test"], MEANS, f"{path}: test")
     except InputError as error:
-        raise InputError(f"{error}: damaged; {RUN_AGAIN}") from None
+        raise damaged(path, error, RUN_AGAIN) from None
     result["images"] = images_of(result["per_seed"], result["provenance"]["config"]["images"])
     return result
 

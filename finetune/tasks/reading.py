@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
-from shards.files import InputError
+from shards.files import InputError, read_json
 
 AnyKey = TypeVar("AnyKey")
 
@@ -68,10 +68,15 @@ def read_object(path: Path, expected: Mapping[str, Any], remedy: str) -> dict[st
         InputError: it cannot be read, is no JSON, or lacks something; names the file and the key.
     """
     try:
-        content = parse_record(json.loads, read_text(path), str(path))
-        return checked(content, expected, str(path))
+        return checked(read_json(path), expected, str(path))
     except InputError as error:
-        raise InputError(f"{error}: damaged; {remedy}") from None
+        raise damaged(path, error, remedy) from None
+
+
+def damaged(path: Path, error: Exception, remedy: str) -> InputError:
+    """What `error` says of a file that an earlier command wrote, with what to do about it."""
+    reason = str(error).removeprefix(str(path)).lstrip(": ")
+    return InputError(f"{path}: damaged ({reason}); {remedy}")
 
 
 def checked(value: Any, expected: Any, where: str) -> Any:
