@@ -4,6 +4,7 @@ Whatever is written here appears under its name by one rename, with the mode tha
 for. What a killed process leaves is named `.NAME.XXXXXXXX.tmp` and goes with the next `sweep`.
 """
 
+import ctypes
 import errno
 import fcntl
 import glob
@@ -11,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,6 +24,8 @@ from typing import Any
 LEFTOVERS = ".*.tmp"
 """Files and folders that a killed process leaves."""
 _ASIDE = ".old.tmp"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
@@ -46,13 +50,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it on success and vanishes on failure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, ".tmp")
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    temporary, handle = _begin(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     try:
         mode = os.fstat(handle).st_mode & 0o777  # the umask's, which nothing else tells safely
-        with suppress(OSError):  # held: a sweep of another process leaves it alone
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
+        with disk_errors(path):
+            yield temporary
         if temporary.stat().st_mode & 0o777 != mode:  # safetensors writes for the owner alone
             temporary.chmod(mode)
         os.replace(temporary, path)
@@ -65,21 +67,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def replace_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside `folder` that replaces it on success and vanishes on failure.
 
-    The old one is renamed aside, the new one in, then the old one removed: at every moment one of
-    them is whole. A process killed between both renames leaves the old one aside; the next
-    `replace_folder` or `sweep` of the parent gives it its name back.
+    Both change places in one step where the file system can. Elsewhere the old one is renamed aside
+    and the new one in; of a process killed in between, the next `replace_folder` or `sweep` of the
+    parent gives the old one its name back. Then the old one is removed.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent, f".{glob.escape(folder.name)}.*.tmp")
-    temporary = _beside(folder, ".tmp")
-    temporary.mkdir()
-    handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    temporary, handle = _begin(folder, os.O_DIRECTORY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         mode = temporary.stat().st_mode & 0o666
-        yield temporary
+        with disk_errors(folder):
+            yield temporary
         for path in temporary.rglob("*"):
             if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o666 != mode:
                 path.chmod(mode | path.stat().st_mode & 0o111)
@@ -90,24 +89,46 @@ def replace_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    for attempt in range(10):
-        old = _beside(folder, _ASIDE)
+    old, attempts = _beside(folder, _ASIDE), 10
+    while not _exchange(new, folder):
         try:
             with suppress(FileNotFoundError):
                 os.rename(folder, old)
             os.rename(new, folder)
+            break
         except OSError as error:
             # Another process put its own folder there meanwhile: that one is replaced, too.
-            taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST) and folder.exists()
+            attempts -= (taken := error.errno in (errno.ENOTEMPTY, errno.EEXIST))
             if old.exists() and not folder.exists():
                 os.rename(old, folder)
-            if not taken or attempt == 9:
+            if not taken or not attempts:
                 raise
-            continue
-        finally:
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-        return
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step; False where either is missing or the system cannot."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(first), os.fsencode(second)
+    return call is not None and not call(_HERE, names[0], _HERE, names[1], _EXCHANGE)
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What safetensors, tokenizers and PyTorch raise on a full disk, as an `OSError` of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or error.errno not in _DISK:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        if system := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(system[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+        if "inline_container.cc" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "cannot be written; is the disk full?", str(path)) from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -120,29 +141,41 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 def sweep(directory: Path, pattern: str = LEFTOVERS) -> None:
     """Remove what killed processes left in a folder; what a live one holds stays."""
     for path in directory.glob(pattern):
-        if _held(path):
-            continue
-        name, _, rest = path.name[1:].rpartition(_ASIDE)[0].rpartition(".")
-        if name and rest and not (directory / name).exists():
-            os.rename(path, directory / name)  # killed between both renames of `replace_folder`
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        handle = None
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if handle is None or _hold(handle):  # held until it is gone
+            name, _, rest = path.name[1:].rpartition(_ASIDE)[0].rpartition(".")
+            if name and rest and not (directory / name).exists():
+                os.rename(path, directory / name)  # killed between both renames of `_swap`
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
-def _held(path: Path) -> bool:
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
+def _begin(path: Path, flags: int) -> tuple[Path, int]:
+    """A new file or folder beside `path`, and the handle that keeps the sweeps of others off it."""
+    while True:
+        temporary = _beside(path, ".tmp")
+        if flags & os.O_DIRECTORY:
+            temporary.mkdir()
+        with suppress(FileNotFoundError):  # swept before it was held
+            handle = os.open(temporary, flags, 0o666)
+            if _hold(handle) and temporary.exists():
+                return temporary, handle
+            os.close(handle)
+
+
+def _hold(handle: int) -> bool:
+    """Lock it; False where another process has done so, True where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES)
-    finally:
-        os.close(handle)
-    return False
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 @contextmanager

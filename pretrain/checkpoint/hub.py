@@ -9,7 +9,6 @@ README.md                 model card
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +32,7 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
-from shards.files import InputError, write_json
+from shards.files import InputError, replace_folder, write_json
 
 Source = str | os.PathLike[str]
 __all__ = [  # besides what is defined here
@@ -167,7 +166,7 @@ def save_model_directory(
 
 
 def save_directory(out: Source, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `out`, then one rename; at an fsspec URL, an upload."""
+    """Let `write` fill a folder that then replaces `out`; at an fsspec URL, an upload."""
     if is_remote(str(out)):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
@@ -176,16 +175,8 @@ def save_directory(out: Source, write: Callable[[Path], None]) -> None:
     out = Path(out)
     if out.exists() and not (out / CONFIG_NAME).is_file() and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is no model directory; choose another place")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with replace_folder(out) as temporary:
         write(temporary)
-        temporary.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_encoder(out: Source, encoder: FusionEncoder, tokenizer: PreTrainedTokenizerBase) -> None:

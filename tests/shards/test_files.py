@@ -108,6 +108,7 @@ def test_a_folder_that_cannot_take_its_name_gives_the_old_one_back(tmp_path, mon
             raise OSError(28, "No space left on device", str(target))
         rename(source, target)
 
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
     monkeypatch.setattr(files.os, "rename", full)
     with pytest.raises(OSError, match="No space left"):
         replace(tmp_path / "model", "new")
