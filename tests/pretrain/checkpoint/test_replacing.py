@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
 from pretrain.checkpoint import hub
-from pretrain.cli import exit_on_input_error
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards import files
+from shards.command import exit_on_input_error
 from shards.files import disk_errors, replace_folder
 
 TINY = FusionEncoderConfig(
