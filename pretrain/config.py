@@ -1,69 +1,13 @@
 """A pre-training run as frozen dataclasses: the source of defaults, help texts and validation."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from pretrain.model.config import FusionEncoderConfig, LossConfig
+from pretrain.model.config import LossConfig
+from pretrain.model.stated import ModelConfig
 
-ARCHITECTURE = tuple(item.name for item in fields(FusionEncoderConfig))
-Section = TypeVar("Section")
 MAX_LENGTH = 80
 """Word pieces of a caption (paper)."""
-
-
-def _unstated(section: type[Section]) -> type[Section]:
-    """Every field that `FusionEncoderConfig` declares becomes optional, None being "not stated":
-    its default is the directory's that `init` names, else the one declared."""
-    inherited = {item.name: item.type | None for item in fields(FusionEncoderConfig)}
-    section.__annotations__ = inherited | section.__annotations__
-    for name in inherited:
-        setattr(section, name, None)
-    return section
-
-
-@dataclass(frozen=True, kw_only=True)
-@_unstated
-class ModelConfig(FusionEncoderConfig):
-    """Architecture of the encoder, and where its first weights come from. What is null is as in
-    `init`; without init, as in BERT-base and ViT-B/16, cut after 6 layers."""
-
-    init: str | None = None
-    """Model directory or hub id of the run's first weights, architecture and tokenizer; fusion
-    layers it lacks are drawn at random. None: all weights random."""
-    tokenizer: str | None = None
-    """Tokenizer directory or hub id where `init` gives none. None: a WordPiece vocabulary is
-    learned from the training captions."""
-
-    def __post_init__(self) -> None:
-        if not self.unsettled():
-            super().__post_init__()
-
-    def unsettled(self) -> list[str]:
-        """Fields that wait for what `init` names."""
-        return [name for name in ARCHITECTURE if getattr(self, name) is None]
-
-    def stated(self) -> dict[str, Any]:
-        """Fields of the architecture that have a value."""
-        waiting = self.unsettled()
-        return {name: getattr(self, name) for name in ARCHITECTURE if name not in waiting}
-
-    def architecture(self) -> FusionEncoderConfig:
-        """The part that `config.json` stores: what is stated, the declared defaults elsewhere."""
-        return FusionEncoderConfig(**self.stated())
-
-    def settled(self) -> "ModelConfig":
-        """With random weights: nothing is left open.
-
-        Raises:
-            ValueError: a layout that only published weights can have.
-        """
-        if self.encoder_layout == "two_bert":
-            raise ValueError(
-                "model.encoder_layout two_bert: two whole BERTs are made of published ones, by "
-                "`python -m pretrain.convert --encoder-layout two_bert`, and named by model.init; "
-                "with random weights they are the layout split"
-            )
-        return replace(self, **asdict(self.architecture()))
 
 
 def _share(name: str, value: float) -> None:
@@ -274,6 +218,9 @@ class PretrainConfig:
     """Everything the run writes; running again resumes it."""
     data: DataConfig
     """Shards and batches."""
+    extend: bool = False
+    """Train the run in `run_dir` on to a larger `optim.steps`. From its newest checkpoint on the
+    learning rate is that of the longer schedule: higher than where the shorter one had ended."""
     seed: int = 42
     """Seed of weights, sample order, augmentation and dropout."""
     model: ModelConfig = field(default_factory=ModelConfig)

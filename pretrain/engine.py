@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.tuning import read_tuning, zero_stage
+from pretrain.tuning import pass_over_padding, read_tuning, zero_stage
 from shards.files import InputError
 
 Write = Callable[[Any, Any], None]
@@ -94,6 +93,10 @@ class SingleEngine:
     def lr(self) -> float:
         """Learning rate of the next update."""
         return self.schedule.get_last_lr()[0]
+
+    def follow_schedule(self) -> None:
+        """After `load`: the rates of this run's schedule, where the checkpoint's was another."""
+        _set_rates(self.optimizer.param_groups, self.schedule)
 
     def whole(self, parameter: nn.Parameter) -> AbstractContextManager:
         """A context in which `parameter` may be read outside of its module's forward pass."""
@@ -210,6 +213,10 @@ class DeepSpeedEngine:
         """Of the last update, over all ranks, before clipping."""
         return self.engine.get_global_grad_norm() if self.stage else self._grad_norm
 
+    def follow_schedule(self) -> None:
+        """After `load`: the rates of this run's schedule, where the checkpoint's was another."""
+        _set_rates(self.engine.optimizer.param_groups, self.engine.lr_scheduler)
+
     def whole(self, parameter: nn.Parameter) -> AbstractContextManager:
         """A context in which `parameter` may be read outside of its module's forward pass."""
         import deepspeed
@@ -233,7 +240,7 @@ class DeepSpeedEngine:
         copy = tag.endswith("-universal")
         self.engine._config.load_universal_checkpoint = copy and self.stage > 0
         if copy and self.stage in (1, 2):
-            _pass_over_padding(self.engine.optimizer)
+            pass_over_padding(self.engine.optimizer)
         path, state = self.engine.load_checkpoint(str(root), tag=tag)
         if path is None:
             raise InputError(f"{root / tag}: DeepSpeed found nothing to load there")
@@ -255,20 +262,14 @@ class DeepSpeedEngine:
 Engine = SingleEngine | DeepSpeedEngine
 
 
-def _pass_over_padding(zero: Any) -> None:
-    """DeepSpeed asks each group for its tensors' step: an IndexError where a rank has none."""
-    load, groups = zero.load_hp_checkpoint_state_from_checkpoint_dir, zero.optimizer.param_groups
-
-    def load_held(name: str, folder: str) -> None:
-        held = [any(p._hp_mapping is not None for p in group) for group in getattr(zero, name)]
-        zero.held_groups = list(compress(getattr(zero, name), held))
-        zero.optimizer.param_groups = list(compress(groups, held))
-        try:
-            load("held_groups", folder)
-        finally:
-            zero.optimizer.param_groups = groups
-
-    zero.load_hp_checkpoint_state_from_checkpoint_dir = load_held
+def _set_rates(groups: list[dict[str, Any]], schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    rates = [
+        base * factor(schedule.last_epoch)
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates  # what `get_last_lr` answers, and logs show
 
 
 def clip_or_leave_out(

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from pretrain import distributed
@@ -27,18 +26,11 @@ from pretrain.prompter.bank import (
 )
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
-from shards.files import CommonError, InputError, atomic_path, write_json
+from shards.files import CommonError, InputError, write_json
 from shards.nouns import read_vocabulary
-from shards.options import dump_config
 from shards.relations import relation_labels
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import ShardReader
-
-# What a resumed run may change without changing what is computed.
-_FREE = (
-    *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
-    "optim.nonfinite",
-)
 
 
 def settle(config: PretrainConfig) -> tuple[PretrainConfig, ModelDirectory | None]:
@@ -55,36 +47,6 @@ def settle(config: PretrainConfig) -> tuple[PretrainConfig, ModelDirectory | Non
         return replace(config, model=replace(config.model, **asdict(architecture))), directory
     except (InputError, ValueError) as error:
         raise CommonError(str(error)) from error
-
-
-def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> None:
-    """Write `config.yaml`; where checkpoints are, check that this is the run that made them."""
-    path, text = run_dir / "config.yaml", dump_config(config)
-    if path.exists() and resumable:
-        # Beside a tokenizer that is given, the size of a vocabulary to learn says nothing.
-        given = config.model.init or config.model.tokenizer
-        free = (*_FREE, "model.vocab_size") if given else _FREE
-        old, new = (_flat(yaml.safe_load(content)) for content in (path.read_text(), text))
-        changed = [
-            f"{key} ({old.get(key)} -> {value})"
-            for key, value in new.items()
-            if old.get(key) != value and not key.startswith(free)
-        ]
-        if changed:
-            raise InputError(
-                f"{run_dir} holds a run with another configuration: {'; '.join(changed)}; "
-                "give another --run_dir, or the old settings to resume"
-            )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
-
-
-def _flat(content: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in content.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
 
 
 def build_model(

@@ -1,8 +1,11 @@
 """The steps of a pre-training run: batches in; updates, log lines, validations, checkpoints out."""
 
 import math
+import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +86,7 @@ class Run:
         reason, step = None, done
         with StopSignal() as stop:
             self.engine.module.train()
-            with self.checkpoints.finished():
+            with workers_watched(), self.checkpoints.finished():
                 while step < total and not reason:
                     step += 1
                     self.one_step(step)
@@ -196,6 +199,27 @@ class Run:
 
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.optim.steps
+
+
+@contextmanager
+def workers_watched() -> Iterator[None]:
+    """A loader worker that dies becomes an `InputError` of this rank, and no error leaves workers
+    behind: they do not hear the signal by which the loader would end them, and the interpreter
+    would wait for them at its exit without end."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"rank {distributed.rank()}: {reason.rstrip('. ')}: out of memory? data.workers sets "
+            "how many there are; the same command goes on from the last complete checkpoint"
+        ) from None
+    finally:
+        if sys.exc_info()[0] is not None:
+            for worker in multiprocessing.active_children():
+                worker.kill()
 
 
 def panel(validator: Validator, columns: dict[str, Tensor], config: PretrainConfig) -> np.ndarray:

@@ -21,9 +21,9 @@ from pretrain.prepare import (
     check_teacher,
     pair_dataset,
     prepare_teacher,
-    remember_config,
     settle,
 )
+from pretrain.run_directory import held, remember_config, remember_inputs
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
@@ -44,7 +44,7 @@ def train(config: PretrainConfig) -> Path | None:
             f"engine.compile: not under ZeRO-3 ({config.engine.deepspeed}), which moves weights "
             "while layers run; take launch/zero2.json, or set engine.compile to false"
         )
-    with Liveness():
+    with Liveness(), held(Path(config.run_dir)):
         return _train(config, kind)
 
 
@@ -60,7 +60,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     )
     config, init = settle(config)
     resumes = distributed.on_main(checkpoints.complete_steps)
-    distributed.on_main(lambda: remember_config(config, run_dir, resumes))
+    extension = distributed.on_main(lambda: remember_config(config, run_dir, resumes))
     if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
         if distributed.is_main():
             print(f"{run_dir}: finished before, at step {config.optim.steps}", flush=True)
@@ -70,6 +70,10 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     needs_teacher = bool(config.loss.coe or config.loss.cir)
     cached = needs_teacher and config.prompter.mode == "cached"
     reader = open_reader(config.data.train, teacher=cached)
+    readers = {"data.train": reader}
+    if config.data.val:
+        readers["data.val"] = open_reader(config.data.val, teacher=False)
+    distributed.on_main(lambda: remember_inputs(config, readers, run_dir, resumes=bool(resumes)))
     if cached:
         distributed.on_main(lambda: check_teacher(reader, config.prompter.source))
     model, tokenizer = build_model(config, reader, run_dir, init, resumes=bool(resumes))
@@ -97,6 +101,10 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     )
     teacher = prepare_teacher(model, config, engine.device) if needs_teacher else None
     done, samples = checkpoints.resume(engine)
+    if extension:
+        engine.follow_schedule()
+        if distributed.is_main():
+            print(f"{run_dir}: {extension} ({engine.lr:.3g} next)", flush=True)
 
     dataset = pair_dataset(reader, tokenizer, config, augment=True, teacher=teacher)
     # Matched pairs stand first in every shard.

@@ -2,6 +2,7 @@
 
 import json
 import sysconfig
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,19 @@ def read_tuning(name: str) -> dict[str, Any]:
         # Else DeepSpeed insists on an optimizer of its own, which it compiles first.
         content.setdefault("zero_force_ds_cpu_optimizer", False)
     return content
+
+
+def pass_over_padding(zero: Any) -> None:
+    """DeepSpeed asks each group for its tensors' step: an IndexError where a rank has none."""
+    load, groups = zero.load_hp_checkpoint_state_from_checkpoint_dir, zero.optimizer.param_groups
+
+    def load_held(name: str, folder: str) -> None:
+        held = [any(p._hp_mapping is not None for p in group) for group in getattr(zero, name)]
+        zero.held_groups = list(compress(getattr(zero, name), held))
+        zero.optimizer.param_groups = list(compress(groups, held))
+        try:
+            load("held_groups", folder)
+        finally:
+            zero.optimizer.param_groups = groups
+
+    zero.load_hp_checkpoint_state_from_checkpoint_dir = load_held

@@ -8,18 +8,22 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pretrain import distributed
 from pretrain.checkpoint.background import BackgroundWriter
 from pretrain.checkpoint.reshard import reshard
+from pretrain.checkpoint.zero import check_trained
 from pretrain.engine import Engine
-from shards.files import CommonError, InputError, atomic_path, parse_object, write_json
+from shards.files import CommonError, InputError, atomic_path, read_json, write_json
 
 MARKER = "COMPLETE"
+_DAMAGED = ".damaged"
 
 
 class RunCheckpoints:
@@ -47,28 +51,78 @@ class RunCheckpoints:
         return sorted(steps)
 
     def resume(self, engine: Engine) -> tuple[int, int]:
-        """Load the newest complete checkpoint; its step and the pairs consumed, or (0, 0)."""
-        found = distributed.on_main(self._newest)
-        if not found:
-            return 0, 0
-        tag = f"step-{found['step']}"
-        if found["layout"] != engine.layout:
-            tag = self._relay(self.root / tag, found["layout"], engine)
+        """Load the newest whole checkpoint; its step and the pairs consumed, or (0, 0).
+
+        One that is damaged is named and set aside as `step-N.damaged`, and an older one taken.
+
+        Raises:
+            CommonError: there are checkpoints, and all of them are damaged.
+        """
+        distributed.on_main(self._clear)
+        damaged: dict[int, str] = {}
+        for step in reversed(distributed.on_main(self.complete_steps)):
+            folder = self.root / f"step-{step}"
+            problem = self._damage(folder)
+            if not problem:
+                distributed.on_main(partial(self._set_aside, damaged, folder))
+                return self._load(engine, folder)
+            damaged[step] = problem
+        if damaged:
+            raise CommonError(
+                f"{self.root}: every checkpoint is damaged ({'; '.join(damaged.values())}); "
+                f"remove {self.root} to start anew, or give another --run_dir"
+            )
+        return 0, 0
+
+    def _load(self, engine: Engine, folder: Path) -> tuple[int, int]:
+        facts = distributed.on_main(lambda: read_marker(folder))
+        tag = folder.name
+        if facts["layout"] != engine.layout:
+            tag = self._relay(folder, facts["layout"], engine)
         engine.load(self.root, tag)
-        if found["layout"] != engine.layout:  # the copy, as large as the checkpoint
+        if tag != folder.name:  # the copy, as large as the checkpoint
             distributed.barrier()
             distributed.on_main(lambda: shutil.rmtree(self.root / tag))
-        return found["step"], found["samples"]
+        return facts["step"], facts["samples"]
 
-    def _newest(self) -> dict | None:
+    def _clear(self) -> None:
+        """Remove what a kill left half-written."""
         for folder in self.root.glob("step-*"):
-            if not (folder / MARKER).is_file():
+            if not (folder / MARKER).is_file() and folder.suffix != _DAMAGED:
                 shutil.rmtree(folder)
-        steps = self.complete_steps()
-        if not steps:
-            return None
-        path = self.root / f"step-{steps[-1]}" / MARKER
-        return parse_object(path.read_bytes(), str(path))
+
+    def _damage(self, folder: Path) -> str:
+        """What is wrong with a checkpoint, "" where nothing is; collective.
+
+        Every file is read once here, its checksums compared, its pickle held to tensors and plain
+        containers: DeepSpeed, which loads it afterwards, would run whatever a pickle asks for.
+        """
+        files = sorted(folder.rglob("*.pt"))
+        problem = ""
+        try:
+            sizes = read_marker(folder).get("files", {})
+            # Each process looks at its share; together they have seen every file.
+            for path in files[distributed.rank() :: distributed.world_size()]:
+                check_trained(path)
+            for name, size in sizes.items():
+                path = folder / name
+                if not path.is_file() or path.stat().st_size != size:
+                    raise InputError(f"{path}: missing or not of its {size} bytes")
+            if not files:
+                raise InputError(f"{folder}: holds no tensors")
+        except InputError as error:
+            problem = str(error)
+        return next(filter(None, distributed.all_objects(problem)), "")
+
+    def _set_aside(self, damaged: dict[int, str], instead: Path) -> None:
+        for step, problem in damaged.items():
+            folder = self.root / f"step-{step}"
+            shutil.rmtree(folder.with_suffix(_DAMAGED), ignore_errors=True)
+            folder.rename(folder.with_suffix(_DAMAGED))
+            print(
+                f"{problem}: set aside as {folder.name}{_DAMAGED}; going on from {instead}",
+                flush=True,
+            )
 
     def _relay(self, folder: Path, layout: str, engine: Engine) -> str:
         """The tag of a copy that another number of ranks, or another ZeRO stage, can load."""
@@ -154,7 +208,11 @@ class RunCheckpoints:
         self, folder: Path, step: int, samples: int, layout: str, figures: dict | None
     ) -> None:
         facts = {"step": step, "samples": samples, "layout": layout, "figures": figures or {}}
-        write_json(folder / MARKER, facts | {"world_size": distributed.world_size()})
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        write_json(
+            folder / MARKER, facts | {"world_size": distributed.world_size(), "files": sizes}
+        )
         with atomic_path(self.root / "latest") as temporary:
             temporary.write_text(folder.name)
         kept = set(self.complete_steps()[-self.keep :])
@@ -170,15 +228,28 @@ class RunCheckpoints:
         """Complete step -> its `best` figure, made so that larger is better."""
         values = {}
         for step in self.complete_steps():
-            path = self.root / f"step-{step}" / MARKER
-            figures = parse_object(path.read_bytes(), str(path)).get("figures", {})
-            if self.best in figures:
-                values[step] = self._sign * figures[self.best]
+            with suppress(InputError):  # damaged: no candidate; `resume` names it
+                figures = read_marker(self.root / f"step-{step}").get("figures", {})
+                if self.best in figures:
+                    values[step] = self._sign * figures[self.best]
         return values
 
     @property
     def _sign(self) -> int:
         return -1 if (self.best or "").endswith(("loss", "kl")) else 1
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """What a complete checkpoint says of itself.
+
+    Raises:
+        InputError: its marker is cut, empty, or lacks what resuming needs.
+    """
+    facts = read_json(folder / MARKER)
+    kinds = {"step": int, "samples": int, "layout": str}
+    if any(not isinstance(facts.get(name), kind) for name, kind in kinds.items()):
+        raise InputError(f"{folder / MARKER}: damaged (lacks one of {', '.join(kinds)})")
+    return facts
 
 
 @contextmanager

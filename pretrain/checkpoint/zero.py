@@ -14,6 +14,7 @@ unpickles whatever the files hold.
 
 import math
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,22 @@ def _check_consumed(used: int, there: int, alignment: int) -> None:
 
 def _float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def check_trained(path: Path) -> None:
+    """Read a file of a checkpoint as data alone, and compare its checksums.
+
+    Raises:
+        InputError: cut, damaged, or its pickle asks for more than a training run writes.
+    """
+    _load(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{path}: damaged ({error})") from None
+    if member is not None:
+        raise InputError(f"{path}: damaged (checksum of {member})")
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -192,13 +192,17 @@ def test_a_disk_that_is_full_is_told_at_the_next_step(monkeypatch, tmp_path):
     checkpoints.check()  # told once
 
 
-def test_what_goes_wrong_in_the_background_is_raised_whatever_it_is(tmp_path):
+def test_what_goes_wrong_in_the_background_is_raised_whatever_it_is(tmp_path, monkeypatch):
     checkpoints = RunCheckpoints(tmp_path, keep=1, best="val_loss", background=True)
     checkpoints.save(engine(), 1, 8)
     checkpoints.finish()
-    (checkpoints.root / "step-1/COMPLETE").write_text("{")
+
+    def refuse(*_):
+        raise KeyError("no disk's error")
+
+    monkeypatch.setattr("pretrain.checkpoint.run.write_json", refuse)
     checkpoints.save(engine(), 2, 16)
-    with pytest.raises(InputError, match=r"step-1/COMPLETE"):
+    with pytest.raises(KeyError, match="no disk's error"):
         checkpoints.finish()
 
 

@@ -1,0 +1,132 @@
+"""A run directory belongs to one job at a time, one configuration, and one set of inputs."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from shards.files import InputError, atomic_path, file_sha256, lock, read_json, write_json
+from shards.options import dump_config
+from shards.stream import ShardReader
+
+# What a resumed run may change without changing what is computed.
+_FREE = (
+    *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
+    *("optim.nonfinite", "extend"),
+)
+PATIENCE_SECONDS = 12.0
+"""Longer than PyTorch's loader workers take to notice that their parent is gone (5 s)."""
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """The run directory is this job's alone; the main process holds its lock.
+
+    Raises:
+        CommonError: another process holds it. A run that was killed lets go within seconds, when
+            its loader workers notice: so long this waits.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            patience = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                try:
+                    return stack.enter_context(lock(run_dir))
+                except InputError:
+                    if time.monotonic() > patience:
+                        raise
+                time.sleep(0.5)
+
+        distributed.on_main(take)
+        yield
+
+
+def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> str:
+    """Write `config.yaml`; where checkpoints are, check that this is the run that made them.
+
+    Returns:
+        Under `extend`, a line that says what it means for this run; else "".
+
+    Raises:
+        InputError: other settings than those of the run in `run_dir`.
+    """
+    path, text = run_dir / "config.yaml", dump_config(config)
+    extension = ""
+    if path.exists() and resumable:
+        # Beside a tokenizer that is given, the size of a vocabulary to learn says nothing.
+        given = config.model.init or config.model.tokenizer
+        free = (*_FREE, "model.vocab_size") if given else _FREE
+        old, new = (_flat(yaml.safe_load(content)) for content in (path.read_text(), text))
+        changed = {key for key in new if old.get(key) != new[key] and not key.startswith(free)}
+        before, after = old["optim.steps"], new["optim.steps"]
+        if config.extend and after > before:
+            changed.discard("optim.steps")
+            extension = (
+                f"extended from {before} to {after} steps: from step {resumable[-1]} on the "
+                f"learning rate is that of a run of {after}, which had been higher before, too"
+            )
+        if changed:
+            listed = "; ".join(f"{key} ({old.get(key)} -> {new[key]})" for key in sorted(changed))
+            longer = changed == {"optim.steps"} and after > before
+            advice = "; to train it longer, add --extend true" if longer else ""
+            raise InputError(
+                f"{run_dir} holds a run with another configuration: {listed}; "
+                f"give another --run_dir, or the old settings to resume{advice}"
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+    return extension
+
+
+def remember_inputs(
+    config: PretrainConfig, readers: dict[str, ShardReader], run_dir: Path, *, resumes: bool
+) -> None:
+    """Write `inputs.json`, the checksums of what the run learns from; a run that resumes must find
+    them again. Runs that kept none, of earlier versions, are taken as they are.
+
+    Args:
+        readers: `data.train` and `data.val`, by these names.
+
+    Raises:
+        InputError: shards, a column or a vocabulary changed after the run began, by name.
+    """
+    digests: dict[str, str] = {}
+    for setting, reader in readers.items():
+        tars = [(shard.stem, shard.sha256, shard.matched) for shard in reader.index.shards]
+        digests[f"{setting} (shards)"] = _digest(tars)
+        for name, column in reader.columns.items():
+            files = {stem: shard.sha256 for stem, shard in column.shards.items()}
+            digests[f"{setting} ({name} column)"] = _digest(sorted(files.items()))
+    for name in ("entities", "relations"):
+        if file := getattr(config.prompter, name):
+            digests[f"prompter.{name}"] = str(file_sha256(Path(file)))
+    path = run_dir / "inputs.json"
+    if resumes and path.is_file():
+        before = read_json(path, f"remove it to resume {run_dir} unchecked")
+        changed = [name for name, digest in digests.items() if before.get(name, digest) != digest]
+        if changed:
+            raise InputError(
+                f"{run_dir}: {', '.join(changed)} changed after this run began; put the old files "
+                "back to resume it, or give another --run_dir"
+            )
+    write_json(path, digests)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _flat(content: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in content.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,246 @@
+"""A run that goes on: over damaged checkpoints, other data, a longer schedule, a second process."""
+
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint.run import MARKER
+from pretrain.config import PretrainConfig
+from pretrain.data.tokenizer import learn_tokenizer
+from pretrain.tracking import read_metrics
+from pretrain.train import train
+from shards.corpora import captions
+from shards.files import InputError, lock
+from shards.options import parse_config
+from shards.write import build
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+    --config pretrain/configs/tiny.yaml --engine.kind single --loss.coe 0 --loss.cir 0
+    --model.hidden_size 16 --model.num_attention_heads 2 --model.intermediate_size 32
+    --model.text_layers 1 --model.fusion_layers 1 --model.vocab_size 60 --data.max_length 16
+    --model.image_size 16 --model.vision_hidden_size 16 --model.vision_heads 2
+    --model.vision_layers 1 --model.projection_size 8 --batch.global_size 8
+    --optim.steps 6 --checkpoint.every 2 --checkpoint.keep 3 --log.every 1
+""".split()  # noqa: SIM905
+
+
+def arguments(run_dir: Path, shards: Path, *more: str) -> list[str]:
+    return [*TINY, "--run_dir", str(run_dir), "--data.train", str(shards), *more]
+
+
+def start(run_dir: Path, shards: Path, *more: str) -> Path | None:
+    words = arguments(run_dir, shards, *more)
+    return train(parse_config(PretrainConfig, words, prog="p", description="", example=""))
+
+
+@pytest.fixture(scope="module")
+def finished(pair_shards, tmp_path_factory) -> Path:
+    """A run of six steps with checkpoints after 2, 4 and 6."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    start(run_dir, pair_shards)
+    return run_dir
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of it that was cut off after step 4."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-6")
+    shutil.rmtree(tmp_path / "run/model")
+    return tmp_path / "run"
+
+
+def losses(run_dir: Path) -> dict[float, float]:
+    return {line["step"]: line["loss"] for line in read_metrics(run_dir / "metrics.jsonl")}
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "state.pt").read_bytes()
+    (folder / "state.pt").write_bytes(content[: len(content) // 2])
+
+
+def zeros(folder: Path) -> None:
+    (folder / "state.pt").write_bytes(bytes((folder / "state.pt").stat().st_size))
+
+
+def one_byte(folder: Path) -> None:
+    content = bytearray((folder / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "state.pt").write_bytes(content)
+
+
+def empty(folder: Path) -> None:
+    (folder / "state.pt").write_bytes(b"")
+
+
+def gone(folder: Path) -> None:
+    (folder / "state.pt").unlink()
+
+
+def empty_marker(folder: Path) -> None:
+    (folder / MARKER).write_text("")
+
+
+def marker_without_words(folder: Path) -> None:
+    (folder / MARKER).write_text("{}")
+
+
+DAMAGES = [cut, zeros, one_byte, empty, gone, empty_marker, marker_without_words]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_older_one_taken(
+    damage, run, finished, pair_shards, capsys
+):
+    damage(run / "checkpoints/step-4")
+    assert start(run, pair_shards) == run / "model"
+    told = capsys.readouterr().out
+    assert re.search(r"step-4.*: set aside as step-4.damaged; going on from .*step-2", told)
+    assert (run / "checkpoints/step-4.damaged").is_dir()
+    assert losses(run) == losses(finished)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_starts_anew(run, pair_shards):
+    for folder in (run / "checkpoints").glob("step-*"):
+        zeros(folder)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"every checkpoint is damaged \(.*step-4.*step-2"):
+            start(run, pair_shards)
+
+
+class Marking:
+    """Unpickled, it makes a file: harmless, and seen."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("where", ["mp_rank_00_model_states.pt", "state.pt"])
+def test_no_code_of_a_checkpoint_runs(where, run, pair_shards, tmp_path):
+    """DeepSpeed alone would unpickle it."""
+    marker = tmp_path / "code ran"
+    for folder in (run / "checkpoints").glob("step-*"):
+        torch.save({"module": Marking(marker)}, folder / where)
+    with pytest.raises(InputError, match=r"loading it would run `posix.mkdir`"):
+        start(run, pair_shards)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Marking(marker)))
+    assert marker.is_dir()
+
+
+# ------------------------------------------------------------------ what a run was begun with
+
+
+def test_shards_that_were_rebuilt_under_a_run_are_refused_by_name(
+    run, pair_shards, tmp_path, capsys
+):
+    copy = tmp_path / "shards"
+    shutil.copytree(pair_shards, copy)
+    (run / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace(str(pair_shards), str(copy))
+    )
+    assert start(run, copy)  # the same bytes at another place: other words for the same shards
+    shutil.rmtree(run / "checkpoints/step-6")
+    shutil.rmtree(copy)
+    source = pair_shards.parent
+    lines = (source / "captions.csv").read_text().replace("a dog 1\n", "a cat 1\n")
+    (tmp_path / "captions.csv").write_text(lines)
+    build(captions(source, tmp_path / "captions.csv"), copy, shard_size=1)
+    with pytest.raises(InputError, match=r"data.train \(shards\) changed after this run began"):
+        start(run, copy)
+    (run / "inputs.json").unlink()  # as runs of earlier versions: nothing to compare with
+    assert start(run, copy)
+
+
+def test_a_first_start_that_failed_leaves_no_tokenizer(finished, pair_shards, tmp_path):
+    folder = tmp_path / "run/architecture"
+    learn_tokenizer(["the captions of another start"], 40).save_pretrained(folder)
+    assert start(tmp_path / "run", pair_shards, "--optim.steps", "1")
+    written = (folder / "tokenizer.json").read_bytes()
+    assert written == (finished / "architecture/tokenizer.json").read_bytes()
+    # With a checkpoint it is the run's, and stays.
+    learn_tokenizer(["others"], 40).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"model.tokenizer"):
+        start(tmp_path / "run", pair_shards, "--model.tokenizer", str(tmp_path / "other"))
+
+
+# ------------------------------------------------------------------ longer, and by two
+
+
+def test_a_finished_run_is_trained_longer(finished, pair_shards, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    longer = ("--optim.steps", "10")
+    with pytest.raises(InputError, match=r"optim.steps \(6 -> 10\).*add --extend true"):
+        start(run_dir, pair_shards, *longer)
+    with pytest.raises(InputError, match=r"optim.lr \(0.001 -> 1e-05\)"):
+        start(run_dir, pair_shards, *longer, "--extend", "true", "--optim.lr", "1e-5")
+    start(run_dir, pair_shards, *longer, "--extend", "true")
+    assert (
+        "extended from 6 to 10 steps: from step 6 on the learning rate" in capsys.readouterr().out
+    )
+    start(tmp_path / "whole", pair_shards, *longer)
+    rates = [
+        {line["step"]: line["lr"] for line in read_metrics(path / "metrics.jsonl")}
+        for path in (run_dir, tmp_path / "whole")
+    ]
+    # Both follow the schedule of ten steps from there on; before, the first one's was of six.
+    for step in (7, 8, 9, 10):
+        assert rates[0][step] == pytest.approx(rates[1][step])
+    assert rates[0][5] != pytest.approx(rates[1][5])
+    lines = losses(run_dir)
+    assert sorted(lines) == list(range(1, 11))
+    before = torch.load(finished / "checkpoints/step-6/state.pt", weights_only=True)["model"]
+    after = torch.load(run_dir / "checkpoints/step-8/state.pt", weights_only=True)["model"]
+    assert not torch.equal(before["encoder.text_proj.weight"], after["encoder.text_proj.weight"])
+    assert start(run_dir, pair_shards, *longer) == run_dir / "model"  # finished, extend or not
+
+
+def test_a_second_process_on_a_run_directory_is_refused(pair_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("pretrain.run_directory.PATIENCE_SECONDS", 0.0)
+    with (
+        lock(tmp_path / "run"),
+        pytest.raises(InputError, match=rf"run: pid {os.getpid()} on .* is writing here"),
+    ):
+        start(tmp_path / "run", pair_shards)
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_one_line(pair_shards, tmp_path):
+    words = arguments(tmp_path / "run", pair_shards, "--optim.steps", "100000")
+    words += ["--data.workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretrain", *words], cwd=ROOT, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run/checkpoints/step-2" / MARKER).is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [
+            pid for pid in children
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]  # fmt: skip
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    lines = [line for line in errors.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and "rank 0: DataLoader worker" in lines[0]
+    assert "Traceback" not in errors
