@@ -2,7 +2,7 @@
 
 With clean (un-augmented) views the prompter's features of a picture and of its best object are
 constants, 1 KB a picture. Soft labels are formed from them on the fly, so that templates,
-vocabularies, temperature and hard labels can change without a new pass (PROMU spec §2.3).
+vocabularies, temperature and hard labels can change without a new pass.
 """
 
 import sys

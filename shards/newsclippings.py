@@ -1,4 +1,4 @@
-"""NewsCLIPpings over VisualNews as a corpus (`specs/promu.md` 1.1): one sub-split, or a union."""
+"""NewsCLIPpings over VisualNews as a corpus: one sub-split, or a union."""
 
 import json
 import os
@@ -230,7 +230,7 @@ def _look_up(
 
 
 def _invariants(table: np.ndarray, starts: list[int]) -> dict[str, int]:
-    """Rows that break what NewsCLIPpings promises (`specs/promu.md` 1.1); 0 everywhere is good."""
+    """Rows that break what NewsCLIPpings promises; 0 everywhere is good."""
     offsets = table["row"] - np.array(starts)[table["subset"]]
     odd, same = offsets % 2 == 1, table["id"] == table["image_id"]
     return {

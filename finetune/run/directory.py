@@ -1,4 +1,4 @@
-"""A run directory as a whole: its configuration, its seeds, its `result.json` (DESIGN.md §4.6)."""
+"""A run directory as a whole: its configuration, its seeds, its `result.json`."""
 
 import logging
 import platform

@@ -1,4 +1,4 @@
-"""Scores in percent, by the field's conventions (hvpnet.md §5): relations, then entities."""
+"""Scores in percent, by the field's conventions: relations, then entities."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def prf(correct: int, claimed: int, related: int) -> dict[str, float]:
 def relation_scores_by_label(
     gold: Sequence[str], predicted: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Relation -> one-vs-rest f1, precision, recall in percent and `support` (focalmre.md §4.5).
+    """Relation -> one-vs-rest f1, precision, recall in percent and `support`.
 
     Relations that `gold` has, without the negative class, most frequent first.
     """
@@ -75,8 +75,8 @@ def scores_by_frequency(
     train_counts: Mapping[str, int],
     edges: Sequence[int] = (0, 20, 100, 200, 500, 1000),
 ) -> dict[str, dict[str, float]]:
-    """Micro scores of the relations whose number of training rows falls into each bin (dgfpt.md
-    §4.3): "20–100" -> f1, precision, recall in percent and `support`. A predicted relation counts
+    """Micro scores of the relations whose number of training rows falls into each bin:
+    "20–100" -> f1, precision, recall in percent and `support`. A predicted relation counts
     in its own bin, whatever the row's is."""
     result = {}
     none = next((name for name in NO_RELATION if name in train_counts), None)
@@ -112,7 +112,7 @@ def relation_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray
     return np.stack([(gold == predicted) & related, claimed, related], axis=1).astype(np.int64)
 
 
-# ---- Named entities: hvpnet.md §5.2 -------------------------------------------------------------
+# ---- Named entities ----------------------------------------------------------------------------
 
 Entity = tuple[str, int, int]
 """(type, first word, last word)"""

@@ -1,7 +1,7 @@
 """MNRE: relation of two marked entities in a post with a picture.
 
 Files: `txt/ours_{train,val,test}.txt` (one Python literal a line), `ours_rel2id.json`,
-`img_org/{split}/`. hvpnet.md §1.1 and focalmre.md §1.1 tell the traps of the published files.
+`img_org/{split}/`. Published crop files are keyed by the number of the line, not by picture.
 """
 
 import ast

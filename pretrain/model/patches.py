@@ -1,4 +1,4 @@
-"""From an object's box in the picture to weights of the patches that show it (PROMU spec §1.5)."""
+"""From an object's box in the picture to weights of the patches that show it (PROMU)."""
 
 import numpy as np
 

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from finetune.__main__ import COMMANDS, main
+from finetune.registry import METHODS
 from shards.options import parse_config
 
 SUBCOMMANDS = {
@@ -19,6 +20,7 @@ SUBCOMMANDS = {
 CALLS = [
     *([name] for name in COMMANDS),
     *([name, sub] for name, subs in SUBCOMMANDS.items() for sub in subs),
+    *(["train", "--method", name] for name in METHODS),
 ]
 SHARDS = [
     *([name] for name in ("sample", "build", "detect", "nouns", "captions", "verify")),
@@ -50,6 +52,7 @@ def check_help(shown: str, name: str) -> None:
     assert re.search(rf"\bexamples?: .*(python -m {re.escape(name)}\b|launch/pretrain\.sh)", words)
     assert max(map(len, shown.splitlines())) <= 80
     assert "specs/" not in shown and "§" not in shown
+    assert not re.search(r"\b(?!report|study|README)\w+\.md\b", shown)
 
 
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)

@@ -38,7 +38,7 @@ from finetune.tasks.base import TaskInfo
 
 
 class CamimTmr(tmr.Tmr):
-    """TMR whose pictures have read their captions, generated ones the sentence (§3 of camim.md)."""
+    """TMR whose pictures have read their captions, generated ones the sentence."""
 
     Config = CamimTmrConfig
     kinds = frozenset({"relation"})
@@ -157,7 +157,8 @@ class NoVision(nn.Module):
 
 
 class CamimHvpnet(hvpnet.Hvpnet):
-    """HVPNeT whose prompt tokens have read the caption (§3.6 of camim.md; our construction).
+    """HVPNeT whose prompt tokens have read the caption (README.md, On HVPNeT: our
+    construction).
 
     The mutual information joins the aligned visual tokens and the final feature; the paper says no
     more than that.

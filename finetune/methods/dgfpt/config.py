@@ -1,4 +1,4 @@
-"""DGF-PT, settings: what the paper says, and a switch for what it leaves open (dgfpt.md §6)."""
+"""DGF-PT, settings: what the paper says, and a switch for what it leaves open (README.md)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +36,7 @@ PREFIXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DgfptConfig:
-    """Settings of DGF-PT. Defaults are the paper's, and where it is silent dgfpt.md's."""
+    """Settings of DGF-PT. Defaults are the paper's, and ours where it is silent."""
 
     segments: str = "o_i_t"
     """Order of reading: an entry of `ORDERS` (Tables 2 and 4), or segments like "Po Pe O I T"."""

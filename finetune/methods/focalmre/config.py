@@ -9,7 +9,7 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class FocalMREConfig:
-    """Settings of FocalMRE; defaults as in the paper, or `focalmre.md` §6 where it is silent."""
+    """Settings of FocalMRE; defaults are the paper's, and ours where it is silent."""
 
     vision: str = "init"
     """Picture tower. init: that of --init. Else a timm ViT, or hub id or folder of a CLIP."""

@@ -3,7 +3,7 @@
 For each grounded and each detected region there is a copy of the whole picture with a frame around
 that region, drawn here from one picture and the boxes. The markers of the two entities look at the
 patches of each copy, a gate mixes what they saw into their text states, a weighted mean over the
-copies of each kind feeds the classifier. No code was published; `focalmre.md` tells what the paper
+copies of each kind feeds the classifier. No code was published; README.md tells what the paper
 leaves open. Only the two marker positions are computed: the others never reach the classifier.
 
 B: rows, R: copies of a picture, S: side of a picture, L: word pieces, P: text positions (the two

@@ -1,7 +1,7 @@
 """HVPNeT's released way of marking entities, to repeat it; `mnre.mark_entities` is ours.
 
 An entity that ends with the text gets no closing marker, and where the head follows the tail at
-once, its marker opens before the tail's closes (hvpnet.md §2.1).
+once, its marker opens before the tail's closes (README.md, Markers).
 """
 
 from collections.abc import Sequence

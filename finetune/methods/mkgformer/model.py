@@ -1,7 +1,7 @@
 """MKGformer: BERT and CLIP in lock-step, joined in their last layers (Chen et al., SIGIR 2022).
 
 B: rows, L: word pieces, K: visual tokens, D: hidden size, C: labels; i: number of a layer.
-mkgformer.md §2. In the last `fusion_layers` layers,
+README.md, Layers. In the last `fusion_layers` layers,
 
 * prefix-guided interaction (PGI): vision layer i attends to the keys and values of text layer i-1,
   put before its own;
@@ -11,8 +11,8 @@ mkgformer.md §2. In the last `fusion_layers` layers,
 
 The pictures are regions: grounded ones and detected ones. The whole picture, which the authors'
 code loads, never enters their network; here it is not loaded. Relations: one linear layer on the
-two opening-marker states. Entities: a CRF on first pieces; the specification covers relations only,
-so this head is ours.
+two opening-marker states. Entities: a CRF on first pieces; the code studied is that of
+relations, so this head is ours.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 B: rows, R: regions of a row, S: side of a picture, K: visual tokens, D: hidden size.
 Token order: [class | whole picture, where wanted | grounded regions | detected regions]; patches of
-a region row by row. mkgformer.md §2.1.
+a region row by row. README.md, Pictures.
 """
 
 import logging

@@ -148,7 +148,7 @@ class Tmr(Method):
         return found
 
     def relate(self, batch: Batch, looks: list[Look]) -> MethodOutput:
-        """Logits from the texts and what the sources show (§3.3 to 3.5 of tmr.md)."""
+        """Logits from the texts and what the sources show (README.md, Model of relations)."""
         texts = self.read(batch)
         text, _, phrases, phrase_mask = texts
         pair = entity_states(text, batch.head_start, batch.tail_start)
@@ -159,7 +159,7 @@ class Tmr(Method):
         return MethodOutput(logits, self.total_loss(loss, batch, pair, features, final))
 
     def tag(self, batch: Batch, looks: list[Look]) -> MethodOutput:
-        """Emissions from the texts and what the sources show (§3.7 of tmr.md)."""
+        """Emissions from the texts and what the sources show (README.md, Model of entities)."""
         texts = self.read(batch)
         streams = self.streams(batch, looks, texts[0])
         return self.head(self.head.fused(streams, *texts) if streams else [], texts[0], batch)
