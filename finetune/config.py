@@ -11,7 +11,31 @@ from typing import ClassVar, Literal
 from finetune import registry
 from finetune.methods.profiles import in_present_names
 from finetune.protocols import PROTOCOLS
+from finetune.tasks.base import Task
+from finetune.tasks.splits import SPLITS
 from shards.options import look_ahead, parse_config
+
+Split = Literal["train", "val", "test"]
+"""Splits as their files are called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What every command on a task's files asks for."""
+
+    data: Path
+    """Folder of the task's files."""
+    task: str = "mnre"
+    """mnre, twitter2015, relations, …"""
+
+    def open(self) -> Task:
+        """The task."""
+        return registry.load("tasks", self.task)(self.data)
+
+    def splits(self, some: Sequence[str] = ()) -> list[str]:
+        """`some`, or where none are named all that the folder has."""
+        task = self.open()
+        return list(some) or [split for split in SPLITS if task.split_file(split)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -127,6 +128,12 @@ def usage(prog: str, commands: Mapping[str, Module | Tool], description: str, ex
     return "\n".join(
         [*lines, "", f"`{prog} COMMAND --help` explains each, with an example.", "", example, ""]
     )
+
+
+def require_extra(module: str, extra: str, what: str) -> None:
+    """Refuse now, before the work, what an optional dependency would refuse after it."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{what}: pip install 'fusion-mre[{extra}]'")
 
 
 def product_version() -> str:

@@ -172,8 +172,10 @@ def near(name: str, names: Sequence[str] | dict[str, Any]) -> str:
     """`, and none is shipped under that name (did you mean …?)`, for a name among shipped ones."""
     tails = [known for known in names if known.rpartition("/")[2] == name.rpartition("/")[2]]
     close = tails or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
-    return f", and none is shipped under that name ({meant})"
+    hints = [f"did you mean {' or '.join(close)}?"] if close else []
+    if len(names) <= 20 or not close:
+        hints.append(f"there are {', '.join(names)}")
+    return f", and none is shipped under that name ({' '.join(hints)})"
 
 
 def first_line(thing: object) -> str:
@@ -270,16 +272,19 @@ def _item(kind: Any) -> Any:
 
 
 def _listed(words: Sequence[str], item: Any) -> str:
-    """`a b`, `a,b` or `[a, b]` as the YAML list of such items."""
+    """`a b`, `a,b` or `[a, b]` as the YAML list of such items; free text and paths keep commas."""
     import yaml
 
     several: list[Any] = []
     for word in words:
-        content = yaml.safe_load(word) if word.startswith("[") else word.split(",")
-        several += content if isinstance(content, list) else [content]
+        if word.startswith("[") and isinstance(content := yaml.safe_load(word), list):
+            several += content
+        else:
+            several += [word] if item in (str, Path) else word.split(",")
     if item in (int, float):
         return "[" + ", ".join(str(part).strip() for part in several) + "]"
-    return yaml.safe_dump([str(part).strip() for part in several], default_flow_style=True).strip()
+    texts = [str(part) if item in (str, Path) else str(part).strip() for part in several]
+    return yaml.safe_dump(texts, default_flow_style=True, width=float("inf")).strip()
 
 
 # ---- jsonargparse --------------------------------------------------------------------------------
@@ -293,9 +298,10 @@ def _parser(config_class: type, prog: str, description: str, example: str) -> An
     # Exactly as it was typed: 0.29 of 100 is 29.
     register_type(Fraction, str, _fraction, fail_already_registered=False)
     words = "".join(f"{name.upper()} " for name in getattr(config_class, "POSITIONAL", ()))
+    usage = f"{prog} {words}[--config FILE] [--name VALUE …]"  # all are explained below
     parser = ArgumentParser(
         prog=prog,
-        usage=f"%(prog)s {words}[--config FILE] [--name VALUE …]",  # all are explained below
+        usage=textwrap.fill(usage, 72, subsequent_indent="    "),
         description=f"{description}\n\nexample: {example}",
         exit_on_error=False,
         formatter_class=_formatter(),
@@ -322,6 +328,9 @@ def _formatter() -> type:
     class Formatter(DefaultHelpFormatter):
         """Keeps the line breaks of the description, so that the example stays on its own line, and
         breaks what long lists of choices make of an option."""
+
+        def format_help(self) -> str:
+            return re.sub(r"<class '(\w+)'>", r"\1", super().format_help())
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(

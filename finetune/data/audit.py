@@ -7,25 +7,26 @@ related at all: on the test rows with precision 1.00 and recall 0.98. `leakage.p
 `--overlap` looks at the rows themselves: duplicates, and posts or pictures that splits share.
 """
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from finetune import registry
+from finetune.config import TaskOptions
 from finetune.data.overlap import overlap
-from finetune.data.views import whole
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hashable
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Regions, read_regions
-from shards.command import CommandParser, exit_on_input_error
+from shards.command import exit_on_input_error
 from shards.files import InputError, write_json
+from shards.options import parse_config
 
 __all__ = ["AuditResult", "audit_features", "audit_source", "main"]
 
@@ -162,75 +163,79 @@ def audit_source(
     return results
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m finetune audit`."""
-    parser.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-    parser.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
-    parser.add_argument("--overlap", action="store_true", help="duplicates; what splits share")
-    parser.add_argument("--crops", action="store_true", help="the community's crop lists in DATA")
-    parser.add_argument("--phrases", action="store_true", help="TMR's phrase files in DATA")
-    parser.add_argument("--boxes", action="store_true", help="TMR's boxes in DATA")
-    parser.add_argument("--regions", type=Path, metavar="DIR", help="a region cache")
-    parser.add_argument("--types", type=Path, metavar="DIR", help="types_{split}.jsonl")
-    parser.add_argument(
-        "--features", metavar="PATTERN", help="any {row, feature} lines; PATTERN holds {split}"
-    )
-    parser.add_argument(
-        "--split", action="append", choices=["val", "test"], help="score on it; default val"
-    )
-    parser.add_argument(
-        "--shuffle", type=whole, metavar="SEED", help="control: deal the values out anew"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
-    parser.add_argument("--strict", action="store_true", help="exit 1 if anything is flagged")
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(TaskOptions):
+    """Test whether an input leaks the label."""
+
+    overlap: bool = False
+    """Duplicates; what splits share."""
+    crops: bool = False
+    """The community's crop lists in --data."""
+    phrases: bool = False
+    """TMR's phrase files in --data."""
+    boxes: bool = False
+    """TMR's boxes in --data."""
+    regions: Path | None = None
+    """A region cache."""
+    types: Path | None = None
+    """Folder of types_{split}.jsonl."""
+    features: str | None = None
+    """Any {"row", "feature"} lines; a path that holds {split}."""
+    split: tuple[Literal["val", "test"], ...] = ("val",)
+    """Score on these."""
+    shuffle: int | None = None
+    """Control: deal the values out anew, by this seed."""
+    out: Path | None = None
+    """Write the results as JSON."""
+    strict: bool = False
+    """Exit 1 if anything is flagged."""
+
+    def __post_init__(self) -> None:
+        if not self.overlap and not self.sources():
+            raise ValueError("nothing to audit: give --overlap, --crops, --phrases, --regions, …")
+        if self.shuffle is not None and self.shuffle < 0:
+            raise ValueError(f"--shuffle {self.shuffle}: 0 or more")
+
+    def sources(self) -> list[Source]:
+        """Of the features that the options name."""
+        folders = (
+            (crop_features, self.data if self.crops else None),
+            (phrase_features, self.data if self.phrases else None),
+            (box_features, self.data if self.boxes else None),
+            (region_features, self.regions),
+            (type_features, self.types),
+        )
+        sources = [partial(read, folder) for read, folder in folders if folder is not None]
+        return sources + ([partial(file_features, self.features)] if self.features else [])
 
 
-def run(args: argparse.Namespace) -> dict[str, list[AuditResult]]:
-    """Audit what the options name; prints verdicts, writes `--out`."""
-    task = registry.load("tasks", args.task)(args.data)
-    sources: list[Source] = []
-    if args.crops:
-        sources.append(lambda split: crop_features(args.data, split))
-    if args.phrases:
-        sources.append(lambda split: phrase_features(args.data, split))
-    if args.boxes:
-        sources.append(lambda split: box_features(args.data, split))
-    if args.regions:
-        sources.append(lambda split: region_features(args.regions, split))
-    if args.types:
-        sources.append(lambda split: type_features(args.types, split))
-    if args.features:
-        sources.append(lambda split: file_features(args.features, split))
-    if not sources and not args.overlap:
-        raise InputError("nothing to audit: give --overlap, --crops, --phrases, --regions, …")
-    results: dict[str, list[AuditResult]] = {split: [] for split in args.split or ["val"]}
+def run(config: AuditConfig) -> dict[str, list[AuditResult]]:
+    """Audit what the options name; prints verdicts, writes `out`."""
+    task, sources = config.open(), config.sources()
+    results: dict[str, list[AuditResult]] = {split: [] for split in config.split}
     rows = {split: task.read(split) for split in ("train", *results)}
-    if args.overlap:
+    if config.overlap:
         print("\n".join(overlap(task, rows)))
     for source in sources:
-        for split, found in audit_source(task, rows, source, args.shuffle).items():
+        for split, found in audit_source(task, rows, source, config.shuffle).items():
             results[split] += found
     for split, found in results.items() if sources else ():
         print(f"fitted on train, scored on {split}:")
         for result in found:
             print(f"  {result}")
-    if args.out:
+    if config.out:
         content = {s: [result.to_dict() for result in found] for s, found in results.items()}
-        write_json(args.out, {"threshold": THRESHOLD, "shuffle": args.shuffle, "splits": content})
+        audit = {"threshold": THRESHOLD, "shuffle": config.shuffle, "splits": content}
+        write_json(config.out, audit)
     return results
 
 
 @exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """`python -m finetune audit`; exit status 1 where `--strict` finds a leak."""
-    parser = CommandParser(
-        prog="python -m finetune audit",
-        description="Test whether an input leaks the label.",
-        epilog="example: python -m finetune audit --data DATA/mnre --crops --phrases",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    results = run(args)
-    if args.strict and any(result.flagged for found in results.values() for result in found):
+    prog = "python -m finetune audit"
+    example = f"{prog} --data DATA/mnre --crops --phrases"
+    config = parse_config(AuditConfig, argv, prog=prog, example=example)
+    results = run(config)
+    if config.strict and any(result.flagged for found in results.values() for result in found):
         sys.exit(1)

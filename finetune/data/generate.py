@@ -12,20 +12,17 @@ ours: `strong` is the share of the split's other posts that match the picture le
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-from finetune import registry
+from finetune.config import Split, TaskOptions
 from finetune.tasks.base import Task
-from finetune.tasks.splits import SPLITS
-from pretrain.checkpoint.hub import resolve
-from pretrain.checkpoint.strict import read_transformers
-from shards.command import CommandParser, exit_on_input_error
+from shards.command import Tool, dispatch, exit_on_input_error
 from shards.files import InputError, atomic_path, write_json
 from shards.images import decoded
 
@@ -98,6 +95,8 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
         from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
     except ImportError:
         raise InputError("painting needs diffusers: pip install 'fusion-mre[generate]'") from None
+    import torch
+
     kind = torch.float16 if device == "cuda" else torch.float32
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
@@ -152,14 +151,18 @@ class Clip:
     def __init__(self, source: str, device: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
+        from pretrain.checkpoint.hub import resolve
+        from pretrain.checkpoint.strict import read_transformers
+
         directory = resolve(source)
         self.model = read_transformers(CLIPModel, directory).eval().to(device)
         self.processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
         self.device = device
 
-    @torch.inference_mode()
     def __call__(self, files: Sequence[Path], texts: Sequence[str]) -> Iterator[np.ndarray]:
         """(2, n, E): pictures and texts, some at a time. InputError: an unreadable picture."""
+        import torch
+
         for start in range(0, len(files), 32):
             some = slice(start, start + 32)
             inputs = self.processor(
@@ -169,7 +172,8 @@ class Clip:
                 padding=True,
                 truncation=True,
             ).to(self.device)
-            found = self.model(**inputs)
+            with torch.inference_mode():
+                found = self.model(**inputs)
             yield torch.stack([found.image_embeds, found.text_embeds]).float().cpu().numpy()
 
 
@@ -192,57 +196,87 @@ def write_scores(
 # ---- command -------------------------------------------------------------------------------------
 
 
-@exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m finetune generate`"""
-    parser = CommandParser(
-        prog="python -m finetune generate",
-        description="Make TMR's generated pictures, or correlation scores.",
-        epilog="example: python -m finetune generate pictures --data MNRE --split train",
-    )
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind, model, text in (
-        ("pictures", "stabilityai/stable-diffusion-2", "a picture of each sentence"),
-        ("scores", "openai/clip-vit-base-patch32", "how well sentence and pictures match"),
-    ):
-        example = f"example: python -m finetune generate {kind} --data MNRE --split train"
-        sub = kinds.add_parser(kind, help=text, description=text, epilog=example)
-        sub.add_argument("--data", type=Path, required=True, help="folder of the task's files")
-        sub.add_argument("--task", default="mnre", help="task name (default: mnre)")
-        sub.add_argument(
-            "--split", action="append", choices=SPLITS, help="repeatable; default: all there are"
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(TaskOptions):
+    """What both kinds ask for."""
+
+    split: tuple[Split, ...] = ()
+    """Which; none: all there are."""
+    device: str = "auto"
+    """cpu, cuda, …; auto: cuda where there is one."""
+    generated: str = FOLDER
+    """Folder of the generated pictures, in --data."""
+
+    def pick_device(self) -> str:
+        """The device as torch names it."""
+        import torch
+
+        return (
+            self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         )
-        sub.add_argument("--model", default=model, help=f"hub id or folder (default: {model})")
-        sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-        sub.add_argument(
-            "--generated", default=FOLDER, help=f"folder of generated pictures ({FOLDER})"
-        )
-        if kind == "pictures":
-            sub.add_argument("--seed", type=int, default=0)
-            sub.add_argument("--steps", type=int, default=50, help="denoising steps (default: 50)")
-            sub.add_argument("--batch", type=int, default=4, help="pictures at a time")
-        else:
-            sub.add_argument("--out", default="scores", help="folder in --data (default: scores)")
-    args = parser.parse_args(argv)
-    task = registry.load("tasks", args.task)(args.data)
-    splits = args.split or [split for split in SPLITS if task.split_file(split)]
-    if args.kind == "pictures":
-        paint = stable_diffusion(args.model, args.steps, args.device)
-        settings = {"model": args.model, "steps": args.steps, "seed": args.seed}
-        for split in splits:
-            folder = args.data / args.generated / split
-            made = paint_all(posts_of(task, split), folder, paint, settings, args.batch)
-            print(f"{folder}: {made} new pictures")
-        return
-    clip = Clip(args.model, args.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig(GenerateConfig):
+    """A picture of each sentence, by Stable Diffusion."""
+
+    model: str = "stabilityai/stable-diffusion-2"
+    """Hub id or folder."""
+    seed: int = 0
+    """With the picture's name, its seed."""
+    steps: int = 50
+    """Denoising steps."""
+    batch: int = 4
+    """Pictures at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoresConfig(GenerateConfig):
+    """How well sentence and pictures match, by a CLIP."""
+
+    model: str = "openai/clip-vit-base-patch32"
+    """Hub id or folder."""
+    out: str = "scores"
+    """Folder of the scores, in --data."""
+
+
+def generate_pictures(config: PicturesConfig) -> None:
+    """Paint what is missing."""
+    task, splits = config.open(), config.splits(config.split)
+    paint = stable_diffusion(config.model, config.steps, config.pick_device())
+    settings = {"model": config.model, "steps": config.steps, "seed": config.seed}
+    for split in splits:
+        folder = config.data / config.generated / split
+        made = paint_all(posts_of(task, split), folder, paint, settings, config.batch)
+        print(f"{folder}: {made} new pictures")
+
+
+def generate_scores(config: ScoresConfig) -> None:
+    """Of the pictures, and of the generated ones where there are any."""
+    task, splits = config.open(), config.splits(config.split)
+    clip, out = Clip(config.model, config.pick_device()), config.data / config.out
     for split in splits:
         posts = posts_of(task, split)
-        write_scores(posts, task.image_folder(split), clip, args.data / args.out, split, "")
-        generated = args.data / args.generated / split
+        write_scores(posts, task.image_folder(split), clip, out, split, "")
+        generated = config.data / config.generated / split
         if generated.is_dir():
-            write_scores(posts, generated, clip, args.data / args.out, split, "dif_")
-        print(f"{args.data / args.out}: scores of {len(posts)} pictures of {split}")
+            write_scores(posts, generated, clip, out, split, "dif_")
+        print(f"{out}: scores of {len(posts)} pictures of {split}")
 
 
-if __name__ == "__main__":
-    main()
+TOOLS = {
+    "pictures": Tool(PicturesConfig, generate_pictures, "--data MNRE --split train"),
+    "scores": Tool(ScoresConfig, generate_scores, "--data MNRE --split train"),
+}
+
+
+@exit_on_input_error
+def main(argv: Sequence[str]) -> None:
+    """`python -m finetune generate`"""
+    dispatch(
+        "python -m finetune generate",
+        TOOLS,
+        argv,
+        "Make TMR's generated pictures, or correlation scores.",
+        f"pictures {TOOLS['pictures'].example}",
+    )

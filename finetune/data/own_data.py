@@ -16,17 +16,18 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from finetune import registry
+from finetune.config import TaskOptions
 from finetune.data.overlap import overlap
 from finetune.tasks.base import Task
 from finetune.tasks.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.reading import parse_record, read_lines
 from finetune.tasks.splits import SPLITS
-from shards.command import CommandParser
+from shards.command import Tool, dispatch
 from shards.files import InputError, atomic_path
 
 
@@ -166,42 +167,58 @@ def _image(record: dict[str, Any]) -> str | None:
     return image
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m finetune data`"""
-    parser = CommandParser(
-        prog="python -m finetune data",
-        description="Check a task's files, or make them of your own posts.",
-        epilog="example: python -m finetune data convert posts.csv --to relations "
-        "--out mine/train.jsonl",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser(
-        "check",
-        help="read every split and say what is in it",
-        description="Rows, labels, pictures and repeats of every split.",
-        epilog="example: python -m finetune data check --task relations --data mine",
-    )
-    sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-    sub.add_argument("--task", required=True, help="mnre, twitter2015, relations, entities, …")
-    sub = commands.add_parser(
-        "convert",
-        help="text with marked characters -> a split's file",
-        description="One file of posts to one split: train.jsonl, val.jsonl, test.jsonl.",
-        epilog="example: python -m finetune data convert posts.csv --to relations "
-        "--out mine/train.jsonl",
-    )
-    sub.add_argument("posts", type=Path, metavar="FILE", help=".jsonl or .csv")
-    sub.add_argument("--to", required=True, choices=("relations", "entities"), help="which task")
-    sub.add_argument("--out", required=True, type=Path, metavar="FILE", help="{split}.jsonl")
-    args = parser.parse_args(argv)
-    if args.command == "check":
-        task: Task = registry.load("tasks", args.task)(args.data)
-        print("\n".join(check(task)))
-        return
-    rows: list[dict[str, Any]] = list(convert(args.posts, args.to))
+# ---- command -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(TaskOptions):
+    """Read every split and say what is in it: rows, labels, pictures, repeats."""
+
+    task: str
+    """mnre, twitter2015, relations, entities, …"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """One file of posts, their characters marked, to a split's file of a task."""
+
+    POSITIONAL: ClassVar = ("posts",)
+    posts: Path
+    """.jsonl or .csv."""
+    to: Literal["relations", "entities"]
+    """Which task."""
+    out: Path
+    """{split}.jsonl: train.jsonl, val.jsonl, test.jsonl."""
+
+
+def run_check(config: CheckConfig) -> None:
+    """Print what there is to say."""
+    print("\n".join(check(config.open())))
+
+
+def run_convert(config: ConvertConfig) -> None:
+    """Write the split's file."""
+    rows = list(convert(config.posts, config.to))
     if not rows:
-        raise InputError(f"{args.posts}: no post in it")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(args.out) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        raise InputError(f"{config.posts}: no post in it")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(config.out) as temporary, temporary.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    print(f"{args.out}: {len(rows)} rows")
+    print(f"{config.out}: {len(rows)} rows")
+
+
+TOOLS = {
+    "check": Tool(CheckConfig, run_check, "--task relations --data mine"),
+    "convert": Tool(ConvertConfig, run_convert, "posts.csv --to relations --out mine/train.jsonl"),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """`python -m finetune data`"""
+    dispatch(
+        "python -m finetune data",
+        TOOLS,
+        argv,
+        "Check a task's files, or make them of your own posts.",
+        f"convert {TOOLS['convert'].example}",
+    )

@@ -7,26 +7,24 @@
 A run that was interrupted goes on where it stopped. `tasks/region_cache.py` has the format.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from finetune import registry
+from finetune.config import Split, TaskOptions
 from finetune.data import crop_matching
-from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
 from finetune.data.region_files import entry, finish, pictures
 from finetune.data.resumable import resumable
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
-from finetune.tasks.splits import SPLITS
-from shards.command import CommandParser, exit_on_input_error
+from shards.command import Tool, dispatch, exit_on_input_error
 from shards.files import InputError
 from shards.images import decoded
 
@@ -34,29 +32,83 @@ GENERATED_SIZE = (768, 768)
 """TMR's generated pictures."""
 
 
+# ---- options -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionConfig(TaskOptions):
+    """What every kind of cache asks for."""
+
+    out: Path
+    """Folder of the caches."""
+    split: tuple[Split, ...] = ()
+    """Which; none: all there are."""
+    max_missing: int = 0
+    """Pictures that may be absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(RegionConfig):
+    """Leak-safe regions from text and picture alone."""
+
+    grounder: str = "IDEA-Research/grounding-dino-base"
+    """Grounding DINO: folder or hub id."""
+    detector: str = "COCO_V1"
+    """Faster R-CNN: COCO_V1, a weights file, or none."""
+    tagger: str = "en_core_web_sm"
+    """spaCy model, or none."""
+    num_grounded: int = 4
+    """Phrases a row."""
+    num_detected: int = 3
+    """Objects a picture."""
+    device: str = "cpu"
+    """cpu, cuda, …"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverConfig(RegionConfig):
+    """Boxes of the community's crops (leaky)."""
+
+    workers: int = 1
+    """Processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(RegionConfig):
+    """TMR's boxes in DATA (leaky), or objects from a file."""
+
+    objects: Path | None = None
+    """JSON lines image_id, size, objects."""
+    leaky: bool = True
+    """Stamp of --objects; --no-leaky where you know that no label shaped them."""
+
+
 # ---- build --------------------------------------------------------------------------------------
 
 
-def build(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None:
+def build(config: BuildConfig) -> None:
     """`regions_vg_{split}.jsonl` of each split, and one `regions_od.jsonl`."""
+    from finetune.data.grounding import Grounder, keywords, spacy_tagger
+
+    task, splits = config.open(), config.splits(config.split)
     rows = {split: task.read(split) for split in splits}
-    tag = None if args.tagger == "none" else spacy_tagger(args.tagger)
-    grounder = Grounder(args.grounder, args.device)
+    tag = None if config.tagger == "none" else spacy_tagger(config.tagger)
+    grounder = Grounder(config.grounder, config.device)
     for split in splits:
-        phrases = {row.row: keywords(row, tag, args.num_grounded) for row in rows[split]}
+        phrases = {row.row: keywords(row, tag, config.num_grounded) for row in rows[split]}
         header = {
             "tool": "regions build",
             **grounder.provenance,
-            "keywords": {"tagger": args.tagger, "limit": args.num_grounded},
+            "keywords": {"tagger": config.tagger, "limit": config.num_grounded},
             "leaky": False,
         }
-        ground(args, task, split, rows[split], phrases, grounder, header)
-    if args.detector != "none":
-        detect(args, task, rows)
+        ground(config, task, split, rows[split], phrases, grounder, header)
+    if config.detector != "none":
+        detect(config, task, rows)
 
 
 def ground(
-    args: argparse.Namespace,
+    config: RegionConfig,
     task: Task,
     split: str,
     rows: Sequence[Row],
@@ -76,9 +128,9 @@ def ground(
         found = grounder(picture, [(phrase, "") for phrase in wanted])
         return {"size": picture.size, "regions": regions_to_json(found, "vg")}
 
-    present = pictures(folder, asked, args.max_missing)
+    present = pictures(folder, asked, config.max_missing)
     work = {name: (path, list(asked[name])) for name, path in present.items()}
-    out = args.out / f"regions_vg_{split}.jsonl"
+    out = config.out / f"regions_vg_{split}.jsonl"
     found = resumable(out, header, work, look)
     entries = {}
     for row in rows:
@@ -94,20 +146,22 @@ def ground(
     finish(out, header, entries)
 
 
-def detect(args: argparse.Namespace, task: Task, rows: Mapping[str, Sequence[Row]]) -> None:
+def detect(config: BuildConfig, task: Task, rows: Mapping[str, Sequence[Row]]) -> None:
     """The objects of all pictures of all splits."""
-    detector = ObjectDetector(args.detector, args.device, args.num_detected)
+    from finetune.data.grounding import ObjectDetector
+
+    detector = ObjectDetector(config.detector, config.device, config.num_detected)
     header = {"tool": "regions build", **detector.provenance, "leaky": False}
     work: dict[str, Path] = {}
     for split, some in rows.items():
         names = [row.image_id for row in some]
-        work |= pictures(task.image_folder(split), names, args.max_missing)
+        work |= pictures(task.image_folder(split), names, config.max_missing)
 
     def look(path: Path) -> dict[str, Any]:
         picture = decoded(path)
         return {"size": picture.size, "regions": regions_to_json(detector(picture), "od")}
 
-    out = args.out / "regions_od.jsonl"
+    out = config.out / "regions_od.jsonl"
     found = resumable(out, header, work, look)
     finish(out, header, {name: entry(name, value, out) for name, value in found.items()})
 
@@ -115,13 +169,14 @@ def detect(args: argparse.Namespace, task: Task, rows: Mapping[str, Sequence[Row
 # ---- recover ------------------------------------------------------------------------------------
 
 
-def recover(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None:
+def recover(config: RecoverConfig) -> None:
     """`regions_vg_{split}.jsonl` with the boxes of the community's crops."""
-    for split in splits:
+    task = config.open()
+    for split in config.splits(config.split):
         rows = task.read(split)
-        folder = args.data / "img_vg" / split / "crops"
-        names = crop_names(args.data, split)
-        present = pictures(task.image_folder(split), (r.image_id for r in rows), args.max_missing)
+        folder = config.data / "img_vg" / split / "crops"
+        names = crop_names(config.data, split)
+        present = pictures(task.image_folder(split), (r.image_id for r in rows), config.max_missing)
         work = {
             str(row.row): (
                 present[row.image_id],
@@ -136,8 +191,8 @@ def recover(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None
             "thresholds": {"score": crop_matching.GOOD},
             "leaky": True,
         }
-        out = args.out / f"regions_vg_{split}.jsonl"
-        found = resumable(out, header, work, find_crops, args.workers)
+        out = config.out / f"regions_vg_{split}.jsonl"
+        found = resumable(out, header, work, find_crops, config.workers)
         lost = [name for value in found.values() for name in value["lost"]]
         entries = {row.row: found[str(row.row)] for row in rows if str(row.row) in found}
         finish(
@@ -183,15 +238,16 @@ def find_crops(work: tuple[Path, Sequence[Path]]) -> dict[str, Any]:
 # ---- import -------------------------------------------------------------------------------------
 
 
-def import_boxes(args: argparse.Namespace, task: Task, splits: Sequence[str]) -> None:
+def import_boxes(config: ImportConfig) -> None:
     """TMR's boxes in its generated pictures, or anybody's objects."""
-    if args.objects:
-        entries = read_objects(args.objects)
-        header = {"tool": "regions import", "source": args.objects.name, "leaky": args.leaky}
-        finish(args.out / "regions_od.jsonl", header, entries)
+    task = config.open()
+    if config.objects:
+        entries = read_objects(config.objects)
+        header = {"tool": "regions import", "source": config.objects.name, "leaky": config.leaky}
+        finish(config.out / "regions_od.jsonl", header, entries)
         return
-    for split in splits:
-        path = side_files.find(args.data, "txt/mre_dif_{split}_dict.pth", split)
+    for split in config.splits(config.split):
+        path = side_files.find(config.data, "txt/mre_dif_{split}_dict.pth", split)
         boxes = side_files.read_generated_boxes(path)
         rows = task.read(split)
         boxes.require_rows(len(rows))
@@ -204,7 +260,7 @@ def import_boxes(args: argparse.Namespace, task: Task, splits: Sequence[str]) ->
             for row in rows
         }
         header = {"tool": "regions import", "source": path.name, "leaky": True}
-        finish(args.out / f"regions_generated_{split}.jsonl", header, entries)
+        finish(config.out / f"regions_generated_{split}.jsonl", header, entries)
         for note in boxes.notes:
             print(f"{path}: {note}")
 
@@ -227,69 +283,17 @@ def read_objects(path: Path) -> dict[str, Regions]:
     return not_empty(entries, path)
 
 
-# ---- command ------------------------------------------------------------------------------------
+# ---- command -------------------------------------------------------------------------------------
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommands of `python -m finetune regions`."""
-    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
-
-    def tool(name: str, function: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        sub = tools.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=f"example: python -m finetune regions {name} --data DATA/mnre --out REGIONS",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(function=function)
-        sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-        sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
-        sub.add_argument("--out", required=True, type=Path, help="folder of the caches")
-        sub.add_argument(
-            "--split", action="append", choices=SPLITS, help="repeatable; default: all there are"
-        )
-        sub.add_argument(
-            "--max-missing", type=int, default=0, help="pictures that may be absent; default 0"
-        )
-        return sub
-
-    sub = tool("build", build, "leak-safe regions from text and picture alone")
-    sub.add_argument(
-        "--grounder", default="IDEA-Research/grounding-dino-base", help="folder or hub id"
-    )
-    sub.add_argument("--detector", default="COCO_V1", help="COCO_V1, a weights file, or none")
-    sub.add_argument("--tagger", default="en_core_web_sm", help="spaCy model, or none")
-    sub.add_argument("--num-grounded", type=int, default=4, help="phrases a row; default 4")
-    sub.add_argument("--num-detected", type=int, default=3, help="objects a picture; default 3")
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, …; default cpu")
-
-    sub = tool("recover", recover, "boxes of the community's crops (leaky)")
-    sub.add_argument("--workers", type=int, default=1, help="processes; default 1")
-
-    sub = tool("import", import_boxes, "TMR's boxes in DATA (leaky), or objects from a file")
-    sub.add_argument(
-        "--objects", type=Path, metavar="FILE", help="JSON lines image_id, size, objects"
-    )
-    sub.add_argument(
-        "--leaky",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="stamp of --objects; --no-leaky where you know that no label shaped them",
-    )
+_PLACES = "--data DATA/mnre --out REGIONS"
+TOOLS = {
+    "build": Tool(BuildConfig, build, _PLACES),
+    "recover": Tool(RecoverConfig, recover, _PLACES),
+    "import": Tool(ImportConfig, import_boxes, _PLACES),
+}
 
 
 @exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """`python -m finetune regions`"""
-    parser = CommandParser(
-        prog="python -m finetune regions",
-        description="Write region caches.",
-        epilog="example: python -m finetune regions build --data DATA/mnre --out REGIONS",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    task = registry.load("tasks", args.task)(args.data)
-    splits = args.split or [split for split in SPLITS if task.split_file(split)]
-    args.function(args, task, splits)
+    dispatch("python -m finetune regions", TOOLS, argv, "Write region caches.", f"build {_PLACES}")

@@ -4,25 +4,22 @@ Same files and seed give the same bytes. The rules are in `view_rules.py`, the f
 `manifest.py`.
 """
 
-import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from finetune import registry
+from finetune.config import TaskOptions
 from finetune.data import view_rules
-from finetune.inputs.view import Change, View, read_view, write_view
+from finetune.inputs.view import Change, View, write_view
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, SideInput, Task
 from finetune.tasks.region_cache import read_regions
-from shards.command import CommandParser, exit_on_input_error
+from shards.command import Tool, dispatch, exit_on_input_error
 from shards.files import InputError
 from shards.images import decoded
-
-__all__ = ["Change", "View", "main", "read_view", "write_view"]
 
 SCOPES = {
     "train": ("train",),
@@ -33,148 +30,178 @@ SCOPES = {
 }
 
 
-def share(text: str) -> Fraction:
-    """A number in [0, 1], exactly as it was typed: 0.29 of 100 is 29."""
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(-1)
+Scope = Literal["train", "dev", "test", "train+dev", "all"]
+
+
+def check_share(name: str, value: Fraction) -> None:
+    """Refuse what is no share."""
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share in [0, 1]")
-    return value
+        raise ValueError(f"--{name} {value}: not a share in [0, 1]")
 
 
-def whole(text: str) -> int:
-    """0, 1, 2, …"""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig(TaskOptions):
+    """What every view asks for."""
+
+    out: Path
+    """Folder for {split}.jsonl, or one .jsonl file."""
+    seed: int = 1
+    """Draws what is changed."""
+    scope: Scope = "all"
+    """Splits to change."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: not a whole number")
+        for name in ("ratio", "keep", "p_modify"):
+            check_share(name, getattr(self, name, Fraction(0)))
+
+    @property
+    def region_cache(self) -> Path | None:
+        """Folder of the regions that the view changes or lends."""
+        return getattr(self, "regions", None)
+
+    def parameters(self) -> dict[str, Any]:
+        """The options of this kind of view alone, but for where its files lie."""
+        common = {field.name for field in fields(ViewConfig)} | {"regions"}
+        names = [field.name for field in fields(self) if field.name not in common]
+        values = {name: getattr(self, name) for name in names}
+        return {k: float(v) if isinstance(v, Fraction) else v for k, v in values.items()}
 
 
-def positive(text: str) -> int:
-    """1, 2, …"""
-    if whole(text) == 0:
-        raise argparse.ArgumentTypeError("0 is not above zero")
-    return int(text)
+@dataclass(frozen=True, kw_only=True)
+class AlignNoise(ViewConfig):
+    """Give rows wrong pictures."""
+
+    ratio: Fraction
+    """Share of rows."""
+    unit: Literal["row", "tweet"] = "row"
+    """What gets a wrong picture."""
+    regions: Path | None = None
+    """Region cache: regions_vg_*, regions_od."""
+    vg: Literal["donor", "reground"] = "donor"
+    """Boxes in the wrong picture: those of its own row, or grounded anew from the receiving row's
+    phrases."""
+    grounder: str | None = None
+    """Of reground: Grounding DINO, folder or id."""
+    tagger: str = "en_core_web_sm"
+    """Of reground: spaCy model, or none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vg == "reground" and self.grounder is None:
+            raise ValueError("--vg reground needs --grounder MODEL")
 
 
-RATIO = {"required": True, "type": share, "metavar": "SHARE", "help": "of rows, in [0, 1]"}
-REGIONS = {"type": Path, "metavar": "DIR", "help": "region cache: regions_vg_*, regions_od"}
-TOOLS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "align-noise": ("give rows wrong pictures", "all", {
-        "--ratio": RATIO,
-        "--unit": {"choices": ["row", "tweet"], "default": "row",
-                   "help": "what gets a wrong picture; default row"},
-        "--regions": REGIONS,
-        "--vg": {"choices": ["donor", "reground"], "default": "donor",
-                 "help": "boxes in the wrong picture: those of its own row, or grounded anew "
-                 "from the receiving row's phrases; default donor"},
-        "--grounder": {"metavar": "MODEL", "help": "of reground: Grounding DINO, folder or id"},
-        "--tagger": {"default": "en_core_web_sm", "help": "of reground: spaCy model, or none"},
-    }),
-    "aug-noise": ("spoil regions", "test", {
-        "--ratio": RATIO | {"help": "of regions, in [0, 1]"},
-        "--regions": REGIONS | {"required": True},
-        "--ops": {"choices": ["both", "modify", "delete"], "default": "both",
-                  "help": "default both"},
-        "--p-modify": {"type": share, "default": Fraction(1, 2), "metavar": "SHARE",
-                       "help": "of both: chance of a random box, not deletion; default 0.5"},
-    }),
-    "fraction": ("keep a share of the rows", "train", {
-        "--ratio": RATIO,
-        "--stratified": {"action": "store_true", "help": "the same share of each relation"},
-    }),
-    "kshot": ("keep K rows of each relation", "train", {
-        "--k": {"required": True, "type": positive, "help": "rows of each relation"},
-        "--include-none": {"action": argparse.BooleanOptionalAction, "default": True,
-                           "help": "limit rows without a relation, too; default yes"},
-    }),
-    "image-drop": ("take pictures away", "all", {
-        "--keep": RATIO | {"help": "of pictures, in [0, 1], that stay"},
-    }),
-    "region-grid": ("keep the first regions of each kind", "all", {
-        "--regions": REGIONS | {"required": True},
-        "--num-grounded": {"required": True, "type": whole, "help": "grounded regions a row"},
-        "--num-detected": {"required": True, "type": whole, "help": "detected regions a picture"},
-    }),
-}  # fmt: skip
-"""Name -> (help, default scope, options)."""
-EXAMPLES = {
-    "--ratio": "0.05",
-    "--k": "5",
-    "--keep": "0.4",
-    "--regions": "DATA/mnre",
-    "--num-grounded": "2",
-    "--num-detected": "1",
-}
+@dataclass(frozen=True, kw_only=True)
+class AugNoise(ViewConfig):
+    """Spoil regions."""
+
+    scope: Scope = "test"
+    """Splits to change."""
+    ratio: Fraction
+    """Share of regions."""
+    regions: Path
+    """Region cache: regions_vg_*, regions_od."""
+    ops: Literal["both", "modify", "delete"] = "both"
+    """What is done to them."""
+    p_modify: Fraction = Fraction(1, 2)
+    """Of both: chance of a random box, not deletion."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommands of `python -m finetune view`."""
-    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
-    for name, (text, scope, options) in TOOLS.items():
-        required = [option for option, settings in options.items() if settings.get("required")]
-        values = "".join(f" {option} {EXAMPLES[option]}" for option in required)
-        sub = tools.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog="example: "
-            f"python -m finetune view {name} --data DATA/mnre{values} --out views/{name}",
-        )
-        sub.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-        sub.add_argument("--task", default="mnre", help="mnre, twitter2015, … (default mnre)")
-        sub.add_argument(
-            "--out", required=True, type=Path, help="folder for {split}.jsonl, or one .jsonl file"
-        )
-        sub.add_argument("--seed", type=whole, default=1, help="default 1")
-        sub.add_argument(
-            "--scope",
-            choices=SCOPES,
-            default=scope,
-            metavar="SCOPE",
-            help=f"splits to change: {', '.join(SCOPES)}; default {scope}",
-        )
-        for option, settings in options.items():
-            sub.add_argument(option, **settings)
+@dataclass(frozen=True, kw_only=True)
+class KeepFraction(ViewConfig):
+    """Keep a share of the rows."""
+
+    scope: Scope = "train"
+    """Splits to change."""
+    ratio: Fraction
+    """Share of rows."""
+    stratified: bool = False
+    """The same share of each relation."""
 
 
-def draw(args: argparse.Namespace, task: Task, split: str) -> View:
+@dataclass(frozen=True, kw_only=True)
+class KShot(ViewConfig):
+    """Keep K rows of each relation."""
+
+    scope: Scope = "train"
+    """Splits to change."""
+    k: int
+    """Rows of each relation."""
+    include_none: bool = True
+    """Limit rows without a relation, too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"--k {self.k}: not above zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDrop(ViewConfig):
+    """Take pictures away."""
+
+    keep: Fraction
+    """Share of pictures that stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionGrid(ViewConfig):
+    """Keep the first regions of each kind."""
+
+    regions: Path
+    """Region cache: regions_vg_*, regions_od."""
+    num_grounded: int
+    """Grounded regions a row."""
+    num_detected: int
+    """Detected regions a picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_grounded", "num_detected"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: not a whole number")
+
+
+def draw(config: ViewConfig, task: Task, split: str) -> View:
     """The view of one split that the options describe."""
     rows = task.read(split)
-    caches = _caches(args, rows, split)
+    caches = _caches(config.region_cache, rows, split)
     grounded, detected = (cache.values if cache else {} for cache in caches)
-    match args.tool:
-        case "align-noise":
-            lent = grounded if args.regions and args.vg == "donor" else None
+    seed = config.seed
+    match config:
+        case AlignNoise():
+            lent = grounded if config.regions and config.vg == "donor" else None
             changes = view_rules.align_noise(
-                rows, args.ratio, args.seed, unit=args.unit, grounded=lent
+                rows, config.ratio, seed, unit=config.unit, grounded=lent
             )
-            if args.vg == "reground":
-                changes = _reground(args, changes, rows, task.image_folder(split))
-        case "aug-noise":
-            chance = {"both": args.p_modify, "modify": 1, "delete": 0}[args.ops]
+            if config.vg == "reground":
+                changes = _reground(config, changes, rows, task.image_folder(split))
+        case AugNoise():
+            chance = {"both": config.p_modify, "modify": 1, "delete": 0}[config.ops]
             changes = view_rules.aug_noise(
-                rows, grounded, detected, args.ratio, args.seed, p_modify=float(chance)
+                rows, grounded, detected, config.ratio, seed, p_modify=float(chance)
             )
-        case "fraction":
-            changes = view_rules.fraction(rows, args.ratio, args.seed, stratified=args.stratified)
-        case "kshot":
-            changes = view_rules.kshot(rows, args.k, args.seed, include_none=args.include_none)
-        case "image-drop":
-            changes = view_rules.image_drop(rows, args.keep, args.seed)
-        case "region-grid":
+        case KeepFraction():
+            changes = view_rules.fraction(rows, config.ratio, seed, stratified=config.stratified)
+        case KShot():
+            changes = view_rules.kshot(rows, config.k, seed, include_none=config.include_none)
+        case ImageDrop():
+            changes = view_rules.image_drop(rows, config.keep, seed)
+        case RegionGrid():
             changes = view_rules.region_grid(
-                rows, grounded, detected, args.num_grounded, args.num_detected
+                rows, grounded, detected, config.num_grounded, config.num_detected
             )
-    return View(split, changes, _header(args, split, task, [c for c in caches if c]))
+        case _:
+            raise TypeError(f"no view is drawn for {type(config).__name__}")
+    return View(split, changes, _header(config, split, task, [c for c in caches if c]))
 
 
 def _caches(
-    args: argparse.Namespace, rows: Sequence[Row], split: str
+    folder: Path | None, rows: Sequence[Row], split: str
 ) -> tuple[SideInput | None, SideInput | None]:
     """Grounded and detected regions, each None where it was not given."""
-    folder = getattr(args, "regions", None)
     if folder is None:
         return None, None
     grounded = read_regions(side_files.find(folder, "regions_vg_{split}.jsonl", split))
@@ -187,16 +214,15 @@ def _caches(
 
 
 def _header(
-    args: argparse.Namespace, split: str, task: Task, caches: Sequence[SideInput]
+    config: ViewConfig, split: str, task: Task, caches: Sequence[SideInput]
 ) -> dict[str, Any]:
     """What decided the view; nothing of where its files lie, so that it is the same anywhere."""
-    names = [option.removeprefix("--").replace("-", "_") for option in TOOLS[args.tool][2]]
-    values = {name: getattr(args, name) for name in names if name != "regions"}
     paths = [task.split_file(split), *(cache.path for cache in caches)]
+    tool = next(name for name, tool in TOOLS.items() if isinstance(config, tool.config))
     return {
-        "tool": args.tool,
-        "params": {k: float(v) if isinstance(v, Fraction) else v for k, v in values.items()},
-        "seed": args.seed,
+        "tool": tool,
+        "params": config.parameters(),
+        "seed": config.seed,
         "split": split,
         "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
         "leaky": any(cache.leaky for cache in caches),
@@ -204,16 +230,14 @@ def _header(
 
 
 def _reground(
-    args: argparse.Namespace, changes: Mapping[int, Change], rows: Sequence[Any], folder: Path
+    config: AlignNoise, changes: Mapping[int, Change], rows: Sequence[Any], folder: Path
 ) -> dict[int, Change]:
     """The receiving row's own phrases, looked for in the wrong picture."""
-    if args.grounder is None:
-        raise InputError("--vg reground needs --grounder MODEL")
     from finetune.data.grounding import Grounder, keywords, spacy_tagger
     from finetune.data.region_files import pictures
 
-    tag = None if args.tagger == "none" else spacy_tagger(args.tagger)
-    grounder, by_row = Grounder(args.grounder), {row.row: row for row in rows}
+    tag = None if config.tagger == "none" else spacy_tagger(config.tagger)
+    grounder, by_row = Grounder(str(config.grounder)), {row.row: row for row in rows}
     shown = pictures(folder, (change.image_id for change in changes.values()), max_missing=0)
     return {
         row: replace(
@@ -224,29 +248,64 @@ def _reground(
     }
 
 
-@exit_on_input_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m finetune view`"""
-    parser = CommandParser(
-        prog="python -m finetune view",
-        description="Write a view manifest: what an experiment changes in a split.",
-        epilog="example: python -m finetune view align-noise --data DATA/mnre --ratio 0.05 "
-        "--out views/align-05",
-    )
-    add_arguments(parser)
-    args = parser.parse_args(argv)
-    task = registry.load("tasks", args.task)(args.data)
-    splits = [split for split in SCOPES[args.scope] if task.split_file(split)]
+# ---- command -------------------------------------------------------------------------------------
+
+
+def write(config: ViewConfig) -> dict[Path, str]:
+    """Write the manifest of every split of the scope that there is; path -> what it holds.
+
+    Raises:
+        InputError: no split is there, or one file is named for several.
+    """
+    task = config.open()
+    splits = [split for split in SCOPES[config.scope] if task.split_file(split)]
     if not splits:
-        raise InputError(f"{args.data}: no split of --scope {args.scope} is there")
-    one_file = args.out.suffix == ".jsonl"
+        raise InputError(f"{config.data}: no split of --scope {config.scope} is there")
+    one_file = config.out.suffix == ".jsonl"
     if one_file and len(splits) > 1:
-        raise InputError(f"--out {args.out}: {len(splits)} splits need a folder; or give --scope")
+        raise InputError(f"--out {config.out}: {len(splits)} splits need a folder; or give --scope")
+    written = {}
     for split in splits:
-        view = draw(args, task, split)
-        path = args.out if one_file else args.out / f"{split}.jsonl"
+        view = draw(config, task, split)
+        path = config.out if one_file else config.out / f"{split}.jsonl"
         write_view(path, view)
-        print(f"{path}: changes {len(view.changes)} rows of {split}")
-    for split in SCOPES[args.scope]:
-        if split not in splits:
-            print(f"{args.data} has no {split} split: no view of it")
+        written[path] = f"changes {len(view.changes)} rows of {split}"
+    return written
+
+
+def run(config: ViewConfig) -> None:
+    """Write, and say what."""
+    for path, text in write(config).items():
+        print(f"{path}: {text}")
+    task = config.open()
+    for split in SCOPES[config.scope]:
+        if not task.split_file(split):
+            print(f"{config.data} has no {split} split: no view of it")
+
+
+_DATA = "--data DATA/mnre"
+TOOLS = {
+    "align-noise": Tool(AlignNoise, run, f"{_DATA} --ratio 0.05 --out views/align-05"),
+    "aug-noise": Tool(AugNoise, run, f"{_DATA} --ratio 0.05 --regions DATA/mnre --out views/aug"),
+    "fraction": Tool(KeepFraction, run, f"{_DATA} --ratio 0.05 --out views/fraction"),
+    "kshot": Tool(KShot, run, f"{_DATA} --k 5 --out views/kshot"),
+    "image-drop": Tool(ImageDrop, run, f"{_DATA} --keep 0.4 --out views/image-drop"),
+    "region-grid": Tool(
+        RegionGrid,
+        run,
+        f"{_DATA} --regions DATA/mnre --num-grounded 2 --num-detected 1 --out views/grid",
+    ),
+}
+"""Name -> options, what writes it, example."""
+
+
+@exit_on_input_error
+def main(argv: Sequence[str]) -> None:
+    """`python -m finetune view`"""
+    dispatch(
+        "python -m finetune view",
+        TOOLS,
+        argv,
+        "Write a view manifest: what an experiment changes in a split.",
+        f"align-noise {TOOLS['align-noise'].example}",
+    )

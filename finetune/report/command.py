@@ -1,11 +1,11 @@
 """Any number of runs -> one report: Markdown and a self-contained HTML page, tables and plots."""
 
-import argparse
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from finetune.protocols import seed_files
 from finetune.report import pages, sections
@@ -13,65 +13,69 @@ from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
 from pretrain.tracking import read_metrics
-from shards.command import CommandParser
+from shards.command import require_extra
 from shards.files import InputError, write_json
+from shards.options import parse_config
 
 LOG = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Tables and plots of finished runs."""
+
+    POSITIONAL: ClassVar = ("runs",)
+    runs: tuple[Path, ...]
+    """Run directories."""
+    out: Path = Path("report.md")
+    """Markdown; HTML and PNGs lie beside it."""
+    pretraining: Path | None = None
+    """Pre-training run: adds its curves."""
+    summary: Path | None = None
+    """JSON: {run}_f1 on test, in percent."""
+    seconds: float | None = None
+    """Duration to note in the summary."""
+    study: tuple[Path, ...] = ()
+    """study.json of studies: adds their curves (noise, few labels, regions)."""
+    looks: int = 0
+    """Adds where the runs look, on so many test rows; needs the runs' data."""
+    states: int = 0
+    """Adds t-SNE of the states of so many test rows, of a run of promu (the paper: 50)."""
+    seed: int = 0
+    """Draws the rows of --looks and --states, and the bootstrap intervals."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: 0 or more")
+        if self.looks < 0 or self.states < 0 or self.states in (1, 2):
+            raise ValueError("--looks N: 1 or more; --states N: 3 or more")
+
+
 def main(argv: Sequence[str]) -> None:
     """python -m finetune report RUN… --out report.md"""
-    parser = CommandParser(
-        prog="python -m finetune report",
-        description="Tables and plots of finished runs.",
-        epilog="example: python -m finetune report runs/mtb runs/promu --out report.md",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
-    parser.add_argument(
-        "--out", default="report.md", type=Path, help="Markdown; HTML and PNGs lie beside it"
-    )
-    parser.add_argument(
-        "--pretraining", metavar="DIR", type=Path, help="pre-training run: adds its curves"
-    )
-    parser.add_argument(
-        "--summary", metavar="FILE", type=Path, help="JSON: {run}_f1 on test, in percent"
-    )
-    parser.add_argument("--seconds", type=float, help="duration to note in the summary")
-    parser.add_argument(
-        "--study", action="append", default=[], metavar="FILE", type=Path,
-        help="study.json of a study: adds its curves (noise, few labels, regions); repeatable",
-    )  # fmt: skip
-    parser.add_argument(
-        "--looks", type=int, default=0, metavar="N",
-        help="adds where the runs look, on N test rows; needs the runs' data",
-    )  # fmt: skip
-    parser.add_argument(
-        "--states", type=int, default=0, metavar="N",
-        help="adds t-SNE of the states of N test rows, of a run of promu (the paper: 50)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=int, default=0,
-        help="draws the rows of --looks and --states, and the bootstrap intervals; default 0",
-    )  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: 0 or more")
-    if args.looks < 0 or args.states < 0 or args.states in (1, 2):
-        raise InputError("--looks N: 1 or more; --states N: 3 or more")
-    runs = dict(zip(run_names(args.runs), args.runs, strict=True))
-    results = {name: read_result(run) for name, run in runs.items()}
-    pretraining = read_pretraining(args.pretraining) if args.pretraining else []
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    answers = {name: of_seeds(run, "test") for name, run in runs.items()}
-    report = Report(runs, results, answers, args.out, args.seed)
-    pages.write(args.out, "Results", build(report, args, pretraining))
-    print(f"{args.out}\n{args.out.with_suffix('.html')}")
-    if args.summary:
-        write_json(args.summary, summary(results, pretraining, args.seconds))
-        print(args.summary)
+    prog = "python -m finetune report"
+    example = f"{prog} runs/mtb runs/promu --out report.md"
+    run(parse_config(ReportConfig, argv, prog=prog, example=example))
 
 
-def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines) -> list[Section]:
+def run(config: ReportConfig) -> None:
+    """Write the report, and the summary where one is asked for."""
+    if config.states:
+        require_extra("sklearn", "figures", "--states draws t-SNE")
+    runs = dict(zip(run_names(config.runs), config.runs, strict=True))
+    results = {name: read_result(path) for name, path in runs.items()}
+    pretraining = read_pretraining(config.pretraining) if config.pretraining else []
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    answers = {name: of_seeds(path, "test") for name, path in runs.items()}
+    report = Report(runs, results, answers, config.out, config.seed)
+    pages.write(config.out, "Results", build(report, config, pretraining))
+    print(f"{config.out}\n{config.out.with_suffix('.html')}")
+    if config.summary:
+        write_json(config.summary, summary(results, pretraining, config.seconds))
+        print(config.summary)
+
+
+def build(report: Report, config: ReportConfig, pretraining: sections.Lines) -> list[Section]:
     """What the options ask for, in the order of a reader's questions; runs whose inputs tell the
     label come after the others, in tables and figures of their own.
 
@@ -80,7 +84,7 @@ def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines)
     """
     found = []
     parts = report.parts()
-    asked = [ask(part, args) for part in parts]
+    asked = [ask(part, config) for part in parts]
     for option in asked[0]:
         if not any(answers[option][0] for answers in asked):
             raise InputError(f"--{option}: {asked[0][option][1][0]}")
@@ -95,23 +99,23 @@ def build(report: Report, args: argparse.Namespace, pretraining: sections.Lines)
                 runs = "leaky runs" if leaky else "runs that are not leaky"
                 LOG.warning("--%s: nothing of the %s (%s)", option, runs, reasons[0])
         if number == 0:
-            found += sections.audit(report) + sections.studies(report, args.study)
+            found += sections.audit(report) + sections.studies(report, config.study)
     return found + sections.pretraining(report, pretraining)
 
 
-def ask(report: Report, args: argparse.Namespace) -> dict[str, tuple[list[Section], list[str]]]:
+def ask(report: Report, config: ReportConfig) -> dict[str, tuple[list[Section], list[str]]]:
     """Option -> what the runs themselves show, and why some of them show nothing."""
-    if not (args.looks or args.states):
+    if not (config.looks or config.states):
         return {}
     from finetune.report import (
         model_sections as insides,  # torch: a report of files alone does not need it
     )
 
     found = {}
-    if args.looks:
-        found["looks"] = insides.looks(report, args.looks)
-    if args.states:
-        found["states"] = insides.fused_states(report, args.states)
+    if config.looks:
+        found["looks"] = insides.looks(report, config.looks)
+    if config.states:
+        found["states"] = insides.fused_states(report, config.states)
     return found
 
 

@@ -1,10 +1,10 @@
 """`python -m finetune figures KIND`: plots of runs and studies, a column of a paper wide."""
 
-import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -12,29 +12,141 @@ from PIL import Image
 from finetune.report import figures, galleries, series, tables
 from finetune.report.papers import dgfpt
 from finetune.run.results import Predictions, of_seeds, read_result
-from shards.command import CommandParser
+from shards.command import Tool, dispatch, require_extra
 from shards.files import InputError, atomic_path
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureConfig:
+    """What every kind asks for."""
+
+    out: Path
+    """PNG to write."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".png":
+            raise ValueError(f"--out {self.out}: a PNG is written; call it so")
+
+    def done(self) -> None:
+        """Say where it is."""
+        print(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatesConfig(FigureConfig):
+    """Entity and object, relation and image after the fusion layers, by t-SNE."""
+
+    POSITIONAL: ClassVar = ("run",)
+    run: str
+    """Run of a method with fusion layers (promu)."""
+    data: Path
+    """Folder of the task's files."""
+    split: Literal["train", "dev", "test"] = "test"
+    """Of which rows."""
+    number: int = 50
+    """Rows; 50 as in the paper."""
+    regions: Path | None = None
+    """Folder of regions_od.jsonl: adds the objects."""
+    seed: int = 0
+    """Draws the rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.number < 3:
+            raise ValueError(f"--number {self.number}: at least 3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookConfig(FigureConfig):
+    """What an answer needs of the picture, and what FocalMRE attends to."""
+
+    POSITIONAL: ClassVar = ("runs",)
+    runs: tuple[str, ...]
+    """Runs that find relations."""
+    text: str
+    """The post."""
+    head: str
+    """Its head entity, or START:END in characters."""
+    tail: str
+    """Its tail entity."""
+    image: str
+    """Its picture."""
+    caption: str | None = None
+    """What it shows, for runs that read captions."""
+    caption_model: str | None = None
+    """Or a captioner: folder or hub id."""
+    regions: Literal["live", "none"] = "live"
+    """Of runs that read regions: ground and detect them now, or leave all slots empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(FigureConfig):
+    """Where FocalMRE's entities look in each framed copy of a row's picture."""
+
+    POSITIONAL: ClassVar = ("run",)
+    run: str
+    """Run of focalmre, with the regions it was given."""
+    data: Path
+    """Folder of the task's files."""
+    split: Literal["train", "dev", "test"] = "test"
+    """Of which rows."""
+    row: int
+    """Its number in the file, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationsConfig(FigureConfig):
+    """Test F1 of each relation."""
+
+    POSITIONAL: ClassVar = ("runs",)
+    runs: tuple[Path, ...]
+    """Run directories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleNumberConfig(RelationsConfig):
+    """Scores of relations by how often train has them; also printed."""
+
+    edges: str = ",".join(map(str, dgfpt.EDGES))
+    """Of the bins, in training rows; to train on at most N rows of each relation: `finetune view
+    kshot --k N --no-include-none`, then `train --view`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFigureConfig(FigureConfig):
+    """Curves of a study: noise, few labels, regions."""
+
+    POSITIONAL: ClassVar = ("study",)
+    study: Path
+    """study.json, as a study wrote it."""
+    table: tuple[str, ...] = ()
+    """Titles of its tables; none: all."""
+
 
 # ---- states --------------------------------------------------------------------------------------
 
 
-def states(args: argparse.Namespace) -> None:
+def states(config: StatesConfig) -> None:
     """PROMU, Figure 3."""
     from finetune.report.papers.promu import collect, panels
 
-    if args.number < 3:
-        raise InputError(f"--number {args.number}: at least 3")
-    found = collect(args.run, args.data, args.split, args.number, args.regions, args.seed)
-    shown = panels(found, args.seed)
+    require_extra("sklearn", "figures", "figures states draws t-SNE")
+    found = collect(
+        config.run, config.data, config.split, config.number, config.regions, config.seed
+    )
+    shown = panels(found, config.seed)
     for pairs, panel in zip(found, shown, strict=True):
         print(f"{' and '.join(pairs.names)}, {len(pairs.first)} rows: {panel['note']}")
-    figures.states(shown, args.out)
+    figures.states(shown, config.out)
+    config.done()
 
 
 # ---- look ----------------------------------------------------------------------------------------
 
 
-def look(args: argparse.Namespace) -> None:
+def look(config: LookConfig) -> None:
     """What each run's answer needs of the picture; of a run that attends, also where to."""
     from finetune.predict.extractor import Extractor
     from finetune.predict.live_inputs import LiveInputs
@@ -43,14 +155,14 @@ def look(args: argparse.Namespace) -> None:
     from finetune.report.command import run_names
     from finetune.tasks.posts import parse_post
 
-    record = {"text": args.text, "head": args.head, "tail": args.tail, "image": args.image}
-    record["caption"] = args.caption
-    live = LiveInputs(regions=args.regions, caption_model=args.caption_model)
+    record = {"text": config.text, "head": config.head, "tail": config.tail, "image": config.image}
+    record["caption"] = config.caption
+    live = LiveInputs(regions=config.regions, caption_model=config.caption_model)
     logging.getLogger("finetune.inputs.load").setLevel(
         logging.WARNING
     )  # it counts the covered pictures
     panels: list[tuple[str, Image.Image]] = []
-    for name, run in zip(run_names([Path(run) for run in args.runs]), args.runs, strict=True):
+    for name, run in zip(run_names([Path(run) for run in config.runs]), config.runs, strict=True):
         extract = Extractor.from_pretrained(run, live=live)
         if extract.run.info.kind != "relation":
             raise InputError(f"{run}: finds entities; where a run looked is shown for relations")
@@ -59,41 +171,44 @@ def look(args: argparse.Namespace) -> None:
         seen = looks.look(name, extract, post)
         print(f"{name}: {seen.answer}, {seen.needs}")
         panels += seen.panels
-    galleries.looks(panels, args.text, args.out)
+    galleries.looks(panels, config.text, config.out)
+    config.done()
 
 
 # ---- attention -----------------------------------------------------------------------------------
 
 
-def attention(args: argparse.Namespace) -> None:
+def attention(config: AttentionConfig) -> None:
     """FocalMRE, Figure 4; the numbers beside the picture, as .npz."""
     from finetune.report.papers.focalmre import attend
 
-    found = attend(args.run, args.data, args.split, args.row)
-    galleries.looks(found.panels, found.heading, args.out)
-    with atomic_path(args.out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+    found = attend(config.run, config.data, config.split, config.row)
+    galleries.looks(found.panels, found.heading, config.out)
+    with atomic_path(config.out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
         np.savez(file, **found.arrays)
+    config.done()
 
 
 # ---- relations -----------------------------------------------------------------------------------
 
 
-def relations(args: argparse.Namespace) -> None:
+def relations(config: RelationsConfig) -> None:
     """Test F1 of each relation, mean over seeds."""
-    answers, _ = read_relations(args.runs)
-    figures.relations(tables.relation_f1(answers), args.out)
+    answers, _ = read_relations(config.runs)
+    figures.relations(tables.relation_f1(answers), config.out)
+    config.done()
 
 
-def sample_number(args: argparse.Namespace) -> None:
+def sample_number(config: SampleNumberConfig) -> None:
     """DGF-PT, Figure 4."""
-    answers, results = read_relations(args.runs)
+    answers, results = read_relations(config.runs)
     train = tables.train_counts(results)
-    found = dgfpt.binned(answers, train, dgfpt.edges(args.edges))
+    found = dgfpt.binned(answers, train, dgfpt.edges(config.edges))
     if not any(found.values()):
-        raise InputError(f"--edges {args.edges}: test has no relation with so many training rows")
+        raise InputError(f"--edges {config.edges}: test has no relation with so many training rows")
     single = dgfpt.points(answers, train)
     print("\n".join(dgfpt.lines(found)))
-    dgfpt.draw(found, single, args.out)
+    dgfpt.draw(found, single, config.out)
 
 
 def read_relations(
@@ -115,117 +230,44 @@ def read_relations(
 # ---- study ---------------------------------------------------------------------------------------
 
 
-def study(args: argparse.Namespace) -> None:
+def study(config: StudyFigureConfig) -> None:
     """Curves over the columns of a study's tables."""
-    shown = series.read_study(args.study).tables
-    if args.table:
+    shown = series.read_study(config.study).tables
+    if config.table:
         titles = [table["title"] for table in shown]
-        shown = [table for table in shown if table["title"] in args.table]
-        if missing := set(args.table) - set(titles):
+        shown = [table for table in shown if table["title"] in config.table]
+        if missing := set(config.table) - set(titles):
             raise InputError(
-                f"{args.study}: no table {sorted(missing)[0]!r}; there are {', '.join(titles)}"
+                f"{config.study}: no table {sorted(missing)[0]!r}; there are {', '.join(titles)}"
             )
-    figures.study(shown, args.out)
+    figures.study(shown, config.out)
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
-KINDS: Mapping[str, Any] = {
-    "states": states,
-    "look": look,
-    "attention": attention,
-    "relations": relations,
-    "sample-number": sample_number,
-    "study": study,
+TOOLS = {
+    "states": Tool(StatesConfig, states, "runs/promu --data MNRE --regions MNRE --out f.png"),
+    "look": Tool(
+        LookConfig,
+        look,
+        'runs/promu runs/focalmre --text "Bob in Oslo" --head Bob --tail Oslo --image 17.jpg '
+        "--out f.png",
+    ),
+    "attention": Tool(AttentionConfig, attention, "runs/focalmre --data MNRE --row 7 --out f.png"),
+    "relations": Tool(RelationsConfig, relations, "runs/mtb runs/promu --out f.png"),
+    "sample-number": Tool(
+        SampleNumberConfig, sample_number, "runs/dgfpt --edges 0,50,500 --out f.png"
+    ),
+    "study": Tool(StudyFigureConfig, study, "studies/p/study.json --out f.png"),
 }
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of each kind."""
-    whole = CommandParser(
-        prog="python -m finetune figures",
-        description="Plots of finished runs and studies: PNG, a column of a paper wide.",
-        epilog="example: python -m finetune figures study studies/protocols/study.json "
-        "--out noise.png",
-    )
-    kinds = whole.add_subparsers(dest="kind", metavar="KIND", required=True)
-
-    def add(name: str, text: str, example: str) -> argparse.ArgumentParser:
-        example = f"example: python -m finetune figures {name} {example} --out f.png"
-        return kinds.add_parser(name, help=text, description=f"{text}.", epilog=example)
-
-    one = add(
-        "states",
-        "entity and object, relation and image after the fusion layers, by t-SNE",
-        "runs/promu --data MNRE --regions MNRE",
-    )
-    one.add_argument("run", metavar="RUN", help="run of a method with fusion layers (promu)")
-    one.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-    one.add_argument("--split", choices=("train", "dev", "test"), default="test")
-    one.add_argument("--number", type=int, default=50, help="rows; default 50, as in the paper")
-    one.add_argument(
-        "--regions", metavar="DIR", type=Path, help="folder of regions_od.jsonl: adds the objects"
-    )
-    one.add_argument("--seed", type=int, default=0, help="draws the rows; default 0")
-
-    one = add(
-        "look",
-        "what an answer needs of the picture, and what FocalMRE attends to",
-        'runs/promu runs/focalmre --text "Bob in Oslo" --head Bob --tail Oslo --image 17.jpg',
-    )
-    one.add_argument("runs", nargs="+", metavar="RUN", help="runs that find relations")
-    for name, text in (
-        ("text", "the post"),
-        ("head", "its head entity, or START:END in characters"),
-        ("tail", "its tail entity"),
-        ("image", "its picture"),
-    ):
-        one.add_argument(f"--{name}", required=True, help=text)
-    one.add_argument("--caption", help="what it shows, for runs that read captions")
-    one.add_argument("--caption-model", metavar="DIR", help="or a captioner: folder or hub id")
-    one.add_argument(
-        "--regions", choices=("live", "none"), default="live",
-        help="of runs that read regions: ground and detect them now, or leave all slots empty",
-    )  # fmt: skip
-
-    one = add(
-        "attention",
-        "where FocalMRE's entities look in each framed copy of a row's picture",
-        "runs/focalmre --data MNRE --row 7",
-    )
-    one.add_argument("run", metavar="RUN", help="run of focalmre, with the regions it was given")
-    one.add_argument("--data", required=True, type=Path, help="folder of the task's files")
-    one.add_argument("--split", choices=("train", "dev", "test"), default="test")
-    one.add_argument("--row", required=True, type=int, help="its number in the file, from 0")
-
-    one = add("relations", "test F1 of each relation", "runs/mtb runs/promu")
-    one.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
-
-    one = add(
-        "sample-number",
-        "scores of relations by how often train has them; also printed",
-        "runs/dgfpt --edges 0,50,500",
-    )
-    one.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directories")
-    one.add_argument(
-        "--edges", default=",".join(map(str, dgfpt.EDGES)), metavar="A,B,…",
-        help="of the bins, in training rows (default: %(default)s); to train on at most N rows of "
-        "each relation: `finetune view kshot --k N --no-include-none`, then `train --view`",
-    )  # fmt: skip
-
-    one = add("study", "curves of a study: noise, few labels, regions", "studies/p/study.json")
-    one.add_argument("study", metavar="STUDY.json", type=Path, help="what a study wrote")
-    one.add_argument("--table", action="append", metavar="TITLE", help="repeatable; default: all")
-    for one in kinds.choices.values():
-        one.add_argument("--out", required=True, type=Path, help="PNG to write")
-    return whole
 
 
 def main(argv: Sequence[str]) -> None:
     """python -m finetune figures KIND … --out f.png"""
-    args = parser().parse_args(argv)
-    if args.out.suffix != ".png":
-        raise InputError(f"--out {args.out}: a PNG is written; call it so")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    KINDS[args.kind](args)
-    print(args.out)
+    dispatch(
+        "python -m finetune figures",
+        TOOLS,
+        argv,
+        "Plots of finished runs and studies: PNG, a column of a paper wide.",
+        "study studies/protocols/study.json --out noise.png",
+    )

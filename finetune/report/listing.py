@@ -48,8 +48,8 @@ def tasks() -> Iterator[tuple[str, str]]:
 
 def views() -> Iterator[tuple[str, str]]:
     """Name -> what it changes, and in which splits."""
-    for name, (text, scope, _) in TOOLS.items():
-        yield name, f"{text} (default: {scope})"
+    for name, tool in TOOLS.items():
+        yield name, f"{tool.text} (default: {tool.config.scope})"
 
 
 def protocols() -> Iterator[tuple[str, str]]:

@@ -19,8 +19,6 @@ the options. Runs are ordinary run directories: give the same command again and 
 is computed.
 """
 
-import contextlib
-import io
 import json
 import logging
 import multiprocessing
@@ -29,13 +27,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from finetune.report.study_tables import write_report
-from shards.command import CommandParser
 from shards.files import InputError
+from shards.options import near, parse_config
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
 OWN_KEYS = {"settings", "runs", "tables", "small"}
@@ -78,10 +76,11 @@ def read_study(name: str) -> dict[str, Any]:
     Raises:
         InputError: no such file, or what is in it is no study.
     """
-    path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(found.stem for found in STUDIES.glob("*.yaml")))
-        raise InputError(f"study {name}: no such file; there are {there}")
+    shipped = {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
+    key = name.removeprefix("finetune/configs/studies/").removesuffix(".yaml")
+    if not Path(name).is_file() and key not in shipped:
+        raise InputError(f"study {name}: no such file{near(key, shipped)}")
+    path = Path(name) if Path(name).is_file() else shipped[key]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -117,7 +116,7 @@ def shown_at_test(view: Mapping[str, Any]) -> bool:
 
     if view.get("tool") not in TOOLS:
         raise InputError(f"study: no view tool {view.get('tool')!r}; there are {', '.join(TOOLS)}")
-    return view.get("scope", TOOLS[view["tool"]][1]) == "test"
+    return view.get("scope", TOOLS[view["tool"]].config.scope) == "test"
 
 
 def filled(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
@@ -149,8 +148,7 @@ def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
         options["view"] = str(make_view(cell, data, out))
     settings = {"cache": str(out / "cache")} | dict(cell.settings) | options
     given = {key: value for key, value in settings.items() if value is not None}
-    argv = [word for key, value in given.items() for word in (f"--{key}", as_word(value))]
-    return run(parse_train(argv))
+    return run(parse_train(as_words(given)))
 
 
 def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
@@ -167,21 +165,26 @@ def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
 
 def make_view(cell: Cell, data: str, out: Path) -> Path:
     """The view's folder of manifests, or the one of the test rows; written if it is not there."""
-    from finetune.data.views import main as view_main
+    from finetune.data.views import TOOLS, write
 
     names = (str(value) for key, value in cell.view.items() if key != "regions")
     place = out / "views" / (folder_name(*names) + ("" if cell.own_training else ".jsonl"))
     if not place.exists():
         partial = place.with_name(f"partial-{place.name}")  # all of its splits, or nothing
-        options = {k: v for k, v in cell.view.items() if k != "tool"}
-        words = [w for key, value in options.items() for w in (f"--{key}", as_word(value))]
-        task = str(cell.settings.get("task", "mnre"))
-        argv = [cell.view["tool"], "--data", data, "--task", task, "--out", str(partial), *words]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            view_main(argv)
+        options = {k: v for k, v in cell.view.items() if k != "tool"} | {"data": data}
+        options |= {"task": cell.settings.get("task", "mnre"), "out": partial}
+        tool = TOOLS[cell.view["tool"]]
+        prog = f"study: view {cell.view['tool']}"
+        written = write(parse_config(tool.config, as_words(options), prog=prog, example=""))
         partial.rename(place)
-        print(said.getvalue().replace(str(partial), str(place)), end="")  # where it lies now
+        for path, text in written.items():
+            print(f"{place if path == partial else place / path.name}: {text}")
     return place
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """A mapping as words of a command line."""
+    return [f"--{key}={as_word(value)}" for key, value in options.items()]
 
 
 def as_word(value: Any) -> str:
@@ -240,25 +243,43 @@ def compute(
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Train and score all runs of a study, and write its tables."""
+
+    POSITIONAL: ClassVar = ("study",)
+    study: str
+    """A shipped study's name (`finetune list studies`), or a .yaml file."""
+    data: str
+    """Folder of the task's files."""
+    model: str | None = None
+    """Model directory: $model in the study."""
+    out: Path
+    """Folder of runs and tables."""
+    seeds: int | str = "1,2,3"
+    """Comma-separated seeds of every run."""
+    jobs: int = 1
+    """Runs at a time."""
+    small: bool = False
+    """The study's reduced form."""
+
+
+def run_study(config: StudyConfig) -> None:
+    """Compute what is missing, write `study.md` and `study.json`, and print the tables."""
+    places = {"data": config.data} | ({"model": config.model} if config.model else {})
+    todo = list(cells(read_study(config.study), config.small, places))
+    config.out.mkdir(parents=True, exist_ok=True)
+    seeds = str(config.seeds)
+    results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
+    write_report(Path(config.study).stem, results, seeds, config.out)
+    print((config.out / "study.md").read_text(encoding="utf-8"))
+
+
 def main(argv: Sequence[str]) -> None:
     """python -m finetune study NAME --data DIR --out DIR"""
-    parser = CommandParser(
-        prog="python -m finetune study",
-        description="Train and score all runs of a study, and write its tables.",
-        epilog="example: python -m finetune study protocols --data SAMPLE/mnre "
-        "--model MODEL_DIR --out studies/protocols --seeds 1,2 --jobs 2",
+    prog = "python -m finetune study"
+    example = (
+        f"{prog} protocols --data SAMPLE/mnre --model MODEL_DIR --out studies/protocols "
+        "--seeds 1,2 --jobs 2"
     )
-    parser.add_argument("study", help="a name in finetune/configs/studies, or a .yaml file")
-    parser.add_argument("--data", required=True, help="folder of the task's files")
-    parser.add_argument("--model", help="model directory: $model in the study")
-    parser.add_argument("--out", required=True, type=Path, help="folder of runs and tables")
-    parser.add_argument("--seeds", default="1,2,3", help="default 1,2,3")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
-    parser.add_argument("--small", action="store_true", help="the study's reduced form")
-    args = parser.parse_args(argv)
-    places = {"data": args.data} | ({"model": args.model} if args.model else {})
-    todo = list(cells(read_study(args.study), args.small, places))
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = compute(todo, args.data, args.seeds, args.out, max(1, args.jobs))
-    write_report(Path(args.study).stem, results, args.seeds, args.out)
-    print((args.out / "study.md").read_text(encoding="utf-8"))
+    run_study(parse_config(StudyConfig, argv, prog=prog, example=example))

@@ -59,6 +59,7 @@ def test_plain_words_are_places_in_order():
     options = parsed("a", "--max-missing", "2", "b", "c")
     assert (options.first, options.more) == (Path("a"), (Path("b"), Path("c")))
     assert parsed("--first", "a").more == ()
+    assert parsed("a", "runs/lr=1,seeds=2").more == (Path("runs/lr=1,seeds=2"),)  # as sweeps do
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.data import grounding, regions, views
+from finetune.data import grounding, views
 from finetune.data.crop_matching import Matcher
 from finetune.data.grounding import Grounder, keywords, nouns
 from finetune.data.regions import find_crops, main, resumable
@@ -234,7 +234,7 @@ class FakeGrounder:
 def test_build(corpus, tmp_path, monkeypatch):
     """One pass a picture; each row gets its own phrases, entities first; the cache is leak-safe."""
     data, _ = corpus
-    monkeypatch.setattr(regions, "Grounder", FakeGrounder)
+    monkeypatch.setattr(grounding, "Grounder", FakeGrounder)
     options = ["--tagger", "none", "--detector", "none", "--grounder", "fake"]
     out = tmp_path / "out"
     main(["build", "--data", str(data), "--out", str(out), *options])
@@ -332,7 +332,7 @@ def test_reground_looks_for_the_receiving_rows_phrases(corpus, tmp_path, groundi
 def test_absent_weights_are_one_line(corpus, tmp_path, monkeypatch, capsys, options, message):
     data, _ = corpus
     if "FAKE" in options:
-        monkeypatch.setattr(regions, "Grounder", FakeGrounder)
+        monkeypatch.setattr(grounding, "Grounder", FakeGrounder)
     with pytest.raises(SystemExit) as stop:
         main(["build", "--data", str(data), "--out", str(tmp_path / "out"), *options.split()])
     assert stop.value.code == 2
@@ -352,8 +352,8 @@ class FakeDetector:
 
 def test_build_objects(corpus, tmp_path, monkeypatch):
     data, _ = corpus
-    monkeypatch.setattr(regions, "Grounder", FakeGrounder)
-    monkeypatch.setattr(regions, "ObjectDetector", FakeDetector)
+    monkeypatch.setattr(grounding, "Grounder", FakeGrounder)
+    monkeypatch.setattr(grounding, "ObjectDetector", FakeDetector)
     main(["build", "--data", str(data), "--out", str(tmp_path / "out"), "--tagger", "none"])
     cache = read_regions(tmp_path / "out" / "regions_od.jsonl")
     assert cache.keyed_by == "image" and cache.values.keys() == {"a.png", "b.png"}

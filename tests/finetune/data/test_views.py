@@ -436,7 +436,7 @@ def test_command_one_file(corpus, tmp_path):
     ("tool", "message"),
     [
         ("align-noise --ratio 1.5", "not a share"),
-        ("align-noise --ratio x", "not a share"),
+        ("align-noise --ratio x", "ratio"),
         ("align-noise --ratio 0.1 --scope test", "no split of --scope test"),
         ("align-noise --ratio 0.1 --out x.jsonl", "2 splits need a folder"),
         ("align-noise --ratio 0.1 --vg reground --scope dev", "needs --grounder"),

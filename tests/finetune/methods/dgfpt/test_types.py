@@ -8,14 +8,8 @@ import torch
 
 from finetune.__main__ import main
 from finetune.data.audit import audit_source, type_features
-from finetune.data.entity_types import (
-    SpanEncoder,
-    fold_of,
-    learn,
-    named_entities,
-    softmax_regression,
-    write_types,
-)
+from finetune.data.entity_types import named_entities, write_types
+from finetune.data.learned_types import SpanEncoder, fold_of, learn, softmax_regression
 from finetune.inputs.load import InputOptions, audit_inputs, load_split
 from finetune.inputs.types import TYPES, types_of
 from finetune.methods.base import Source
