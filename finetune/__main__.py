@@ -13,9 +13,7 @@ COMMANDS = {
     ),
     "evaluate": Module("finetune.run.command:evaluate", "scores and predictions of a finished run"),
     "predict": Module("finetune.predict.command", "relation or entities of new posts"),
-    "serve": Module(
-        "finetune.predict.command:serve", "a web page to try a run on a post and a picture"
-    ),
+    "serve": Module("finetune.predict.serve", "a web page to try a run on a post and a picture"),
     "data": Module("finetune.data.own_data", "check a task's files, or make them of your posts"),
     "view": Module(
         "finetune.data.views", "write a view manifest: what an experiment changes in a split"

@@ -87,36 +87,6 @@ class PredictConfig:
         return {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """A web page to try a run on a post and a picture."""
-
-    POSITIONAL: ClassVar = ("run",)
-
-    run: str
-    """Run directory, one seed's, or a fine-tuned model directory or hub id."""
-    compare: str | None = None
-    """A second run, its answer beside the first one's."""
-    ner: str | None = None
-    """A run that finds entities: where none are marked, every pair of them is scored."""
-    examples: str | None = None
-    """Folder in MNRE's format; some of its validation posts can be clicked."""
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 opens the page to your network."""
-    port: int = 7860
-    """Port to listen on."""
-    regions: Literal["live", "none"] = "live"
-    """For runs that read regions. live: ground and detect them. none: all slots empty."""
-    grounder: str = "IDEA-Research/grounding-dino-base"
-    """Grounding DINO: folder or hub id."""
-    detector: str = "COCO_V1"
-    """Faster R-CNN: COCO_V1 or a weights file."""
-    tagger: str = "en_core_web_sm"
-    """spaCy model that finds nouns to ground; none: entity names alone."""
-    caption_model: str | None = None
-    """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
-
-
 def build(config: PredictConfig):
     """The extractor that the settings name."""
     from finetune.predict.extractor import Extractor
@@ -282,13 +252,3 @@ def main(argv: Sequence[str]) -> None:
     prog = "python -m finetune predict"
     post = '--text "Bob in Oslo" --head Bob --tail Oslo --image 17.jpg'
     run(parse_config(PredictConfig, argv, prog=prog, example=f"{prog} RUN {post}"))
-
-
-def serve(argv: Sequence[str]) -> None:
-    """python -m finetune serve RUN"""
-    prog = "python -m finetune serve"
-    example = f"{prog} runs/promu --examples SAMPLE/mnre"
-    config = parse_config(ServeConfig, argv, prog=prog, example=example)
-    from finetune.predict.serve import start
-
-    start(config)

@@ -148,7 +148,8 @@ class Extractor:
         """Fill in `entities` of the chosen posts; returns their spans.
 
         `score` is the probability of exactly this span and type, at the temperature that was fitted
-        on dev where the run has one; null where its method gives none.
+        on dev where the run has one; null where its method gives none. `cut` and `words_not_read`
+        say that the post is longer than the run reads.
         """
         spans: dict[int, list[Span]] = {}
         results = run.answers([(posts[i], None, None) for i in chosen])
@@ -163,6 +164,8 @@ class Extractor:
                  "score": None if score is None else round(score, 4)}
                 for (kind, span), score in zip(found, scores, strict=True)
             ]  # fmt: skip
+            if unread := len(posts[i].tokens) - len(tags):  # beyond the run's max_length
+                answers[i] |= {"cut": True, "words_not_read": unread}
             spans[i] = [span for _, span in found]
         return spans
 

@@ -1,269 +1,198 @@
 """`python -m finetune serve RUN`: a web page to try a run on a post and a picture.
 
-Paste a post, mark two entities by selecting their words, drop a picture: bars of the likeliest
-relations, and where the run looked. A run that finds entities shows them in the text. A second run
-stands beside the first. gradio (extra `serve`) draws the page; it is bound to this machine alone
-unless `--host` says otherwise, and sends nothing anywhere.
+gradio (extra `serve`) draws the page (`page.py`); it is bound to this machine alone unless `--host`
+says otherwise, answers to no other name, and sends nothing anywhere.
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from finetune.predict import occlusion
-from finetune.predict.command import ServeConfig
-from finetune.predict.extractor import Extractor
-from finetune.predict.live_inputs import live_inputs, reads_captions
-from finetune.tasks.metrics import NO_RELATION
-from finetune.tasks.posts import parse_post
 from shards.files import InputError
-from shards.images import decoded
+from shards.options import parse_config
 
-LONGEST = 2_000
-"""Characters of a post."""
 LARGEST_UPLOAD = "16mb"
-NOTHING = {"bars": {}, "spans": [], "colors": {}, "note": "", "picture": None}
-EXAMPLES = 6
-COLORS = ("blue", "green", "orange", "purple", "teal", "red", "yellow", "pink", "cyan", "lime")
-"""Of entity types, in the order of the run's labels."""
+KEPT_ALIVE = 600
+"""Seconds that an idle connection stays open: longer than clients keep theirs. Whoever closes first
+must be the client: a request that crosses the server's closing is lost (uvicorn closes after 5)."""
+LAST_SECONDS = 2
+"""Seconds that open pages have to finish when the server ends; their heartbeats never do."""
+EVERYWHERE = ("0.0.0.0", "::", "")
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 75rem !important; margin: 0 auto !important }
 #pick button { min-width: 8rem }
 """
-INTRODUCTION = """## Fusion-MRE
-Paste a post, select the words of an entity and press its button, add the picture, and read."""
-
-SELECTION = """(_, text, now) => {
-    const post = document.querySelector("#post textarea");
-    return [`${post.selectionStart}:${post.selectionEnd}`, text, now];
-}"""
-"""The browser's share: which characters of the post are selected."""
 
 
-def answer(
-    extract: Extractor,
-    text: str,
-    head: str,
-    tail: str,
-    image: str | None,
-    look: bool,
-    caption: str = "",
-) -> dict[str, Any]:
-    """What the page shows of one run.
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A web page to try a run on a post and a picture."""
 
-    Args:
-        head, tail: words that occur once in the text, or START:END in characters, or nothing.
-        caption: what the picture shows; blank: not said.
+    POSITIONAL: ClassVar = ("run",)
 
-    Returns:
-        `bars` relation -> probability, `spans` (text, name or None) pieces, `colors` of names
-        (one a type), `note` one line, `picture` the overlay or None.
+    run: str
+    """Run directory, one seed's, or a fine-tuned model directory or hub id."""
+    compare: str | None = None
+    """A second run, its answer beside the first one's."""
+    ner: str | None = None
+    """A run that finds entities: where none are marked, every pair of them is scored."""
+    examples: str | None = None
+    """Folder in MNRE's format; some of its validation posts can be clicked. Of its files the page
+    gives out those pictures, nothing else."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 opens the page to your network."""
+    port: int = 7860
+    """Port to listen on; 0: any that is free."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names that browsers may call this page by, such as a proxy's; localhost, --host and
+    this machine's own name are allowed anyway."""
+    max_megapixels: float = 25
+    """A picture that claims more is refused by its header, before anything is decoded."""
+    regions: Literal["live", "none"] = "live"
+    """For runs that read regions. live: ground and detect them. none: all slots empty."""
+    grounder: str = "IDEA-Research/grounding-dino-base"
+    """Grounding DINO: folder or hub id."""
+    detector: str = "COCO_V1"
+    """Faster R-CNN: COCO_V1 or a weights file."""
+    tagger: str = "en_core_web_sm"
+    """spaCy model that finds nouns to ground; none: entity names alone."""
+    caption_model: str | None = None
+    """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError("port must be between 0 and 65535")
+        if not 0 < self.max_megapixels <= 25:
+            raise ValueError("max_megapixels must be above 0, at most 25")
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """The socket to serve on.
 
     Raises:
-        InputError: one line for the user.
+        InputError: the port is taken, or is not ours to take.
     """
-    if len(text or "") > LONGEST:
-        raise InputError(f"a post of {len(text)} characters; this page reads {LONGEST}")
-    entities = {"head": (head or "").strip() or None, "tail": (tail or "").strip() or None}
-    entities["caption"] = (caption or "").strip() or None
-    post = parse_post({"text": text or "", "image": image, **entities}, Path(), extract.task)
-    (post,) = extract.run.with_captions([post])  # once, not of every covered picture
-    (found,) = extract.answer([post], top_k=5)
-    if "error" in found:
-        raise InputError(found["error"])
-    chosen = ((post.head, "head"), (post.tail, "tail"))
-    spans = [(*post.characters(span), name) for span, name in chosen if span]
-    shown = NOTHING | {"spans": pieces(text, spans)}
-    if "entities" in found:
-        named = [(e, scored(e)) for e in found["entities"]]
-        shown["spans"] = pieces(text, [(e["start"], e["end"], name) for e, name in named])
-        labels = (extract.ner or extract.run).info.labels  # O, B-x, I-x, B-y, …
-        colors = {label[2:]: COLORS[(i - 1) // 2 % len(COLORS)] for i, label in enumerate(labels)}
-        shown["colors"] = {name: colors[e["type"]] for e, name in named}
-        shown["note"] = f"{len(found['entities'])} entities"
-    if "relations" in found:
-        related = [pair for pair in found["relations"] if pair["related"]]
-        shown["note"] += f", {len(related)} of {len(found['relations'])} pairs related"
-        shown["bars"] = {
-            f"{p['head']['text']} → {p['tail']['text']}: {p['relation']}": p["probability"]
-            for p in sorted(related, key=lambda p: -p["probability"])[:5]
-        }
-    if "top" in found:
-        shown["bars"] = {entry["relation"]: entry["probability"] for entry in found["top"]}
-        if look and image:
-            worth = occlusion.occlusion(extract, post, found["relation"])
-            loss, share = 100 * occlusion.strongest(worth)["loss"], 100 * found["probability"]
-            if loss < 0.05:
-                shown["note"] = "No part of the picture speaks for this answer."
-            else:
-                shown["note"] = (
-                    f"Without the framed part of the picture, {found['relation']} would lose "
-                    f"{loss:.1f} of {share:.1f} %."
-                )
-                shown["picture"] = occlusion.overlay(decoded(image), worth)
-    return shown
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        # Of a name that leads nowhere the number is no system error, and negative.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
+        raise InputError(f"--host {host} --port {port}: {reason}; give another") from None
 
 
-def scored(entity: dict[str, Any]) -> str:
-    """`PER 93%`, or `PER` alone where the run gives no score."""
-    return entity["type"] + ("" if entity["score"] is None else f" {entity['score']:.0%}")
+def host_names(host: str, more: Sequence[str]) -> list[str]:
+    """The names that the page answers to. Any other is another site's page that has its own name
+    point here (DNS rebinding), to read what only this machine may."""
+    names = ["localhost", "127.0.0.1", "[::1]", *more]
+    if host in EVERYWHERE:
+        names += [socket.gethostname(), socket.getfqdn()]
+        with suppress(OSError):  # a machine without a name of its own
+            addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+            names += [bracketed(str(address)) for address in addresses]
+    else:
+        names.append(bracketed(host))
+    return list(dict.fromkeys(names))
 
 
-def pieces(text: str, spans: Sequence[tuple[int, int, str]]) -> list[tuple[str, str | None]]:
-    """(text, label or None) pieces that make up `text`; a span inside another is left out."""
-    found, end = [], 0
-    for start, stop, name in sorted(spans):
-        if start < end:
-            continue
-        found += [(text[end:start], None), (text[start:stop], name)]
-        end = stop
-    return [piece for piece in [*found, (text[end:], None)] if piece[0]]
+def bracketed(host: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
 
 
-def read_examples(folder: str) -> list[list[Any]]:
-    """[post, picture, head, tail] of some related validation rows that have their picture."""
-    from finetune.tasks.mnre import Mnre
+def application(blocks: Any, pictures: Sequence[str], hosts: Sequence[str], folder: Path) -> Any:
+    """The FastAPI app of the page.
 
-    task = Mnre(Path(folder))
-    found = []
-    for row in task.read("val"):
-        picture = task.image_folder("val") / (row.image_id or "")
-        text = " ".join(row.tokens)
-        starts = [0]
-        for token in row.tokens:
-            starts.append(starts[-1] + len(token) + 1)
-        marks = [
-            mention(text, starts[first], starts[last] - 1) for first, last in (row.head, row.tail)
-        ]
-        if picture.is_file() and row.relation not in NO_RELATION:
-            found.append([text, str(picture), *marks])
-        if len(found) == EXAMPLES:
-            break
-    return found
-
-
-def mention(text: str, start: int, end: int) -> str:
-    """An entity as the page's fields take it: its words, or START:END where they occur again."""
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    words = text[start:end]
-    return words if words and text.count(words) == 1 else f"{start}:{end}"
-
-
-def page(runs: dict[str, Extractor], examples: list[list[Any]]) -> Any:
-    """The `gradio.Blocks` of one or two runs."""
+    Args:
+        pictures: files that may be given out. hosts: names that it answers to.
+        folder: where uploads lie; removed with the app.
+    """
     import gradio as gr
+    from fastapi import FastAPI
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    relation = any(e.run.info.kind == "relation" for e in runs.values())
-    captions = any(reads_captions(e.run.inputs.get("captions")) for e in runs.values())
-    hint = "its words, or START:END in characters"
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def keep(selected: str, text: str, now: str) -> str:
-        start, end = map(int, selected.split(":"))
-        if not text[start:end].strip():
-            gr.Warning("Select the words of the entity in the post first.")
-            return now
-        return mention(text, start, end)
-
-    def ask(
-        text: str, image: str | None, head: str, tail: str, look: bool, caption: str
-    ) -> list[Any]:
-        values: list[Any] = [gr.Row(visible=True)]
-        for extract in runs.values():
-            try:
-                shown = answer(extract, text, head, tail, image, look, caption)
-            except InputError as error:
-                shown = NOTHING | {"note": f"**Not read:** {error}"}
-            values += [
-                shown["note"],
-                gr.HighlightedText(
-                    shown["spans"], color_map=shown["colors"], visible=bool(shown["spans"])
-                ),
-                gr.Label(shown["bars"] or None, visible=bool(shown["bars"])),
-                gr.Image(shown["picture"], visible=shown["picture"] is not None),
-            ]
-        return values
-
-    with gr.Blocks(title="Fusion-MRE", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        gr.Markdown(INTRODUCTION + (" Or click an example below." if examples else ""))
-        selected = gr.Textbox("0:0", visible="hidden", max_length=20)
-        with gr.Row():
-            with gr.Column():
-                text = gr.Textbox(label="Post", lines=4, max_length=LONGEST, elem_id="post")
-                with gr.Row(elem_id="pick", visible=relation):
-                    use_head = gr.Button("Selected words → head", size="sm")
-                    use_tail = gr.Button("Selected words → tail", size="sm")
-                with gr.Row(visible=relation):
-                    head = gr.Textbox(label="Head", elem_id="head", placeholder=hint)
-                    tail = gr.Textbox(label="Tail", elem_id="tail", placeholder=hint)
-                caption = gr.Textbox(
-                    label="Caption",
-                    placeholder="what the picture shows; blank: written by --caption-model",
-                    max_length=LONGEST,
-                    visible=captions,
-                )
-                look = gr.Checkbox(label="Show where it looked (slower)", visible=relation)
-                go = gr.Button("Read", variant="primary", elem_id="read")
-            image = gr.Image(
-                label="Picture",
-                type="filepath",
-                sources=["upload", "clipboard"],
-                height=380,
-                elem_id="picture",
-            )
-        with gr.Row(visible=False) as answers:  # empty panes would push the examples away
-            outputs: list[Any] = [answers]
-            for name in runs:
-                with gr.Column():
-                    gr.Markdown(f"### {'/'.join(Path(name).parts[-2:])}")
-                    outputs += [
-                        gr.Markdown(),
-                        gr.HighlightedText(label="Entities", combine_adjacent=False),
-                        gr.Label(label="Relation", num_top_classes=5),
-                        gr.Image(
-                            label="Where it looked",
-                            show_label=False,  # it would hide a corner of the picture
-                            buttons=["download", "fullscreen"],
-                            height=380,
-                        ),
-                    ]
-        if examples:
-            gr.Examples(examples, [text, image, head, tail], cache_examples=False)
-        use_head.click(keep, [selected, text, head], head, js=SELECTION, show_progress="hidden")
-        use_tail.click(keep, [selected, text, tail], tail, js=SELECTION, show_progress="hidden")
-        go.click(ask, [text, image, head, tail, look, caption], outputs, api_name="read")
-    return blocks
+    # No pages of its own: they would draw scripts from elsewhere.
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    return gr.mount_gradio_app(
+        app, blocks, path="/", allowed_paths=list(pictures), max_file_size=LARGEST_UPLOAD,
+        footer_links=[], show_error=False, enable_monitoring=False, css=STYLE,
+    )  # fmt: skip
 
 
-def start(config: ServeConfig, launch: Callable[..., Any] | None = None) -> None:
+def server(app: Any, host: str, port: int) -> Any:
+    """The `uvicorn.Server` of the page; says where, once pages are answered."""
+    import uvicorn
+
+    name = "localhost" if host in EVERYWHERE else bracketed(host)
+
+    class Server(uvicorn.Server):
+        """Says that it is ready."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            """As uvicorn does, and a line."""
+            await super().startup(sockets)
+            print(f"http://{name}:{port}/ is ready; Ctrl-C ends it", flush=True)
+
+    return Server(
+        uvicorn.Config(
+            app, log_level="warning", timeout_keep_alive=KEPT_ALIVE,
+            timeout_graceful_shutdown=LAST_SECONDS,
+        )
+    )  # fmt: skip
+
+
+def start(config: ServeConfig) -> None:
     """Load the runs and serve the page until interrupted.
 
     Raises:
-        InputError: gradio is not installed, or a run cannot be read.
+        InputError: gradio is not installed, the port is taken, or a run cannot be read.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
     try:
         import gradio  # noqa: F401
     except ImportError:
         raise InputError("the page needs gradio: pip install 'fusion-mre[serve]'") from None
-    live = live_inputs(config)
-    names = [config.run, *([config.compare] if config.compare else [])]
-    runs = {
-        name: Extractor.from_pretrained(name, ner=config.ner, live=live)
-        for name in dict.fromkeys(names)
-    }
-    folders = [config.examples] if config.examples else None
-    blocks = page(runs, read_examples(config.examples) if config.examples else [])
-    (launch or blocks.launch)(
-        server_name=config.host,
-        server_port=config.port,
-        share=False,
-        max_file_size=LARGEST_UPLOAD,
-        allowed_paths=folders,
-        css=STYLE,
-        footer_links=[],
-        quiet=True,
-    )
+    from finetune.predict.extractor import Extractor
+    from finetune.predict.live_inputs import live_inputs
+    from finetune.predict.page import page
+    from finetune.predict.pane import read_examples
+
+    for name in ("finetune.inputs.load", "transformers"):  # they speak of every post
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with listener(config.host, config.port) as sock:  # before the weights: it may be taken
+        live = live_inputs(config)
+        names = [config.run, *([config.compare] if config.compare else [])]
+        runs = {
+            name: Extractor.from_pretrained(name, ner=config.ner, live=live)
+            for name in dict.fromkeys(names)
+        }
+        examples = read_examples(config.examples) if config.examples else []
+        folder = tempfile.mkdtemp(prefix="fusion-mre-page-")
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads; read when the page is built
+        blocks = page(runs, examples, round(config.max_megapixels * 1e6))
+        pictures = [picture for _, picture, *_ in examples]
+        hosts = host_names(config.host, config.allowed_hosts)
+        app = application(blocks, pictures, hosts, Path(folder))
+        with suppress(KeyboardInterrupt):
+            server(app, config.host, sock.getsockname()[1]).run([sock])
+
+
+def main(argv: Sequence[str]) -> None:
+    """python -m finetune serve RUN"""
+    prog = "python -m finetune serve"
+    example = f"{prog} runs/promu --examples SAMPLE/mnre"
+    start(parse_config(ServeConfig, argv, prog=prog, example=example))

@@ -16,7 +16,7 @@ from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.inputs import providers
-from finetune.predict import serve
+from finetune.predict import pane
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import LiveInputs, check_needs
 from finetune.run import calibration, evaluate
@@ -197,13 +197,13 @@ def test_entities_have_their_scores(tmp_path, ner, capsys):
     assert "error" in lines[1]
     assert [e["score"] for e in lines[2]["entities"]] == pytest.approx(given, abs=2e-4)
 
-    shown = serve.answer(extractor, text, "", "", None, False)
-    labels = [label for _, label in shown["spans"] if label]
+    shown = pane.answer(extractor, text, "", "", None, False)
+    labels = [label for _, label in shown.spans if label]
     assert labels == [f"{e['type']} {e['score']:.0%}" for e in answer["entities"]]
-    assert "".join(piece for piece, _ in shown["spans"]) == text
+    assert "".join(piece for piece, _ in shown.spans) == text
     colors = {label.split()[0]: set() for label in labels}
     for label in labels:
-        colors[label.split()[0]].add(shown["colors"][label])
+        colors[label.split()[0]].add(shown.colors[label])
     assert all(len(some) == 1 for some in colors.values())
     assert len(set.union(*colors.values())) == len(colors)
 

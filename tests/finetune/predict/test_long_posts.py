@@ -1,0 +1,49 @@
+"""What a run that finds entities cannot read of a post is said beside what it finds."""
+
+import json
+
+import pytest
+
+from finetune.__main__ import main
+from finetune.methods.base import Source
+from finetune.methods.bert_crf import BertCrf, BertCrfConfig
+from finetune.predict import pane
+from finetune.predict.extractor import Extractor
+from finetune.run.checkpoint import save_method
+from finetune.tasks.base import TaskInfo
+from finetune.tasks.posts import parse_post
+from finetune.tasks.twitter import bio_labels
+
+LONG = "RT @x : " + "Ann and Bob tonight " * 10
+
+
+@pytest.fixture
+def short_sighted(tmp_path, tiny_model):
+    """It reads twelve word pieces."""
+    info = TaskInfo("twitter2017", "entities", bio_labels())
+    method, tokenizer = BertCrf.build(BertCrfConfig(), info, Source(str(tiny_model)))
+    save_method(
+        tmp_path / "ner/seed-1/model", method, tokenizer, name="bert_crf", config=BertCrfConfig(),
+        task=info, inputs={"images": "none", "max_length": 12}, card="# card\n",
+    )  # fmt: skip
+    (tmp_path / "ner/seed-1/result.json").write_text(json.dumps({"dev": {"f1": 1.0}}))
+    return tmp_path / "ner"
+
+
+def test_words_beyond_max_length_are_counted(short_sighted, tmp_path, capsys):
+    extract = Extractor.from_pretrained(short_sighted)
+    tokens = parse_post({"text": LONG}, None, "twitter2017").tokens
+    # Ten pieces stand between [CLS] and [SEP].
+    pieces = [len(extract.run.tokenizer.tokenize(token)) for token in tokens]
+    read = sum(sum(pieces[: i + 1]) <= 10 for i in range(len(tokens)))
+    assert 0 < read < len(tokens)
+    answer = extract(LONG)
+    assert answer["cut"] is True and answer["words_not_read"] == len(tokens) - read
+    assert extract("RT Ann").keys() == {"entities"}
+    note = pane.answer(extract, LONG, "", "", None, False).note
+    assert note.endswith(f"; the last {len(tokens) - read} words are beyond what this run reads")
+
+    (tmp_path / "posts.jsonl").write_text(json.dumps({"text": LONG, "id": 7}) + "\n")
+    main(["predict", str(short_sighted), "--input", str(tmp_path / "posts.jsonl")])
+    line = json.loads(capsys.readouterr().out)
+    assert (line["id"], line["cut"], line["words_not_read"]) == (7, True, len(tokens) - read)
