@@ -10,9 +10,10 @@ from pathlib import Path
 
 from shards import captions, corpora, newsclippings, nouns, objects, verify, write
 from shards.command import CommandParser
-from shards.files import InputError, parse_object
+from shards.files import InputError, read_json_lines
 from shards.sample import write as sample
 from shards.schema import REJECTS_NAME, ShardIndex
+from shards.tables import DELIMITERS, MOST_LISTED
 
 EXAMPLE = """example:
   python -m shards sample raw
@@ -119,6 +120,10 @@ def _add_build(kinds: argparse._SubParsersAction) -> None:
     )
     pairs.add_argument("--images", type=Path, required=True, help="folder of the pictures")
     pairs.add_argument("--captions", type=Path, required=True, help="CSV: image,caption")
+    pairs.add_argument(
+        "--delimiter", metavar="NAME", help=f"{', '.join(DELIMITERS)} (default: as the header has)"
+    )
+    pairs.add_argument("--encoding", help="of the CSV (default: its byte order mark's, or utf-8)")
     pairs.add_argument("--split", default="train", help="name of the split (default: train)")
     pairs.add_argument(
         "--mismatch",
@@ -172,6 +177,8 @@ def _build_captions(args: argparse.Namespace) -> None:
         mismatch=args.mismatch,
         fraction=args.fraction,
         seed=args.seed,
+        delimiter=args.delimiter,
+        encoding=args.encoding,
     )
     _build(corpus, args)
 
@@ -201,10 +208,13 @@ def _report(directory: Path, index: ShardIndex) -> None:
     for title, values in index.provenance["report"].items():
         print(f"  {title}: {values}")
     if index.rejects:
-        lines = (directory / REJECTS_NAME).read_text(encoding="utf-8").splitlines()
-        reasons = Counter(parse_object(line, REJECTS_NAME)["reason"] for line in lines)
-        for reason, count in reasons.most_common(8):
+        rejects = [reject for _, reject in read_json_lines(directory / REJECTS_NAME)]
+        for reason, count in Counter(reject["reason"] for reject in rejects).most_common(8):
             print(f"  rejected {count}: {reason}")
+        for reject in rejects[:MOST_LISTED]:
+            print(f"  {reject['where']}: {reject['reason']}")
+        if len(rejects) > MOST_LISTED:
+            print(f"  and {len(rejects) - MOST_LISTED} more in {directory / REJECTS_NAME}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from shards.files import atomic_path, file_sha256, sweep, write_json
+from shards.files import atomic_path, file_sha256, lock, sweep, write_json
 from shards.schema import COLUMN_NAME, ColumnIndex, ColumnShard, parse_column, read_index
 
 
@@ -34,8 +34,21 @@ def write_column(
         compute: shard number -> the file's bytes.
         provenance: model, options, versions; JSON.
     """
-    index, folder = read_index(directory), Path(directory) / column
-    provenance = json.loads(json.dumps(provenance))
+    with lock(Path(directory) / column):
+        return _write_column(
+            Path(directory), column, suffix, compute, json.loads(json.dumps(provenance)), desc
+        )
+
+
+def _write_column(
+    directory: Path,
+    column: str,
+    suffix: str,
+    compute: Callable[[int], bytes],
+    provenance: dict[str, Any],
+    desc: str,
+) -> ColumnIndex:
+    index, folder = read_index(directory), directory / column
     done = _column_so_far(folder, column, provenance)
     with tqdm(index.shards, unit="shard", disable=None, desc=desc) as bar:
         for number, shard in enumerate(bar):

@@ -4,7 +4,6 @@ A corpus reads its small files at once and its pictures never: `write.py` opens 
 Every raw row ends either as a `Record` or as a `Reject`.
 """
 
-import csv
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shards.files import InputError
+from shards.tables import Refused, TableRow, read_table
 
 
 class Record(NamedTuple):
@@ -94,6 +94,8 @@ def captions(
     mismatch: float = 0.5,
     fraction: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> Corpus:
     """Rows of an `image,caption` CSV, a share of them given the caption of another picture.
 
@@ -103,18 +105,26 @@ def captions(
         mismatch: share of the rows that get a wrong caption, never one of the same picture.
         fraction: (from, to): the share of the pictures taken, by a seeded permutation of all
             pictures; disjoint ranges never share a picture.
+        delimiter, encoding: see `read_table`.
     """
-    lines = _read_csv(csv_file)
-    names = list(dict.fromkeys(image for image, _ in lines))
+    table = read_table(csv_file, ("image", "caption"), delimiter=delimiter, encoding=encoding)
+    lines = [_image_and_caption(row) for row in table.rows]
+    readable = [row for row, line in enumerate(table.rows) if isinstance(line, TableRow)]
+    names = list(dict.fromkeys(lines[row][0] for row in readable))
     random = np.random.default_rng([seed, 1])
     bounds = [round(part * len(names)) for part in fraction]
     chosen = {names[i] for i in random.permutation(len(names))[bounds[0] : bounds[1]]}
-    folder, usable, rejects = ImageFolder(Path(images)), [], []
+    folder, usable = ImageFolder(Path(images)), list[int]()
+    rejects: list[Reject] = []
 
     def where(row: int) -> str:
-        return f"{Path(csv_file).name} row {row + 1}"
+        return f"{Path(csv_file).name} line {table.rows[row].line}"
 
     for row, (image, caption) in enumerate(lines):
+        line = table.rows[row]
+        if isinstance(line, Refused):  # of no known picture: in every fraction
+            rejects.append(Reject(row, line.reason))
+            continue
         if image not in chosen:
             continue
         problem = folder.problem(image)
@@ -124,7 +134,7 @@ def captions(
             rejects.append(Reject(row, problem))
         else:
             usable.append(row)
-    partner = _mismatches(csv_file, lines, usable, mismatch, np.random.default_rng([seed, 2]))
+    partner = _mismatches(Path(csv_file), lines, usable, mismatch, np.random.default_rng([seed, 2]))
 
     def record(row: int) -> Record:
         image = lines[row][0]
@@ -135,7 +145,7 @@ def captions(
             caption=caption,
             matched=row not in partner,
             caption_id=_text_id(caption),
-            image_id=os.path.normpath(image),
+            image_id=image,
             source=Path(csv_file).stem,
         )
 
@@ -153,21 +163,20 @@ def captions(
             "mismatch": mismatch,
             "fraction": list(fraction),
         },
-        report={"pictures": f"{len(chosen)} of {len(names)}", "mismatched rows": len(partner)},
+        report={
+            "pictures": f"{len(chosen)} of {len(names)}",
+            "mismatched rows": f"{len(partner)} of {len(usable)} (--mismatch {mismatch:g})",
+            "captions that no row carries": len(usable) - len({partner.get(r, r) for r in usable}),
+        },
     )
 
 
-def _read_csv(path: Path) -> list[tuple[str, str]]:
-    """(image, caption) of every row; a short row gives empty texts, rejected later."""
-    try:
-        # Bytes that are no UTF-8 become surrogates, which reject their own row only.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"image", "caption"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{path}: the header must name `image` and `caption`")
-            return [(line["image"] or "", line["caption"] or "") for line in reader]
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+def _image_and_caption(row: TableRow | Refused) -> tuple[str, str]:
+    """Paths are spelled one way from here on: `./1.jpg` is the picture `1.jpg`."""
+    if isinstance(row, Refused):
+        return "", ""
+    image = row.fields["image"]
+    return os.path.normpath(image) if image else "", row.fields["caption"]
 
 
 def _mismatches(

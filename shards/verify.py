@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from shards.files import InputError, file_sha256, parse_object
+from shards.claim import STATE, build_command
+from shards.files import InputError, file_sha256, read_json_lines
 from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
@@ -25,7 +27,6 @@ from shards.schema import (
 )
 from shards.shard import open_teacher, read_objects
 from shards.stream import ShardReader
-from shards.write import build_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,25 +57,28 @@ def run(args: argparse.Namespace) -> None:
 def check(directory: Path) -> Iterator[str]:
     """Problems, one line each; none if everything is as the index says."""
     reader = ShardReader(directory)
-
-    def rebuild(info: ShardInfo) -> str:
-        return f"run `rm -f {directory / info.name}; {build_command(directory)}`"
-
     seen: set[str] = set()
     keys: dict[str, list[str]] = {}
     for number, info in enumerate(tqdm(reader.index.shards, unit="shard", disable=None)):
         problem = _checksum(directory / info.name, info.sha256)
         if problem:
-            yield f"{problem}: {rebuild(info)}"
+            yield f"{problem}: {_again(directory, info.name)}"
             continue
         try:
             keys[info.stem] = _check_shard(reader, number, info, seen)
         except InputError as error:
-            yield f"{error}: {rebuild(info)}"
+            yield f"{error}: {_again(directory, info.name)}"
     yield from _check_rejects(directory, reader.index.rejects)
+    place = shlex.quote(str(directory))
     for column in COLUMN_COMMANDS:
         for problem in _check_column(directory, column, reader.index.shards, keys):
-            yield f"{problem}: run `{COLUMN_COMMANDS[column]} {directory} …` again, as before"
+            yield f"{problem}: run `{COLUMN_COMMANDS[column]} {place} …` again, as before"
+
+
+def _again(directory: Path, name: str) -> str:
+    """How to write one file again."""
+    delete = f"rm -f {shlex.quote(str(directory / name))}"
+    return f"run `{delete}; {build_command(directory)}` (as {directory}/{STATE} records it)"
 
 
 def _checksum(path: Path, expected: str) -> str | None:
@@ -112,16 +116,14 @@ def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[st
 def _check_rejects(directory: Path, expected: int) -> Iterator[str]:
     path = directory / REJECTS_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, start=1):
-            parse_object(line, f"{path}: line {number}")
-    except (OSError, UnicodeDecodeError, InputError) as error:
-        yield f"{error}: run `rm {directory / INDEX_NAME}; {build_command(directory)}`"
+        lines = list(read_json_lines(path))
+    except InputError as error:
+        yield f"{error}: {_again(directory, INDEX_NAME)}"
         return
     if len(lines) != expected:
         yield (
             f"{path}: {len(lines)} lines, the index says {expected}: "
-            f"run `rm {directory / INDEX_NAME}; {build_command(directory)}`"
+            f"{_again(directory, INDEX_NAME)}"
         )
 
 

@@ -32,8 +32,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from shards.claim import STATE, claim, is_whole, require_same_input, start
 from shards.corpora import Corpus, Record, Reject
-from shards.files import InputError, atomic_path, file_sha256, parse_object, sweep, write_json
+from shards.files import InputError, atomic_path, file_sha256, lock, read_json, sweep, write_json
 from shards.images import RejectedImage, stored_image
 from shards.schema import (
     INDEX_NAME,
@@ -42,11 +43,8 @@ from shards.schema import (
     PairMeta,
     ShardIndex,
     ShardInfo,
-    read_index,
 )
 
-STATE = ".build"
-COMMAND_NAME = "command.txt"
 MIN_SHARDS, MIN_SAMPLES, MAX_SAMPLES = 64, 32, 2048
 
 
@@ -65,6 +63,16 @@ class ShardTask:
         """Changes whenever the tar's content would."""
         content = json.dumps([self.name, self.split, self.max_side, self.records])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def pictures(self) -> str:
+        """Changes whenever a picture's size in bytes does."""
+        sizes = []
+        for record in self.records:
+            try:
+                sizes.append(os.stat(self.images / record.image).st_size)
+            except OSError:
+                sizes.append(-1)
+        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def build(
@@ -95,10 +103,23 @@ def build(
         reasons = Counter(reject.reason for reject in corpus.rejects).most_common(1)
         raise InputError(f"no usable row among {corpus.rows}; most frequent reason: {reasons}")
     options = corpus.options | {"max_side": max_side, "shard_size": shard_size, "seed": seed}
-    finished = claim(directory, options, command)
-    if finished:
-        return finished
-    tasks = _tasks(corpus, directory, max_side=max_side, shard_size=shard_size, seed=seed)
+
+    def tasks() -> Iterator[ShardTask]:
+        return _tasks(corpus, directory, max_side=max_side, shard_size=shard_size, seed=seed)
+
+    with lock(directory):
+        finished = claim(directory, options)
+        if finished:
+            require_same_input(directory, finished, corpus, tasks())
+            if all(is_whole(directory / shard.name, shard) for shard in finished.shards):
+                return finished
+        start(directory, options, command)
+        return _write(corpus, directory, tasks(), options, jobs)
+
+
+def _write(
+    corpus: Corpus, directory: Path, tasks: Iterable[ShardTask], options: dict[str, Any], jobs: int
+) -> ShardIndex:
     infos, rejects = [], list(corpus.rejects)
     with tqdm(total=len(corpus.numbers), unit="pair", disable=None, desc="build") as bar:
         for info, refused in _run(tasks, jobs):
@@ -142,51 +163,6 @@ def _matched_first(records: Iterable[Record]) -> tuple[Record, ...]:
     So a training on matched pairs alone finds them without reading a mismatched one.
     """
     return tuple(sorted(records, key=lambda record: not record.matched))
-
-
-def claim(directory: Path, options: dict[str, Any], command: str) -> ShardIndex | None:
-    """Reserve a directory for these options; its index if nothing is left to write.
-
-    Raises:
-        InputError: it holds, or an interrupted build prepares, something else.
-    """
-    options = json.loads(json.dumps(options))
-    state, index = directory / STATE / "options.json", None
-    if (directory / INDEX_NAME).exists():
-        index = read_index(directory)
-        held = index.provenance.get("options") or {}
-    elif state.exists():
-        held = parse_object(state.read_bytes(), str(state))
-    else:
-        foreign = sorted(path.name for path in directory.glob("*.tar"))
-        if foreign:
-            raise InputError(f"{directory}: holds {foreign[0]} but no index; choose an empty --out")
-        held = options
-    if held != options:
-        names = sorted(k for k in {*held, *options} if held.get(k) != options.get(k))
-        changed = ", ".join(f"{k}: {held.get(k)} there, {options.get(k)} asked" for k in names)
-        raise InputError(
-            f"{directory}: holds another build ({changed}); delete it or choose another --out"
-        )
-    if index and all(_is_whole(directory / shard.name, shard) for shard in index.shards):
-        return index
-    write_json(state, options)
-    (directory / INDEX_NAME).unlink(missing_ok=True)  # it would call a broken folder complete
-    with atomic_path(directory / STATE / COMMAND_NAME) as temporary:
-        temporary.write_text(command or f"python -m shards build … --out {directory}")
-    return None
-
-
-def build_command(directory: Path) -> str:
-    """The command that wrote a directory, to be run again where a tar was lost."""
-    try:
-        return (directory / STATE / COMMAND_NAME).read_text()
-    except OSError:
-        return f"python -m shards build … --out {directory}"
-
-
-def _is_whole(path: Path, info: ShardInfo) -> bool:
-    return path.is_file() and path.stat().st_size == info.bytes
 
 
 def shard_count(samples: int, shard_size: int | None) -> int:
@@ -237,7 +213,8 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
     """Write one tar, or read back what an earlier run says about it."""
     state = task.directory / STATE / f"{task.name}.json"
     digest = task.digest()
-    done = _finished(task, state, digest)
+    pictures = task.pictures()
+    done = _finished(task, state, digest, pictures)
     if done:
         return done
     samples, matched, rejects = 0, 0, []
@@ -264,7 +241,8 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                 matched += record.matched
         sha256 = file_sha256(temporary) or ""
         info = ShardInfo(task.name, samples, matched, temporary.stat().st_size, sha256)
-    write_json(state, {"digest": digest, "info": asdict(info), "rejects": rejects})
+    about = {"digest": digest, "pictures": pictures, "info": asdict(info), "rejects": rejects}
+    write_json(state, about)
     return info, rejects
 
 
@@ -275,14 +253,19 @@ def _tar_writer(file):
     return TarWriter(file, encoder=False, mtime=0, mode=0o644, user="", group="")
 
 
-def _finished(task: ShardTask, state: Path, digest: str) -> tuple[ShardInfo, list[Reject]] | None:
+def _finished(
+    task: ShardTask, state: Path, digest: str, pictures: str
+) -> tuple[ShardInfo, list[Reject]] | None:
     if not state.exists():
         return None
-    saved = json.loads(state.read_bytes())
-    info = ShardInfo(**saved["info"])
-    if saved["digest"] != digest or not _is_whole(task.directory / task.name, info):
-        return None
-    return info, [Reject(*reject) for reject in saved["rejects"]]
+    try:
+        saved = read_json(state)
+        info = ShardInfo(**saved["info"])
+        rejects = [Reject(*reject) for reject in saved["rejects"]]
+        same = saved["digest"] == digest and saved.get("pictures", pictures) == pictures
+    except (InputError, ValueError, KeyError, TypeError):
+        return None  # damaged: the tar is written again, to the same bytes
+    return (info, rejects) if same and is_whole(task.directory / task.name, info) else None
 
 
 def _finish(

@@ -217,12 +217,12 @@ def test_broken_csv_rows_are_rejects(tmp_path, picture):
     assert [corpus.record(row).caption for row in corpus.numbers.tolist()] == ["fine"]
     reasons = [(corpus.where(reject.row), reject.reason) for reject in corpus.rejects]
     assert reasons == [
-        ("c.csv row 2", "no usable caption"),
-        ("c.csv row 3", "no usable caption"),
-        ("c.csv row 4", "image file is missing"),
-        ("c.csv row 5", "image path leaves the image folder"),
-        ("c.csv row 6", "no usable image path"),
-        ("c.csv row 7", "no usable caption"),
+        ("c.csv line 3", "no usable caption"),
+        ("c.csv line 4", "1 field, the header names 2"),
+        ("c.csv line 5", "image file is missing"),
+        ("c.csv line 6", "image path leaves the image folder"),
+        ("c.csv line 7", "no usable image path"),
+        ("c.csv line 8", "byte 0xff is no UTF-8; --encoding names another"),
     ]
 
 
@@ -234,3 +234,21 @@ def test_csv_without_its_header(tmp_path, content):
     os.remove(tmp_path / "c.csv")
     with pytest.raises(InputError, match=r"c\.csv"):
         captions(tmp_path, tmp_path / "c.csv")
+
+
+def test_one_picture_spelled_two_ways_is_one(tmp_path, picture):
+    picture(tmp_path / "1.jpg")
+    (tmp_path / "c.csv").write_text("image,caption\n1.jpg,A dog\n./1.jpg,A brown dog\n")
+    with pytest.raises(InputError, match=r"no wrong caption found for image 1\.jpg"):
+        captions(tmp_path, tmp_path / "c.csv", mismatch=1)
+    corpus = captions(tmp_path, tmp_path / "c.csv", mismatch=0)
+    assert {corpus.record(row).image_id for row in (0, 1)} == {"1.jpg"}
+    assert corpus.report["pictures"] == "1 of 1"
+
+
+def test_the_share_of_wrong_and_unused_captions_is_said(caption_csv):
+    corpus = captions(*caption_csv, mismatch=0.5)
+    records = [corpus.record(row) for row in corpus.numbers.tolist()]
+    assert corpus.report["mismatched rows"] == "30 of 60 (--mismatch 0.5)"
+    carried = {record.caption for record in records}
+    assert corpus.report["captions that no row carries"] == 60 - len(carried) > 0

@@ -74,12 +74,29 @@ def test_the_printed_command_mends_a_tar(built, damage, capsys):
     output = capsys.readouterr()
     assert stopped.value.code == 2 and "1 problem(s)" in output.err
     (line,) = [text for text in output.out.splitlines() if "train-000002.tar: " in text]
-    command = line.split("run `")[1].rstrip("`")
+    command, _, origin = line.split("run `")[1].partition("`")
+    assert origin == f" (as {built}/.build records it)"
     assert command.startswith(f"rm -f {built}/train-000002.tar; python -m shards build")
     command = command.replace("; python", f"; {shlex.quote(sys.executable)}")
     subprocess.run(command, shell=True, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert {path.name: path.read_bytes() for path in built.glob("[!.]*.*")} == before
     assert list(check(built)) == []
+
+
+def test_a_recorded_command_is_quoted_and_no_other_one_is_repeated(built):
+    record = built / ".build" / "command.txt"
+    moved = built.parent / "a folder"
+    built.rename(moved)
+    (moved / "train-000002.tar").unlink()
+    record = moved / ".build" / "command.txt"
+    record.write_text("python -m shards build captions --out 'a b'; touch owned")
+    (line,) = check(moved)
+    assert f"rm -f '{moved}/train-000002.tar'; python" in line
+    assert "build captions --out 'a b;' touch owned`" in line
+    for other in ("curl x | sh", "python -m shards build 'open", ""):
+        record.write_text(other)
+        (line,) = check(moved)
+        assert f"python -m shards build … --out '{moved}'`" in line
 
 
 def rewrite(directory: Path, change) -> None:

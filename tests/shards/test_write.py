@@ -19,7 +19,7 @@ import webdataset
 from shards import write
 from shards.columns import write_column
 from shards.corpora import captions
-from shards.files import InputError
+from shards.files import InputError, lock
 from shards.newsclippings import newsclippings
 from shards.schema import read_index
 from shards.write import build, shard_count
@@ -132,7 +132,44 @@ def test_undecodable_pictures_are_rejects(caption_csv, tmp_path):
         "damaged image",
         "image file is missing",
     }
-    assert rejects[0]["where"] == "captions.csv row 10"
+    assert rejects[0]["where"] == "captions.csv line 11"
+
+
+def test_a_finished_build_is_not_called_one_of_other_input(caption_csv, tmp_path):
+    """Pictures that arrived, rows that were added, captions and pictures that changed: all said."""
+    images, table = caption_csv
+    out, content = tmp_path / "out", table.read_text()
+    (images / "6.v1.jpg").rename(tmp_path / "later.jpg")
+    index = build(captions(*caption_csv), out)
+    assert build(captions(*caption_csv), out) == index
+
+    def refused() -> str:
+        with pytest.raises(InputError) as error:
+            build(captions(*caption_csv), out)
+        assert read_index(out) == index and "another --out" in str(error.value)
+        return str(error.value)
+
+    shutil.copy(tmp_path / "later.jpg", images / "6.v1.jpg")
+    assert "pictures came or went" in refused()
+    (images / "6.v1.jpg").unlink()
+    (images / "7.v1.jpg").rename(tmp_path / "gone.jpg")
+    assert "built with 3 rejects, now 6 rows cannot be used, the first: captions.csv" in refused()
+    (tmp_path / "gone.jpg").rename(images / "7.v1.jpg")
+    table.write_text(content + "\n0.v1.jpg,one more")
+    assert "built from 60 rows, now there are 61" in refused()
+    table.write_text(content.replace("caption a, of 0", "caption d, of 0"))
+    assert "rows or captions changed" in refused()
+    table.write_text(content)
+    before = (images / "0.v1.jpg").read_bytes()
+    (images / "0.v1.jpg").write_bytes(before + b" ")
+    assert "pictures of train-" in refused()
+    (images / "0.v1.jpg").write_bytes(before)
+    assert build(captions(*caption_csv), out) == index
+
+
+def test_two_builds_at_once(caption_csv, tmp_path):
+    with lock(tmp_path / "out"), pytest.raises(InputError, match="is writing here"):
+        build(captions(*caption_csv), tmp_path / "out")
 
 
 def test_a_corpus_without_one_usable_picture(caption_csv, tmp_path):
