@@ -10,7 +10,7 @@ memory of a small one, for one more forward pass of both towers.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,16 @@ from torch import Tensor
 from pretrain import distributed
 from pretrain.data.batch import PretrainBatch
 
-if TYPE_CHECKING:
-    from pretrain.model.promu import Promu
+
+class Contrasts(Protocol):
+    """What `contrast_step` asks of `Promu`; the methods are explained there."""
+
+    def features(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]: ...
+    def table(self, batch: PretrainBatch) -> Tensor: ...
+    def clamped_temperature(self) -> Tensor: ...
+    def cit(
+        self, image_feat: Tensor, text_feat: Tensor, temperature: Tensor, table: Tensor
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class StepContrast:
 
 
 def contrast_step(
-    model: "Promu",
+    model: Contrasts,
     batches: Sequence[PretrainBatch],
     seeds: Sequence[int],
     precision: AbstractContextManager,

@@ -8,13 +8,16 @@ import torch
 from PIL import Image
 
 from finetune.__main__ import main
-from finetune.inputs.batch import Batch
+from finetune.inputs.batch import Batch, Pictures
 from finetune.inputs.load import InputOptions, load_split, read_views
+from finetune.inputs.spec import Provider
 from finetune.inputs.view import Change, View, write_view
 from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig
 from finetune.methods.promu import Promu, PromuConfig
+from finetune.tasks.base import SideInput
 from finetune.tasks.mnre import Mnre
+from finetune.tasks.region_cache import Region, Regions
 from shards.files import InputError
 
 
@@ -164,3 +167,118 @@ def test_own_rows_train(tmp_path, tiny_model):
         "found": 1, "missing": 0, "undecodable": 0,
     }  # fmt: skip
     assert result["provenance"]["audit"][0]["verdict"] == "flagged"  # presence tells the label
+
+
+# ---------------------------------------------------------------------- what a method asks
+
+
+@pytest.mark.parametrize(
+    ("needs", "attributes", "message"),
+    [
+        ({"image", "my_depth_map"}, {}, r"Promu needs 'my_depth_map', .* nothing makes; there are "
+         r"caption, entity_types, image, .*`providers`"),
+        ({"image", "phrases"}, {}, "Promu needs 'phrases', an input that nothing makes"),
+        ({"region_pixels"}, {}, "Promu needs 'region_pixels', but does not say its region_slots"),
+        ({"visual_features"}, {}, "'visual_features', but does not say its frozen_vision"),
+        ({"image"}, {"image_resize": "fold"}, "image_resize 'fold' is unknown; there are squash"),
+    ],
+)  # fmt: skip
+def test_a_need_that_cannot_be_met_is_one_line(tmp_path, promu, needs, attributes, message):
+    task, method, tokenizer = promu
+    method.needs = frozenset(needs)
+    for name, value in attributes.items():
+        setattr(method, name, value)
+    with pytest.raises(InputError, match=message) as raised:
+        load_split(task, "val", tokenizer, method, options(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_picture_for_an_encoder_that_sees_none(tmp_path, mnre_folder, tiny_model):
+    """MTB's encoder has no image_size; without pictures nobody asks for one."""
+    task = Mnre(mnre_folder)
+    method, tokenizer = MTB.build(MTBConfig(), task.info, Source(str(tiny_model)))
+    method.needs = frozenset({"image"})
+    with pytest.raises(InputError, match="MTB needs 'image', but does not say its image_size"):
+        load_split(task, "val", tokenizer, method, options(tmp_path))
+    assert len(load_split(task, "val", tokenizer, method, options(tmp_path, images="none"))) == 30
+
+
+def test_an_unknown_need_on_the_command_line(tmp_path, mnre_folder, tiny_model, capsys):
+    """No traceback: the line names method and need, exit code 2."""
+    method = Promu.needs
+    Promu.needs = frozenset({"image", "my_depth_map"})
+    words = f"--data {mnre_folder} --init {tiny_model} --out {tmp_path / 'run'}"
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(f"train --task mnre --method promu {words}".split())
+    finally:
+        Promu.needs = method
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: method Promu needs 'my_depth_map'")
+
+
+def brought(live):
+    """Two columns and a picture, under names that no batch has as fields."""
+
+    def add(loaded, wanted):
+        squares = [np.full(row.row % 3, row.row) for row in loaded.rows]
+        pictures = wanted.pictures(wanted.task.image_folder(wanted.split), ["val0.jpg"], 4)
+        loaded = loaded.with_column("double", np.array([2 * row.row for row in loaded.rows]))
+        loaded = loaded.with_column("squares", squares, mask="squares_mask", fill=-1)
+        shown = pictures.index_of("val0.jpg" if row.row == 1 else None for row in loaded.rows)
+        return loaded.with_pictures("sketch", Pictures(pictures, shown, "sketch_mask"))
+
+    return Provider(add, live=live, visual=True)
+
+
+def test_a_method_brings_an_input(tmp_path, promu, monkeypatch):
+    monkeypatch.setattr("finetune.inputs.batch.MULTIPLE", 1)
+    task, method, tokenizer = promu
+    method.needs = frozenset({"sketches"})
+    method.providers = {"sketches": brought("sketches")}
+    loaded = load_split(task, "val", tokenizer, method, options(tmp_path))
+    for batch in (
+        loaded.dataset.collate(np.array([2, 1])),
+        loaded.subset(np.array([2, 1])).dataset.collate(np.arange(2)),
+    ):
+        assert batch.require("double").tolist() == [4, 2]
+        assert batch.require("squares").tolist() == [[2, 2], [1, -1]]
+        assert batch.require("squares_mask").tolist() == [[True, True], [True, False]]
+        assert batch.require("sketch").shape == (2, 3, 4, 4)
+        assert batch.require("sketch_mask").tolist() == [False, True]
+        moved = batch.to(torch.device("meta"))
+        assert moved.extras.keys() == batch.extras.keys()
+        assert all(tensor.is_meta for tensor in moved.extras.values())
+    with pytest.raises(InputError, match="method Promu reads 'pixel_values' of a batch"):
+        batch.require("pixel_values")
+    off = load_split(task, "val", tokenizer, method, options(tmp_path, images="none"))
+    assert not off.dataset.collate(np.arange(2)).extras
+
+
+def test_what_is_brought_says_how_it_is_made_live(tmp_path, promu):
+    task, method, tokenizer = promu
+    method.needs = frozenset({"sketches"})
+    method.providers = {"sketches": brought("what an artist drew")}
+    with pytest.raises(InputError, match="what new posts do not have: what an artist drew"):
+        load_split(task, "val", tokenizer, method, options(tmp_path), given={})
+    method.providers = {"sketches": brought(lambda loaded, wanted: loaded)}
+    assert load_split(task, "val", tokenizer, method, options(tmp_path), given={}).rows
+
+
+def test_side_inputs_are_handed_as_values(tmp_path, promu):
+    """Captions by row go before any file; regions as a cache would give them."""
+    task, method, tokenizer = promu
+    row = task.read("val")[0]
+    texts = SideInput(path=tmp_path, keyed_by="row", values=dict.fromkeys(range(30), "Ann and Bob"))
+    regions = Regions(row.image_id, (20, 16), (Region((5, 4, 10, 8), 0.5, "x"),))
+    boxes = SideInput(path=tmp_path, keyed_by="image", values={row.image_id: regions})
+    method.needs, method.region_slots = frozenset({"region_boxes"}), {"od": 2}
+    task.read = lambda split: [row]
+    chosen = options(tmp_path, captions="nowhere", max_caption_length=9, regions="live")
+    given = {"caption": texts, "od": boxes}
+    loaded = load_split(task, "val", tokenizer, method, chosen, given)
+    caption = tokenizer("Ann and Bob", add_special_tokens=False)["input_ids"]
+    assert loaded.dataset.columns["input_ids"][0].tolist()[-1 - len(caption) : -1] == caption
+    batch = loaded.dataset.collate(np.arange(1))
+    assert batch.require("region_boxes").tolist() == [[[0.25, 0.25, 0.5, 0.5], [0, 0, 0, 0]]]
