@@ -16,11 +16,10 @@ from shards.schema import INDEX_NAME, read_index
 
 _LOADING = """\
 ```python
-from transformers import AutoTokenizer
-from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain import FusionEncoder
 
 encoder = FusionEncoder.from_pretrained("this directory, or its hub id")
-tokenizer = AutoTokenizer.from_pretrained("this directory, or its hub id")
+encoder.similarity(["a text", "another"], ["picture.jpg"])
 ```
 
 Fine-tune: `python -m finetune train --task mnre --method promu --data DIR --out RUN --init THIS`"""

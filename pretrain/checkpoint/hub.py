@@ -32,7 +32,7 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
-from shards.files import InputError, replace_folder, write_json
+from shards.files import InputError, read_json, replace_folder, write_json
 
 Source = str | os.PathLike[str]
 __all__ = [  # besides what is defined here
@@ -87,13 +87,16 @@ def load_fusion(
     state = {} if random_weights else read_weights(directory)
     if not random_weights:
         check_size(read_config(directory), state, str(directory))
-    encoder = _fusion_config(
-        directory, lambda content: FusionEncoder(FusionEncoderConfig.from_dict(content))
-    )
+    encoder = FusionEncoder(fusion_architecture(directory))
     if not random_weights:
         encoder_state = {key: state[key] for key in state if not key.startswith("heads.")}
         load_strictly(encoder, encoder_state, str(directory))
     return encoder, load_tokenizer(directory)
+
+
+def fusion_architecture(directory: Path) -> FusionEncoderConfig:
+    """Sizes and layout from `config.json`. Raises: InputError: of another kind, or damaged."""
+    return _fusion_config(directory, FusionEncoderConfig.from_dict)
 
 
 def load_text_tower(
@@ -153,16 +156,30 @@ def save_model_directory(
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         tokenizer.save_pretrained(folder)
-        preprocessor = {
-            "size": {"height": config["image_size"], "width": config["image_size"]},
-            "resample": "bicubic",
-            "image_mean": list(config["image_mean"]),
-            "image_std": list(config["image_std"]),
-        }
-        write_json(folder / "preprocessor_config.json", preprocessor)
+        path = folder / "tokenizer_config.json"
+        longest = {"model_max_length": config["max_position_embeddings"]}
+        write_json(path, read_json(path) | longest)
+        write_json(folder / "preprocessor_config.json", preprocessing(config))
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     save_directory(out, write)
+
+
+def preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    """`preprocessor_config.json`, in the words of a `transformers` image processor that resizes,
+    scales and normalises as `FusionProcessor` and the encoder do."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": config["image_size"], "width": config["image_size"]},
+        "resample": 3,  # PIL's number for bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config["image_mean"]),
+        "image_std": list(config["image_std"]),
+    }
 
 
 def save_directory(out: Source, write: Callable[[Path], None]) -> None:

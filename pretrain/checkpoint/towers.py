@@ -194,7 +194,7 @@ def write_timm(folder: Path, imported: Imported) -> None:
 def _check_vit(encoder: FusionEncoder, vit: VisionTransformer) -> None:
     size = encoder.config.image_size
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    _agree("the ViT", encoder.encode_image(pixels), vit.forward_features(pixels))
+    _agree("the ViT", encoder.encode_image(pixels, normalized=True), vit.forward_features(pixels))
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
+from pretrain.model.embedding import Embedder, refuse_raw
 
 __all__ = ["MODEL_TYPE", "FusionEncoder", "FusionEncoderConfig", "FusionOutput"]
 
@@ -45,7 +46,7 @@ class _Vision(VisionTransformer):
         return self.forward_features(pixel_values)
 
 
-class FusionEncoder(nn.Module):
+class FusionEncoder(Embedder):
     """Text tower, vision tower, fusion layers, and the two contrastive projections."""
 
     def __init__(self, config: FusionEncoderConfig) -> None:
@@ -110,12 +111,20 @@ class FusionEncoder(nn.Module):
         mask = attention_mask.bool()[:, None, None, :]
         return self.text(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
-    def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1+K, Dv). uint8 is normalised here, the one place; floats are taken
-        as normalised already."""
+    def encode_image(self, pixel_values: Tensor, *, normalized: bool = False) -> Tensor:
+        """(B, 3, H, W) -> (B, 1+K, Dv). uint8 is normalised here, the one place.
+
+        Args:
+            normalized: `pixel_values` are floats, normalised already.
+
+        Raises:
+            InputError: undeclared floats that look like pixels in 0…1 or 0…255, or integers.
+        """
         if pixel_values.dtype == torch.uint8:
             mean, std = self.pixel_statistics
             pixel_values = (pixel_values.to(mean.dtype) - mean) / std
+        elif not normalized:
+            refuse_raw(pixel_values)
         return self.vision(pixel_values)
 
     def fuse(
@@ -175,10 +184,14 @@ class FusionEncoder(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_mask: Tensor | None = None,
+        *,
+        normalized: bool = False,
     ) -> FusionOutput:
-        """See `FusionOutput`. pixel_values: (B, 3, H, W) uint8, or None for text alone."""
+        """See `FusionOutput`. pixel_values: as in `encode_image`, or None for text alone."""
         text_embeds = self.encode_text(input_ids, attention_mask)
-        vision_embeds = None if pixel_values is None else self.encode_image(pixel_values)
+        vision_embeds = None
+        if pixel_values is not None:
+            vision_embeds = self.encode_image(pixel_values, normalized=normalized)
         fused = self.fuse(text_embeds, attention_mask, vision_embeds, image_mask)
         return FusionOutput(text_embeds, vision_embeds, fused)
 
@@ -195,7 +208,7 @@ class FusionEncoder(nn.Module):
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> "FusionEncoder":
-        """Load a model directory, hub id or fsspec URL; its tokenizer: `AutoTokenizer` on the same.
+        """Load a model directory, hub id or fsspec URL, with its processor, in eval mode.
 
         Args:
             revision: branch, tag or commit of a hub id.
@@ -205,9 +218,12 @@ class FusionEncoder(nn.Module):
             InputError: with the list of what is wrong.
         """
         from pretrain.checkpoint.hub import load_fusion, resolve
+        from pretrain.processor import FusionProcessor
 
         directory = resolve(source, revision=revision, local_files_only=local_files_only)
-        return load_fusion(directory)[0]
+        encoder, tokenizer = load_fusion(directory)
+        encoder.processor = FusionProcessor(tokenizer, encoder.config)
+        return encoder.eval()
 
     def save_pretrained(
         self, out: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase
