@@ -114,7 +114,7 @@ class LiveInputs:
         """
         if self.caption_model is None:
             return list(posts)
-        silent: dict[Path | None, str | None] = {
+        silent: dict[Path, str | None] = {
             post.image: None for post in posts if post.image and post.caption is None
         }
         names = iter(list(silent))
@@ -127,7 +127,9 @@ class LiveInputs:
                 texts = self.captioner.describe(list(pictures.values()))
                 silent |= zip(pictures, texts, strict=True)
         return [
-            post if post.caption is not None else replace(post, caption=silent.get(post.image))
+            replace(post, caption=silent[post.image])
+            if post.image and post.caption is None
+            else post
             for post in posts
         ]
 

@@ -5,13 +5,11 @@ once, its marker opens before the tail's closes (README.md, Markers).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from finetune.inputs.spec import Provider, Wanted
 from finetune.inputs.split import LoadedSplit
-from finetune.tasks.base import Column
 from finetune.tasks.mnre import HEAD_CLOSE, HEAD_OPEN, TAIL_CLOSE, TAIL_OPEN, Span
 from shards.files import InputError
 
@@ -49,20 +47,18 @@ def add_released_markers(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         return_attention_mask=False,
     )["input_ids"]
     ids = [np.array(pieces) for pieces in ids]
-    columns: dict[str, Column] = {"input_ids": ids}
+    loaded = loaded.with_column("input_ids", ids)
     for name, marker in (("head_start", HEAD_OPEN), ("tail_start", TAIL_OPEN)):
-        found = [
-            np.flatnonzero(pieces == tokenizer.convert_tokens_to_ids(marker)) for pieces in ids
-        ]
-        for row, places in zip(loaded.rows, found, strict=True):
+        marker_id = tokenizer.convert_tokens_to_ids(marker)
+        starts = [np.flatnonzero(pieces == marker_id) for pieces in ids]
+        for row, places in zip(loaded.rows, starts, strict=True):
             if len(places) != 1:
                 raise InputError(
                     f"row {row.row}: {len(places)} markers {marker} within {longest} word pieces; "
                     "raise --max_length, or --model.markers whole"
                 )
-        columns[name] = np.concatenate(found)
-    dataset = replace(loaded.dataset, columns={**loaded.dataset.columns, **columns})
-    return replace(loaded, dataset=dataset)
+        loaded = loaded.with_column(name, np.concatenate(starts))
+    return loaded
 
 
 PROVIDERS = {"released_markers": Provider(add_released_markers, live=add_released_markers)}

@@ -3,13 +3,10 @@
 A relation must then be told from what surrounds them (`mask_entity` of TMR's released code).
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from finetune.inputs.spec import Wanted
 from finetune.inputs.split import LoadedSplit
-from finetune.tasks.base import Column
 from finetune.tasks.mnre import HEAD_OPEN, MARKERS, TAIL_OPEN
 from shards.files import InputError
 
@@ -49,7 +46,8 @@ def add_masked_entities(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         np.array([vocabulary[word] for word in words]) for words in (MARKERS, HIDDEN)
     )
     ids = [mask_entities(pieces, markers, hidden) for pieces in loaded.dataset.columns["input_ids"]]
-    columns: dict[str, Column] = {**loaded.dataset.columns, "input_ids": ids}
+    loaded = loaded.with_column("input_ids", ids)
     for name, marker in (("head_start", HEAD_OPEN), ("tail_start", TAIL_OPEN)):
-        columns[name] = np.array([int(np.argmax(pieces == vocabulary[marker])) for pieces in ids])
-    return replace(loaded, dataset=replace(loaded.dataset, columns=columns))
+        starts = np.array([int(np.argmax(pieces == vocabulary[marker])) for pieces in ids])
+        loaded = loaded.with_column(name, starts)
+    return loaded
