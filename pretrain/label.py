@@ -6,6 +6,7 @@ vocabularies, temperature and hard labels can change without a new pass.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from pretrain.prompter.load import load_prompter
 from shards.columns import write_column
 from shards.command import CommandParser, exit_on_input_error
 from shards.files import InputError
+from shards.progress import Progress
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import Sample, ShardReader
 
@@ -62,9 +64,18 @@ def label(
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
     encoder.eval().to(device)
 
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    print(
+        f"label: {reader.index.samples:,} pictures and their objects in "
+        f"{len(reader.index.shards):,} shards; {parameters:,} parameters of {prompter}, "
+        f"{device.type}, {precision}; writes {Path(shards) / TEACHER}",
+        flush=True,
+    )
+    views: Progress[None] = Progress(unit="view", total=2 * reader.index.samples, desc="label")
+
     def compute(number: int) -> bytes:
         samples = list(reader.samples(number))
-        return save(features(encoder, samples, batch_size, device, precision))
+        return save(features(encoder, samples, batch_size, device, precision, views.advance))
 
     provenance = {
         "prompter": str(prompter),
@@ -73,7 +84,9 @@ def label(
         "image_size": encoder.config.image_size,
         "precision": precision,
     }
-    write_column(Path(shards), TEACHER, ".safetensors", compute, provenance, desc="label")
+    write_column(
+        Path(shards), TEACHER, ".safetensors", compute, provenance, desc="label", progress=views
+    )
 
 
 @torch.inference_mode()
@@ -83,8 +96,13 @@ def features(
     batch_size: int,
     device: torch.device,
     precision: str,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, np.ndarray]:
-    """The column of one shard: `image_feat`, `object_feat` (n, E) f16, `has_object` (n,) bool."""
+    """The column of one shard: `image_feat`, `object_feat` (n, E) f16, `has_object` (n,) bool.
+
+    Args:
+        advance: takes how many of the 2 n views (picture and object) are done, time and again.
+    """
     size = encoder.config.image_size
     pictures = [decode(sample, 2 * size) for sample in samples]
     whole = [squash(picture, size) for picture in pictures]
@@ -102,11 +120,13 @@ def features(
             with autocast(device, precision):
                 feat = encoder.image_feat(encoder.encode_image(pixels))
             parts.append(feat.half().cpu().numpy())
+            advance(len(pixels))
         return np.concatenate(parts) if parts else np.zeros((0, width), np.float16)
 
     width = encoder.config.projection_size
     object_feat = np.zeros((len(samples), width), np.float16)
     object_feat[has_object] = encode(crops)
+    advance(len(samples) - len(crops))
     return {"image_feat": encode(whole), "object_feat": object_feat, "has_object": has_object}
 
 

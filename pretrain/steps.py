@@ -73,8 +73,9 @@ class Run:
         self.sums: dict[str, Tensor] = {}
         self.flops = 0.0
 
-    def steps(self, done: int, samples: int) -> str | None:
-        """Steps done+1 … optim.steps; `samples` pairs were consumed before.
+    def steps(self, done: int, samples: int, begins: str) -> str | None:
+        """Steps done+1 … optim.steps; `samples` pairs were consumed before, `begins` is the line
+        that says what is to come.
 
         Returns the reason where a signal ended them early, behind a checkpoint of the last step.
         """
@@ -83,6 +84,7 @@ class Run:
         if distributed.is_main():
             run_dir = Path(self.config.run_dir)
             self.report = Reporter(run_dir, total=total, done=done, batch_size=self.size)
+            self.report.say(begins)
         reason, step = None, done
         with StopSignal() as stop:
             self.engine.module.train()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pretrain.flops import peak_flops
 from shards.files import atomic_path
+from shards.progress import Progress
 
 
 class MetricsLog:
@@ -23,9 +23,9 @@ class MetricsLog:
         self.path = run_dir / "metrics.jsonl"
         run_dir.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= resume_step]
+            earlier = [line for line in read_metrics(self.path) if line["step"] <= resume_step]
             with atomic_path(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
         self._file = self.path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
@@ -60,7 +60,9 @@ class Reporter:
     def __init__(self, run_dir: Path, *, total: int, done: int, batch_size: int) -> None:
         self.log = MetricsLog(run_dir, resume_step=done)
         self.text = (run_dir / "log.txt").open("a", encoding="utf-8")
-        self.bar = tqdm(total=total, initial=done, unit="step", disable=None)
+        self.progress: Progress[None] = Progress(
+            total=total, done=done, unit="step", samples=batch_size, say=self.say
+        )
         self.batch_size = batch_size
         self.restart_clock()
         if done:
@@ -69,7 +71,7 @@ class Reporter:
     def advance(self) -> None:
         """One optimizer step is done."""
         self.steps += 1
-        self.bar.update()
+        self.progress.advance()
 
     def restart_clock(self) -> None:
         """`speed` counts from here."""
@@ -82,18 +84,18 @@ class Reporter:
             waited: seconds of it without a batch. flops: operations of this process in it.
         """
         seconds = max(time.perf_counter() - self.since, 1e-9)
-        found = {
+        speed = {
             "samples_per_second": self.steps * self.batch_size / seconds,
             "data_wait_percent": 100 * waited / seconds,
             "teraflops": flops / seconds / 1e12,
         }
         if peak := peak_flops(device):
-            found["mfu_percent"] = 100 * flops / seconds / peak
+            speed["mfu_percent"] = 100 * flops / seconds / peak
         if device.type == "cuda":
-            found["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+            speed["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         else:
-            found["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return found
+            speed["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return speed
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
         """(H, W, 3) uint8 to TensorBoard."""
@@ -102,17 +104,19 @@ class Reporter:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values of a step."""
         self.log.write(step, values)
-        shown = (f"{name} {value:.4g}" for name, value in values.items() if name != "lr")
-        self.say(f"step {step}: {' '.join(shown)}")
+        listed = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "lr")
+        left = self.progress.left()
+        self.say(f"step {step} of {self.progress.total}: {listed}{left and ', '}{left}")
+        self.progress.spoke()
 
     def say(self, line: str) -> None:
         """One line to the terminal and to `log.txt`."""
-        self.bar.write(line)
+        self.progress.bar.write(line)
         self.text.write(line + "\n")
         self.text.flush()
 
     def close(self) -> None:
         """Flush everything."""
-        self.bar.close()
+        self.progress.bar.close()
         self.text.close()
         self.log.close()

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from pretrain import distributed
 from pretrain import engine as engines
@@ -77,6 +78,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     if cached:
         distributed.on_main(lambda: check_teacher(reader, config.prompter.source))
     model, tokenizer = build_model(config, reader, run_dir, init, resumes=bool(resumes))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = config.engine.precision
 
     def build(module):
@@ -124,13 +126,29 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         )
     validator = open_validator(engine, config, tokenizer) if config.data.val else None
     run = Run(config, engine, checkpoints, Feed(stream, engine.device, teacher), validator)
-    if run.steps(done, samples):
+    if run.steps(done, samples, begins=describe(config, engine, order, parameters)):
         return None
     distributed.on_main(lambda: export(engine, tokenizer, config, run_dir, order))
     return run_dir / "model"
 
 
-def open_validator(engine, config: PretrainConfig, tokenizer) -> Validator:
+def describe(
+    config: PretrainConfig, engine: engines.Engine, order: CanonicalOrder, parameters: int
+) -> str:
+    """What this run will do, in a line."""
+    size, micro, accumulation = config.batch.resolve(distributed.world_size())
+    steps, pairs = config.optim.steps, len(order)
+    return (
+        f"{steps:,} steps of {size} pairs ({micro} x {accumulation} x {distributed.world_size()} "
+        f"processes), {pairs:,} pairs in {config.data.train}: {steps * size / pairs:.1f} epochs; "
+        f"{parameters:,} parameters, {engine.device.type}, {config.engine.precision}, "
+        f"{engine.layout}; writes {config.run_dir}"
+    )
+
+
+def open_validator(
+    engine: engines.Engine, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> Validator:
     """The fixed sample of `data.val`."""
     labelled = ShardReader(config.data.val).has_column(TEACHER)
     has_teacher = bool(config.loss.coe or config.loss.cir)

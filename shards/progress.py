@@ -85,6 +85,13 @@ class Progress(Generic[T]):
             parts[0] += f" of {self.total:,}"
         each = f"{speed * self.samples:.3g} samples/s" if self.samples else ""
         parts.append(each or f"{speed:.3g} {self.unit}s/s")
-        if self.total is not None and speed:
-            parts.append(f"{tqdm.format_interval((self.total - self.done) / speed)} left")
+        if left := self.left():
+            parts.append(left)
         return (f"{self.desc}: " if self.desc else "") + ", ".join(parts)
+
+    def left(self) -> str:
+        """`0:11 left` at the speed since this process started; "" where it cannot be said."""
+        seconds, done = time.monotonic() - self._since, self.done - self._first
+        if self.total is None or not done:
+            return ""
+        return f"{tqdm.format_interval((self.total - self.done) * seconds / done)} left"

@@ -7,7 +7,6 @@ epoch are functions of (seed, epoch), so a run that was cut off ends like one th
 import itertools
 import json
 import logging
-import math
 import pickle
 import shutil
 import time
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from finetune.config import TrainConfig
 from finetune.inputs.batch import num_batches
@@ -28,13 +26,13 @@ from finetune.run import checkpoint
 from finetune.run.build import build_engine, build_method, set_seed
 from finetune.run.chain_calibration import chain_of, keep_calibration, recorded
 from finetune.run.evaluate import predict
+from finetune.run.losses import READ_LOSS_EVERY, EpochLosses
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.tracking import MetricsLog
 from shards.files import InputError, write_json
+from shards.progress import Progress as StepProgress
 
-READ_LOSS_EVERY = 20
-"""Batches between looks at the loss: each look waits for the device."""
 LOG = logging.getLogger(__name__)
 DAMAGED = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
 """What reading a cut or foreign checkpoint raises."""
@@ -74,8 +72,7 @@ class SeedRun:
         )
         # All of them before the first step: what is missing from test shows now.
         whole, self.dev_split = self.load("train"), self.load("val")
-        tested = task.split_file("test") is not None
-        self.test_split = self.load("test") if tested else None
+        self.test_split = self.load("test") if task.split_file("test") is not None else None
         self.audit = audit_inputs(task, whole, self.dev_split)
         chosen = fraction_rows(len(whole), config.fraction, seed, config.bootstrap)
         self.train_split = whole.subset(chosen)
@@ -83,6 +80,7 @@ class SeedRun:
             raise InputError(f"--fraction {config.fraction}: no training row is left")
         self.engine, self.epochs = build_engine(config, self.method, len(self.train_split))
         self.progress = self.resume()
+        self.log: MetricsLog | None = None
 
     def load(self, split: str) -> LoadedSplit:
         """A split, encoded for this run's method."""
@@ -92,48 +90,50 @@ class SeedRun:
         """Train to the end; returns, and writes, this seed's `result.json`."""
         progress = self.progress
         started = time.monotonic() - progress.seconds
-        log = None
         if distributed.is_main():
-            log = MetricsLog(self.directory, resume_step=progress.step)
-        while progress.epoch < self.epochs and not self.out_of_patience():
-            progress.epoch += 1
-            lr = self.engine.lr
-            loss = self.train_epoch()
-            values = {"epoch": progress.epoch, "train_loss": loss, "lr": lr}
-            last = progress.epoch == self.epochs
-            if last or progress.epoch % self.config.optim.evaluate_every == 0:
-                values |= self.evaluate()
-            if log:
-                log.write(progress.step, values)
-                dev = f", dev F1 {values['dev_f1']:.2f}" if "dev_f1" in values else ""
-                LOG.info(
-                    "seed %d, epoch %d of %d: loss %.4f%s",
-                    self.seed, progress.epoch, self.epochs, loss, dev,
-                )  # fmt: skip
-            progress.seconds = time.monotonic() - started
-            self.save_progress()
-        if log:
-            log.close()
+            self.log = MetricsLog(self.directory, resume_step=progress.step)
+            LOG.info("%s", self.describe())
+        self.bar: StepProgress[None] = StepProgress(
+            total=self.epochs * self.steps_an_epoch,
+            done=progress.step,
+            unit="step",
+            samples=self.config.optim.global_batch_size,
+            silent=not distributed.is_main(),
+            say=lambda line: LOG.info("seed %d, epoch %d: %s", self.seed, progress.epoch, line),
+        )
+        with self.bar:
+            while progress.epoch < self.epochs and not self.out_of_patience():
+                progress.epoch += 1
+                self.one_epoch()
+                progress.seconds = time.monotonic() - started
+                self.save_progress()
+        if self.log:
+            self.log.close()
         distributed.barrier()  # the chosen weights are on disk
         return self.finish()
 
-    def read_losses(self, losses: list[tuple[torch.Tensor, torch.Tensor]], last: int) -> float:
-        """The sum over the rows of the last batches, up to number `last`: one wait for the device.
+    def describe(self) -> str:
+        """What this seed will do, in a line."""
+        total, size = self.epochs * self.steps_an_epoch, self.config.optim.global_batch_size
+        return (
+            f"seed {self.seed}: {len(self.train_split):,} rows, {self.epochs} epochs, {total:,} "
+            f"steps of {size} rows; {sum(p.numel() for p in self.method.parameters()):,} parameters"
+            f", {self.engine.device}, {self.engine.precision}; writes {self.directory}"
+        )
 
-        Raises:
-            InputError: a loss that is not finite, with the first batch's rows.
-        """
-        values = torch.stack([loss for loss, _ in losses]).tolist()
-        for number, (value, (_, rows)) in enumerate(
-            zip(values, losses, strict=True), start=last - len(losses) + 1
-        ):
-            if not math.isfinite(value):
-                raise InputError(
-                    f"seed {self.seed}, epoch {self.progress.epoch}, batch {number}: the loss is "
-                    f"{value} on rows {rows.tolist()} of the training file; lower --optim.lr and "
-                    "--optim.head_lr, or look at these rows"
-                )
-        return sum(value * len(rows) for value, (_, rows) in zip(values, losses, strict=True))
+    def one_epoch(self) -> None:
+        """Train, score dev where it is due, record both."""
+        progress, lr = self.progress, self.engine.lr
+        values = {"epoch": progress.epoch, "train_loss": self.train_epoch(), "lr": lr}
+        last = progress.epoch == self.epochs
+        if last or progress.epoch % self.config.optim.evaluate_every == 0:
+            values |= self.evaluate()
+        if self.log:
+            self.log.write(progress.step, values)
+            dev = f", dev F1 {values['dev_f1']:.2f}" if "dev_f1" in values else ""
+            place = f"seed {self.seed}, epoch {progress.epoch} of {self.epochs}"
+            LOG.info("%s: loss %.4f%s", place, values["train_loss"], dev)
+            self.bar.spoke()
 
     def evaluate(self) -> dict[str, float]:
         """Scores on dev; keeps the weights where the protocol prefers them."""
@@ -141,6 +141,13 @@ class SeedRun:
         scores = found.score(self.task)
         self.keep_if_best(scores["f1"])
         return {f"dev_{name}": value for name, value in scores.items()}
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Optimiser steps over the training rows."""
+        optim = self.config.optim
+        parts = optim.accumulation * distributed.world_size()
+        return num_batches(len(self.train_split), optim.global_batch_size, parts)
 
     def train_epoch(self) -> float:
         """One pass over the training rows; returns the mean loss a row.
@@ -160,30 +167,26 @@ class SeedRun:
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
-        steps = num_batches(len(self.train_split), optim.global_batch_size, parts)
-        losses: list[tuple[torch.Tensor, torch.Tensor]] = []
-        total = rows = 0
-        bar = tqdm(
-            batches,
-            total=steps * optim.accumulation,
-            desc=f"epoch {progress.epoch}",
-            disable=None if distributed.is_main() else True,
-        )
-        for number, batch in enumerate(bar, start=1):
+        losses = EpochLosses(f"seed {self.seed}, epoch {progress.epoch}")
+        batches_an_epoch = self.steps_an_epoch * optim.accumulation
+        for number, batch in enumerate(batches, start=1):
             loss = engine(batch.to(engine.device, non_blocking=True)).loss
             engine.backward(loss * batch.weight)
             engine.step()
-            losses.append((loss.detach(), batch.rows))
-            rows += len(batch)
-            if number % READ_LOSS_EVERY == 0 or number == bar.total:
-                total += self.read_losses(losses, number)
-                losses = []
-                bar.set_postfix(loss=f"{total / rows:.3f}", refresh=False)
-        progress.step += steps
-        total, rows = distributed.mean_over_ranks(
-            torch.tensor([total, rows], dtype=torch.float64, device=engine.device)
-        ).tolist()
-        return total / rows
+            losses.add(loss, batch.rows)
+            last = number == batches_an_epoch
+            if number % READ_LOSS_EVERY == 0 or last:
+                losses.read()
+            if number % optim.accumulation:
+                continue
+            progress.step += 1
+            self.bar.advance()
+            # Within an epoch, whose own line comes at its end; all processes take part.
+            if number % (READ_LOSS_EVERY * optim.accumulation) == 0 and not last:
+                mean = losses.recent()
+                if self.log:
+                    self.log.write(progress.step, {"loss": mean, "lr": engine.lr})
+        return losses.whole()
 
     def keep_if_best(self, f1: float) -> None:
         """Save the weights where the protocol prefers this epoch to the best one so far."""

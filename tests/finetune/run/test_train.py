@@ -211,6 +211,27 @@ def test_dev_is_read_every_few_epochs(tmp_path, mnre_folder, tiny_model):
     assert ["dev_f1" in line for line in curve] == [False, True, False, True, True]
 
 
+def test_what_a_log_file_and_the_metrics_say_inside_an_epoch(
+    tmp_path, mnre_folder, tiny_model, monkeypatch, caplog
+):
+    monkeypatch.setattr("finetune.run.train.READ_LOSS_EVERY", 2)
+    monkeypatch.setattr("shards.progress.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with caplog.at_level("INFO"):
+        train(mnre_folder, tmp_path / "run", tiny_model, "--optim.global_batch_size", "12")
+    curve = lines(tmp_path / "run" / "seed-1" / "metrics.jsonl")
+    inside = [line for line in curve if "epoch" not in line]
+    assert [line["step"] for line in inside] == [2, 4, 6, 8, 12, 14, 16, 18]
+    whole = [line for line in curve if "epoch" in line]
+    assert [line["step"] for line in whole] == [10, 20]
+    # Means of two steps each; with those of the epoch's last two they make its mean.
+    assert sum(line["loss"] for line in inside[:4]) < 5 * whole[0]["train_loss"]
+    text = caplog.text
+    assert "seed 1: 120 rows, 2 epochs, 20 steps of 12 rows; " in text
+    assert "parameters, cpu, fp32; writes " in text
+    assert "seed 1, epoch 1: step 3 of 20, " in text and " samples/s, " in text and " left" in text
+
+
 def test_patience(tmp_path, mnre_folder, tiny_model):
     """Nothing is learned at rate 0: the first epoch stays the best, two more are allowed."""
     still = ("--optim.lr", "0", "--optim.head_lr", "0", "--optim.epochs", "9")
