@@ -1,10 +1,8 @@
 """A run directory as a whole: its configuration, its seeds, its `result.json`."""
 
 import logging
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,14 @@ from finetune.config import TrainConfig
 from finetune.inputs.load import read_views
 from finetune.methods.profiles import in_present_names
 from finetune.protocols import aggregate
+from finetune.run import provenance
 from finetune.run.results import images_of, read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
-from pretrain.checkpoint.hub import digest
 from shards.files import InputError, atomic_path, write_json
 from shards.options import dump_config
 
 LOG = logging.getLogger(__name__)
-PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -42,8 +39,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         directory = out / f"seed-{seed}"
         finished = directory / "result.json"
         if finished.is_file():
-            LOG.info("%s: finished before", directory)
             per_seed.append(read_seed(finished))
+            if (before := provenance.kept_inputs(directory)) is not None:
+                provenance.check(directory, before, config, task)
+            LOG.info("%s: finished before", directory)
         else:
             per_seed.append(SeedRun(config, task, seed, directory).run())
     result = summarise(config, task, per_seed)
@@ -101,7 +100,12 @@ def with_defaults(before: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
 
 def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of `result.json`; figures in percent."""
+    """The content of `result.json`; figures in percent, beside the hashes of what they came of."""
+    kept = [provenance.kept_inputs(Path(config.out) / f"seed-{seed}") for seed in config.seed_list]
+    inputs = next((one for one in kept if one), None)
+    if inputs is None:  # seeds of older code, whose run has no `result.json` yet
+        side = [Path(path) for path in per_seed[0]["side_inputs"]]
+        inputs = provenance.inputs_of(config, task, side, pictures=False)
     tested = all(seed["test"] is not None for seed in per_seed)
     return {
         "task": config.task,
@@ -118,31 +122,10 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
         "provenance": {
             "config": yaml.safe_load(dump_config(config)),
             "kind": task.info.kind,
-            "data": data_hashes(config, task, per_seed[0]["side_inputs"]),
-            "versions": versions(),
+            "data": inputs.files,
+            "pictures": {split: hashes["content"] for split, hashes in inputs.pictures.items()},
+            "versions": inputs.versions,
             "seconds": round(sum(seed["seconds"] for seed in per_seed), 1),
             "audit": per_seed[0]["audit"],
         },
     }
-
-
-def data_hashes(config: TrainConfig, task: Task, more: Sequence[str]) -> dict[str, str]:
-    """sha256 of label files, splits, side inputs, and the weights that the run started from."""
-    folder = Path(config.data)
-    paths = [folder / name for name in task.SIDE_FILES]
-    paths += [path for split in ("train", "val", "test") if (path := task.split_file(split))]
-    source = Path(config.architecture or config.init)
-    paths += [path for name in ("config.json", "model.safetensors") if (path := source / name)]
-    paths += map(Path, more)
-    return {str(path): digest(path) for path in paths if path.is_file()}
-
-
-def versions() -> dict[str, str]:
-    """Of Python and what decides numbers."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -2,8 +2,10 @@
 
 import hashlib
 import itertools
+import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from finetune.config import EvaluateConfig, cache_directory, split_paths
 from finetune.inputs.load import LoadedSplit, read_views
 from finetune.inputs.view import View
 from finetune.methods.base import Method
+from finetune.run import provenance
 from finetune.run.open_run import open_seed, seed_directories, with_captions
-from finetune.run.results import Predictions, read_result, read_seed
+from finetune.run.results import Predictions, read_seed
 from finetune.tasks.base import Task
 from finetune.tasks.metrics import entities
 from finetune.tasks.splits import BY_OPTION, shown_name
@@ -24,6 +27,8 @@ from pretrain import distributed
 from pretrain.checkpoint.hub import digest
 from pretrain.engine import autocast
 from shards.files import InputError, write_json
+
+LOG = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -105,11 +110,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             max_missing=config.max_missing,
             cache=cache_directory(config.cache, run),
         )
-        other = other_data(run, Path(config.data), task.split_file(split))
+        other = other_data(directory, task, split, cache_directory(config.cache, run))
         captions = re.sub(r"[^\w.-]+", "-", config.captions or "")
         others = [other] * bool(other) + [f"captions-{captions}"] * bool(captions)
         stem = "_".join([shown_name(split), *(path.stem for path in paths), *others])
         predictions = predict(seed.method, task, loaded, pick_precision(config.precision))
+        if other:
+            LOG.info(
+                "%s: not what this run was trained on; answers: pred_%s.jsonl", config.data, stem
+            )
         predictions.write(directory / f"pred_{stem}.jsonl")
         per_seed.append({"seed": directory.name, **predictions.score(task)})
         leaky |= loaded.leaky or trained_leaky(directory)
@@ -134,21 +143,20 @@ def views_of(option: str | None, split: str) -> dict[str, list[View]]:
     return views
 
 
-def other_data(run: Path, data: Path, split_file: Path | None) -> str | None:
-    """What tells a folder from the one that a run was trained on: the end of its path, and a digest
-    of path and rows; None for the run's own, or where nobody knows (a converted checkpoint)."""
-    whole = run.parent if (run / "model").is_dir() else run
-    if not (whole / "result.json").is_file() or split_file is None:
+def other_data(directory: Path, task: Task, split: str, cache: Path) -> str | None:
+    """What tells a data folder, or its present state, from what a seed was trained on: the end of
+    its path, and a digest of path and rows; None for the seed's own, or where nobody knows (a
+    converted checkpoint)."""
+    before, rows = provenance.kept_inputs(directory), task.split_file(split)
+    if before is None or rows is None:
         return None
-    provenance, rows = read_result(whole)["provenance"], digest(split_file)
-    place = data.resolve()
-    if (
-        place == Path(provenance["config"]["data"]).resolve()
-        and rows in provenance["data"].values()
-    ):
+    place = str(task.folder.resolve())
+    # Initial weights may be gone or others: the seed has its own.
+    files = {k: v for k, v in before.files.items() if Path(k).name not in provenance.MODEL_FILES}
+    if place == before.data and not provenance.changes(replace(before, files=files), task, cache):
         return None
-    name = re.sub(r"[^\w.-]+", "-", place.name)[-40:]
-    return f"data-{name}-{hashlib.sha256(f'{place} {rows}'.encode()).hexdigest()[:8]}"
+    name = re.sub(r"[^\w.-]+", "-", task.folder.resolve().name)[-40:]
+    return f"data-{name}-{hashlib.sha256(f'{place} {digest(rows)}'.encode()).hexdigest()[:8]}"
 
 
 def trained_leaky(directory: Path) -> bool:

@@ -22,7 +22,7 @@ from finetune.config import TrainConfig
 from finetune.inputs.batch import num_batches
 from finetune.inputs.load import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
 from finetune.protocols import PROTOCOLS, fraction_rows
-from finetune.run import checkpoint
+from finetune.run import checkpoint, provenance
 from finetune.run.build import build_engine, build_method, set_seed
 from finetune.run.chain_calibration import chain_of, keep_calibration, recorded
 from finetune.run.evaluate import predict
@@ -72,7 +72,8 @@ class SeedRun:
         )
         # All of them before the first step: what is missing from test shows now.
         whole, self.dev_split = self.load("train"), self.load("val")
-        self.test_split = self.load("test") if task.split_file("test") is not None else None
+        self.test_split = self.load("test") if task.split_file("test") else None
+        provenance.begin(directory, config, task, [whole, self.dev_split, self.test_split])
         self.audit = audit_inputs(task, whole, self.dev_split)
         chosen = fraction_rows(len(whole), config.fraction, seed, config.bootstrap)
         self.train_split = whole.subset(chosen)
@@ -261,8 +262,7 @@ class SeedRun:
         method, tokenizer, _ = checkpoint.load_method(self.directory / "model")
         self.method, self.tokenizer = method.to(self.engine.device), tokenizer
         result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None}
-        splits = [self.train_split, self.dev_split]
-        images = {"train": self.train_split.images}
+        splits, images = [self.train_split, self.dev_split], {"train": self.train_split.images}
         for name, loaded in (("dev", self.dev_split), ("test", self.test_split)):
             if loaded is None:
                 continue

@@ -1,0 +1,160 @@
+"""A figure never stands beside the hash of something else: what changed under a run is named."""
+
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+
+from finetune.__main__ import main
+from finetune.run.provenance import kept_inputs
+from finetune.run.train import SeedRun
+
+
+def train(data, out, model, *options, method="mtb"):
+    images = ("--images", "none") if method == "mtb" else ()
+    places = f"--data {data} --out {out} --init {model}"
+    command = f"train --task mnre --method {method} {places} --optim.epochs 2"
+    main([*command.split(), *images, *options])
+    return json.loads((out / "result.json").read_text())
+
+
+def refused(capsys, run, *words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and last.startswith("error: ")
+    for word in words:
+        assert word in last, last
+
+
+@pytest.fixture
+def model(tmp_path, tiny_model):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def cut(path):
+    """The first twenty lines alone."""
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+
+
+@pytest.mark.parametrize("place", ("txt/ours_train.txt", "txt/ours_test.txt", "rel2id", "model"))
+def test_finished_seeds(tmp_path, mnre_folder, model, capsys, place):
+    """The same command names the file, for the finished seed as for a further one, and the old
+    `result.json` stays as it is."""
+    out = tmp_path / "run"
+    before = train(mnre_folder, out, model)
+    files = before["provenance"]["data"]
+    assert {str(mnre_folder / "txt/ours_train.txt"), f"{model}/model.safetensors"} <= files.keys()
+    if place == "rel2id":
+        path = mnre_folder / "ours_rel2id.json"
+        path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    elif place == "model":
+        path = model / "tokenizer.json"
+        path.write_text(path.read_text() + " ")
+    else:
+        path = mnre_folder / place
+        cut(path)
+    for seeds in ("1", "1,2"):
+        run = lambda seeds=seeds: train(mnre_folder, out, model, "--seeds", seeds)  # noqa: E731
+        refused(capsys, run, str(path), "changed since", "seed-1")
+    assert json.loads((out / "result.json").read_text()) == before
+
+
+def test_nothing_changed(tmp_path, mnre_folder, model):
+    """Touched and copied files are the same ones; weights that are gone contradict nothing."""
+    out = tmp_path / "run"
+    before = train(mnre_folder, out, model, method="promu")
+    assert set(before["provenance"]["pictures"]) == {"train", "val", "test"}
+    for path in mnre_folder.rglob("*.*"):
+        os.utime(path, (1, 1))
+    (model / "model.safetensors").unlink()
+    assert train(mnre_folder, out, model, method="promu") == before
+
+
+def test_a_picture(tmp_path, mnre_folder, model, capsys):
+    """Another picture of the same size under the old name; a run without pictures does not mind."""
+    for method in ("promu", "mtb"):
+        train(mnre_folder, tmp_path / method, model, method=method)
+    Image.new("RGB", (20, 16), (1, 2, 3)).save(mnre_folder / "img_org/test/test3.jpg")
+    run = lambda: train(mnre_folder, tmp_path / "promu", model, method="promu")  # noqa: E731
+    refused(capsys, run, "img_org/test", "picture of test")
+    train(mnre_folder, tmp_path / "mtb", model)
+
+
+def test_a_seed_that_goes_on(tmp_path, mnre_folder, model, capsys, monkeypatch):
+    """Its hashes are those of its start."""
+    save = SeedRun.save_progress
+
+    def dying(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SeedRun, "save_progress", dying)
+    with pytest.raises(SystemExit):
+        train(mnre_folder, tmp_path / "run", model)
+    monkeypatch.setattr(SeedRun, "save_progress", save)
+    path = mnre_folder / "txt/ours_train.txt"
+    content = path.read_text()
+    cut(path)
+    refused(capsys, lambda: train(mnre_folder, tmp_path / "run", model), str(path))
+    path.write_text(content)
+    result = train(mnre_folder, tmp_path / "run", model)
+    files = kept_inputs(tmp_path / "run/seed-1").files
+    assert result["provenance"]["data"] == files and result["per_seed"][0]["epochs"] == 2
+
+
+def test_a_damaged_record(tmp_path, mnre_folder, model, capsys):
+    train(mnre_folder, tmp_path / "run", model)
+    (tmp_path / "run/seed-1/inputs.json").write_text('{"files": []}')
+    run = lambda: train(mnre_folder, tmp_path / "run", model)  # noqa: E731
+    refused(capsys, run, "inputs.json: damaged")
+
+
+def test_evaluate_on_other_data(tmp_path, mnre_folder, model):
+    """Other data, other files: what the run itself answered stays to the byte."""
+    run = tmp_path / "run"
+    train(mnre_folder, run, model)
+
+    def own():
+        return {
+            path.name: path.read_bytes()
+            for path in [*run.glob("seed-1/pred_*.jsonl"), run / "result.json"]
+        }
+
+    before = own()
+    assert set(before) == {"pred_dev.jsonl", "pred_test.jsonl", "result.json"}
+    main(["evaluate", str(run), "--data", str(mnre_folder)])
+    assert own() == before and (run / "evaluate_test.json").is_file()
+    other = shutil.copytree(mnre_folder, tmp_path / "other")
+    cut(other / "txt/ours_test.txt")
+    for split in ("test", "dev"):
+        main(["evaluate", str(run), "--data", str(other), "--split", split])
+        (written,) = run.glob(f"seed-1/pred_{split}_data-other-*.jsonl")
+        assert len(written.read_text().splitlines()) == {"test": 20, "dev": 30}[split]
+        (scores,) = run.glob(f"evaluate_{split}_data-other-*.json")
+        assert json.loads(scores.read_text())["data"] == str(other)
+        written.unlink()
+    assert own() == before
+    cut(mnre_folder / "txt/ours_test.txt")  # the folder of the run, changed since
+    main(["evaluate", str(run), "--data", str(mnre_folder)])
+    (written,) = run.glob("seed-1/pred_test_data-mnre-*.jsonl")
+    written.unlink()
+    assert own() == before
+
+
+def test_all_splits_are_opened_before_training(tmp_path, mnre_folder, model, capsys, monkeypatch):
+    """What is wrong with test shows before the first step; the advised option is then accepted."""
+    steps = []
+    calm = SeedRun.train_epoch
+    monkeypatch.setattr(SeedRun, "train_epoch", lambda self: steps.append(1) or calm(self))
+    (mnre_folder / "img_org/test/test3.jpg").unlink()
+    out = tmp_path / "run"
+    run = lambda *more: train(mnre_folder, out, model, *more, method="promu")  # noqa: E731
+    refused(capsys, run, "1 are missing", "--max_missing 1")
+    assert not steps
+    result = run("--max_missing", "1")
+    assert len(steps) == 2 and result["per_seed"][0]["images"]["test"]["missing"] == 1
+    assert run("--max_missing", "2")["test"] == result["test"] and len(steps) == 2
