@@ -209,6 +209,7 @@ def sample_number(config: SampleNumberConfig) -> None:
     single = dgfpt.points(answers, train)
     print("\n".join(dgfpt.lines(found)))
     dgfpt.draw(found, single, config.out)
+    config.done()
 
 
 def read_relations(
@@ -241,6 +242,7 @@ def study(config: StudyFigureConfig) -> None:
                 f"{config.study}: no table {sorted(missing)[0]!r}; there are {', '.join(titles)}"
             )
     figures.study(shown, config.out)
+    config.done()
 
 
 # ---- the command ---------------------------------------------------------------------------------

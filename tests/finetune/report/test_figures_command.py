@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from results_by_hand import result_of
 
 from finetune.report import figures, galleries, series
 from finetune.report import figures_command as plots
@@ -98,9 +99,7 @@ def test_relations_by_hand(tmp_path, drawn):
             for i, (gold, said) in enumerate(zip("aab", predicted, strict=True))
         ]
         (run / seed / "pred_test.jsonl").write_text("\n".join(lines) + "\n")
-    (run / "result.json").write_text(
-        json.dumps({"leaky": False, "provenance": {"kind": "relation"}})
-    )
+    (run / "result.json").write_text(json.dumps(result_of()))
     plots.main(["relations", str(run), "--out", str(tmp_path / "f.png")])
     (axes,) = drawn[0].axes
     # Second seed: a has P 1, R 1/2; b has P 1/2, R 1; the first is right throughout.
@@ -119,8 +118,7 @@ def test_sample_number_by_hand(tmp_path, drawn, capsys):
                  for i, (g, p) in enumerate(zip(gold, said, strict=True))]  # fmt: skip
         (run / seed / "pred_test.jsonl").write_text("\n".join(lines) + "\n")
     train = {"a": 5, "b": 20, "c": 99, "None": 300}
-    result = {"leaky": False, "provenance": {"kind": "relation"},
-              "per_seed": [{"train_rows": 424, "train_counts": train}]}  # fmt: skip
+    result = result_of({"train_rows": 424, "train_counts": train})
     (run / "result.json").write_text(json.dumps(result))
     plots.main(
         ["sample-number", str(run), "--edges", "0,20,100,1000", "--out", f"{tmp_path}/f.png"]
@@ -147,7 +145,7 @@ def test_leaky_runs_are_called_so_beside_the_others(tmp_path, drawn):
         seed = tmp_path / name / "seed-1"
         seed.mkdir(parents=True)
         (seed / "pred_test.jsonl").write_text('{"row": 0, "gold": "a", "pred": "a"}\n')
-        result = {"leaky": name == "crops", "provenance": {"kind": "relation"}}
+        result = result_of(leaky=name == "crops")
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     runs = [str(tmp_path / name) for name in ("clean", "crops")]
     plots.main(["relations", *runs, "--out", str(tmp_path / "f.png")])

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from results_by_hand import RESULT, result_of
 
 from finetune.__main__ import main
 
@@ -45,8 +46,7 @@ def run_folder(folder, answers, gold=(1, 2, 0, 2), **result):
         for i, (right, said) in enumerate(zip(gold, answers, strict=True))
     ]
     (folder / "seed-1" / "pred_test.jsonl").write_text("\n".join(lines) + "\n")
-    content = {"task": "mnre", "leaky": False, "provenance": {"kind": "relation"}} | result
-    (folder / "result.json").write_text(json.dumps(content))
+    (folder / "result.json").write_text(json.dumps(result_of(**result)))
     return str(folder)
 
 
@@ -70,7 +70,9 @@ def test_posts_on_which_runs_differ(data, tmp_path, capsys):
 def test_what_is_refused(data, tmp_path, capsys):
     one = run_folder(tmp_path / "mtb", (1, 2, 0, 0))
     other = run_folder(tmp_path / "other", (1, 2, 0, 0), gold=(1, 2, 1, 2))
-    tags = run_folder(tmp_path / "ner", (1, 2, 0, 0), provenance={"kind": "entities"})
+    tags = run_folder(
+        tmp_path / "ner", (1, 2, 0, 0), provenance=RESULT["provenance"] | {"kind": "entities"}
+    )
     for runs, message in (
         ([one], "one run disagrees with nobody"),
         ([one, other], "other: answered other rows than test of"),
