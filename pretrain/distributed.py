@@ -14,13 +14,28 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number among all; 0 when alone."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+    """This process's number among all; 0 when alone, whatever a launcher's shell may say."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Number of processes; 1 when alone."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def told(name: str, default: int) -> int:
+    """What a launcher says in the environment: RANK, WORLD_SIZE, LOCAL_RANK.
+
+    Raises:
+        CommonError: no number.
+    """
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal():
+        raise CommonError(
+            f"{name}={value!r} in the environment is no number, as deepspeed and torchrun set it; "
+            f"`unset {name}` to run in one process"
+        )
+    return int(value)
 
 
 def is_main() -> bool:
@@ -31,7 +46,7 @@ def is_main() -> bool:
 def device() -> torch.device:
     """This process's accelerator, or the CPU."""
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", told("LOCAL_RANK", 0) if dist.is_initialized() else 0)
     return torch.device("cpu")
 
 

@@ -26,12 +26,23 @@ Build = Callable[[nn.Module], tuple[torch.optim.Optimizer, torch.optim.lr_schedu
 
 def start(kind: Literal["auto", "deepspeed", "single"]) -> str:
     """Join the process group where a launcher started us; returns the kind of engine to build."""
-    launched = "RANK" in os.environ
+    launched = bool(os.environ.get("RANK"))
+    world = distributed.told("WORLD_SIZE", 1)
+    if launched and distributed.told("RANK", 0) >= world:
+        raise InputError(
+            f"RANK={os.environ['RANK']} with WORLD_SIZE={world} in the environment: a rank is less "
+            "than the number of ranks; `unset RANK WORLD_SIZE` to train in one process"
+        )
     if kind == "auto":
         kind = "deepspeed" if launched else "single"
-    if kind == "single" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if kind == "single" and world > 1:
         raise InputError("engine.kind single cannot run in several processes; use deepspeed")
     if kind == "deepspeed":
+        if launched and world > 1 and not os.environ.get("MASTER_ADDR"):
+            raise InputError(
+                "RANK is set, MASTER_ADDR is not: start with deepspeed, torchrun or "
+                "`python -m pretrain supervise`, or `unset RANK WORLD_SIZE` to train in one process"
+            )
         _init_deepspeed()
     if torch.cuda.is_available() and distributed.device().type == "cuda":
         torch.cuda.set_device(distributed.device())

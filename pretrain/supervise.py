@@ -1,4 +1,4 @@
-"""`python -m pretrain.supervise`: a run that outlives its machines.
+"""`python -m pretrain supervise`: a run that outlives its machines.
 
 The supervisor starts an agent on every machine (over ssh; here without) and the agent its ranks.
 When a rank, a machine or the network to it fails, all ranks are ended, the machines are asked who
@@ -9,19 +9,21 @@ checkpoint, and all ends with status 0.
     supervisor ── ssh: orders and a beat on stdin ──► agent ── environment, signals ──► ranks
 """
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pretrain.cluster.agent import BAD_INPUT, GRACE, STOP, STOPS, Agent
 from pretrain.cluster.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
-from shards.command import exit_on_input_error
+from shards.command import exit_on_input_error, without_local_rank
 from shards.files import InputError
 from shards.options import parse_config
 
@@ -33,37 +35,45 @@ _SSH_FAILED = 255
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SuperviseConfig:
+    """Pre-train, and go on from the last complete checkpoint when a rank or a machine is lost, on
+    what is left. Behind `--` come the settings of `python -m pretrain`."""
+
+    REST: ClassVar = "settings"
+    hostfile: str | None = None
+    """Lines `NAME slots=N`; none: this machine alone."""
+    ranks: int | None = None
+    """Ranks on this machine; none: one a GPU."""
+    master_port: int = 29500
+    """And the ten after it."""
+    finished: bool = False
+    """Only tell, by exit status 0 or 1, if the run is."""
+    settings: tuple[str, ...] = ()
+    """Behind `--`: those of `python -m pretrain`."""
+
+
 @exit_on_input_error
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Supervise one run to its end."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.supervise",
-        usage="%(prog)s [-h] [--hostfile FILE | --ranks N] [--master_port PORT] [--finished] "
-        "-- SETTINGS…",
-        description="Pre-train, and go on from the last complete checkpoint when a rank or a "
-        "machine is lost, on what is left. SETTINGS are those of `python -m pretrain`.",
-        epilog="example: python -m pretrain.supervise --hostfile launch/hostfile.example -- "
-        "--config pretrain/configs/base.yaml --run_dir runs/base …",
-    )
-    parser.add_argument("--hostfile", help="lines `NAME slots=N`; default: this machine alone")
-    parser.add_argument("--ranks", type=int, help="ranks on this machine; default: one a GPU")
-    parser.add_argument("--master_port", type=int, default=29500, help="and the ten after it")
-    parser.add_argument(
-        "--finished", action="store_true", help="only tell, by exit status 0 or 1, if the run is"
-    )
-    parser.add_argument("--agent", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("settings", nargs="*", metavar="SETTINGS")
-    args = parser.parse_args()
-    if args.agent:
+    words = without_local_rank(argv)
+    if words == ["--agent"]:
         sys.exit(Agent(json.loads(sys.stdin.readline())).run())
-    if args.hostfile:
-        hosts = read_hostfile(args.hostfile)
+    prog = "python -m pretrain supervise"
+    example = f"{prog} --hostfile launch/hostfile.example -- --config base --run_dir runs/base …"
+    sys.exit(supervise(parse_config(SuperviseConfig, words, prog=prog, example=example)))
+
+
+def supervise(config: SuperviseConfig) -> int:
+    """Exit status of the whole; with `finished`: 0 if the run is."""
+    if config.hostfile:
+        hosts = read_hostfile(config.hostfile)
         if len(hosts) > 1 and any(host.local for host in hosts):
-            raise InputError(f"{args.hostfile}: {LOCAL} means another machine on every machine")
+            raise InputError(f"{config.hostfile}: {LOCAL} means another machine on every machine")
     else:
-        hosts = [Host(name=LOCAL, slots=args.ranks or (1 if args.finished else _gpus()))]
-    supervisor = Supervisor(hosts, args.settings, args.master_port)
-    sys.exit(not supervisor.finished() if args.finished else supervisor.run())
+        hosts = [Host(name=LOCAL, slots=config.ranks or (1 if config.finished else _gpus()))]
+    supervisor = Supervisor(hosts, list(config.settings), config.master_port)
+    return int(not supervisor.finished()) if config.finished else supervisor.run()
 
 
 class Supervisor:
@@ -72,10 +82,8 @@ class Supervisor:
     def __init__(self, hosts: list[Host], settings: list[str], port: int) -> None:
         from pretrain.config import PretrainConfig
 
-        example = "python -m pretrain.supervise --hostfile HOSTS -- --config FILE --run_dir RUN"
-        self.config = parse_config(
-            PretrainConfig, settings, prog="SETTINGS", description="", example=example
-        )
+        example = "python -m pretrain supervise --hostfile HOSTS -- --config FILE --run_dir RUN"
+        self.config = parse_config(PretrainConfig, settings, prog="SETTINGS", example=example)
         self.hosts, self.settings, self.port = hosts, settings, port
         self.stop = 0
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shards import captions, corpora, newsclippings, nouns, objects, verify, write
-from shards.command import CommandParser
+from shards.command import CommandParser, product_version
 from shards.files import InputError, read_json_lines
 from shards.sample import write as sample
 from shards.schema import REJECTS_NAME, ShardIndex
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and run one command."""
     parser = _parser()
     argv = sys.argv[1:] if argv is None else argv
+    if list(argv) == ["--version"]:
+        return print(f"fusion-mre {product_version()}")
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "-m", "shards", *argv])
     try:

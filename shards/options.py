@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -98,7 +99,8 @@ def parse_config(
     Args:
         config_class: frozen, keyword-only dataclass; its field docstrings become the help text.
             The fields that its `POSITIONAL` names are given as plain words; the last one takes all
-            that are left where it holds several.
+            that are left where it holds several. What follows a lone `--` fills, word by word, the
+            field that its `REST` names. `ALIASES`: further names of options -> fields.
         argv: arguments without the program name. Options win over files wherever they stand; of
             several files the later one wins. A file is found by path, else by name among the
             `configs` folder of the dataclass's package.
@@ -108,7 +110,7 @@ def parse_config(
         CommonError: unknown key (with the nearest valid one), wrong type, impossible combination.
     """
     try:
-        files, words = _split(list(argv), config_class)
+        files, words = _split(_with_rest(list(argv), config_class), config_class)
         read = getattr(config_class, "read_file", str)  # its content, where an old file needs it
         words = [f"--config={read(shipped(config_class, name))}" for name in files] + words
     except InputError as error:
@@ -196,6 +198,15 @@ def fields_of(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from fields_of(typing.cast(type, kind), f"{prefix}{field.name}.")
 
 
+def _with_rest(argv: list[str], config_class: type) -> list[str]:
+    """The words behind a lone `--` as one option."""
+    rest: str | None = getattr(config_class, "REST", None)
+    if rest is None or "--" not in argv:
+        return argv
+    place = argv.index("--")
+    return [*argv[:place], f"--{rest}={json.dumps(argv[place + 1 :])}"]
+
+
 def _split(argv: list[str], config_class: type) -> tuple[list[str], list[str]]:
     """(values of `--config`, the other words as one `--name=value` each)."""
     kinds = dict(fields_of(config_class))
@@ -210,6 +221,7 @@ def _split(argv: list[str], config_class: type) -> tuple[list[str], list[str]]:
             plain.append(word)
             continue
         name, equals, value = word.removeprefix("--").partition("=")
+        name = getattr(config_class, "ALIASES", {}).get(name, name)
         kind = kinds.get(name)
         if word == "-h" or name in OWN - {"config"}:
             rest.append(word)
@@ -334,7 +346,8 @@ def _formatter() -> type:
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(
-                super(Formatter, self)._fill_text(line, width, indent) for line in text.split("\n")
+                super(Formatter, self)._fill_text(line, width, re.match(" *", line)[0])  # type: ignore
+                for line in text.split("\n")
             )
 
         def _format_action_invocation(self, action: Any) -> str:
@@ -375,7 +388,7 @@ def _meant(key: str, kinds: dict[str, Any]) -> str:
     tails = [f".{tail}" for tail in (last, *SYNONYMS.get(last, ()))]
     close = [name for tail in tails for name in names if f".{name}".endswith(tail)]
     close += [name for name in names if name.startswith(key)]
-    close += difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    close += difflib.get_close_matches(key, names, n=1, cutoff=0.55)
     return f" (did you mean --{close[0]}?)" if close else ""
 
 

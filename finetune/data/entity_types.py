@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import TaskOptions
-from finetune.inputs.types import FILE, TYPES, types_of
 from finetune.tasks.mnre import RelationRow
 from shards.command import Tool, dispatch, exit_on_input_error
 from shards.files import InputError, atomic_path
@@ -141,6 +140,8 @@ def run_learned(config: LearnedConfig) -> None:
 
 def run_gold(config: GoldConfig) -> None:
     """Look them up."""
+    from finetune.inputs.types import types_of
+
     rows = read_rows(config)
     pairs = {split: [types_of(row.relation) for row in some] for split, some in rows.items()}
     write_all(config, rows, {"source": "gold", "leaky": True}, pairs)
@@ -159,6 +160,8 @@ def write_all(
     pairs: Mapping[str, Pairs],
 ) -> None:
     """The files of all splits, and a line about each."""
+    from finetune.inputs.types import FILE, TYPES
+
     task = config.open()
     for split, found in pairs.items():
         path = config.out / FILE.format(split=split)

@@ -12,7 +12,6 @@ from finetune.report import pages, sections
 from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
-from pretrain.tracking import read_metrics
 from shards.command import require_extra
 from shards.files import InputError, write_json
 from shards.options import parse_config
@@ -133,6 +132,8 @@ def of_runs(report: Report) -> list[Section]:
 
 def read_pretraining(run: Path) -> list[dict[str, float]]:
     """The metrics of a pre-training run."""
+    from pretrain.tracking import read_metrics  # torch, which parsing does without
+
     if not (run / "metrics.jsonl").is_file():
         raise InputError(f"--pretraining {run}: no metrics.jsonl in it")
     return read_metrics(run / "metrics.jsonl")
@@ -140,6 +141,8 @@ def read_pretraining(run: Path) -> list[dict[str, float]]:
 
 def training_curves(runs: Mapping[str, Path]) -> dict[str, list[dict[str, float]]]:
     """Label -> metrics of each seed of each run."""
+    from pretrain.tracking import read_metrics  # torch, which parsing does without
+
     found = {}
     for name, run in runs.items():
         paths = seed_files(run, "metrics.jsonl")

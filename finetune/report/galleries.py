@@ -10,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from finetune import registry
-from finetune.predict.occlusion import thumbnail
 from finetune.protocols import seed_files
 from finetune.report import figures
 from finetune.report.figures import PAPER, SMALL
@@ -92,6 +91,8 @@ def cases(wrong: Sequence[Case], path: Path, columns: int = 4) -> None:
         for case in wrong
     ]
     most = max(map(len, texts), default=0)
+    from finetune.predict.occlusion import thumbnail  # torch: a report of files alone needs none
+
     for axes, case, text in zip(grid, wrong, texts, strict=False):
         if case.picture:
             axes.imshow(thumbnail(case.picture, 320), interpolation="bilinear")

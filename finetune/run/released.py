@@ -6,7 +6,6 @@
 nothing there imports this package. Each method's table of names lies beside it.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from finetune.tasks.mnre import MARKERS, read_relations
 from finetune.tasks.twitter import bio_labels
 from pretrain.checkpoint.authors import unwrap
 from pretrain.checkpoint.card import conversion_card
+from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.hub import load_strictly, resolve
 from pretrain.checkpoint.strict import check_values
 from pretrain.checkpoint.untrusted import load_pickle
@@ -41,19 +41,19 @@ def convert(
     rename: Rename,
     settings: Mapping[str, Any],
     source: Path,
-    args: argparse.Namespace,
+    options: ConvertConfig,
     for_entities: Mapping[str, Any] | None = None,
     for_relations: Mapping[str, Any] | None = None,
     longest: int = 80,
     captions: str | None = None,
 ) -> str:
-    """Write `args.out`; returns a line about it.
+    """Write `options.out`; returns a line about it.
 
     Args:
         name: of the method. rename: their names -> ours. settings: of the method, as released.
         for_entities, for_relations: settings beside these in such a task.
         longest: text in word pieces. captions: the captioner whose texts it read.
-        args: `out`; `tokenizer`, the directory or id of the BERT they began with; `labels`,
+        options: `out`; `tokenizer`, the directory or id of the BERT they began with; `labels`,
             `ours_rel2id.json` of the relations, not needed for entities.
 
     Raises:
@@ -69,16 +69,16 @@ def convert(
         raise InputError(f"{source}: {error}") from None
     floats = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
     check_values(floats, str(source))  # the rest are BatchNorm's counters
-    task = task_of(theirs, args.labels)
+    task = task_of(theirs, options.labels)
     method_class = registry.load("methods", name)
     more = for_entities if task.kind == "entities" else for_relations
     config = method_class.Config(**settings, **(more or {}))
-    start = Source(str(resolve(args.tokenizer)), random_weights=True)
+    start = Source(str(resolve(options.tokenizer)), random_weights=True)
     method, tokenizer = method_class.build(config, task, start)
     untrained = {k: v for k, v in method.state_dict().items() if k.endswith("num_batches_tracked")}
     load_strictly(method, untrained | state, str(source))
     save_method(
-        Path(args.out),
+        Path(options.out),
         method,
         tokenizer,
         name=name,

@@ -1,6 +1,5 @@
-"""What `pretrain.convert` reads: a kind of checkpoint is recognised, and read into our names."""
+"""What `pretrain convert` reads: a kind of checkpoint is recognised, and read into our names."""
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import checkpoint_card
+from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
@@ -36,7 +36,7 @@ def detect(source: Path, name: str) -> str:
     return kind
 
 
-def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+def _read_run(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     if not _is_step(source):
         steps = RunCheckpoints(source, keep=1).complete_steps()
         if not steps:
@@ -61,32 +61,32 @@ def _read_run(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
     return imported, hub.load_tokenizer(architecture)
 
 
-def _read_promu(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
+def _read_promu(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     content = load_pickle(source)
     with _about(source):
-        imported = authors.from_promu(content, text_layers=args.text_layers, part=args.part)
-    return imported, _tokenizer(args, imported.config["vocab_size"])
+        imported = authors.from_promu(content, text_layers=config.text_layers, part=config.part)
+    return imported, _tokenizer(config, imported.config["vocab_size"])
 
 
-def _read_alpro(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    vit = towers.read_vit(_vision(args))
+def _read_alpro(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
+    vit = towers.read_vit(_vision(config))
     content = load_pickle(source)
     with _about(source):
-        text = authors.from_alpro(content, text_layers=args.text_layers)
-    imported = towers.add_vision(text, vit, seed=args.seed)
-    return imported, _tokenizer(args, imported.config["vocab_size"])
+        text = authors.from_alpro(content, text_layers=config.text_layers)
+    imported = towers.add_vision(text, vit, seed=config.seed)
+    return imported, _tokenizer(config, imported.config["vocab_size"])
 
 
-def _read_towers(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    vit = towers.read_vit(_vision(args))
-    directory = hub.resolve(args.source)
+def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
+    vit = towers.read_vit(_vision(config))
+    directory = hub.resolve(config.source)
     bert = hub.read_bert(directory).eval()
-    layout = {"text_layers": args.text_layers, "layout": args.encoder_layout}
-    return towers.from_towers(bert, vit, seed=args.seed, **layout), hub.load_tokenizer(directory)
+    layout = {"text_layers": config.text_layers, "layout": config.encoder_layout}
+    return towers.from_towers(bert, vit, seed=config.seed, **layout), hub.load_tokenizer(directory)
 
 
-def _read_model(source: Path, args: argparse.Namespace) -> tuple[Imported, Any]:
-    directory = hub.resolve(args.source)
+def _read_model(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
+    directory = hub.resolve(config.source)
     imported = Imported(strict.read_config(directory), strict.read_weights(directory))
     return imported, hub.load_tokenizer(directory)
 
@@ -105,25 +105,25 @@ def _is_step(source: Path) -> bool:
     return (source / "state.pt").is_file() or any(source.glob("*model_states.pt"))
 
 
-def _vision(args: argparse.Namespace) -> str:
-    if not args.vision:
+def _vision(config: ConvertConfig) -> str:
+    if not config.vision:
         raise InputError(
-            f"{args.source} has no picture tower of ours: give --vision, a timm ViT such as "
+            f"{config.source} has no picture tower of ours: give --vision, a timm ViT such as "
             "vit_base_patch16_224.orig_in21k, or a directory of one"
         )
-    return args.vision
+    return config.vision
 
 
-def _tokenizer(args: argparse.Namespace, vocab_size: int) -> Any:
-    tokenizer = hub.load_tokenizer(hub.resolve(args.tokenizer))
+def _tokenizer(config: ConvertConfig, vocab_size: int) -> Any:
+    tokenizer = hub.load_tokenizer(hub.resolve(config.tokenizer))
     if len(tokenizer) > vocab_size:
         raise InputError(
-            f"--tokenizer {args.tokenizer}: {len(tokenizer)} word pieces, the model {vocab_size}"
+            f"--tokenizer {config.tokenizer}: {len(tokenizer)} word pieces, the model {vocab_size}"
         )
     return tokenizer
 
 
-READERS: dict[str, Callable[[Path, argparse.Namespace], tuple[Imported, Any]]] = {
+READERS: dict[str, Callable[[Path, ConvertConfig], tuple[Imported, Any]]] = {
     "deepspeed": _read_run,
     "promu": _read_promu,
     "alpro": _read_alpro,

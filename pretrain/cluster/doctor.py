@@ -4,15 +4,16 @@ One line a check; exit status 2 when one fails, and the line says what to do. Ea
 once (`pretrain.cluster.probe`, over ssh) for its facts; then every pair that must talk is made to.
 """
 
-import argparse
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pretrain.cluster.nodes import (
     DEEPSPEED_ENV,
@@ -24,7 +25,7 @@ from pretrain.cluster.nodes import (
     write_deepspeed_env,
 )
 from pretrain.cluster.probe import ROOT, ask, talk
-from shards.command import CommandParser, exit_on_input_error
+from shards.command import exit_on_input_error, without_local_rank
 from shards.files import InputError
 from shards.options import parse_config
 from shards.schema import TEACHER
@@ -34,24 +35,37 @@ SHARED_MEMORY = 2**30
 Facts = dict[str, dict]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Check the machines of a run before it starts. Behind `--` come the settings of the run;
+    without them data, batch and disk are not checked."""
+
+    REST: ClassVar = "settings"
+    hostfile: str | None = None
+    """Lines `NAME slots=N`; none: this machine alone."""
+    master_port: int = 29500
+    """Of the first machine."""
+    write_env: bool = False
+    """Write ./.deepspeed_env anew."""
+    settings: tuple[str, ...] = ()
+    """Behind `--`: those of `python -m pretrain`."""
+
+
 @exit_on_input_error
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run every check and print it."""
-    parser = CommandParser(
-        prog="python -m pretrain doctor",
-        usage="%(prog)s [-h] [--hostfile FILE] [--master_port PORT]\n"
-        "                                 [--write_env] [-- SETTINGS…]",
-        description="Check the machines of a run before it starts. SETTINGS are those of the run; "
-        "without them data, batch and disk are not checked.",
-        epilog="example: python -m pretrain doctor --hostfile launch/hostfile.example -- "
-        "--config pretrain/configs/base.yaml --run_dir runs/base …",
-    )
-    parser.add_argument("--hostfile", help="lines `NAME slots=N`; default: this machine alone")
-    parser.add_argument("--master_port", type=int, default=29500)
-    parser.add_argument("--write_env", action="store_true", help=f"write ./{DEEPSPEED_ENV} anew")
-    parser.add_argument("settings", nargs="*", metavar="SETTINGS")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    doctor = Doctor(args)
+    prog = "python -m pretrain doctor"
+    example = f"{prog} --hostfile launch/hostfile.example -- --config base --run_dir runs/base …"
+    run(parse_config(DoctorConfig, without_local_rank(argv), prog=prog, example=example))
+
+
+def run(config: DoctorConfig) -> None:
+    """Every check, a line each.
+
+    Raises:
+        InputError: one failed.
+    """
+    doctor = Doctor(config)
     for name, check in doctor.checks():
         try:
             words, failed = check(), False
@@ -66,15 +80,15 @@ def main(argv: list[str] | None = None) -> None:
 class Doctor:
     """Checks in order; each returns what it found, or raises InputError with what to do."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.failures = args, 0
-        self.hosts = read_hostfile(args.hostfile) if args.hostfile else []
+    def __init__(self, options: DoctorConfig) -> None:
+        self.options, self.failures = options, 0
+        self.hosts = read_hostfile(options.hostfile) if options.hostfile else []
         self.facts: Facts = {}
         self.config = None
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         """(name, check); later ones rest on what earlier ones learned."""
-        if self.args.settings:
+        if self.options.settings:
             yield "settings", self.settings
         yield "machines", self.machines
         if not self.facts:
@@ -99,7 +113,7 @@ class Doctor:
         from pretrain.config import PretrainConfig
 
         self.config = parse_config(
-            PretrainConfig, self.args.settings, prog="SETTINGS", description="", example=""
+            PretrainConfig, self.options.settings, prog="SETTINGS", example=""
         )
         return f"valid; run directory {self.config.run_dir}"
 
@@ -237,7 +251,7 @@ class Doctor:
 
     def ports(self) -> str:
         """Everybody reaches the first machine's master port, and the next one any port."""
-        first, port = self.hosts[0], self.args.master_port
+        first, port = self.hosts[0], self.options.master_port
         pairs = [(host, first, port) for host in self.hosts[1:]]
         pairs += [(a, b, 0) for a, b in zip(self.hosts, self.hosts[1:], strict=False)]
         pairs += [(b, a, 0) for a, b in zip(self.hosts, self.hosts[1:], strict=False)]
@@ -251,14 +265,14 @@ class Doctor:
         if not shutil.which("pdsh"):
             raise InputError(
                 "no pdsh, which `deepspeed --hostfile` needs: apt install pdsh; or start with "
-                "`python -m pretrain.supervise`, torchrun or `deepspeed --no_ssh`, which do not"
+                "`python -m pretrain supervise`, torchrun or `deepspeed --no_ssh`, which do not"
             )
         return shutil.which("pdsh")
 
     def environment(self) -> str:
         """`.deepspeed_env` is there and says what this shell says."""
         path, content = Path(DEEPSPEED_ENV), deepspeed_env(os.environ)
-        if self.args.write_env:
+        if self.options.write_env:
             write_deepspeed_env(Path.cwd(), os.environ)
         if not path.is_file() or path.read_text() != content:
             raise InputError(

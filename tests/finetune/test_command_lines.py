@@ -31,8 +31,7 @@ OTHERS = [
     *(("shards", "shards.__main__", call) for call in ([], *SHARDS)),
     ("pretrain", "pretrain.__main__", []),
     ("pretrain", "pretrain.__main__", ["doctor"]),
-    ("pretrain.convert", "pretrain.convert", []),
-    ("pretrain.label", "pretrain.label", []),
+    *(("pretrain", "pretrain.__main__", [name]) for name in ("label", "convert", "supervise")),
 ]
 """How it is called, the module of its `main`, the words before `--help`."""
 

@@ -18,9 +18,10 @@ from safetensors.numpy import load_file
 from pretrain.checkpoint.hub import load_fusion, save_model_directory
 from pretrain.data.pairs import object_crop
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.label import label, main
+from pretrain.label import main
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.prompter.column import write_teacher_column
 from shards.schema import DetectedObject, PairMeta
 from shards.stream import Sample, ShardReader
 
@@ -75,7 +76,7 @@ def test_object_crop(box, expected):
 @torch.inference_mode()
 def test_features_are_those_of_the_encoder(shards, prompter):
     """Each picture and crop by hand, alone, with Pillow's own crop."""
-    label(str(shards), str(prompter), batch_size=3)
+    write_teacher_column(str(shards), str(prompter), batch_size=3)
     encoder, _ = load_fusion(prompter)
     encoder.eval()
 
@@ -107,13 +108,13 @@ def test_features_are_those_of_the_encoder(shards, prompter):
 def test_labelling_again_changes_nothing_and_another_prompter_everything(
     shards, prompter, tmp_path
 ):
-    label(str(shards), str(prompter))
+    write_teacher_column(str(shards), str(prompter))
     before = {path.name: path.stat().st_mtime_ns for path in shards.glob("teacher/*.safetensors")}
-    label(str(shards), str(prompter))
+    write_teacher_column(str(shards), str(prompter))
     after = {path.name: path.stat().st_mtime_ns for path in shards.glob("teacher/*.safetensors")}
     assert before == after and len(after) == 32
     content = contents(shards)
-    label(str(shards), str(save_prompter(tmp_path / "other", seed=1)))
+    write_teacher_column(str(shards), str(save_prompter(tmp_path / "other", seed=1)))
     assert all(content[name] != found for name, found in contents(shards).items())
 
 
@@ -156,7 +157,7 @@ def names(shards: Path) -> set[str]:
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_kill_9_during_label(shards, prompter, tmp_path, kills):
     plain = Path(shutil.copytree(shards, tmp_path / "plain"))
-    label(str(plain), str(prompter))
+    write_teacher_column(str(plain), str(prompter))
     command = [sys.executable, "-c", SLOW_LABEL, str(shards), "--prompter", str(prompter)]
     options = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
     delays, hits = random.Random(kills), 0

@@ -1,6 +1,5 @@
 """Checkpoints in the authors' layouts -> runs that load, with the very weights; base size."""
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from finetune.run.checkpoint import load_method
 from finetune.run.open_run import seed_directories
 from finetune.tasks.mnre import Mnre
 from pretrain import convert
+from pretrain.checkpoint.convert_config import ConvertConfig
 
 GOLDEN = Path(__file__).parents[3].parent / "shared/golden"
 
@@ -168,9 +168,9 @@ def test_converted_run_is_evaluated_as_released(kind, small_bert, mnre_folder, t
         key = re.sub("^" + pattern, name_of, ours)
         theirs[key] = tensor[:-4] if "word_embeddings" in key else tensor
     torch.save({"state_dict": theirs}, tmp_path / "best.pth")
-    args = argparse.Namespace(
-        out=tmp_path / "run/model", tokenizer=str(small_bert),
-        labels=mnre_folder / "ours_rel2id.json",
+    args = ConvertConfig(
+        source="best.pth", out=str(tmp_path / "run/model"), tokenizer=str(small_bert),
+        labels=str(mnre_folder / "ours_rel2id.json"),
     )  # fmt: skip
     of_method.func(name, rename, settings | TINY, tmp_path / "best.pth", args, **of_method.keywords)
     _, _, description = load_method(tmp_path / "run/model")

@@ -1,0 +1,106 @@
+"""Any known checkpoint -> model directory, and back out: what `python -m pretrain convert` does."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from pretrain.checkpoint import authors, hub, strict, towers
+from pretrain.checkpoint.authors import Imported
+from pretrain.checkpoint.card import conversion_card
+from pretrain.checkpoint.convert_config import ConvertConfig, fine_tuned
+from pretrain.checkpoint.remote import fetch, is_remote
+from pretrain.checkpoint.sources import READERS, detect
+from pretrain.model.promu import Promu
+from pretrain.prompter.load import write_clip
+from shards.files import InputError, atomic_path
+
+
+def convert(config: ConvertConfig) -> None:
+    """Convert and report."""
+    logging.set_verbosity_error()  # its load reports; what they say is checked and printed here
+    logging.disable_progress_bar()
+    source = fetch(config.source) if is_remote(config.source) else Path(config.source)
+    kind = detect(source, config.source) if config.kind == "auto" else config.kind
+    if kind == "clip":  # stays a CLIP: our text tower is a BERT
+        print(f"{write_clip(config.out, config.source)} -> {config.out}")
+        return report_digest(config.out)
+    if kind in fine_tuned():
+        print(f"{fine_tuned()[kind].load()(source, config)} -> {config.out}")
+        return report_digest(config.out)
+    imported, tokenizer = READERS[kind](source, config)
+    if config.image_size:
+        imported = towers.resize_positions(imported, config.image_size)
+    check(imported, config.source)
+    facts = {
+        "source": f"`{config.source}` ({kind})",
+        "tensors": f"{len(imported.state)}, float32",
+        "parameters": f"{sum(tensor.numel() for tensor in imported.state.values()):,}",
+    }
+    _WRITERS[config.target](config.out, imported, tokenizer, facts)
+    for note in imported.notes:
+        print(note)
+    parameters = facts["parameters"]
+    print(f"{len(imported.state)} tensors, float32, {parameters} parameters -> {config.out}")
+    report_digest(config.out)
+
+
+def report_digest(out: str) -> None:
+    """Print the SHA-256 of what was written (of an upload it was compared already)."""
+    if not is_remote(out):
+        path = Path(out) / strict.WEIGHTS_NAME if Path(out).is_dir() else Path(out)
+        print(f"sha256 {strict.digest(path)}  {path}")
+
+
+def check(imported: Imported, name: str) -> None:
+    """Raises: InputError unless the tensors are finite and exactly those of the configuration."""
+    strict.check_values(imported.state, name)
+    strict.check_size(imported.config, imported.state, name)
+    try:
+        with torch.device("meta"):  # shapes only: the model is not built a second time
+            expected = Promu.from_config(imported.config).released_state()
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{name}: its configuration describes no model of ours: {error}"
+        ) from error
+    if "heads.temperature" not in imported.state:
+        del expected["heads.temperature"]
+    strict.check_fits(expected, imported.state, name)
+
+
+def _write_model(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+    card = imported.card or conversion_card(facts, imported.notes)
+    hub.save_model_directory(
+        out, config=imported.config, state=imported.state, tokenizer=tokenizer, card=card
+    )
+
+
+def _write_promu(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+    state = authors.to_promu(imported.config, imported.state)
+    with atomic_path(out) as temporary:
+        torch.save(state, temporary)
+
+
+def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+    encoder = towers.encoder_of(imported)
+
+    def write(folder: Path) -> None:
+        hub.stack_text_layers(encoder).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    hub.save_directory(out, write)
+
+
+def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+    hub.save_directory(out, partial(towers.write_timm, imported=imported))
+
+
+_WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], None]] = {
+    "model": _write_model,
+    "promu": _write_promu,
+    "bert": _write_bert,
+    "timm": _write_timm,
+}
