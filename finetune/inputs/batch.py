@@ -172,7 +172,8 @@ class Dataset:
         keep = np.asarray(keep, dtype=np.int64)
         columns = {name: _take(column, keep) for name, column in self.columns.items()}
         pictures = {
-            name: replace(shown, index=shown.index[keep]) for name, shown in self.pictures.items()
+            name: replace(of_rows, index=of_rows.index[keep])
+            for name, of_rows in self.pictures.items()
         }
         return replace(self, rows=self.rows[keep], columns=columns, pictures=pictures)
 
@@ -187,9 +188,9 @@ class Dataset:
                 if padding.mask:
                     arrays[padding.mask] = mask
             arrays[name] = values
-        for name, shown in self.pictures.items():
-            index = shown.index[chosen]
-            arrays[name], arrays[shown.mask] = shown.store.pixels_at(index), index >= 0
+        for name, pictures in self.pictures.items():
+            index = pictures.index[chosen]
+            arrays[name], arrays[pictures.mask] = pictures.store.pixels_at(index), index >= 0
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         extras = {name: tensors.pop(name) for name in tensors.keys() - FIELDS}
         return Batch(**tensors, extras=extras, reader=self.reader)  # type: ignore[arg-type]

@@ -44,10 +44,10 @@ def add_visual_features(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     `Method.frozen_vision` sees those."""
     pictures, tower = dict(loaded.dataset.pictures), wanted.spec.frozen_vision
     for pixels, features in FIELDS.items():
-        shown = pictures.pop(pixels, None)
-        if shown is not None and isinstance(shown.store, ImageStore) and tower is not None:
-            seen = FeatureStore(see_once(shown.store, tower))
-            pictures[features] = replace(shown, store=seen)
+        decoded = pictures.pop(pixels, None)
+        if decoded is not None and isinstance(decoded.store, ImageStore) and tower is not None:
+            seen = FeatureStore(see_once(decoded.store, tower))
+            pictures[features] = replace(decoded, store=seen)
     return replace(loaded, dataset=replace(loaded.dataset, pictures=pictures))
 
 

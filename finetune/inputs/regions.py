@@ -83,8 +83,8 @@ def filled(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[list[
     for kind, number in wanted.spec.region_slots.items():
         loaded, slots_of = source_of(kind, loaded, wanted, view)
         for places, row in zip(table, loaded.rows, strict=True):
-            found = [] if row.image_id is None else list(slots_of(row))[:number]
-            places += found + [None] * (number - len(found))
+            filled_slots = [] if row.image_id is None else list(slots_of(row))[:number]
+            places += filled_slots + [None] * (number - len(filled_slots))
     return replace(loaded, leaky=loaded.leaky or view.leaky), table
 
 

@@ -25,7 +25,7 @@ class Row:
     row: int
     """0-based line (relations) or sentence (entities) in the file: the key of everything else."""
     image_id: str | None
-    """File name inside the image folder; None: a view took the picture away."""
+    """File name inside the image folder (of a post, a whole path); None: a view took it away."""
 
 
 @dataclass(frozen=True, kw_only=True)

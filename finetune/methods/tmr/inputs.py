@@ -119,13 +119,13 @@ def generated_folder(name: str, wanted: Wanted) -> Path:
 def as_stored(folder: Path, names: list[str | None]) -> list[str | None]:
     """The names as the folder has them: TMR's of Twitter are `IMGID:<id>.png`, some with a line
     break before the dot."""
-    there = {path.name for path in folder.glob(THEIRS.format("*"))}
-    if not there:
+    files = {path.name for path in folder.glob(THEIRS.format("*"))}
+    if not files:
         return names
     stems = [name and name.rpartition(".")[0] for name in names]
     theirs = [(THEIRS.format(stem), THEIRS.format(f"{stem}\n")) for stem in stems]
-    return [next((n for n in found if n in there), name)
-            for found, name in zip(theirs, names, strict=True)]  # fmt: skip
+    return [next((n for n in spellings if n in files), name)
+            for spellings, name in zip(theirs, names, strict=True)]  # fmt: skip
 
 
 def add_phrases(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
@@ -144,9 +144,9 @@ def add_phrases(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> Loa
         return loaded.with_column("phrase_ids", ids).with_column("phrase_mask", everything)
     length = PHRASE_LENGTHS[str(settings.phrase_encoding)]
     if settings.phrase_encoding == "wordpiece5":
-        found = tokenizer(phrases, truncation=True, max_length=length, padding="max_length")
-        mask = np.array(found["attention_mask"], dtype=bool)
-        loaded = loaded.with_column("phrase_ids", np.array(found["input_ids"], dtype=np.int64))
+        encoded = tokenizer(phrases, truncation=True, max_length=length, padding="max_length")
+        mask = np.array(encoded["attention_mask"], dtype=bool)
+        loaded = loaded.with_column("phrase_ids", np.array(encoded["input_ids"], dtype=np.int64))
         return loaded.with_column("phrase_mask", mask)
     pieces = tokenizer(phrases, truncation=True, max_length=length)["input_ids"]
     ragged = [np.array(ids, dtype=np.int64) for ids in pieces]
@@ -183,7 +183,7 @@ def add_scores(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> Load
     """`scores` (N, 2, 2): of the original and of the generated picture, [weak, strong]."""
     folder = wanted.task.folder / settings.scores
     rows = as_posted(loaded, wanted)
-    shown = np.array([row.image_id is not None for row in rows], dtype=bool)
+    has_picture = np.array([row.image_id is not None for row in rows], dtype=bool)
     with_picture = [row for row in rows if row.image_id is not None]
     scores = np.full((len(rows), 2, 2), UNKNOWN_SCORE, dtype=np.float32)
     for k, patterns in enumerate(SCORES):
@@ -193,7 +193,7 @@ def add_scores(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> Load
             first, *others = (pattern.replace("%s", strength) for pattern in patterns)
             path = side_files.find(folder, first, wanted.split, *others)
             source = side_files.read_scores(path)
-            scores[shown, k, j] = source.of(with_picture)
+            scores[has_picture, k, j] = source.of(with_picture)
             loaded = loaded.with_source(source)
     replaced = [now.image_id != row.image_id for now, row in zip(loaded.rows, rows, strict=True)]
     scores[np.array(replaced, dtype=bool), 0] = UNKNOWN_SCORE
