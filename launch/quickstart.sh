@@ -41,7 +41,7 @@ pretrain() {
 say "stage 1, the prompter: $work/prompter"
 pretrain --config pretrain/configs/prompter.yaml --run_dir "$work/prompter" --optim.steps 300
 for split in train val; do
-    python -m pretrain.label "$shards/$split" --prompter "$work/prompter/model"
+    python -m pretrain label "$shards/$split" --prompter "$work/prompter/model"
 done
 
 say "stage 2, four losses: $work/pretrain"

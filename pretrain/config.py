@@ -246,7 +246,7 @@ class PretrainConfig:
         if (self.loss.coe or self.loss.cir) and not self.prompter.source:
             raise ValueError(
                 "prompter.source: COE and CIR need a prompter: train one (configs/prompter.yaml), "
-                "run `python -m pretrain.label`; or set loss.coe and loss.cir to 0"
+                "run `python -m pretrain label`; or set loss.coe and loss.cir to 0"
             )
         if not self.model.init:
             object.__setattr__(self, "model", self.model.settled())

@@ -147,13 +147,13 @@ def check_teacher(reader: ShardReader, prompter: str) -> None:
     if made.get("prompter_sha256") != wanted:
         raise InputError(
             f"{reader.location}: its teacher column was written by {made.get('prompter')}, not by "
-            f"prompter.source {prompter}; run `python -m pretrain.label` with that prompter"
+            f"prompter.source {prompter}; run `python -m pretrain label` with that prompter"
         )
     objects = Path(reader.location) / OBJECTS / COLUMN_NAME
     if objects.is_file() and made.get("objects_sha256") != hub.digest(objects):
         raise InputError(
             f"{reader.location}: its objects changed after its teacher column was written; run "
-            "`python -m pretrain.label` again"
+            "`python -m pretrain label` again"
         )
 
 

@@ -162,6 +162,10 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses what is unknown here, where the options of this (sub)command are at hand."""
+        words = sys.argv[1:] if args is None else args
+        args = [
+            re.sub(r"^--\w+(?==|$)", lambda name: name[0].replace("_", "-"), word) for word in words
+        ]
         namespace, extras = super().parse_known_args(args, namespace)
         if extras:
             self.error(f"unrecognized arguments: {' '.join(extras)}{self._meant(extras)}")

@@ -1,6 +1,6 @@
 """Fine-tuned checkpoints of the authors' repositories -> model directories of finished runs.
 
-`python -m pretrain.convert best_model.pth OUT/model --from hvpnet --labels ours_rel2id.json`; then
+`python -m pretrain convert best_model.pth OUT/model --from hvpnet --labels ours_rel2id.json`; then
 `python -m finetune evaluate OUT --data MNRE` (CAMIM read with other captions than MiniCPM's:
 `--captions NAME`). `pretrain` finds these through entry points, because
 nothing there imports this package. Each method's table of names lies beside it.

@@ -27,7 +27,7 @@ def read_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
     if directory.kind != MODEL_TYPE:
         raise InputError(
             f"model.init {directory}: model_type is {directory.kind!r}, not {MODEL_TYPE!r}; make "
-            f"first weights of it: `python -m pretrain.convert {directory} OUT --vision VIT`"
+            f"first weights of it: `python -m pretrain convert {directory} OUT --vision VIT`"
         )
     try:
         return FusionEncoderConfig.from_dict(directory.config)

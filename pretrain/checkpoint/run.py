@@ -129,7 +129,7 @@ class RunCheckpoints:
         if "single" in (layout, engine.layout):
             raise CommonError(
                 f"{folder}: written as {layout}, this run is {engine.layout}; resume with the "
-                "engine that wrote it, or start a new run from it (`python -m pretrain.convert`, "
+                "engine that wrote it, or start a new run from it (`python -m pretrain convert`, "
                 "--model.init)"
             )
         if distributed.is_main():

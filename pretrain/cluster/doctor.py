@@ -214,7 +214,7 @@ class Doctor:
         found = next(iter(self.facts.values()))["data"]
         if (loss.coe or loss.cir) and TEACHER not in found[path]["columns"]:
             raise InputError(
-                f"{path}: no complete teacher column: `python -m pretrain.label {path}`"
+                f"{path}: no complete teacher column: `python -m pretrain label {path}`"
             )
         return "; ".join(f"{path}: {facts['samples']} pairs" for path, facts in found.items())
 

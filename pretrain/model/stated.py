@@ -58,7 +58,7 @@ class ModelConfig(FusionEncoderConfig):
         if self.encoder_layout == "two_bert":
             raise ValueError(
                 "model.encoder_layout two_bert: two whole BERTs are made of published ones, by "
-                "`python -m pretrain.convert --encoder-layout two_bert`, and named by model.init; "
+                "`python -m pretrain convert --encoder-layout two_bert`, and named by model.init; "
                 "with random weights they are the layout split"
             )
         return replace(self, **asdict(self.architecture()))

@@ -60,7 +60,7 @@ def test_its_options_are_those_of_the_command(call, capsys, monkeypatch):
 
 def test_commands_are_found():
     assert len(commands()) > 20
-    assert ("shards", "build", "newsclippings") in CALLS and ("pretrain.label",) in CALLS
+    assert ("shards", "build", "newsclippings") in CALLS and ("pretrain", "label") in CALLS
     assert "--model.crop_count" in CALLS["finetune", "train", "--method", "mtb"]
 
 
