@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,25 @@ def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, i
     """(width, height) of `decoded`, from the file's header alone; errors as there."""
     with _opened(Path(path), _content(Path(path)), max_pixels) as image:
         return image.size[::-1] if orientation(image) in SIDEWAYS else image.size
+
+
+def picture_orientation(path: str | Path) -> int:
+    """By which of `TURNS` the file's pixels are turned to be seen upright; 1: they are. A TIFF's
+    are, once read. Errors as `decoded`."""
+    with _opened(Path(path), _content(Path(path)), MAX_PIXELS) as image:
+        return orientation(image)
+
+
+def turned_box(
+    box: Sequence[float], size: tuple[float, float], turn: int
+) -> tuple[float, float, float, float]:
+    """(x1, y1, x2, y2) of a `size` picture as stored -> of the one that EXIF `turn` shows."""
+    (x1, y1, x2, y2), (width, height) = box, size
+    if turn in (2, 3, 7, 8):
+        x1, x2 = width - x2, width - x1
+    if turn in (3, 4, 6, 7):
+        y1, y2 = height - y2, height - y1
+    return (y1, x1, y2, x2) if turn in SIDEWAYS else (x1, y1, x2, y2)
 
 
 def stored_image(path: Path, max_side: int) -> tuple[bytes, tuple[int, int]]:

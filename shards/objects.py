@@ -5,7 +5,6 @@ Detectors: `yolo` (ultralytics, in a process of its own), `torchvision` (Faster 
 """
 
 import argparse
-import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -15,8 +14,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from shards.boxes import FileDetector
 from shards.columns import write_column
-from shards.files import InputError, file_sha256, is_number, parse_object
+from shards.files import InputError, file_sha256
 from shards.schema import OBJECTS, DetectedObject
 from shards.shard import Sample
 from shards.stream import ShardReader
@@ -43,10 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detector", choices=tuple(DETECTORS), default="yolo")
     parser.add_argument(
         "--weights",
-        help="of yolo: name, .pt or .yaml (default: yolo11n.pt); of torchvision: a name, which is "
-        "downloaded (default: COCO_V1), or a file",
+        help="of yolo: a name, or a file .pt, .onnx, .tflite or .yaml (default: yolo11n.pt); of "
+        "torchvision: a name, which is downloaded (default: COCO_V1), or a file",
     )
-    parser.add_argument("--boxes", type=Path, help="of file: JSON lines image_id, objects, size")
+    parser.add_argument(
+        "--boxes", type=Path, help="of file: JSON lines image_id, objects, size, upright"
+    )
     parser.add_argument("--keep", type=int, default=5, help="boxes kept per picture (%(default)s)")
     parser.add_argument("--min-score", type=float, default=0.25, help="(default: %(default)s)")
     parser.add_argument(
@@ -71,9 +73,13 @@ def run(args: argparse.Namespace) -> None:
         "min_score": args.min_score,
         "select": args.select,
     }
-    found = [0, 0]
+    pairs = pairs_with_objects = 0
+    seen: set[str] = set()
+    if isinstance(detector, FileDetector):
+        detector.require_match(reader)
 
     def compute(shard: int) -> bytes:
+        nonlocal pairs, pairs_with_objects
         # Pairs share pictures: within a shard, each is looked at once.
         samples = list(reader.samples(shard))
         pictures = {sample.meta.image_id: sample for sample in samples}
@@ -84,13 +90,17 @@ def run(args: argparse.Namespace) -> None:
             )
             for (image_id, sample), objects in zip(pictures.items(), boxes, strict=True)
         }
-        found[0] += len(samples)
-        found[1] += sum(bool(best[sample.meta.image_id]) for sample in samples)
+        pairs += len(samples)
+        pairs_with_objects += sum(bool(best[sample.meta.image_id]) for sample in samples)
+        seen.update(pictures)
         return b"".join(_line(sample.key, best[sample.meta.image_id]) for sample in samples)
 
     write_column(args.shards, OBJECTS, ".jsonl", compute, provenance, desc="detect")
+    if isinstance(detector, FileDetector) and pairs == len(reader):
+        detector.tell(len(seen))  # a resumed run has not seen all
     print(
-        f"{args.shards}: objects column complete; {found[1]} of {found[0]} new pairs have objects"
+        f"{args.shards}: objects column complete; {pairs_with_objects} of {pairs} new pairs have "
+        "objects"
     )
 
 
@@ -135,65 +145,6 @@ def clip(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, flo
     xs = [round(min(max(x, 0.0), size[0]), 2) for x in (box[0], box[2])]
     ys = [round(min(max(y, 0.0), size[1]), 2) for y in (box[1], box[3])]
     return (xs[0], ys[0], xs[1], ys[1]) if xs[0] < xs[1] and ys[0] < ys[1] else None
-
-
-class FileDetector:
-    """Boxes from JSON lines `{"image_id", "objects": [{"box", "score", "label"}], "size"?}`.
-
-    `size` is the [width, height] of the picture that the boxes are pixels of; without it, they
-    are taken as pixels of the stored picture, and one that leaves it by over a pixel is an error.
-    A picture without a line has no objects.
-    """
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        if args.boxes is None:
-            raise InputError("--detector file needs --boxes FILE.jsonl")
-        self.path = args.boxes
-        self.lines: dict[str, tuple[int, dict[str, Any]]] = {}
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from error
-        self.provenance = {"boxes": hashlib.sha256(content).hexdigest()}
-        for number, line in enumerate(content.splitlines(), start=1):
-            fields = parse_object(line, f"{self.path}: line {number}")
-            image_id = fields.get("image_id")
-            if type(image_id) is int:  # as VisualNews itself writes its ids
-                image_id = str(image_id)
-            if not isinstance(image_id, str) or not isinstance(fields.get("objects"), list):
-                raise InputError(
-                    f"{self.path}: line {number}: needs an `image_id`, a list `objects`"
-                )
-            if image_id in self.lines:
-                raise InputError(f"{self.path}: line {number}: image_id {image_id} appears twice")
-            self.lines[image_id] = (number, fields)
-
-    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
-        """See `Detector`."""
-        return [self._objects(sample) for sample in samples]
-
-    def _objects(self, sample: Sample) -> list[DetectedObject]:
-        number, fields = self.lines.get(sample.meta.image_id, (0, {"objects": []}))
-        name = f"{self.path}: line {number}"
-        width, height = sample.meta.size
-        raw = fields.get("size", [width, height])
-        if not (
-            isinstance(raw, list) and len(raw) == 2 and all(is_number(x) and x > 0 for x in raw)
-        ):
-            raise InputError(f"{name}: `size` is not [width, height]")
-        found = []
-        for entry in fields["objects"]:
-            item = DetectedObject.from_dict(entry, name)
-            x1, y1, x2, y2 = item.box
-            if min(x1, y1) < -1 or x2 > raw[0] + 1 or y2 > raw[1] + 1:
-                raise InputError(
-                    f"{name}: box {list(item.box)} leaves the {raw[0]}x{raw[1]} picture; give the "
-                    "line the `size` that its boxes are pixels of"
-                )
-            scale = (width / raw[0], height / raw[1]) * 2
-            box = tuple(value * factor for value, factor in zip(item.box, scale, strict=True))
-            found.append(DetectedObject(box, item.score, item.label))
-        return found
 
 
 class TorchvisionDetector:
@@ -277,5 +228,5 @@ class Yolo:
 DETECTORS: dict[str, Callable[[argparse.Namespace], Detector]] = {
     "yolo": Yolo,
     "torchvision": TorchvisionDetector,
-    "file": FileDetector,
+    "file": lambda args: FileDetector(args.boxes),
 }

@@ -52,12 +52,16 @@ class PairMeta:
     source: str
     """The (sub-)corpus the row comes from, for example `merged_balanced`."""
     similarity: float | None = None
+    orientation: int = 1
+    """EXIF's, by which the raw picture was turned: boxes of its raw pixels are turned likewise."""
 
     def to_json(self) -> str:
-        """One JSON object; `similarity` is left out where unknown."""
+        """One JSON object; `similarity` is left out where unknown, `orientation` where 1."""
         fields = asdict(self)
         if self.similarity is None:
             del fields["similarity"]
+        if self.orientation == 1:
+            del fields["orientation"]
         return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
@@ -77,6 +81,9 @@ class PairMeta:
         similarity = fields.get("similarity")
         if similarity is not None and not is_number(similarity):
             raise InputError(f"{name}: `similarity` is no finite number")
+        orientation = fields.get("orientation", 1)
+        if type(orientation) is not int or not 1 <= orientation <= 8:
+            raise InputError(f"{name}: `orientation` is not EXIF's 1 to 8")
         return cls(
             caption=fields["caption"],
             matched=fields["matched"],
@@ -85,6 +92,7 @@ class PairMeta:
             size=(size[0], size[1]),
             source=fields["source"],
             similarity=similarity,
+            orientation=orientation,
         )
 
 

@@ -243,6 +243,8 @@ def read_json_table(path: str | Path) -> list[JsonRow | Refused]:
 
 def refuse(path: str | Path, refused: Sequence[Refused], rows: int) -> None:
     """An `InputError` that lists the refused rows, if there are any."""
+    if len(refused) == 1:
+        raise InputError(f"{path}: line {refused[0].line}: {refused[0].reason}")
     if refused:
         raise InputError(f"{path}: {len(refused)} of {rows} rows cannot be read:{listed(refused)}")
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from shards.claim import STATE, claim, is_whole, require_same_input, start
 from shards.corpora import Corpus, Record, Reject
 from shards.files import InputError, atomic_path, file_sha256, lock, read_json, sweep, write_json
-from shards.images import RejectedImage, stored_image
+from shards.images import RejectedImage, picture_orientation, stored_image
 from shards.schema import (
     INDEX_NAME,
     KEY_PATTERN,
@@ -222,7 +222,9 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
         with open(temporary, "wb") as file, _tar_writer(file) as tar:
             for record in task.records:
                 try:
-                    content, size = stored_image(task.images / record.image, task.max_side)
+                    path = task.images / record.image
+                    content, size = stored_image(path, task.max_side)
+                    turn = picture_orientation(path)
                 except RejectedImage as error:
                     rejects.append(Reject(record.row, error.reason))
                     continue
@@ -234,6 +236,7 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                     size=size,
                     source=record.source,
                     similarity=record.similarity,
+                    orientation=turn,
                 )
                 key = f"{task.split}_{record.row:08d}"  # unique, whatever the file was called
                 tar.write({"__key__": key, "jpg": content, "json": meta.to_json().encode()})

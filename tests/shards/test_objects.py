@@ -1,5 +1,6 @@
 """The objects column: selection, boxes from files, the two detectors, resume."""
 
+import io
 import json
 import random
 import shutil
@@ -10,13 +11,17 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shards.__main__ import main
+from shards.corpora import captions
 from shards.files import InputError
 from shards.objects import clip, select
 from shards.schema import DetectedObject
 from shards.stream import ShardReader
+from shards.write import build
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,6 +144,87 @@ def test_damaged_boxes_are_named(shards, tmp_path, capsys, line, problem):
     assert stopped.value.code == 2 and len(error.splitlines()) == 1
     assert "b.jsonl: line 2" in error and problem in error
     assert not ShardReader(shards).has_column("objects")
+
+
+def test_all_damaged_lines_are_listed_at_once(shards, tmp_path, capsys):
+    lines = [{"image_id": "7", "objects": []}, {"image_id": "8"}, {"objects": []}]
+    with pytest.raises(SystemExit):
+        detect(shards, write_lines(tmp_path / "b.jsonl", *lines))
+    error = capsys.readouterr().err.splitlines()
+    assert "b.jsonl: 2 of 3 rows cannot be read:" in error[0]
+    assert [line[:9] for line in error[1:]] == ["  line 2:", "  line 3:"]
+
+
+def test_ids_that_match_nothing_are_an_error(shards, tmp_path, capsys):
+    lines = [{"image_id": f"{7 * number}.jpg", "objects": []} for number in range(40)]
+    with pytest.raises(SystemExit):
+        detect(shards, write_lines(tmp_path / "b.jsonl", *lines))
+    error = capsys.readouterr().err
+    assert "none of its 40 image_ids is a picture of" in error and "'0.jpg' here" in error
+    assert not (shards / "objects").exists()
+
+
+def test_the_share_that_does_not_match_is_said(shards, tmp_path, capsys):
+    lines = [{"image_id": 7 * number, "objects": []} for number in range(38, 45)]
+    detect(shards, write_lines(tmp_path / "b.jsonl", *lines))
+    error = capsys.readouterr().err
+    assert "5 of 7 lines name no picture here, for example '280'" in error
+    assert "38 of 40 pictures have no line" in error
+
+
+def turned_shards(tmp_path, turn: int, size=(120, 80)) -> Path:
+    """One picture, red where raw pixels [0, 0, 60, 40] are, with that EXIF orientation."""
+    pixels = np.full((size[1], size[0], 3), 255, dtype=np.uint8)
+    pixels[:40, :60] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.jpg", exif=exif, quality=95)
+    (tmp_path / "c.csv").write_text("image,caption\na.jpg,text\n")
+    build(captions(tmp_path / "images", tmp_path / "c.csv", mismatch=0), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def redness(sample) -> tuple[float, float]:
+    """Share of red inside the box, and outside it."""
+    red = np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB"))[..., 1] < 128
+    x1, y1, x2, y2 = (round(side) for side in sample.objects[0].box)
+    inside = red[y1:y2, x1:x2]
+    return inside.mean(), (red.sum() - inside.sum()) / (red.size - inside.size)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("scale", [1, 2])
+def test_boxes_of_raw_pixels_turn_with_their_picture(tmp_path, turn, scale):
+    shards = turned_shards(tmp_path, turn)
+    box = [0, 0, 60 * scale, 40 * scale]
+    line = {"image_id": "a.jpg", "objects": [{"box": box, "score": 0.9, "label": "red"}]}
+    line["size"] = [120 * scale, 80 * scale]
+    if turn in (2, 3, 4):  # the shape does not tell
+        with pytest.raises(SystemExit):
+            detect(shards, write_lines(tmp_path / "b.jsonl", line))
+        line["upright"] = False
+    detect(shards, write_lines(tmp_path / "b.jsonl", line))
+    (sample,) = ShardReader(shards, columns=["objects"]).samples(0)
+    assert sample.meta.orientation == turn
+    inside, outside = redness(sample)
+    assert inside > 0.95 and outside < 0.02
+    upright = list(sample.objects[0].box)
+    line |= {"size": list(sample.meta.size), "upright": True}
+    line["objects"][0]["box"] = upright  # as a detector gives it that turns pictures itself
+    detect(shards, write_lines(tmp_path / "b.jsonl", line))
+    (sample,) = ShardReader(shards, columns=["objects"]).samples(0)
+    assert list(sample.objects[0].box) == upright
+
+
+def test_lying_boxes_of_shards_that_do_not_know(tmp_path, capsys):
+    """Shards of earlier versions do not say which pictures were turned."""
+    shards = turned_shards(tmp_path, 1)
+    line = {"image_id": "a.jpg", "size": [80, 120]}
+    line["objects"] = [{"box": [0, 0, 40, 60], "score": 0.9, "label": "red"}]
+    with pytest.raises(SystemExit):
+        detect(shards, write_lines(tmp_path / "b.jsonl", line))
+    assert "line 1: a.jpg: `size` [80, 120] lies on its side beside" in capsys.readouterr().err
 
 
 def test_a_picture_listed_twice(shards, tmp_path, capsys):
