@@ -167,6 +167,8 @@ class ShardIndex:
     rejects: int
     provenance: dict[str, Any] = field(default_factory=dict)
     """Source, options, versions."""
+    checksums: bool = False
+    """Whether every `{key}.json` ends in its sample's crc32; older shards have none."""
     format: int = FORMAT_VERSION
 
     @property
@@ -268,6 +270,7 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
             rows=fields["rows"],
             rejects=fields["rejects"],
             provenance=fields["provenance"],
+            checksums=fields.get("checksums", False) is True,
             format=version,
         )
     except InputError:
@@ -275,6 +278,8 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{name}: damaged index ({error!r}); build the shards again") from error
     totals = (index.samples, index.matched, index.samples + index.rejects)
+    if len({shard.stem for shard in index.shards}) < len(index.shards):
+        raise InputError(f"{name}: names a shard twice; build the shards again")
     if totals != (fields.get("samples"), fields.get("matched"), index.rows):
         raise InputError(f"{name}: totals disagree with the shard list; build the shards again")
     return index

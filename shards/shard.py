@@ -2,6 +2,7 @@
 
 import os
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.files import InputError, parse_object
+from shards.files import InputError, file_sha256, parse_object
 from shards.location import Location, mend
 from shards.schema import (
+    COLUMN_COMMANDS,
+    COLUMN_NAME,
     OBJECTS,
     TEACHER,
     TEACHER_TENSORS,
@@ -21,6 +24,8 @@ from shards.schema import (
     ShardInfo,
 )
 
+_CRC_NAME = b', "crc32": '
+_CRC = _CRC_NAME + b"%d}"
 BLOCK = 512  # bytes, of a tar
 
 
@@ -42,9 +47,14 @@ class OpenShard:
     """One shard: open file, offset table, columns."""
 
     def __init__(
-        self, source: Location, info: ShardInfo, columns: Mapping[str, ColumnIndex]
+        self,
+        source: Location,
+        info: ShardInfo,
+        columns: Mapping[str, ColumnIndex],
+        checksums: bool,
     ) -> None:
         self.path = source.path(info.name, info.sha256, info.bytes)
+        self.matched, self.checksums = info.matched, checksums
         self.objects, self.teacher = None, None
         self.file = os.open(self.path, os.O_RDONLY)
         try:
@@ -71,13 +81,24 @@ class OpenShard:
         meta = os.pread(self.file, member.meta_size, member.meta_at)
         if len(image) != member.image_size or len(meta) != member.meta_size:
             raise InputError(f"{self.path}: {member.key} is cut; {mend(self.path.parent)}")
+        if self.checksums and not is_intact(member.key, image, meta):
+            raise InputError(
+                f"{self.path}: {member.key} is damaged (its checksum differs); "
+                f"{mend(self.path.parent)}"
+            )
+        pair = PairMeta.parse(meta, f"{self.path}: {member.key}.json")
+        if pair.matched != (row < self.matched):
+            raise InputError(
+                f"{self.path}: {member.key} is {'' if pair.matched else 'not '}matched, unlike the "
+                f"index says; {mend(self.path.parent)}"
+            )
         teacher = self.teacher and {
             name: np.asarray(self.teacher.get_slice(name)[row]) for name in TEACHER_TENSORS
         }
         return Sample(
             key=member.key,
             image=image,
-            meta=PairMeta.parse(meta, f"{self.path}: {member.key}.json"),
+            meta=pair,
             objects=None if self.objects is None else self.objects[row],
             teacher=teacher,
         )
@@ -125,6 +146,23 @@ def scan_shard(file: int, name: str) -> Iterator[Member]:
         raise InputError(f"{name}: {image[0]} has no .json; the file is cut")
 
 
+def with_checksum(key: str, image: bytes, meta: str) -> bytes:
+    """A `{key}.json` whose last field is the crc32 of key, picture and what
+    stands before it."""
+    text = meta.removesuffix("}").encode()
+    return text + _CRC % _checksum(key, image, text)
+
+
+def is_intact(key: str, image: bytes, meta: bytes) -> bool:
+    """Whether a sample is what `with_checksum` wrote."""
+    text, _, _ = meta.rpartition(_CRC_NAME)
+    return meta == text + _CRC % _checksum(key, image, text)
+
+
+def _checksum(key: str, image: bytes, text: bytes) -> int:
+    return zlib.crc32(text, zlib.crc32(image, zlib.crc32(key.encode())))
+
+
 def read_objects(path: Path, keys: Sequence[str]) -> list[tuple[DetectedObject, ...]]:
     """A shard's objects, in tar order, checked against the shard's keys."""
     try:
@@ -145,7 +183,16 @@ def read_objects(path: Path, keys: Sequence[str]) -> list[tuple[DetectedObject, 
 
 
 def _column_path(source: Location, column: ColumnIndex, stem: str, suffix: str) -> Path:
-    return source.path(f"{column.column}/{stem}{suffix}", column.shards[stem].sha256)
+    """A column's file, whose bytes are those that were written: hashing them takes about a
+    millisecond a shard, and a shifted, edited or damaged column would train on unseen."""
+    sha256 = column.shards[stem].sha256
+    path = source.path(f"{column.column}/{stem}{suffix}", sha256)
+    if file_sha256(path) != sha256:
+        raise InputError(
+            f"{path}: another checksum than {COLUMN_NAME} says; run "
+            f"`{COLUMN_COMMANDS[column.column]}` again"
+        )
+    return path
 
 
 def open_teacher(path: Path, samples: int) -> Any:

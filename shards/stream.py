@@ -177,7 +177,7 @@ class ShardReader:
         opened = self._open.get(shard)
         if opened is None:
             opened = self._open[shard] = OpenShard(
-                self._source, self.index.shards[shard], self.columns
+                self._source, self.index.shards[shard], self.columns, self.index.checksums
             )
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)

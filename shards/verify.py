@@ -89,7 +89,7 @@ def _checksum(path: Path, expected: str) -> str | None:
 
 
 def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[str]) -> list[str]:
-    keys, matched = [], 0
+    keys: list[str] = []
     for sample in reader.samples(number):
         name = f"{info.name}: {sample.key}"
         if not KEY_PATTERN.fullmatch(sample.key):
@@ -98,9 +98,6 @@ def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[st
             raise InputError(f"{name}: key appears twice")
         seen.add(sample.key)
         keys.append(sample.key)
-        if sample.meta.matched and matched < len(keys) - 1:
-            raise InputError(f"{name}: a matched pair behind a mismatched one")
-        matched += sample.meta.matched
         try:
             with Image.open(io.BytesIO(sample.image), formats=("JPEG",)) as image:
                 image.load()
@@ -108,8 +105,6 @@ def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[st
             raise InputError(f"{name}: picture cannot be decoded ({error})") from error
         if image.size != sample.meta.size:
             raise InputError(f"{name}: picture is {image.size}, its JSON says {sample.meta.size}")
-    if matched != info.matched:
-        raise InputError(f"{info.name}: {matched} matched pairs, the index says {info.matched}")
     return keys
 
 

@@ -44,6 +44,7 @@ from shards.schema import (
     ShardIndex,
     ShardInfo,
 )
+from shards.shard import with_checksum
 
 MIN_SHARDS, MIN_SAMPLES, MAX_SAMPLES = 64, 32, 2048
 
@@ -131,6 +132,7 @@ def _write(
         shards=tuple(info for info in infos if info.samples),
         rows=corpus.rows,
         rejects=len(rejects),
+        checksums=True,
         provenance={
             "options": options,
             "report": corpus.report,
@@ -239,7 +241,8 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                     orientation=turn,
                 )
                 key = f"{task.split}_{record.row:08d}"  # unique, whatever the file was called
-                tar.write({"__key__": key, "jpg": content, "json": meta.to_json().encode()})
+                json_member = with_checksum(key, content, meta.to_json())
+                tar.write({"__key__": key, "jpg": content, "json": json_member})
                 samples += 1
                 matched += record.matched
         sha256 = file_sha256(temporary) or ""

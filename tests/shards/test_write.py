@@ -60,6 +60,7 @@ def test_tars_follow_the_contract(news, news_shards):
     expected = corpus(news)
     for _, key, meta in found:
         record = expected.record(int(key[-8:]))
+        assert meta.pop("crc32") > 0
         assert meta == {
             "caption": record.caption,
             "matched": record.matched,
