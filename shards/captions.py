@@ -7,7 +7,6 @@ published (one Python dict a line, `img_id` and `text`) into an `image,caption` 
 import argparse
 import ast
 import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from shards.files import InputError, atomic_path, parse_object, write_json
+from shards.files import InputError, atomic_path, parse_object, read_lines, write_json
 from shards.images import RejectedImage, decoded
+from shards.tables import read_table
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PROMPT = "a photo of"
 MAX_SIDE = 512  # longer side; captioners scale their input down themselves
 
 
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("images", type=Path, help="folder, searched with its subfolders")
     generate.add_argument("--model", required=True, help="Hugging Face id or folder")
     generate.add_argument("--out", type=Path, required=True, help=".csv, or .txt as CAMIM has it")
-    generate.add_argument("--prompt", default="a photo of", help="(default: %(default)r)")
+    generate.add_argument("--prompt", default=PROMPT, help="(default: %(default)r)")
     generate.add_argument("--batch", type=int, default=8, help="(default: %(default)s)")
     generate.add_argument("--max-new-tokens", type=int, default=60, help="(default: %(default)s)")
     generate.add_argument("--device", default="cpu", help="(default: %(default)s)")
@@ -116,6 +117,11 @@ class Captioner:
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--model {model}: no captioner can be loaded ({reason})") from error
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        if tokenizer and not self.model.config.is_encoder_decoder:
+            # A decoder goes on from the last position, which must not be padding: a caption would
+            # change with the pictures beside it.
+            tokenizer.padding_side = "left"
         self.model.eval().to(device)
         self.prompt, self.max_new_tokens, self.device = prompt, max_new_tokens, device
         self.provenance = {
@@ -192,30 +198,23 @@ def read_captions(path: Path) -> dict[str, str]:
     CAMIM's texts may be empty or begin with a line end; blanks at both ends are cut.
     """
     captions: dict[str, str] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    rows = _csv_rows(text, path) if path.suffix == ".csv" else _camim_rows(text, path)
-    for number, (image, caption) in enumerate(rows, start=1):
+    rows = _csv_rows(path) if path.suffix == ".csv" else _camim_rows(path)
+    for number, image, caption in rows:
         if image in captions:
-            raise InputError(f"{path}: row {number}: a second caption of {image}")
+            raise InputError(f"{path}: line {number}: a second caption of {image}")
         captions[image] = caption.strip()
     if not captions:
         raise InputError(f"{path}: holds no caption")
     return captions
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        for line in csv.DictReader(io.StringIO(text, newline="")):
-            yield line["image"] or "", line["caption"] or ""
-    except (KeyError, csv.Error) as error:
-        raise InputError(f"{path}: no CSV with `image` and `caption` ({error!r})") from error
+def _csv_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    for line, fields in read_table(path, ("image", "caption")).accepted():
+        yield line, fields["image"], fields["caption"]
 
 
-def _camim_rows(text: str, path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _camim_rows(path: Path) -> Iterator[tuple[int, str, str]]:
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         try:
@@ -225,7 +224,7 @@ def _camim_rows(text: str, path: Path) -> Iterator[tuple[str, str]]:
             raise InputError(f"{path}: line {number}: no CAMIM caption ({error!r})") from error
         if not (isinstance(image, str) and isinstance(caption, str)):
             raise InputError(f"{path}: line {number}: `img_id` and `text` must be texts")
-        yield image, caption
+        yield number, image, caption
 
 
 def write_captions(path: Path, captions: dict[str, str]) -> None:

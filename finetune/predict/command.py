@@ -69,6 +69,8 @@ class PredictConfig:
     """spaCy model that finds nouns to ground; none: entity names alone."""
     caption_model: str | None = None
     """For runs that read captions: a captioner (BLIP, …), folder or hub id, for posts without."""
+    caption_prompt: str = "a photo of"
+    """What the captioner is asked; as the captions of training were made."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.input is None):

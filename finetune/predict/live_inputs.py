@@ -23,7 +23,7 @@ from finetune.tasks.base import Row, SideInput
 from finetune.tasks.posts import Post
 from finetune.tasks.region_cache import Region, Regions, rounded
 from pretrain import distributed
-from shards.captions import Captioner, captioned
+from shards.captions import PROMPT, Captioner, captioned
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
 
@@ -51,13 +51,17 @@ class LiveInputs:
     """spaCy model that finds nouns; none: entity names alone."""
     caption_model: str | None = None
     """Captioner (BLIP, …): folder or hub id; None: captions come with the posts."""
+    caption_prompt: str = PROMPT
+    """What the captioner is asked."""
     device: str = "cpu"
 
     @cached_property
     def captioner(self) -> Captioner:
         """Loaded when a run wants it."""
         try:
-            return Captioner(str(self.caption_model), "a photo of", LONGEST_CAPTION, self.device)
+            return Captioner(
+                str(self.caption_model), self.caption_prompt, LONGEST_CAPTION, self.device
+            )
         except InputError as error:
             reason = str(error).replace("--model", "--caption-model", 1)
             raise InputError(f"{reason}; or give --caption TEXT") from None
@@ -204,7 +208,7 @@ def check_needs(
 
 def live_inputs(settings: Any) -> LiveInputs:
     """As a command's settings say: those of its fields that are called like these."""
-    names = ("regions", "grounder", "detector", "tagger", "caption_model")
+    names = ("regions", "grounder", "detector", "tagger", "caption_model", "caption_prompt")
     chosen = {name: getattr(settings, name) for name in names}
     return LiveInputs(**chosen, device=str(distributed.device()))
 

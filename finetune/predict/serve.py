@@ -65,6 +65,8 @@ class ServeConfig:
     """spaCy model that finds nouns to ground; none: entity names alone."""
     caption_model: str | None = None
     """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
+    caption_prompt: str = "a photo of"
+    """What the captioner is asked; as the captions of training were made."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:

@@ -3,7 +3,10 @@
 import csv
 import json
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from shards import captions
 from shards.__main__ import main
@@ -23,6 +26,55 @@ def images(tmp_path, picture):
     (tmp_path / "images" / "broken.png").write_bytes(b"no picture")
     (tmp_path / "images" / "note.txt").write_text("no picture either")
     return tmp_path / "images"
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    """A Qwen2-VL of random weights: it goes on from a text of as many tokens as a picture needs."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    special = ["<pad>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    words = {word: n for n, word in enumerate([*special, "<eos>", *(f"w{n}" for n in range(90))])}
+    words = {**words, "a": 96, "photo": 97, "of": 98, "<unk>": 99}
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens([*special, "<eos>"])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", padding_side="right"
+    )
+    text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100}
+    text |= {"num_key_value_heads": 2, "intermediate_size": 16, "pad_token_id": 0}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2],
+                                 "rope_theta": 1e4}}  # fmt: skip
+    vision = {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 16, "mlp_ratio": 2}
+    config = transformers.Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=1, video_token_id=2,
+        vision_start_token_id=3, vision_end_token_id=4, bos_token_id=5, eos_token_id=5,
+    )  # fmt: skip
+    transformers.set_seed(0)
+    model = transformers.Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(8)  # else every answer is the same word
+    model.save_pretrained(tmp_path / "model")
+    picture = transformers.Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 64)
+    template = "<|vision_start|> <|image_pad|> <|vision_end|> a photo of"
+    transformers.Qwen2VLProcessor(
+        picture, tokenizer, transformers.Qwen2VLVideoProcessor(), chat_template=template
+    ).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_caption_does_not_depend_on_the_batch(decoder):
+    captioner = captions.Captioner(str(decoder), "a photo of", 8, "cpu")
+    random = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8))
+        for size in ((28, 28), (112, 56), (168, 168), (56, 224))
+    ]
+    alone = [captioner.describe([picture])[0] for picture in pictures]
+    assert captioner.describe(pictures) == alone and len(set(alone)) > 1
 
 
 def generate(images, model, out, *options):
@@ -114,7 +166,7 @@ def test_texts_survive_both_formats(tmp_path):
         ("c.txt", "__import__('os').system('true')", "line 1"),
         ("c.txt", "{'img_id': 1, 'text': 'b'}", "must be texts"),
         ("c.txt", "[" * 5000, "line 1"),
-        ("c.txt", "\xff", "cannot be read"),
+        ("c.txt", "\xff", "line 1: byte 0xff at position 0 is no UTF-8"),
         ("c.csv", "a,b\n1,2\n", "`image` and `caption`"),
         ("c.csv", "image,caption\n", "no caption"),
     ],
