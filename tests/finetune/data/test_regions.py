@@ -1,118 +1,18 @@
-"""Region caches: keywords, grounding with a tiny Grounding DINO, template matching, resuming."""
+"""Region caches: recovered, built with a tiny Grounding DINO, imported, resumed."""
 
-import ast
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawn import texture
 
 from finetune.data import grounding, views
-from finetune.data.crop_matching import Matcher
-from finetune.data.grounding import Grounder, keywords, nouns
-from finetune.data.regions import find_crops, main, resumable
+from finetune.data.grounding import Grounder
+from finetune.data.regions import main, resumable
 from finetune.inputs.view import read_view
-from finetune.tasks.mnre import RelationRow
 from finetune.tasks.region_cache import Region, read_regions
-from finetune.tasks.twitter import NERRow
-from shards.files import InputError
-
-# ---- keywords ------------------------------------------------------------------------------------
-
-
-def relation_row(text, head, tail):
-    return RelationRow(
-        row=0, image_id="a.jpg", tokens=tuple(text.split()), head=head, tail=tail, relation="None"
-    )
-
-
-def tagged(tags):
-    return lambda tokens: tags.split()
-
-
-def test_keywords_entities_first_then_nouns():
-    row = relation_row("RT @AFP : Bob visits the old Town Hall in Oslo", (3, 4), (9, 10))
-    tag = tagged("PROPN PROPN PUNCT PROPN VERB DET ADJ NOUN PROPN ADP PROPN")
-    assert keywords(row, tag) == [
-        ("Bob", "head"),
-        ("in", "tail"),
-        ("AFP", "noun"),
-        ("Town Hall", "noun"),
-    ]
-    row = relation_row("Bob visits the old Town Hall in Oslo", (0, 1), (7, 8))
-    tag = tagged("PROPN VERB DET ADJ NOUN PROPN ADP PROPN")
-    expected = [("Bob", "head"), ("Oslo", "tail"), ("Town Hall", "noun")]
-    assert keywords(row, tag) == expected
-    assert keywords(row, tag, limit=2) == expected[:2]
-    assert keywords(row, None) == expected[:2]
-
-
-def test_keywords_cleans_names_and_drops_repeats():
-    row = relation_row("RT @NewYorker : KIM and .@Kim and kim", (0, 2), (5, 6))
-    tag = tagged("PROPN PROPN PUNCT PROPN CCONJ PROPN CCONJ PROPN")
-    assert keywords(row, tag) == [("NewYorker", "head"), ("Kim", "tail")]
-
-
-def test_keywords_of_a_tweet_without_entities():
-    row = NERRow(row=0, image_id="a.jpg", tokens=("A", "dog"), tags=("O", "O"))
-    assert keywords(row, tagged("DET NOUN")) == [("dog", "noun")]
-    assert keywords(row, None) == []
-
-
-def test_nouns_skip_junk_and_entity_runs():
-    tokens = ["RT", "#Dogs", "https://t.co/x", "2018", "!!", "New", "York", "Times", "Bob", "Smith"]
-    tags = ["NOUN"] * len(tokens)
-    assert nouns(tokens, tags, [(9, 10)]) == ["Dogs"]
-    assert nouns(tokens, tags, []) == ["Dogs", "New York Times Bob Smith"]
-
-
-def test_absent_spacy_model_is_one_line():
-    with pytest.raises(InputError, match="python -m spacy download en_absent"):
-        grounding.spacy_tagger("en_absent")
-
-
-# ---- template matching ---------------------------------------------------------------------------
-
-
-def texture(size, seed=0):
-    """A picture of smooth random blobs."""
-    generator = np.random.default_rng(seed)
-    small = generator.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
-@pytest.mark.parametrize("box", [(0, 0, 320, 240), (10, 20, 90, 60), (300, 230, 320, 240)])
-def test_matcher_finds_the_box_exactly(box):
-    picture = texture((320, 240))
-    match = Matcher(picture).find(picture.crop(box))
-    assert match.box == box and match.score == pytest.approx(1, abs=1e-6)
-
-
-def test_matcher_equals_opencv():
-    cv2 = pytest.importorskip("cv2")
-    picture, other = texture((160, 120)), texture((160, 120), seed=1)
-    for crop in (picture.crop((30, 40, 80, 90)), other.crop((0, 0, 50, 20))):
-        grey = [np.asarray(image.convert("L")) for image in (picture, crop)]
-        scores = cv2.matchTemplate(*grey, cv2.TM_CCOEFF_NORMED)
-        _, best, _, place = cv2.minMaxLoc(scores)
-        match = Matcher(picture).find(crop)
-        assert match.score == pytest.approx(best, abs=1e-4) and match.box[:2] == place
-
-
-def test_matcher_scales_and_refuses():
-    picture = texture((320, 240))
-    crop = picture.crop((40, 50, 240, 210))
-    wider = crop.resize((206, 165), Image.Resampling.BICUBIC)  # 3 % too large
-    match = Matcher(picture).find_scaled(wider)
-    assert match is not None and np.abs(np.array(match.box) - (40, 50, 240, 210)).max() <= 2
-    assert Matcher(picture).find_scaled(texture((100, 80), seed=5)) is None
-    assert Matcher(picture).find_scaled(texture((400, 80))) is None
-    assert Matcher(picture).find(Image.new("RGB", (20, 20), "red")) is None
-    flat = Matcher(Image.new("RGB", (64, 64), "white")).find(picture.crop((0, 0, 20, 20)))
-    assert flat.score == 0
-
 
 # ---- a small corpus ------------------------------------------------------------------------------
 
@@ -429,29 +329,6 @@ def test_import_objects_damage(corpus, tmp_path, capsys, damage):
         main(["import", "--data", str(corpus[0]), "--out", str(tmp_path), "--objects", str(file)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {file}:2:")
-
-
-# ---- the published crops ------------------------------------------------------------------------
-
-
-def test_published_crops_are_recovered(shared_data, tmp_path):
-    """specs/focalmre.md §1.3: cut at scale 1; found above 0.95, foreign pictures below 0.7."""
-    sample = shared_data / "mnre_sample"
-    scores, foreign = [], []
-    for split in ("train", "val", "test"):
-        lines = (sample / "txt" / f"ours_{split}.txt").read_text(encoding="utf-8").splitlines()
-        folder = sample / "img_org" / split
-        others = sorted(folder.iterdir())
-        for row, line in enumerate(lines):
-            picture = folder / ast.literal_eval(line)["img_id"]
-            crops = sorted((sample / "img_vg" / split / "crops").glob(f"{row}_pred*.png"))
-            found = find_crops((picture, crops))
-            assert not found["lost"]
-            scores += [region["score"] for region in found["regions"]]
-            stranger = next(path for path in others if path != picture)
-            foreign.append(Matcher(Image.open(stranger)).find(Image.open(crops[0])).score)
-    assert len(scores) == 42  # 50 crops; those of rows 5 belong to rows that the sample lacks
-    assert min(scores) > 0.957 and np.mean(scores) > 0.98 and max(foreign) < 0.7
 
 
 def test_recover_command_on_the_sample(shared_data, tmp_path):
