@@ -7,7 +7,7 @@ A header line, then one line for each changed row::
     {"row": 3, "img_id": "other.jpg", "vg": […]}
 
 A row may have `drop` (it is left out), `img_id` (another picture), `vg` and `od` (other regions),
-`no_image`. Which rows change and how is decided in `views.py`.
+`no_image`. Which rows change and how is decided in `finetune/data/view_rules.py`.
 """
 
 import json

@@ -9,10 +9,11 @@ from sklearn.metrics import f1_score
 
 from finetune import registry
 from finetune.__main__ import main
-from finetune.report import pages, published, series, tables
+from finetune.report import pages, published, tables
 from finetune.report.command import run_names, summary
 from finetune.report.galleries import hardest
 from finetune.report.model_sections import drawn
+from finetune.report.sections import averaged_over
 from finetune.run.calibration import of_seed
 from finetune.run.open_run import seed_directories
 from finetune.run.results import Predictions, of_seeds
@@ -76,7 +77,8 @@ def test_report_and_summary(tmp_path, runs):
     assert all("chosen on dev" in caption for caption in captions[:-1])
     assert "Published" not in text  # these rows are not the published ones
     assert "## Leak audit" in text and "| *tells the label* |" not in text
-    assert "## Few labels" in text and "## Relations of mnre" in text and "macro F1" in text
+    assert "## Few labels" in text and "## Relations of mnre" in text
+    assert "Macro and weighted F1 are over the 2 relations that test rows have." in text
     assert "## Protocol" in text and "on, the first of equal dev F1" in text
     assert "| mtb | none beside the text |" in text
     fitted = of_seed(runs / "mtb/seed-1", list(results["mtb"]["per_seed"][0]["train_counts"]))
@@ -146,90 +148,6 @@ def test_what_runs_cannot_show_is_said_in_a_line(option, tmp_path, runs, capsys)
     assert not (tmp_path / "r.md").exists()
 
 
-def result(fraction=1.0, f1=50.0, views=(), **more):
-    """What `result.json` says, as far as series read it."""
-    config = {"fraction": fraction, "architecture": None, "init": "runs/pretrain/model"} | more
-    return {
-        "task": "mnre", "method": "promu", "images": "required", "views": list(views),
-        "dev": None, "test": {"f1": {"mean": f1, "sd": None}}, "provenance": {"config": config},
-    }  # fmt: skip
-
-
-def test_series_of_shares_and_of_noise_by_hand():
-    shares = {"all": result(1.0, 80), "tenth": result(0.1, 40), "again": result(0.1, 42)}
-    (found,) = series.few_labels(shares)
-    line = "promu, from pretrain/model"
-    assert found["columns"] == ["10 %", "100 %"] and found["axis"] == [10, 100]
-    assert found["runs"] == {
-        line: {"100 %": (80, None), "10 %": (40, None)},
-        f"{line}, again": {"10 %": (42, None)},
-    }
-    assert series.few_labels({"all": result()}) == []
-
-    def noisy(ratio, f1, split="test"):
-        params = {"ratio": ratio, "unit": "row"}
-        return result(1.0, f1, [{"tool": "align-noise", "params": params, "split": split}])
-
-    runs = {"clean": result(1.0, 80), "a": noisy(0.5, 60), "b": noisy(0.05, 75)}
-    (found,) = series.strengths(runs)
-    assert found["columns"] == ["none", "5 %", "50 %"] and found["axis"] == [0, 5, 50]
-    assert found["runs"] == {line: {"none": (80, None), "5 %": (75, None), "50 %": (60, None)}}
-    assert series.strengths({"clean": result(), "a": noisy(0.5, 60)}) == []
-    tenth = result(0.1, 30)  # fewer labels: no point of that curve
-    (again,) = series.strengths(runs | {"tenth": tenth})
-    assert again == found
-    (few,) = series.strengths(runs | {"tenth": tenth, "noisy tenth": noisy_tenth(0.5)})
-    assert few["runs"] == found["runs"] | {
-        f"{line}, 10 % of train": {"50 %": (20, None), "none": (30, None)}
-    }
-    (twice,) = series.strengths(runs | {"more seeds": result(1.0, 70)})
-    assert twice["runs"] == found["runs"] | {f"{line}, more seeds": {"none": (70, None)}}
-
-
-def noisy_tenth(ratio):
-    """A tenth of the labels under a view."""
-    params = {"ratio": ratio, "unit": "row"}
-    return result(0.1, 20, [{"tool": "align-noise", "params": params, "split": "test"}])
-
-
-def test_runs_of_other_settings_are_no_line():
-    """Which runs belong together is what their configurations say, but for how long they train."""
-    line = "promu, from pretrain/model"
-
-    def run(fraction, f1, epochs=4, **more):
-        optim = {"lr": 1e-4, "epochs": epochs, "evaluate_every": epochs}
-        return result(fraction, f1, optim=optim, seeds=epochs, **more)
-
-    newer = {"types": None, "bootstrap": False, "engine": {"precision": "auto"}}  # its defaults
-    same = {"all": run(1.0, 80), "tenth": run(0.1, 40, epochs=9, **newer)}
-    (found,) = series.few_labels(same)
-    assert found["runs"] == {line: {"100 %": (80, None), "10 %": (40, None)}}
-    other = {
-        "all": run(1.0, 80, model={"gate": "dim"}, captions="caption"),
-        "blip": run(1.0, 82, model={"gate": "dim"}, captions="BLIP"),
-        "none": run(0.1, 40, model={"gate": "none"}, captions="caption"),
-        "tenth": run(0.1, 50, model={"gate": "dim"}, captions="caption"),
-    }
-    (found,) = series.few_labels(other)
-    assert found["runs"] == {
-        f"{line}, all": {"100 %": (80, None), "10 %": (50, None)},
-        f"{line}, blip": {"100 %": (82, None)},
-        f"{line}, none": {"10 %": (40, None)},
-    }
-    table = tables.fraction_table(other)
-    assert [row[1:] for row in table.rows] == [["50.00", "80.00"], ["–", "82.00"], ["40.00", "–"]]
-
-
-def test_our_rows_stand_above_the_published_ones():
-    seed = {"train_rows": 12_247}
-    scores = {name: {"mean": 50.0, "sd": None} for name in ("precision", "recall", "f1")}
-    run = result() | {"per_seed": [seed], "test": scores, "leaky": False}
-    table = tables.published_table("mnre", {"mine": run})
-    assert table.rows[0] == ["promu", "50.00", "50.00", "50.00", "this report, mine", "picture"]
-    assert len(table.rows) == 1 + sum(entry.task == "mnre" for entry in published.FIGURES)
-    assert tables.published_table("mnre", {"mine": run | {"per_seed": [{"train_rows": 9}]}}) is None
-
-
 def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs):
     run = runs / "promu"
     result = json.loads((run / "result.json").read_text())
@@ -280,32 +198,6 @@ def test_cells_are_escaped():
     assert "<em>leaky</em>" in table.html() and "&lt;x&gt;" in table.html()
 
 
-def test_scores_by_label_equal_scikit_learn():
-    generator = np.random.default_rng(0)
-    names = np.array(["None", "a", "b", "c", "d"])
-    for _ in range(100):
-        gold, predicted = names[generator.integers(0, 5, (2, 40))].tolist()
-        found = metrics.relation_scores_by_label(gold, predicted)
-        labels = list(found)
-        expected = f1_score(gold, predicted, labels=labels, average=None, zero_division=0)
-        assert [found[name]["f1"] for name in labels] == pytest.approx((100 * expected).tolist())
-        assert metrics.macro_f1(found) == pytest.approx(100 * expected.mean())
-        weighted = f1_score(gold, predicted, labels=labels, average="weighted", zero_division=0)
-        assert metrics.weighted_f1(found) == pytest.approx(100 * weighted)
-        assert "None" not in found
-        assert sum(scores["support"] for scores in found.values()) == 40 - gold.count("None")
-
-
-def test_frequency_bins():
-    train = {"None": 50, "a": 10, "b": 30, "c": 40}
-    gold = ["a", "b", "c", "None", "b"]
-    predicted = ["b", "b", "b", "a", "None"]
-    found = metrics.scores_by_frequency(gold, predicted, train, edges=(0, 20, 100))
-    assert found["0–20"] == {"f1": 0, "precision": 0, "recall": 0, "support": 1}
-    assert found["20–100"]["precision"] == pytest.approx(100 / 3)
-    assert found["20–100"]["recall"] == pytest.approx(100 / 3)
-
-
 def test_bootstrap_covers_the_score():
     generator = np.random.default_rng(0)
     gold = np.array(["None", "a", "b"])[generator.integers(0, 3, 600)]
@@ -332,3 +224,22 @@ def test_published_figures_are_percent():
     for entry in published.FIGURES:
         precision, recall, f1 = map(float, entry.figures)
         assert 40 < min(precision, recall, f1) <= max(precision, recall, f1) < 100
+
+
+def test_a_report_says_over_which_relations_macro_f1_is():
+    gold, predicted = ["None", "a", "b", "a"], ["c", "a", "a", "None"]
+    train = {"None": 5, "a": 3, "b": 2, "c": 1, "d": 0}
+    note = averaged_over(gold, train)
+    assert note == (
+        " Macro and weighted F1 are over the 2 relations that test rows have; "
+        "without a test row: c, d."
+    )
+    assert averaged_over(gold, {"None": 5, "a": 3, "b": 2}).endswith(
+        "2 relations that test rows have."
+    )
+    macro = metrics.macro_f1(metrics.relation_scores_by_label(gold, predicted))
+    over_those, over_all = (
+        100 * f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)
+        for labels in (["a", "b"], ["a", "b", "c", "d"])
+    )
+    assert macro == pytest.approx(over_those) and macro == pytest.approx(2 * over_all)
