@@ -26,6 +26,8 @@ Span = tuple[int, int]
 KEYS = {"id", "text", "tokens", "head", "tail", "image", "caption", "relation", "tags"}
 MOST_CHARACTERS = 20_000
 
+HALF = re.compile("[\ud800-\udfff]")
+"""A surrogate: in a Python string always one without its other half."""
 WHOLE_TAGS = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-/&.]\w+)*|\.{2,}|[^\w\s]")
 APART = re.compile(r"https?://\S+|\d+(?:[.,:]\d+)+|\w+|[:;]-?[()]|\.{2,}|[^\w\s]")
 WORDS = {"twitter2017": APART}
@@ -86,6 +88,7 @@ def parse_post(record: Any, base: Path, task: str) -> Post:
     caption = record.get("caption")
     if not (caption is None or isinstance(caption, str)):
         raise InputError("caption must be a string")
+    check_whole(record)
     entities = [record.get(name) for name in ("head", "tail")]
     if (entities[0] is None) != (entities[1] is None):
         raise InputError("head and tail: give both or neither")
@@ -95,6 +98,17 @@ def parse_post(record: Any, base: Path, task: str) -> Post:
         text, tokens, places, spans = _from_tokens(record["tokens"], entities)
     image = _picture(record.get("image"), base)
     return Post(text, tokens, places, *spans, image, caption, record.get("id"))
+
+
+def check_whole(record: dict[str, Any]) -> None:
+    """Refuse strings that hold half a character, which JSON can write and UTF-8 cannot."""
+    for name, value in record.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (half := HALF.search(text)):
+                raise InputError(
+                    f"{name} holds half a character (the surrogate U+{ord(half[0]):04X} alone, "
+                    f"after {half.start()} characters)"
+                )
 
 
 Parsed = tuple[str, tuple[str, ...], tuple[Span, ...], list[Span | None]]

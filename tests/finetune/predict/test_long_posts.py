@@ -47,3 +47,16 @@ def test_words_beyond_max_length_are_counted(short_sighted, tmp_path, capsys):
     main(["predict", str(short_sighted), "--input", str(tmp_path / "posts.jsonl")])
     line = json.loads(capsys.readouterr().out)
     assert (line["id"], line["cut"], line["words_not_read"]) == (7, True, len(tokens) - read)
+
+
+def test_half_a_character_is_refused_in_its_place(short_sighted, tmp_path, capsys):
+    """JSON can write a lone surrogate; no tokenizer and no file can."""
+    posts = [{"text": "Ann \ud83d"}, {"text": "Ann"}, {"tokens": ["Ann", "\udc00"]}]
+    posts += [{"text": "Ann", "id": "\ud83d"}, {"text": "Ann", "image": "\ud83d.jpg"}]
+    source = tmp_path / "posts.jsonl"
+    source.write_text("".join(json.dumps(post) + "\n" for post in posts))
+    main(["predict", str(short_sighted), "--input", str(source), "--out", str(tmp_path / "out")])
+    answers = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [answer["row"] for answer in answers] == [0, 1, 2, 3, 4]
+    refused = [answer.get("error", "").partition(" ")[0] for answer in answers]
+    assert refused == ["text", "", "tokens", "id", "image"]

@@ -84,6 +84,7 @@ FILES = {
 POSTS = {
     "": "text must be", "   ": "text must be", "x" * (LONGEST + 1): "reads 2000",
     "Ann alone": "does not occur", "Ann Bob Bob": "occurs 2 times",
+    "Ann \ud83d Bob": r"text holds half a character \(the surrogate U\+D83D alone, after 4 ch",
     "Ann\x00Bob": None, "Ann \u202eBob": None, "Ann " + "\U0001f600" * 1500 + " Bob": None,
     "Ann [E1] Bob": None,
 }  # fmt: skip
