@@ -28,6 +28,7 @@ from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
 from shards.files import CommonError, InputError, write_json
 from shards.nouns import read_vocabulary
+from shards.redact import without_secrets
 from shards.relations import relation_labels
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import ShardReader
@@ -77,7 +78,7 @@ def build_model(
             )
         encoder, notes = initial_encoder(init, architecture)
         if distributed.is_main():
-            print(f"model.init {init}: {notes}", flush=True)
+            print(without_secrets(f"model.init {init}: {notes}"), flush=True)
     else:
         encoder = FusionEncoder(replace(architecture, vocab_size=len(tokenizer)))
     for tower in config.optim.freeze:

@@ -14,6 +14,7 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from shards.files import InputError, atomic_path, file_sha256, lock, read_json, write_json
 from shards.options import dump_config
+from shards.redact import without_secrets
 from shards.stream import ShardReader
 
 # What a resumed run may change without changing what is computed.
@@ -58,31 +59,32 @@ def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int])
     Raises:
         InputError: other settings than those of the run in `run_dir`.
     """
-    path, text = run_dir / "config.yaml", dump_config(config)
+    path, text = run_dir / "config.yaml", without_secrets(dump_config(config))
     extension = ""
     if path.exists() and resumable:
         # Beside a tokenizer that is given, the size of a vocabulary to learn says nothing.
         given = config.model.init or config.model.tokenizer
         free = (*_FREE, "model.vocab_size") if given else _FREE
-        old, new = (_flat(yaml.safe_load(content)) for content in (path.read_text(), text))
+        before = without_secrets(path.read_text(encoding="utf-8"))
+        old, new = (_flat(yaml.safe_load(content)) for content in (before, text))
         changed = {key for key in new if old.get(key) != new[key] and not key.startswith(free)}
-        before, after = old["optim.steps"], new["optim.steps"]
-        if config.extend and after > before:
+        steps, more = old["optim.steps"], new["optim.steps"]
+        if config.extend and more > steps:
             changed.discard("optim.steps")
             extension = (
-                f"extended from {before} to {after} steps: from step {resumable[-1]} on the "
-                f"learning rate is that of a run of {after}, which had been higher before, too"
+                f"extended from {steps} to {more} steps: from step {resumable[-1]} on the "
+                f"learning rate is that of a run of {more}, which had been higher before, too"
             )
         if changed:
             listed = "; ".join(f"{key} ({old.get(key)} -> {new[key]})" for key in sorted(changed))
-            longer = changed == {"optim.steps"} and after > before
+            longer = changed == {"optim.steps"} and more > steps
             advice = "; to train it longer, add --extend true" if longer else ""
             raise InputError(
                 f"{run_dir} holds a run with another configuration: {listed}; "
                 f"give another --run_dir, or the old settings to resume{advice}"
             )
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return extension
 
 
@@ -125,7 +127,7 @@ def _digest(content: Any) -> str:
 
 
 def _flat(content: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in content.items():
         nested = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}

@@ -11,6 +11,7 @@ import torch
 from pretrain.flops import peak_flops
 from shards.files import atomic_path
 from shards.progress import Progress
+from shards.redact import without_secrets
 
 
 class MetricsLog:
@@ -111,6 +112,7 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """One line to the terminal and to `log.txt`."""
+        line = without_secrets(line)
         self.progress.bar.write(line)
         self.text.write(line + "\n")
         self.text.flush()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from shards.files import CommonError, InputError
 from shards.options import first_line, parse_config
+from shards.redact import without_secrets
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _WRONG_PATH = (
@@ -61,7 +62,7 @@ def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(*args, **kwargs)
         except InputError as error:
             if not isinstance(error, CommonError) or os.environ.get("RANK", "0") in ("", "0"):
-                sys.stderr.write(f"error: {error}\n")
+                sys.stderr.write(f"error: {without_secrets(str(error))}\n")
             sys.exit(2)
         except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

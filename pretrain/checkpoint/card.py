@@ -12,6 +12,7 @@ import yaml
 from pretrain import distributed
 from pretrain.checkpoint.run import MARKER
 from pretrain.tracking import read_metrics
+from shards.redact import without_secrets
 from shards.schema import INDEX_NAME, read_index
 
 _LOADING = """\
@@ -48,7 +49,7 @@ def card(title: str, sections: dict[str, str], *, loading: str = _LOADING) -> st
     )
     whole = {"Load": loading, **sections, "Licence": _LICENCE, "Cite": _CITING}
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in whole.items())
-    return f"---\n{header}---\n\n# {title}\n\n{body}\n"
+    return without_secrets(f"---\n{header}---\n\n# {title}\n\n{body}\n")
 
 
 def encoder_card(origin: str) -> str:

@@ -13,22 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.command import exit_on_input_error
-from shards.files import InputError, atomic_path
+from shards.files import InputError
+from shards.redact import has_secret
 
 DEEPSPEED_ENV = ".deepspeed_env"
 LOCAL = "localhost"
 TIMEOUT_MINUTES = "30"
 """DEEPSPEED_TIMEOUT where none is set: its own 10 minutes are less than a slow first download."""
 
-# DeepSpeed's launcher takes along MLFLOW*, PYTHON*, MV2*, UCX* and NCCL* alone.
+# DeepSpeed's launcher takes along MLFLOW*, PYTHON*, MV2*, UCX* and NCCL* alone. Here: names that
+# say where things are and how to compute; of trackers and the hub never what signs one in.
 _FORWARDED = re.compile(
-    r"(HF|HUGGINGFACE|WANDB|OMP|MKL|KMP|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|DS|DEEPSPEED|CUDA|"
-    r"FUSION_MRE|TOKENIZERS|PYTHON|XDG_CACHE)_?[A-Z0-9_]*|(https?|no|HTTPS?|NO)_(proxy|PROXY)|"
-    r"LD_LIBRARY_PATH|TMPDIR|MASTER_PORT"
+    r"(OMP|MKL|KMP|TORCH|PYTORCH|TRITON|NCCL|GLOO|UCX|DS|DEEPSPEED|CUDA|FUSION_MRE|TOKENIZERS|"
+    r"PYTHON)_?[A-Z0-9_]*|(https?|no|HTTPS?|NO)_(proxy|PROXY)|"
+    r"(HF|HUGGINGFACE)_(HOME|ENDPOINT|HUB_[A-Z_]+|DATASETS_[A-Z_]+|XET_[A-Z_]+|ASSETS_CACHE)|"
+    r"WANDB_(MODE|BASE_URL|DIR|PROJECT|ENTITY|NAME|RUN_GROUP|TAGS|CACHE_DIR|DATA_DIR|SILENT|DISABLED)|"
+    r"XDG_CACHE_HOME|LD_LIBRARY_PATH|TMPDIR|MASTER_PORT"
 )
 # What is a machine's own, or a secret: command lines are readable by everybody on a machine.
 _KEPT = re.compile(
-    r"CUDA_VISIBLE_DEVICES|DS_ENV_FILE|PYTHONPATH|TORCHELASTIC.*|.*(TOKEN|SECRET|PASSWORD|_KEY)$"
+    r"CUDA_VISIBLE_DEVICES|DS_ENV_FILE|PYTHONPATH|TORCHELASTIC.*|"
+    r".*(TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|(^|_)(AUTH|KEY)(_|$)).*"
 )
 # DeepSpeed puts values between double quotes on a remote shell's command line, and pdsh replaces
 # %h, %u and %n in it.
@@ -78,13 +83,19 @@ def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that a rank on another machine needs, without secrets.
 
     Tokens are left out: log in once with `hf auth login`, into an HF_HOME that all machines see.
+    So is a proxy's URL with a password in it: set it in every machine's own profile.
     """
-    kept = {
+    variables = {
         name: value
         for name, value in sorted(environ.items())
         if _FORWARDED.fullmatch(name) and not _KEPT.fullmatch(name) and value.strip()
     }
-    return {"DEEPSPEED_TIMEOUT": TIMEOUT_MINUTES} | kept
+    safe = {name: value for name, value in variables.items() if not has_secret(value)}
+    if left := sorted(variables.keys() - safe.keys()):
+        sys.stderr.write(
+            f"not passed on to other machines, for it holds a secret: {', '.join(left)}\n"
+        )
+    return {"DEEPSPEED_TIMEOUT": TIMEOUT_MINUTES} | safe
 
 
 def deepspeed_env(environ: Mapping[str, str]) -> str:
@@ -104,10 +115,13 @@ def deepspeed_env(environ: Mapping[str, str]) -> str:
 
 
 def write_deepspeed_env(folder: Path, environ: Mapping[str, str]) -> Path:
-    """Write `folder/.deepspeed_env`, which `deepspeed --hostfile` reads from where it starts."""
+    """Write `folder/.deepspeed_env`, which `deepspeed --hostfile` reads from where it starts; for
+    its owner alone."""
     path, content = folder / DEEPSPEED_ENV, deepspeed_env(environ)
-    with atomic_path(path) as temporary:
-        temporary.write_text(content)
+    path.unlink(missing_ok=True)  # its mode would stay
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(content)
     return path
 
 

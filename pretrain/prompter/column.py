@@ -21,6 +21,7 @@ from pretrain.prompter.load import load_prompter
 from shards.columns import write_column
 from shards.files import InputError
 from shards.progress import Progress
+from shards.redact import without_secrets
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
 from shards.stream import Sample, ShardReader
 
@@ -44,7 +45,8 @@ def write_teacher_column(
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
     print(
         f"label: {reader.index.samples:,} pictures and their objects in "
-        f"{len(reader.index.shards):,} shards; {parameters:,} parameters of {prompter}, "
+        f"{len(reader.index.shards):,} shards; {parameters:,} parameters of "
+        f"{without_secrets(prompter)}, "
         f"{device.type}, {precision}; writes {Path(shards) / TEACHER}",
         flush=True,
     )
@@ -55,7 +57,7 @@ def write_teacher_column(
         return save(features(encoder, samples, batch_size, device, precision, views.advance))
 
     provenance = {
-        "prompter": str(prompter),
+        "prompter": without_secrets(str(prompter)),
         "prompter_sha256": hub.digest(directory / hub.WEIGHTS_NAME),
         "objects_sha256": hub.digest(Path(shards) / OBJECTS / COLUMN_NAME),
         "image_size": encoder.config.image_size,

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.cluster.nodes import Host, deepspeed_env, forwarded, on_host, read_hostfile
+from pretrain.cluster.nodes import (
+    Host,
+    deepspeed_env,
+    forwarded,
+    on_host,
+    read_hostfile,
+    write_deepspeed_env,
+)
 from shards.files import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +59,21 @@ def test_environment_that_goes_along():
         "NCCL_SOCKET_IFNAME": "ib0", "OMP_NUM_THREADS": "4", "https_proxy": "http://p:1",
     }  # fmt: skip
     assert forwarded({"DEEPSPEED_TIMEOUT": "90"}) == {"DEEPSPEED_TIMEOUT": "90"}
+
+
+def test_secrets_stay_here_and_the_file_is_its_owners(tmp_path, capsys):
+    secrets = {
+        "https_proxy": "http://me:pa55@proxy:3128", "HF_HUB_TOKEN": "x", "TORCH_SECRET_KEY_ID": "x",
+        "WANDB_IDENTITY_TOKEN_FILE": "/t", "WANDB_BASE_URL": "u://a:b@h",
+        "NCCL_AUTH": "x", "FUSION_MRE_PASSWORD": "x", "DS_API_KEY": "x",
+    }  # fmt: skip
+    plain = {"TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+    assert forwarded(secrets | plain) == {"DEEPSPEED_TIMEOUT": "30"} | plain
+    told = capsys.readouterr().err
+    assert "https_proxy" in told and "pa55" not in told
+    (tmp_path / ".deepspeed_env").write_text("of an earlier version")
+    path = write_deepspeed_env(tmp_path, secrets | plain)
+    assert path.stat().st_mode & 0o777 == 0o600 and "pa55" not in path.read_text()
 
 
 def test_no_line_that_deepspeed_fails_on():

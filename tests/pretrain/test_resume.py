@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import MARKER
 from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import learn_tokenizer
+from pretrain.run_directory import remember_config
 from pretrain.tracking import read_metrics
 from pretrain.train import train
 from shards.corpora import captions
@@ -148,6 +151,17 @@ def test_what_a_run_says_in_a_log_file(pair_shards, tmp_path, capsys):
     assert "parameters, cpu, fp32, single; writes " in first
     assert steps[0].startswith("step 1 of 3: loss ") and steps[0].endswith(" left")
     assert (tmp_path / "run/log.txt").read_text().splitlines()[0] == first
+
+
+def test_a_password_in_a_url_stays_out_of_what_others_read(tmp_path, capsys):
+    words = arguments(tmp_path, Path("s"), "--data.train", "https://me:pa55@host/shards")
+    config = parse_config(PretrainConfig, words, prog="p", description="", example="")
+    remember_config(config, tmp_path, [])
+    assert "https://…@host/shards" in (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    remember_config(config, tmp_path, [2])  # the same run, whatever the password is now
+    (tmp_path / "metrics.jsonl").write_text("")
+    text = pretraining_card(asdict(config), tmp_path, samples_per_epoch=1, step=1)
+    assert "https://…@host/shards" in text and "pa55" not in text
 
 
 # ------------------------------------------------------------------ what a run was begun with
