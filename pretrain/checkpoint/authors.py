@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.foreign import unwrapped
 from pretrain.checkpoint.tables import HEADS, promu_table, to_ours, to_theirs
 from pretrain.model.fusion_encoder import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
@@ -47,13 +48,27 @@ class Imported:
 
 
 def unwrap(content: Any) -> dict[str, Tensor]:
-    """The flat state dict inside `restore.pt`'s and data-parallel wrappers."""
-    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
+    """The flat state dict inside `restore.pt`'s, data-parallel and compiled wrappers."""
+    state = content
+    if isinstance(content, dict) and not _is_state(content):
+        inside = {str(key): value for key, value in content.items() if _is_state(value)}
+        if len(inside) > 1:
+            raise InputError(
+                f"several state dicts ({', '.join(sorted(inside))}); save the one to be read, for "
+                "example the averaged (EMA) one, in a file of its own"
+            )
+        state = next(iter(inside.values()), None)
+    if not _is_state(state):
         raise InputError("not a state dict (names and tensors, nothing else)")
-    return {str(name).removeprefix("module."): value for name, value in state.items()}
+    return {unwrapped(str(name)): value for name, value in state.items()}
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(value, Tensor) for value in content.values())
+    )
 
 
 def from_promu(

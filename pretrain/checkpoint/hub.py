@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pretrain.checkpoint.card import encoder_card
+from pretrain.checkpoint.foreign import check_settings, check_tokenizer
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
 from pretrain.checkpoint.strict import (
     CONFIG_NAME,
@@ -57,10 +58,12 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     ) == MODEL_TYPE:
         options["config"] = PreTrainedConfig()  # `transformers` knows no model of ours, and warns
     try:
-        return AutoTokenizer.from_pretrained(directory, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
+    check_tokenizer(tokenizer, directory)
+    return tokenizer
 
 
 def load_promu(
@@ -110,6 +113,7 @@ def load_text_tower(
     directory = resolve(source, revision=revision)
     content = read_config(directory)
     if content.get("model_type") == "bert":
+        check_settings(content, BertConfig, str(directory / CONFIG_NAME))
         bert = (
             BertModel(BertConfig.from_pretrained(directory), add_pooling_layer=False)
             if random_weights

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.fusion_encoder import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
@@ -45,7 +46,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
     except (SafetensorError, AttributeError, KeyError) as error:
         raise InputError(f"{path}: damaged or unknown safetensors file ({error})") from error
     check_values(state, str(path))
-    return {name: tensor.float() for name, tensor in state.items()}
+    return {unwrapped(name): tensor.float() for name, tensor in state.items()}
 
 
 def check_values(state: dict[str, Tensor], name: str) -> None:
@@ -102,12 +103,15 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
         InputError: another kind of model, a pickle that would run code, or tensors that are missing
             (`transformers` alone would draw those at random).
     """
-    kind, wanted = read_config(directory).get("model_type"), model_class.config_class.model_type
-    if kind != wanted:
+    content, config_class = read_config(directory), model_class.config_class
+    if (kind := content.get("model_type")) != (wanted := config_class.model_type):
         raise InputError(f"{directory}: model_type is {kind!r}, not {wanted!r}")
-    pickled = directory / "pytorch_model.bin"
-    if pickled.is_file() and not any(directory.glob("*.safetensors")):
-        load_pickle(pickled)  # refuses in one line what `transformers` would refuse in twenty
+    check_settings(content, config_class, str(directory / CONFIG_NAME))
+    check_shards(directory)
+    if not any(directory.glob("*.safetensors")):
+        for pickled in directory.glob("pytorch_model*.bin"):
+            load_pickle(pickled)  # refuses in one line what `transformers` would refuse in twenty
+    options["key_mapping"] = {WRAPPED: ""} if _wrapped(directory) else None
     attention = "sdpa" if model_class._supports_sdpa else "eager"  # eager: OpenAI's first GPT
     options |= {"attn_implementation": attention, "dtype": torch.float32, "local_files_only": True}
     try:
@@ -119,6 +123,21 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
         raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")
     check_values(model.state_dict(), str(directory))
     return model
+
+
+def _wrapped(directory: Path) -> bool:
+    """Whether names of tensors hold what `torch.compile` or DDP put in."""
+    names: set[str] = set()
+    for path in directory.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                names |= set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: damaged or unknown safetensors file ({error})") from error
+    if not names and (directory / "pytorch_model.bin").is_file():
+        content = load_pickle(directory / "pytorch_model.bin")
+        names = set(content) if isinstance(content, dict) else set()
+    return any(unwrapped(name) != name for name in map(str, names))
 
 
 def digest(path: Path) -> str:
