@@ -34,8 +34,10 @@ pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_h
 prefix remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id
 suppress_tokens task_specific_params temperature text_config_dict tf_legacy_loss
 tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
-typical_p use_bfloat16 use_cache vision_config_dict vocab_size_or_config_json_file xla_device
-"""  # where it comes from, how it was trained, what a head or a text generator would read
+typical_p use_bfloat16 use_cache vision_config_dict vision_tower
+vocab_size_or_config_json_file xla_device
+"""  # where it comes from, how it was trained, what a head or a text generator would read;
+# `vision_tower` is of fine-tuned runs of ours, whose methods read it
 _HARMLESS = frozenset(_NO_MATTER.split())
 WRAPPED = r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\."
 """What DDP and `torch.compile` put into names."""
