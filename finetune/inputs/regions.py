@@ -6,6 +6,7 @@ regions go first. Slots are filled in the order of `Method.region_slots`, first 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from finetune.tasks import side_files
 from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region, Regions, read_regions
 from shards.files import InputError
+from shards.images import RejectedImage, picture_size
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def source_of(
     if kind == "vg":
         cache.require_rows(len(wanted.original))
     sizes = picture_sizes(cache.values)
+    require_upright(sizes, wanted.task.image_folder(wanted.split), cache.path)
     find = view.grounded if kind == "vg" else view.detected
 
     def slots_of(row: Row) -> list[Slot]:
@@ -145,6 +148,22 @@ def cut_out(
 def picture_sizes(cached: Mapping[Any, Regions]) -> dict[str, tuple[int, int]]:
     """Picture -> (width, height)."""
     return {entry.image_id: entry.size for entry in cached.values()}
+
+
+def require_upright(sizes: Mapping[str, tuple[int, int]], folder: Path, cache: Path) -> None:
+    """Refuse boxes of pictures that lie on their side in the cache and stand upright when decoded.
+
+    Raises:
+        InputError: the cache was made without regard to EXIF orientation, as old ones were.
+    """
+    for name, (width, height) in sizes.items():
+        if width != height and (folder / name).is_file():
+            with suppress(RejectedImage):  # counted where pictures are decoded
+                if picture_size(folder / name) == (height, width):
+                    raise InputError(
+                        f"{cache}: {name} is {width}x{height} there, {height}x{width} once turned "
+                        "as its EXIF orientation says: make the regions again"
+                    )
 
 
 def community_crops(

@@ -174,3 +174,12 @@ def test_a_cache_of_another_split_or_with_gaps_is_refused(parts, caches, tmp_pat
     (caches / "regions_od.jsonl").write_text("\n".join(found[:-1]) + "\n")
     with pytest.raises(InputError, match=r"no line for val29.jpg \(row 29\)"):
         load(parts, tmp_path, str(caches))
+
+
+def test_boxes_of_a_picture_that_lay_on_its_side_are_refused(parts, caches, tmp_path):
+    """Caches of earlier versions hold pixels of the file, not of the picture as it is seen."""
+    path, exif = caches / "img_org" / "val" / "val3.jpg", Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(InputError, match=r"val3\.jpg is 20x16 there, 16x20 once turned"):
+        load(parts, tmp_path, str(caches))
