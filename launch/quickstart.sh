@@ -34,7 +34,9 @@ if ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; the
     export OMP_NUM_THREADS=$((cores < 4 ? 1 : cores / 2))
 fi
 pretrain() {
-    deepspeed "${ranks[@]}" launch/pretrain.sh --config pretrain/configs/tiny.yaml "$@" \
+    local port
+    port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+    deepspeed "${ranks[@]}" --master_port "$port" launch/pretrain.sh --config pretrain/configs/tiny.yaml "$@" \
         --data.train "$shards/train" --data.val "$shards/val"
 }
 

@@ -12,6 +12,7 @@ checkpoint, and all ends with status 0.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,8 +46,8 @@ class SuperviseConfig:
     """Lines `NAME slots=N`; none: this machine alone."""
     ranks: int | None = None
     """Ranks on this machine; none: one a GPU."""
-    master_port: int = 29500
-    """And the ten after it."""
+    master_port: int | None = None
+    """And the ten after it; none: 29500, without a host file one that is free."""
     finished: bool = False
     """Only tell, by exit status 0 or 1, if the run is."""
     settings: tuple[str, ...] = ()
@@ -72,7 +73,8 @@ def supervise(config: SuperviseConfig) -> int:
             raise InputError(f"{config.hostfile}: {LOCAL} means another machine on every machine")
     else:
         hosts = [Host(name=LOCAL, slots=config.ranks or (1 if config.finished else _gpus()))]
-    supervisor = Supervisor(hosts, list(config.settings), config.master_port)
+    port = config.master_port or (29500 if config.hostfile else _free_port())
+    supervisor = Supervisor(hosts, list(config.settings), port)
     return int(not supervisor.finished()) if config.finished else supervisor.run()
 
 
@@ -242,6 +244,12 @@ def _send(agent: subprocess.Popen, line: str) -> None:
         agent.stdin.flush()
     except (BrokenPipeError, ValueError):  # it ended; its status tells
         return
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
 
 
 def _gpus() -> int:
