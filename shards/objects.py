@@ -147,31 +147,26 @@ def clip(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, flo
     return (xs[0], ys[0], xs[1], ys[1]) if xs[0] < xs[1] and ys[0] < ys[1] else None
 
 
-class TorchvisionDetector:
-    """Faster R-CNN (`fasterrcnn_resnet50_fpn_v2`) with COCO's 91 classes."""
+class FasterRCNN:
+    """torchvision's `fasterrcnn_resnet50_fpn_v2` with COCO's 91 classes."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        import torch
-        import torchvision
+    def __init__(
+        self, weights: str, device: str = "cpu", min_score: float = 0.05, option: str = "--weights"
+    ) -> None:
+        """
+        Args:
+            weights: name of torchvision weights, or a file that holds their state dict.
+            option: what named them, for the error.
+        """
+        self.model, self.labels = faster_rcnn(weights, min_score, option)
+        self.model.eval().to(device)
+        self.device = device
 
-        weights = args.weights or "COCO_V1"
-        self.device = torch.device(args.device)
-        self.model, self.labels = faster_rcnn(weights, args.min_score)
-        self.model.eval().to(self.device)
-        file = Path(weights)
-        self.provenance = {
-            "model": "fasterrcnn_resnet50_fpn_v2",
-            "weights": file_sha256(file) if file.is_file() else weights,
-            "torchvision": torchvision.__version__,
-            "batch": args.batch,
-        }
-
-    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
-        """See `Detector`."""
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[list[DetectedObject]]:
+        """Of each RGB picture, best first, in its absolute pixels; boxes may leave it."""
         import torch
         from torchvision.transforms.functional import pil_to_tensor
 
-        pictures = [Image.open(io.BytesIO(sample.image)).convert("RGB") for sample in samples]
         tensors = [pil_to_tensor(picture).to(self.device) / 255 for picture in pictures]
         with torch.inference_mode():
             results = self.model(tensors)
@@ -186,11 +181,36 @@ class TorchvisionDetector:
         ]
 
 
-def faster_rcnn(weights: str, min_score: float) -> tuple[Any, Sequence[str]]:
-    """The model and its class names.
+class TorchvisionDetector:
+    """Faster R-CNN."""
 
-    Args:
-        weights: name of torchvision weights, or a file that holds their state dict.
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torchvision
+
+        weights = args.weights or "COCO_V1"
+        self.find = FasterRCNN(weights, args.device, args.min_score)
+        file = Path(weights)
+        self.provenance = {
+            "model": "fasterrcnn_resnet50_fpn_v2",
+            "weights": file_sha256(file) if file.is_file() else weights,
+            "torchvision": torchvision.__version__,
+            "batch": args.batch,
+        }
+
+    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+        """See `Detector`."""
+        return self.find(
+            [Image.open(io.BytesIO(sample.image)).convert("RGB") for sample in samples]
+        )
+
+
+def faster_rcnn(
+    weights: str, min_score: float, option: str = "--weights"
+) -> tuple[Any, Sequence[str]]:
+    """The model and its class names; arguments as of `FasterRCNN`.
+
+    Raises:
+        InputError: neither a name nor a file, or one that cannot be loaded.
     """
     import torch
     from torchvision.models import detection
@@ -203,12 +223,13 @@ def faster_rcnn(weights: str, min_score: float) -> tuple[Any, Sequence[str]]:
         if Path(weights).is_file():
             state = torch.load(weights, map_location="cpu", weights_only=True)
         else:
-            state = published[weights].get_state_dict(progress=True)
+            state = published[weights].get_state_dict(progress=True, check_hash=True)
         model.load_state_dict(state)
     except KeyError as error:
-        raise InputError(f"--weights {weights}: neither a file nor torchvision weights") from error
+        raise InputError(f"{option} {weights}: neither a file nor torchvision weights") from error
     except Exception as error:  # network, pickle and shape errors have no common ancestor
-        raise InputError(f"--weights {weights}: cannot be loaded ({error})") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{option} {weights}: cannot be loaded ({reason})") from error
     return model, published.COCO_V1.meta["categories"]
 
 

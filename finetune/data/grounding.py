@@ -17,7 +17,7 @@ from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region
 from pretrain.checkpoint.hub import resolve
 from shards.files import InputError
-from shards.objects import clip
+from shards.objects import FasterRCNN, clip
 
 Tagger = Callable[[Sequence[str]], list[str]]
 """Tokens -> universal part-of-speech tags, one each."""
@@ -145,7 +145,7 @@ class Grounder:
 
 
 class ObjectDetector:
-    """torchvision's Faster R-CNN (ResNet-50 FPN v2, COCO labels): the best boxes of a picture."""
+    """Faster R-CNN: the best boxes of a picture."""
 
     def __init__(self, weights: str, device: str = "cpu", limit: int = 3):
         """
@@ -153,42 +153,17 @@ class ObjectDetector:
             weights: `COCO_V1` (fetched by torchvision), or a file with its state dict.
             limit: boxes kept a picture.
         """
-        import torch
-        from torchvision.models import detection
-
-        published = detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1
-        try:
-            if weights == "COCO_V1":
-                state = published.get_state_dict(check_hash=True)
-            else:
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-            self.model = detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
-            self.model.load_state_dict(state)
-        except Exception as error:  # no network, no file, a damaged or foreign file
-            raise InputError(
-                f"--detector {weights}: cannot be loaded ({str(error).splitlines()[0]}); give a "
-                f"file fetched from {published.url}, or --detector none"
-            ) from None
-        self.model.eval().to(device)
-        self.labels: list[str] = published.meta["categories"]
-        self.device, self.limit = device, limit
+        self.find = FasterRCNN(weights, device, option="--detector")
+        self.limit = limit
         self.provenance: dict[str, Any] = {
             "model": f"fasterrcnn_resnet50_fpn_v2 {weights}",
             "versions": {"torchvision": version("torchvision")},
-            "thresholds": {"box": self.model.roi_heads.score_thresh},
+            "thresholds": {"box": self.find.model.roi_heads.score_thresh},
         }
 
     def __call__(self, picture: Image.Image) -> list[Region]:
         """At most `limit` regions, best first, in absolute pixels of `picture`."""
-        import torch
-        from torchvision.transforms.functional import pil_to_tensor
-
-        pixels = pil_to_tensor(picture.convert("RGB")).to(self.device) / 255
-        with torch.inference_mode():
-            (found,) = self.model([pixels])  # sorted by score
-        regions = []
-        for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
-            clipped = clip(box.tolist(), picture.size)
-            if clipped is not None:
-                regions.append(Region(clipped, float(score), self.labels[int(label)]))
+        (objects,) = self.find([picture.convert("RGB")])
+        boxes = [(clip(item.box, picture.size), item) for item in objects]
+        regions = [Region(box, item.score, item.label) for box, item in boxes if box is not None]
         return regions[: self.limit]

@@ -267,7 +267,7 @@ def test_torchvision_of_random_weights(shards, monkeypatch):
 
     from shards import objects
 
-    def small(weights, min_score):
+    def small(weights, min_score, option):
         torch.manual_seed(0)
         model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
             weights=None,

@@ -269,11 +269,11 @@ def test_object_detector_from_a_file(tmp_path):
     model = detection.fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
     torch.save(model.state_dict(), tmp_path / "detector.pth")
     detector = grounding.ObjectDetector(str(tmp_path / "detector.pth"))
-    detector.model.roi_heads.score_thresh = 0.0
+    detector.find.model.roi_heads.score_thresh = 0.0
     found = detector(texture((160, 120)))
     assert len(found) == 3
     assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
-    assert all(0 <= r.box[0] < r.box[2] <= 160 and r.text in detector.labels for r in found)
+    assert all(0 <= r.box[0] < r.box[2] <= 160 and r.text in detector.find.labels for r in found)
 
 
 # ---- import --------------------------------------------------------------------------------------
