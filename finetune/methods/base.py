@@ -77,7 +77,7 @@ class Method(nn.Module):
     """How inputs are made that this method alone reads: need -> provider."""
     kinds: ClassVar[frozenset[str]] = frozenset({"relation"})
     """Kinds of task this method can do."""
-    towers: ClassVar[tuple[str, ...]] = ("encoder.",)
+    towers: tuple[str, ...] = ("encoder.",)
     """Names that begin so are of loaded weights: they learn at `optim.lr`."""
     image_resize: str = "squash"
     region_slots: Mapping[str, int] = {}

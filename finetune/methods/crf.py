@@ -22,6 +22,9 @@ class LinearChainCRF(nn.Module):
     loses whole units in bf16.
     """
 
+    illegal_start: Tensor
+    illegal_step: Tensor
+
     def __init__(self, labels: Sequence[str], *, mask_illegal: bool = False):
         """
         Args:
@@ -48,11 +51,11 @@ class LinearChainCRF(nn.Module):
     def scaled(self, factor: float) -> "LinearChainCRF":
         """A copy whose scores are `factor` times these; emissions are the caller's to scale."""
         with torch.no_grad():
-            found = copy.deepcopy(self)
-            found.temperature = 1.0
-            for parameter in found.parameters():
+            scaled = copy.deepcopy(self)
+            scaled.temperature = 1.0
+            for parameter in scaled.parameters():
                 parameter.mul_(factor)
-        return found
+        return scaled
 
     def log_likelihood(self, emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
         """Log-probability of each tag sequence.
@@ -154,14 +157,14 @@ class LinearChainCRF(nn.Module):
         check_mask(mask)
         if self.temperature != 1:
             cooled, emissions = self.scaled(1 / self.temperature), emissions.float()
-            given = emissions / self.temperature, mask, places, word_mask, entities
-            return cooled.entity_probabilities(*given)
+            emissions = emissions / self.temperature
+            return cooled.entity_probabilities(emissions, mask, places, word_mask, entities)
         device = emissions.device
-        flat = [(row, *entity) for row, found in enumerate(entities) for entity in found]
+        flat = [(row, entity) for row, of_row in enumerate(entities) for entity in of_row]
         if not flat:
             return [[] for _ in entities]
-        rows = torch.tensor([row for row, *_ in flat], device=device)
-        shut = self._shut([entity for _, *entity in flat], word_mask[rows]).float()
+        rows = torch.tensor([row for row, _ in flat], device=device)
+        shut = self._shut([entity for _, entity in flat], word_mask[rows]).float()
         where = places[rows, :, None].expand_as(shut[0])  # (N, W, K)
         with torch.autocast(device.type, enabled=False):
             emissions = emissions.float().masked_fill(~mask[..., None], 0.0)
@@ -172,8 +175,8 @@ class LinearChainCRF(nn.Module):
                 at = torch.zeros_like(emissions[rows]).scatter_add_(1, where, words) > 0
                 given = emissions[rows].masked_fill(at, -torch.inf)
                 parts.append(self._log_partition(given, mask[rows], *legal))
-            found = iter((torch.logaddexp(*parts) - total).exp().clamp(max=1.0).tolist())
-        return [[next(found) for _ in some] for some in entities]
+            shares = iter((torch.logaddexp(*parts) - total).exp().clamp(max=1.0).tolist())
+        return [[next(shares) for _ in of_row] for of_row in entities]
 
     def _shut(self, entities: Sequence[Entity], word_mask: Tensor) -> Tensor:
         """(2, N, W, K) bool: tags that no word can have if the N entities begin with B-x, with I-x.

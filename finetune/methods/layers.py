@@ -53,8 +53,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
+def marker_states(states: Tensor, batch: Batch) -> Tensor:
+    """The same at the places that the batch tells."""
+    return entity_states(states, batch.require("head_start"), batch.require("tail_start"))
+
+
 class RelationHead(nn.Module):
     """Classifier on the two opening-marker states."""
+
+    classifier: nn.Module
 
     def __init__(
         self, hidden_size: int, task: TaskInfo, classifier: Literal["mlp", "linear"]
@@ -70,7 +77,7 @@ class RelationHead(nn.Module):
 
     def forward(self, states: Tensor, batch: Batch) -> MethodOutput:
         """(B, L, D) -> logits (B, C), mean cross-entropy."""
-        return self.classify(entity_states(states, batch.head_start, batch.tail_start), batch)
+        return self.classify(marker_states(states, batch), batch)
 
     def classify(self, pair: Tensor, batch: Batch) -> MethodOutput:
         """The same from the two states: (B, 2D)."""
@@ -95,22 +102,23 @@ class TaggingHead(nn.Module):
 
     def forward(self, states: Tensor, batch: Batch) -> MethodOutput:
         """(B, L, D) -> emissions (B, W, C), minus the mean log-likelihood of the sentences."""
-        places = batch.word_starts[:, :, None].expand(-1, -1, states.shape[-1])
+        places = batch.require("word_starts")[:, :, None].expand(-1, -1, states.shape[-1])
         emissions = self.emission(self.dropout(states.gather(1, places))).float()
         loss = None
         if batch.labels is not None:
-            loss = -self.crf.log_likelihood(emissions, batch.labels, batch.word_mask).mean()
+            mask = batch.require("word_mask")
+            loss = -self.crf.log_likelihood(emissions, batch.labels, mask).mean()
         return MethodOutput(emissions, loss)
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
         """The likeliest tags (Viterbi)."""
-        return self.crf.decode(output.logits, batch.word_mask)
+        return self.crf.decode(output.logits, batch.require("word_mask"))
 
     def entity_scores(
         self, output: MethodOutput, batch: Batch, entities: Sequence[Sequence[Entity]]
     ) -> list[list[float]]:
         """The chain's posterior probability of each entity."""
-        mask = batch.word_mask
+        mask = batch.require("word_mask")
         places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
         return self.crf.entity_probabilities(output.logits, mask, places, mask, entities)
 
@@ -130,22 +138,26 @@ class PieceTaggingHead(nn.Module):
         emissions = self.emission(self.dropout(states)).float()
         loss, mask = None, batch.attention_mask
         if batch.labels is not None:
-            tags = self.tags.from_words(batch.labels, batch.word_starts, batch.word_mask, mask)
+            words = batch.require("word_starts"), batch.require("word_mask")
+            tags = self.tags.from_words(batch.labels, *words, mask)
             loss = -self.crf.log_likelihood(emissions, tags, mask).mean()
         return MethodOutput(emissions, loss)
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
         """The likeliest tags (Viterbi), read at the words' first pieces."""
         paths = self.crf.decode(output.logits, batch.attention_mask)
-        return self.tags.to_words(paths, batch.word_starts, batch.word_mask)
+        words = batch.require("word_starts"), batch.require("word_mask")
+        return self.tags.to_words(paths, *words)
 
     def entity_scores(
         self, output: MethodOutput, batch: Batch, entities: Sequence[Sequence[Entity]]
     ) -> list[list[float]]:
         """The chain's posterior probability of each entity, whatever the words' later pieces."""
-        return self.crf.entity_probabilities(
-            output.logits, batch.attention_mask, batch.word_starts, batch.word_mask, entities
-        )
+        words = batch.require("word_starts"), batch.require("word_mask")
+        return self.crf.entity_probabilities(output.logits, batch.attention_mask, *words, entities)
+
+
+TaskHead = RelationHead | TaggingHead | PieceTaggingHead
 
 
 def relation_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:

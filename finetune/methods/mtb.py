@@ -19,7 +19,7 @@ from finetune.inputs.spec import Provider, Wanted
 from finetune.inputs.split import LoadedSplit
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import MTBConfig
-from finetune.methods.layers import RelationHead, entity_states, load_text_encoder
+from finetune.methods.layers import RelationHead, load_text_encoder, marker_states
 from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 
@@ -67,7 +67,7 @@ class MTB(Method):
         states = self.encoder(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask
         ).last_hidden_state  # (B, L, D)
-        pair = entity_states(states, batch.require("head_start"), batch.require("tail_start"))
+        pair = marker_states(states, batch)
         if self.crop_count is not None:
             pair = pair + self.crop_count(batch.require("crop_count").clamp(max=MOST_CROPS))
         return self.head.classify(pair, batch)

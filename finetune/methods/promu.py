@@ -15,6 +15,7 @@ from finetune.methods.layers import (
     PieceTaggingHead,
     RelationHead,
     TaggingHead,
+    TaskHead,
     load_fusion_encoder,
 )
 from finetune.tasks.base import TaskInfo
@@ -25,6 +26,8 @@ class Promu(Method):
     """Fusion encoder + relation classifier or tagging CRF."""
 
     Config = PromuConfig
+    encoder: FusionEncoder
+    head: TaskHead
     needs = frozenset({"image"})
     kinds = frozenset({"relation", "entities"})
 

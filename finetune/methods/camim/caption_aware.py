@@ -108,10 +108,10 @@ class CaptionAware(nn.Module):
         if self.sentence is not None:  # Linear([V ; S]), with S multiplied once, not P times
             size = positions.shape[-1]
             weight, bias = self.sentence.weight, self.sentence.bias
-            told = nn.functional.linear(sentence, weight[:, size:], bias)[:, None, None]
-            positions = nn.functional.linear(positions, weight[:, :size]) + told
+            of_sentence = nn.functional.linear(sentence, weight[:, size:], bias)[:, None, None]
+            positions = nn.functional.linear(positions, weight[:, :size]) + of_sentence
         positions = self.back(positions)
-        if self.attention is None:
+        if self.attention is None or self.word is None:
             return positions
         return self.attention(positions, self.word(words), mask)
 
@@ -171,7 +171,7 @@ def mutual_information(
         with torch.autocast(anchor.device.type, enabled=False):  # it would multiply in bf16
             scores = anchor @ candidates.T / temperature
         if same is not None:
-            friends = same[:, None] == everyone
+            friends = torch.eq(same[:, None], same if everyone is None else everyone)
             friends = friends.scatter(1, targets[:, None], False)
             scores = scores.masked_fill(friends, -torch.inf)
         losses.append(nn.functional.cross_entropy(scores, targets))

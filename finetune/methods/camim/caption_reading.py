@@ -33,8 +33,15 @@ def read(
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
     words = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    sentence = pool_sentence(words, mask, settings.sentence)
+    sentence = pool_sentence(words, mask, settings.sentence or "mean_masked")
     return sentence, words, mask if settings.mask_words else None
+
+
+def read_caption(
+    encoder: BertModel, batch: Batch, settings: CamimSettings
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same of the batch's captions."""
+    return read(encoder, batch.require("caption_ids"), batch.require("caption_mask"), settings)
 
 
 def information_loss(

@@ -9,7 +9,7 @@ for them: a picture's positions become one learned vector, which the caption the
 B: rows, M: pictures of a source, P: positions of a picture, W: words, D: hidden size.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,15 @@ from finetune.methods.camim.caption_reading import (
     caption_needs,
     information_loss,
     read,
+    read_caption,
 )
 from finetune.methods.camim.config import CamimHvpnetConfig, CamimTmrConfig
 from finetune.methods.hvpnet import model as hvpnet
 from finetune.methods.hvpnet.prefix import Prefix, encode_with_prefix
-from finetune.methods.layers import entity_states, load_text_encoder
+from finetune.methods.layers import RelationHead, load_text_encoder, marker_states
 from finetune.methods.tmr import model as tmr
 from finetune.methods.tmr.fusion import Look, Streams, pooled
-from finetune.methods.towers.resnet import TOKENS
+from finetune.methods.towers.resnet import TOKENS, ResNetPyramid
 from finetune.tasks.base import TaskInfo
 
 # ------------------------------------------------------------------ on TMR
@@ -42,10 +43,15 @@ class CamimTmr(tmr.Tmr):
 
     Config = CamimTmrConfig
     kinds = frozenset({"relation"})
-    towers = ("encoder.", "vision.", "caption_encoder.")
+    towers: tuple[str, ...] = ("encoder.", "vision.", "caption_encoder.")
+    settings: CamimTmrConfig
 
     def __init__(
-        self, encoder: BertModel, vision: nn.Module | None, task: TaskInfo, config: CamimTmrConfig
+        self,
+        encoder: BertModel,
+        vision: ResNetPyramid | None,
+        task: TaskInfo,
+        config: CamimTmrConfig,
     ) -> None:
         super().__init__(encoder, vision, task, config)
         settings, size = self.settings, encoder.config.hidden_size
@@ -55,7 +61,7 @@ class CamimTmr(tmr.Tmr):
         self.aware = self.no_picture = None
         if settings.use_cam:
             self.aware = CaptionAware(
-                size, settings.cam_levels, settings.combine, settings.swap_words
+                size, settings.cam_levels, settings.combine or "concat", bool(settings.swap_words)
             )
             if vision is None:
                 self.no_picture = nn.Parameter(0.02 * torch.randn(size))
@@ -66,15 +72,16 @@ class CamimTmr(tmr.Tmr):
             return super().streams(batch, looks, text)
         described = self.descriptions(batch, text)
         if not looks:
-            return [self.aligned(self.blank(batch), None, batch, k, told)
-                    for k, told in enumerate(described)]  # fmt: skip
-        found = []
-        for k, (shown, told) in enumerate(zip(looks, described, strict=True)):
+            # Captions stand for pictures that nobody sees: one learned position each.
+            blank = self.blank(batch)
+            return [self.aligned(blank, None, batch, k, text) for k, text in enumerate(described)]
+        streams = []
+        for k, (shown, description) in enumerate(zip(looks, described, strict=True)):
             pictures = shown.whole[:, None]
             if shown.regions is not None:
                 pictures = torch.cat([pictures, shown.regions], dim=1)
-            found.append(self.aligned(self.reduce(pictures), shown, batch, k, told))
-        return found
+            streams.append(self.aligned(self.reduce(pictures), shown, batch, k, description))
+        return streams
 
     def blank(self, batch: Batch) -> Tensor:
         """(B, 1, 1, D): a vector that stands for a picture nobody sees."""
@@ -86,13 +93,14 @@ class CamimTmr(tmr.Tmr):
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """What `read` gives for the captions and, where there is a second source, the sentences."""
         settings, encoder = self.settings, self.caption_encoder or self.encoder
-        described = [read(encoder, batch.caption_ids, batch.caption_mask, settings)]
+        described = [read_caption(encoder, batch, settings)]
         if self.head.sources == 1:
             return described
         ids, mask = (field[:, :CAPTION_LENGTH] for field in (batch.input_ids, batch.attention_mask))
         if self.caption_encoder is None and settings.mask_words:  # there already, with what follows
             words = text[:, : mask.shape[1]]
-            return [*described, (pool_sentence(words, mask, settings.sentence), words, mask)]
+            vector = pool_sentence(words, mask, settings.sentence or "mean_masked")
+            return [*described, (vector, words, mask)]
         return [*described, read(encoder, ids, mask, settings)]
 
     def aligned(
@@ -101,19 +109,23 @@ class CamimTmr(tmr.Tmr):
         shown: Look | None,
         batch: Batch,
         k: int,
-        told: tuple[Tensor, Tensor, Tensor | None],
+        description: tuple[Tensor, Tensor, Tensor | None],
     ) -> Streams:
         """Source k from its pictures (B, M, P, D), the whole one first, and its description."""
         settings = self.settings
         mean = settings.pool == "mean"
-        rows = self.aware(pictures, *told)  # (B, M, P+W, D), or P rows without words
+        mask = description[2]
+        assert self.aware is not None  # `streams` asks
+        rows = self.aware(pictures, *description)  # (B, M, P+W, D), or P rows without words
         counted = None
-        if told[2] is not None and rows.shape[2] > pictures.shape[2]:
-            positions = told[2].new_ones(len(rows), pictures.shape[2])
-            counted = torch.cat([positions, told[2]], dim=1)
+        if mask is not None and rows.shape[2] > pictures.shape[2]:
+            # Every position of a picture counts; of the words that joined it, the real ones.
+            positions = mask.new_ones(len(rows), pictures.shape[2])
+            counted = torch.cat([positions, mask], dim=1)
         whole = rows[:, 0]
         objects = objects_counted = for_objects = seen = None
-        if rows.shape[1] > 1:
+        if shown is not None and rows.shape[1] > 1:
+            # Regions are summed over their rows first, so each asks the phrases once.
             of_rows = None if counted is None else counted[:, None].expand(rows.shape[:3])[:, 1:]
             objects = pooled(rows[:, 1:], of_rows, mean)
             objects_counted = shown.regions_seen if settings.mask_absent else None
@@ -148,11 +160,11 @@ class CamimTmr(tmr.Tmr):
 # ------------------------------------------------------------------ on HVPNeT
 
 
-class NoVision(nn.Module):
+class NoVision(ResNetPyramid):
     """Stands where a vision tower would: captions alone make the prefix."""
 
     def __init__(self, size: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.channels = (size,)
 
 
@@ -166,10 +178,12 @@ class CamimHvpnet(hvpnet.Hvpnet):
 
     Config = CamimHvpnetConfig
     kinds = frozenset({"relation"})
-    towers = ("encoder.", "caption_encoder.")
+    towers: tuple[str, ...] = ("encoder.", "caption_encoder.")
+    settings: CamimHvpnetConfig
+    head: RelationHead
 
     def __init__(
-        self, encoder: BertModel, vision: nn.Module, task: TaskInfo, config: CamimHvpnetConfig
+        self, encoder: BertModel, vision: ResNetPyramid, task: TaskInfo, config: CamimHvpnetConfig
     ) -> None:
         second = caption_encoder(encoder, config)
         super().__init__(encoder, vision, task, config)
@@ -187,7 +201,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
         self.aware = self.no_picture = self.reduce = None
         if settings.use_cam:
             self.aware = CaptionAware(
-                size, settings.cam_levels, settings.combine, settings.swap_words,
+                size, settings.cam_levels, settings.combine or "concat", bool(settings.swap_words),
                 word_rows=settings.hvp_cam_mode == "all_rows",
             )  # fmt: skip
             self.restore = nn.Linear(size, channels)
@@ -202,9 +216,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
         self.final = nn.Linear(2 * size, size) if joined else None
 
     @classmethod
-    def build(
-        cls, config: CamimHvpnetConfig, task: TaskInfo, source: Source
-    ) -> tuple["CamimHvpnet", Any]:
+    def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple[hvpnet.Hvpnet, Any]:
         """As HVPNeT; `vision: none` for captions without pictures."""
         if config.vision != "none":
             return super().build(config, task, source)
@@ -215,7 +227,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
         """Logits (B, C)."""
         prefix, visual = self.read_pictures(batch)
         states = encode_with_prefix(self.encoder, batch.input_ids, batch.attention_mask, prefix)
-        pair = entity_states(states, batch.head_start, batch.tail_start)
+        pair = marker_states(states, batch)
         output = self.head.classify(self.dropout(pair), batch)
         if visual is None or self.final is None:
             return output
@@ -234,20 +246,22 @@ class CamimHvpnet(hvpnet.Hvpnet):
             seen = None if seen is None else pooled(seen.mean(2), present, mean=True)
             return self.prefix(tokens, present), seen
         if visual is None:  # one picture that nobody sees: its caption is all there is
-            blank = self.reduce.bias if self.no_picture is None else self.no_picture
-            positions = blank.expand(len(batch), 1, TOKENS, -1)
-            present = batch.caption_mask.new_ones(len(batch), 1)
+            blank = self.no_picture if self.reduce is None else self.reduce.bias
+            positions = cast(Tensor, blank).expand(len(batch), 1, TOKENS, -1)
+            present = batch.require("caption_mask").new_ones(len(batch), 1)
         else:
             tokens, present = visual
-            positions = self.reduce(tokens)
+            positions = cast(nn.Linear, self.reduce)(tokens)
         encoder = self.caption_encoder or self.encoder
-        sentence, words, mask = read(encoder, batch.caption_ids, batch.caption_mask, self.settings)
+        sentence, words, mask = read_caption(encoder, batch, self.settings)
         rows = self.aware(positions, sentence, words, mask)  # (B, M, 4, D), all_rows: 4 + W
         restored = self.restore(rows)
         if visual is not None and self.settings.hvp_cam_mode == "residual":
+            # `restore` begins at zero, so training begins at plain HVPNeT.
             restored = tokens + restored
         seen, shown = pooled(rows[:, :, :TOKENS].mean(2), present, mean=True), present
         if rows.shape[2] > TOKENS and mask is not None:
+            # Words of a caption fill slots only where its picture does.
             there = present if self.settings.absent != "attend" else torch.ones_like(present)
             of_picture = there[..., None].expand(-1, -1, TOKENS)
             shown = torch.cat([of_picture, there[..., None] & mask[:, None]], dim=2)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from finetune.inputs.types import TYPES, type_of, types_of
 from finetune.methods.dgfpt.text import pieces, top_layers
 
+Alpha = Literal["shifted", "softmax", "raw"]
 DECODER_LAYERS = 2
 SOFTMAX_TEMPERATURE = 0.1
 SMALLEST = 1e-4
@@ -76,9 +77,7 @@ def select_object(
     return torch.einsum("bk,bkd->bd", (shares * mask).to(objects.dtype), objects)
 
 
-def object_shares(
-    text: Tensor, objects: Tensor, mask: Tensor, form: Literal["shifted", "softmax", "raw"]
-) -> Tensor:
+def object_shares(text: Tensor, objects: Tensor, mask: Tensor, form: Alpha) -> Tensor:
     """Eq. 4: α (B, K) of each object, from its cosine with the text; zeros where masked.
 
     raw divides by a sum of signed cosines, so shares may be negative and of any size. shifted:
@@ -99,7 +98,7 @@ def object_shares(
 class DualGate(nn.Module):
     """Eqs. 4–7: objects through the local gate β, the picture through the global gate γ."""
 
-    def __init__(self, size: int, dropout: float, alpha: str) -> None:
+    def __init__(self, size: int, dropout: float, alpha: Alpha) -> None:
         super().__init__()
         self.alpha = alpha
         self.object_gate = nn.Linear(size, size)

@@ -10,7 +10,7 @@ B: rows, L: text positions, K: objects, M: image blocks, D: hidden size, F: feat
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,6 @@ from finetune.methods.dgfpt.text import (
     text_towers,
 )
 from finetune.methods.dgfpt.vision import TimmTower, Vision, load_vision
-from finetune.methods.layers import relation_loss
 from finetune.tasks.base import TaskInfo
 from shards.files import InputError
 
@@ -67,6 +66,14 @@ class Dgfpt(Method):
 
     Config = DgfptConfig
     towers = ("encoder.", "vision.tower.")
+    encoder: Any
+    vision: Vision | None
+    decoder: TypeDecoder | None
+    caption: nn.Linear | None
+    fuse: DualGate | None
+    look: VisualSegments | None
+    ends: Tensor
+    penalties: Tensor
 
     def __init__(
         self,
@@ -154,49 +161,52 @@ class Dgfpt(Method):
         """Logits (B, C) from the fused text; the joint loss."""
         text = self.unmark(batch.input_ids, batch.attention_mask)
         seen = self.see(batch)
-        questions = self.questions(batch.entity_types)
+        types = batch.require("entity_types")
+        questions = self.questions(types)
         layout = self.lay_out(text, seen, questions)
         states = read(self.encoder, layout.embeds, layout.mask, layout.positions)
         parts = {name: states[:, place] for name, place in layout.places.items()}
         plain, image, objects = parts["T"], None, None  # h_t, h̄_i, h_o
-        if "I" in parts:
+        # Segments come back at their places; what was masked on the way in is masked in the gates.
+        if seen is not None and "I" in parts:
             image = parts["I"].mean(1), seen.image[1][:, 0]
-        if "O" in parts:
+        if seen is not None and seen.objects is not None and "O" in parts:
             objects = parts["O"], seen.objects[1]
+        # The text alone is gated: the decoder and both entities read it, not the pictures.
         fused = plain
         if self.fuse is not None:
             fused = self.fuse(plain, self.pool(plain, text), objects, image)
             fused = fused + self.caption_term(batch)
         logits, before = self.classify(fused, plain, text, image, parts, questions, batch)
-        logits = logits + self.penalties[batch.entity_types[:, 0], batch.entity_types[:, 1]]
+        logits = logits + self.penalties[types[:, 0], types[:, 1]]
         return MethodOutput(logits, self.loss(logits, before, fused, plain, text, batch))
 
     def see(self, batch: Batch) -> Seen | None:
         """The pictures as input vectors; None: vision is off."""
-        found = self.vision and self.vision.features(batch, self.encoder)
-        if not found:
+        features = self.vision and self.vision.features(batch, self.encoder)
+        if not features or self.look is None:
             return None
-        blocks = self.look.image_blocks(found[0])
-        image = blocks, batch.image_mask[:, None].expand(blocks.shape[:2])
-        if found[1] is None:
+        pictures, objects = features
+        blocks, present = self.look.image_blocks(pictures), batch.require("image_mask")[:, None]
+        image = blocks, present.expand(blocks.shape[:2])
+        if objects is None:
             return Seen(image, None)
-        shown = batch.region_mask & batch.image_mask[:, None]
-        return Seen(image, (self.look.objects(found[1]), shown))
+        return Seen(image, (self.look.objects(objects), batch.require("region_mask") & present))
 
     def lay_out(self, text: Text, seen: Seen | None, questions: Tensor) -> Layout:
         """All segments of the one pass, in the order of the settings (eqs. 1–3)."""
         words = self.text_layer(self.words(text.ids))
         entities = [masked_mean(words, span) for span in (text.head, text.tail)]
-        found = {"T": (words, text.mask)}
+        segments = {"T": (words, text.mask)}
         if "Pe" in self.prefixes:
-            found["Pe"] = shown(self.prefixes["Pe"](*entities))
+            segments["Pe"] = shown(self.prefixes["Pe"](*entities))
         if "Po" in self.prefixes:
-            found["Po"] = self.object_prefix(entities, seen and seen.objects)
+            segments["Po"] = self.object_prefix(entities, None if seen is None else seen.objects)
         if seen is not None:
-            found |= {"I": seen.image} | ({"O": seen.objects} if seen.objects else {})
+            segments |= {"I": seen.image} | ({"O": seen.objects} if seen.objects else {})
         begin, *end = (shown(row.expand(len(words), 1, -1)) for row in self.words(self.ends))
         parts = {"begin": begin} | {
-            name: found[name] for name in self.config.order if name in found
+            name: segments[name] for name in self.config.order if name in segments
         }
         if self.decoder is None:
             parts["questions"] = shown(questions)
@@ -213,7 +223,7 @@ class Dgfpt(Method):
 
     def object_prefix(self, entities: list[Tensor], objects: Part | None) -> Part:
         """P_o with an object for each entity; without objects its slots are masked."""
-        prefix = self.prefixes["Po"]
+        prefix = cast(Prefix, self.prefixes["Po"])
         if objects is None:
             empty = torch.zeros_like(entities[0])
             return prefix(empty, empty), prefix.mask(empty[:, 0].bool())
@@ -238,7 +248,7 @@ class Dgfpt(Method):
         gradient goes there. Zero for a row without caption."""
         if self.caption is None:
             return 0.0
-        ids, mask = batch.caption_ids, batch.caption_mask
+        ids, mask = batch.require("caption_ids"), batch.require("caption_mask")
         if len(self.ends) == 1:  # GPT: nothing stands in front yet
             ids = torch.cat([self.ends.expand(len(ids), 1), ids], dim=1)
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
@@ -290,9 +300,10 @@ class Dgfpt(Method):
         if batch.labels is None:
             return None
         config = self.config
-        total = config.class_weight * relation_loss(logits, batch.labels)
+        total = config.class_weight * nn.functional.cross_entropy(logits, batch.labels)
         if before is not None:
-            penalty = self.penalties[batch.entity_types[:, 0], batch.entity_types[:, 1]]
+            types = batch.require("entity_types")
+            penalty = self.penalties[types[:, 0], types[:, 1]]
             total = total + config.consistency_weight * consistency(
                 logits, before + penalty, config.consistency, config.consistency_detach
             )

@@ -6,7 +6,7 @@ B: rows, L: text positions, S: all positions, D: hidden size.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def load_plm(source: Source, task: TaskInfo) -> tuple[nn.Module, Any]:
 
 
 def _load_causal(
-    directory: Path, model_class: type, task: TaskInfo, random_weights: bool
+    directory: Path, model_class: Any, task: TaskInfo, random_weights: bool
 ) -> tuple[nn.Module, Any]:
     """GPT or GPT-2. Words get a blank in front, as the models read them; padding is the end token
     under a mask, since neither vocabulary has one of its own."""
@@ -67,7 +67,7 @@ def _load_causal(
     return encoder, tokenizer
 
 
-def text_towers(encoder: nn.Module) -> list[nn.Module]:
+def text_towers(encoder: nn.Module) -> list[Any]:
     """What reads text: one `transformers` model, and the fusion layers where they are its upper
     half."""
     if not isinstance(encoder, FusionEncoder):
@@ -94,7 +94,7 @@ def read(encoder: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor) ->
     states = first(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions
     ).last_hidden_state
-    return encoder.fuse(states, mask, None) if rest else states
+    return cast(FusionEncoder, encoder).fuse(states, mask, None) if rest else states
 
 
 def first_and_last(tokenizer: Any) -> Tensor:
@@ -134,6 +134,9 @@ class Unmarker(nn.Module):
     one encoding serves all methods.
     """
 
+    markers: Tensor
+    dropped: Tensor
+
     def __init__(self, tokenizer: Any, task: TaskInfo, keep_markers: bool) -> None:
         super().__init__()
         markers = tokenizer.convert_tokens_to_ids(list(task.extra_tokens))
@@ -150,20 +153,20 @@ class Unmarker(nn.Module):
         order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)
         order = order[:, : ids.shape[1] - self.width]
         inside = keep & ~torch.isin(ids, self.markers)
-        kept = keep.gather(1, order)
+        mask = keep.gather(1, order)
         spans = []
         for opening, closing in self.markers.view(2, 2):
             opened = (ids == opening).cumsum(1) > (ids == closing).cumsum(1)
             span = (opened & inside).gather(1, order)
-            spans.append(span | self._nearest(ids == opening, keep, kept, span))
-        return Text(ids.gather(1, order) * kept, kept, *spans)
+            spans.append(span | self._nearest(ids == opening, keep, mask, span))
+        return Text(ids.gather(1, order) * mask, mask, *spans)
 
     @staticmethod
-    def _nearest(opening: Tensor, keep: Tensor, kept: Tensor, span: Tensor) -> Tensor:
+    def _nearest(opening: Tensor, keep: Tensor, mask: Tensor, span: Tensor) -> Tensor:
         """For an entity that the tokenizer made nothing of: the piece that follows its place."""
         place = (keep.cumsum(1) * opening).amax(1)  # pieces kept before the opening marker
-        place = torch.minimum(place, kept.sum(1) - 1).clamp(min=0)
-        here = torch.arange(kept.shape[1], device=kept.device) == place[:, None]
+        place = torch.minimum(place, mask.sum(1) - 1).clamp(min=0)
+        here = torch.arange(mask.shape[1], device=mask.device) == place[:, None]
         return here & ~span.any(1, keepdim=True)
 
 
@@ -185,6 +188,8 @@ def last_state(states: Tensor, mask: Tensor) -> Tensor:
 
 class Prefix(nn.Module):
     """Literal words around two slots, as rows of the word table (§4.1.2), trained or fixed."""
+
+    words: Tensor
 
     def __init__(self, parts: Sequence[Sequence[int]], words: Tensor, trained: bool) -> None:
         """

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,12 +30,16 @@ from shards.files import InputError
 class PixelTower(nn.Module):
     """A timm model without classifier; of VGG16, the 4,096 numbers before its last layer."""
 
+    net: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        found = resolve_data_config({}, model=net)
+        statistics = resolve_data_config({}, model=net)
         for name in ("mean", "std"):
-            values = 255 * torch.tensor(found[name]).view(3, 1, 1)
+            values = 255 * torch.tensor(statistics[name]).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ class TimmTower:
 
         return see
 
-    def measure(self, net: nn.Module) -> tuple[int, int]:
+    def measure(self, net: Any) -> tuple[int, int]:
         """F and S."""
         return net.head_hidden_size, self.size or net.pretrained_cfg["input_size"][-1]
 
@@ -154,7 +159,7 @@ class OfEncoder(Vision):
 
     def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
         """Class token, or mean patch, as the encoder's own projection reads it."""
-        tokens = encoder.encode_image(pixels)
+        tokens = cast(FusionEncoder, encoder).encode_image(pixels)
         return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(1)
 
 

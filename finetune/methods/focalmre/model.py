@@ -13,7 +13,7 @@ markers), K: patches, D: hidden size, V: width of the picture's states.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.focalmre.attention import FocalAttention
 from finetune.methods.focalmre.config import FocalMREConfig
 from finetune.methods.focalmre.frames import draw, draw_together
-from finetune.methods.layers import entity_states, relation_loss
+from finetune.methods.layers import marker_states, relation_loss
 from finetune.methods.towers.encode_once import EncodeOnce
 from finetune.methods.towers.pair import (
     Towers,
@@ -54,6 +54,8 @@ class FocalMRE(Method):
     """Two towers, focal attention and gate, focal fusion, classifier."""
 
     Config = FocalMREConfig
+    encoder: Towers
+    colors: Tensor
     needs = frozenset({"image", "region_boxes"})
 
     def __init__(self, encoder: Towers, task: TaskInfo, config: FocalMREConfig) -> None:
@@ -110,7 +112,7 @@ class FocalMRE(Method):
         states = text_states(self.encoder, batch.input_ids, batch.attention_mask)
         if positions == "all":
             return states
-        return entity_states(states, batch.head_start, batch.tail_start).unflatten(-1, (2, -1))
+        return marker_states(states, batch).unflatten(-1, (2, -1))
 
     def fuse(self, text: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Equations 3 to 5 for each kind: (B, P, D) -> H̄ (B, P, D).
@@ -123,13 +125,14 @@ class FocalMRE(Method):
         fused = {}
         for kind, pictures in self.by_kind(self.encode(self.pictures(batch))):
             mixed = self.focus_of(kind)(text, pictures)  # (B, R, P, D)
-            weights, shown = self.fusion_weights(kind), self.shown(batch, kind)  # (R,), (B, R)
-            total, kept = weights.sum(), weights * shown
-            some = shown.any(dim=1, keepdim=True)
+            weights, counted = self.fusion_weights(kind), self.counted(batch, kind)  # (R,), (B, R)
+            total, shares = weights.sum(), weights * counted
+            has_any = counted.any(dim=1, keepdim=True)
             if self.config.fill == "mask":
-                kept = kept * total / torch.where(some, kept.sum(dim=1, keepdim=True), 1)
-            mean = torch.einsum("br,brpd->bpd", kept.to(mixed.dtype), mixed)
-            fused[kind] = torch.where(some[..., None], mean, total * text)
+                # Those that are there take over the others' weight: their number does not show.
+                shares = shares * total / torch.where(has_any, shares.sum(dim=1, keepdim=True), 1)
+            mean = torch.einsum("br,brpd->bpd", shares.to(mixed.dtype), mixed)
+            fused[kind] = torch.where(has_any[..., None], mean, total * text)
         return fused
 
     def by_kind(self, encoded: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -141,47 +144,50 @@ class FocalMRE(Method):
 
     def focus_of(self, kind: str) -> FocalAttention:
         """Attention and gate of this kind of region."""
-        return self.focus["both" if self.config.share_kinds else kind]
+        module = self.focus["both" if self.config.share_kinds else kind]
+        return cast(FocalAttention, module)
 
     def fusion_weights(self, kind: str) -> Tensor:
         """w of equation 5: (R,), float32."""
         if self.one_picture:
-            return self.classifier[-1].weight.new_ones(1)
+            return next(self.classifier.parameters()).new_ones(1)
         weights = self.fusion[kind]
         return weights.softmax(dim=0) if self.config.fusion_norm == "softmax" else weights
 
-    def shown(self, batch: Batch, kind: str) -> Tensor:
+    def counted(self, batch: Batch, kind: str) -> Tensor:
         """(B, R) bool: the copies of this kind that count."""
         copies = self.copies[kind]
-        shown = batch.image_mask[:, None].expand(-1, copies)
+        seen = batch.require("image_mask")[:, None].expand(-1, copies)
         if self.config.fill != "mask" or self.config.input == "original":
-            return shown
+            return seen
         start = 0 if kind == "vg" else self.region_slots.get("vg", 0)
-        there = batch.region_mask[:, start : start + self.region_slots[kind]]
-        return shown & (there if copies == there.shape[1] else there.any(dim=1, keepdim=True))
+        there = batch.require("region_mask")[:, start : start + self.region_slots[kind]]
+        return seen & (there if copies == there.shape[1] else there.any(dim=1, keepdim=True))
 
     # ------------------------------------------------------------------ pictures
 
     def pictures(self, batch: Batch) -> Tensor:
         """The copies of each row's picture, both kinds after each other: (B, R, 3, S, S) uint8."""
-        config, plain = self.config, batch.pixel_values
+        config, plain = self.config, batch.require("pixel_values")
         if config.input == "original":
             return plain[:, None]
-        regions = batch.region_pixels if config.input == "cropped" else batch.region_boxes
-        there = batch.region_mask
+        cropped = config.input == "cropped"
+        regions = batch.require("region_pixels" if cropped else "region_boxes")
+        there = batch.require("region_mask")
         if config.fill == "repeat":
             places, there = repeated(there, list(self.region_slots.values()))
             regions = regions[torch.arange(len(regions), device=regions.device)[:, None], places]
-        if config.input == "cropped":
+        if cropped:
             return torch.where(there[:, :, None, None, None], regions, plain[:, None])
-        look = {"style": config.style, "width": config.frame_width}
+        style, width = config.style, config.frame_width
         if config.merge == "none":
-            return draw(plain, regions, there, self.colors, **look)
+            return draw(plain, regions, there, self.colors, style=style, width=width)
         numbers = list(self.region_slots.values())
         numbers = [sum(numbers)] if config.merge == "all" else numbers
         boxes, marked = regions.split(numbers, dim=1), there.split(numbers, dim=1)
         parts = zip(boxes, marked, self.colors.split(numbers), strict=True)
-        return torch.stack([draw_together(plain, *part, **look) for part in parts], dim=1)
+        copies = [draw_together(plain, *part, style=style, width=width) for part in parts]
+        return torch.stack(copies, dim=1)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, R, 3, S, S) uint8 -> (B, R, 1+K, V)."""
@@ -224,8 +230,8 @@ def inputs_of(config: FocalMREConfig) -> frozenset[str]:
     """What the settings need beyond the text."""
     if not config.slots:
         return frozenset()
-    regions = {"focal": {"region_boxes"}, "cropped": {"region_pixels"}, "original": set()}
-    return frozenset({"image"} | regions[config.input])
+    regions = {"focal": ["region_boxes"], "cropped": ["region_pixels"], "original": []}
+    return frozenset(["image", *regions[config.input]])
 
 
 def repeated(there: Tensor, numbers: list[int]) -> tuple[Tensor, Tensor]:

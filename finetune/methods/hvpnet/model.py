@@ -22,8 +22,9 @@ from finetune.methods.layers import (
     PieceTaggingHead,
     RelationHead,
     TaggingHead,
-    entity_states,
+    TaskHead,
     load_text_encoder,
+    marker_states,
 )
 from finetune.methods.towers.resnet import (
     TOKENS,
@@ -42,6 +43,10 @@ class Hvpnet(Method):
     Config = HvpnetConfig
     providers = PROVIDERS
     kinds = frozenset({"relation", "entities"})
+    encoder: BertModel
+    vision: ResNetPyramid
+    settings: HvpnetConfig
+    head: TaskHead
 
     def __init__(
         self, encoder: BertModel, vision: ResNetPyramid, task: TaskInfo, config: HvpnetConfig
@@ -68,12 +73,12 @@ class Hvpnet(Method):
             size=sizes.hidden_size,
             width=config.prompt_width,
             head_split=config.prefix_head_split,
-            absent=config.absent,
+            absent=config.absent or "mask",
         )
         self.dropout = nn.Dropout(config.head_dropout)
         if task.kind == "relation":
             self.head = RelationHead(sizes.hidden_size, task, "linear")
-            self.head.requires_grad_(self.recipe.train_classifier)
+            self.head.requires_grad_(bool(self.recipe.train_classifier))
             if config.markers == "released":
                 self.needs |= {"released_markers"}
         elif config.tagging == "words":
@@ -83,7 +88,7 @@ class Hvpnet(Method):
         self.train()
 
     @classmethod
-    def build(cls, config: HvpnetConfig, task: TaskInfo, source: Source) -> tuple["Hvpnet", Any]:
+    def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple["Hvpnet", Any]:
         """From a BERT directory or the text side of a fusion model, and a ResNet."""
         encoder, tokenizer = load_text_encoder(source, task)
         vision = load_resnet(
@@ -101,7 +106,9 @@ class Hvpnet(Method):
     def train(self, mode: bool = True) -> "Hvpnet":
         """As everywhere, but a frozen ResNet keeps its BatchNorm's running statistics."""
         super().train(mode)
-        self.vision.train(mode and (self.settings.batch_statistics or not self.settings.freeze))
+        self.vision.train(
+            mode and (bool(self.settings.batch_statistics) or not self.settings.freeze)
+        )
         return self
 
     def forward(self, batch: Batch) -> MethodOutput:
@@ -110,7 +117,7 @@ class Hvpnet(Method):
         prefix = None if visual is None else self.prefix(*visual)
         states = encode_with_prefix(self.encoder, batch.input_ids, batch.attention_mask, prefix)
         if isinstance(self.head, RelationHead):
-            pair = entity_states(states, batch.head_start, batch.tail_start)
+            pair = marker_states(states, batch)
             return self.head.classify(self.dropout(pair), batch)
         return self.head(states, batch)
 
@@ -133,7 +140,7 @@ class Hvpnet(Method):
             if self.settings.absent == "attend":
                 tokens = torch.where(present[..., None, None], tokens, self._nothing())
             return tokens, present
-        pixels = joined(batch.pixel_values, batch.region_pixels)
+        pixels = joined(batch.require("pixel_values"), batch.region_pixels)
         pixels = self.vision.normalise(pixels, present)
         if self.vision.training and self.settings.freeze:
             # As released: the whole pictures, the first crops, … each with their own statistics.
@@ -160,7 +167,7 @@ class Hvpnet(Method):
         kind = "relation" if is_relation else "entities"
         self.recipe = Recipe.of(self.given, kind, pictures=run.images != "none")
         if is_relation:
-            self.head.requires_grad_(self.recipe.train_classifier)
+            self.head.requires_grad_(bool(self.recipe.train_classifier))
 
     def parameter_groups(self, optim: Any) -> list[dict]:
         """AdamW groups, as everywhere; with `decay_all` everything decays."""

@@ -18,7 +18,7 @@ relations, so this head is ours.
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,16 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.layers import RelationHead, TaggingHead, load_text_encoder
+from finetune.methods.layers import RelationHead, TaggingHead, TaskHead, load_text_encoder
 from finetune.methods.mkgformer.config import MKGformerConfig
-from finetune.methods.mkgformer.vision import STORED, Layout, VisionTower, find_tower, saved_tower
+from finetune.methods.mkgformer.vision import (
+    STORED,
+    Layout,
+    VisionTower,
+    find_tower,
+    saved_tower,
+    side,
+)
 from finetune.tasks.base import TaskInfo
 from shards.files import InputError
 
@@ -47,6 +54,9 @@ class MKGformer(Method):
     needs = frozenset({"region_pixels"})
     kinds = frozenset({"relation", "entities"})
     towers = ("encoder.", "vision.")
+    encoder: BertModel
+    vision: VisionTower
+    head: TaskHead
 
     def __init__(
         self,
@@ -74,7 +84,7 @@ class MKGformer(Method):
             self.needs = self.needs | {"image"}
         if task.kind == "relation":
             self.head = RelationHead(sizes.hidden_size, task, "linear")
-            self.head.requires_grad_(config.train_classifier)
+            self.head.requires_grad_(bool(config.train_classifier))
         else:
             self.head = TaggingHead(sizes.hidden_size, task, config.dropout, config.mask_illegal)
 
@@ -86,7 +96,7 @@ class MKGformer(Method):
         config = config.settled(task.kind)
         encoder, tokenizer = load_text_encoder(source, task)
         longest = encoder.config.max_position_embeddings
-        if config.pad_to > longest:
+        if (config.pad_to or 0) > longest:
             raise InputError(
                 f"--model.pad_to {config.pad_to}: {source.path} has {longest} positions"
             )
@@ -104,14 +114,14 @@ class MKGformer(Method):
             )
             check_towers(encoder.config, sizes, config.fusion_layers)
             vision = VisionTower(sizes, layout)
-            vision.load(state, config.positions, config.vision)
+            vision.load(state, config.positions or "clip", config.vision)
             LOG.info("mkgformer, text: %s; %s", source.path, line)
         return cls(encoder, vision, task, config, tokenizer.pad_token_id), tokenizer
 
     @property
     def image_size(self) -> int:
         """Side of the whole picture, where it is read."""
-        return self.vision.config.image_size
+        return side(self.vision.config.image_size)
 
     @property
     def region_size(self) -> int:
@@ -121,21 +131,20 @@ class MKGformer(Method):
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits (B, C) or (B, W, C); without pictures the text tower alone, a plain BERT."""
         ids, mask = batch.input_ids, batch.attention_mask
-        if (missing := self.config.pad_to - ids.shape[1]) > 0:
+        if (missing := (self.config.pad_to or 0) - ids.shape[1]) > 0:
             ids, mask = pad(ids, (0, missing), value=self.pad_id), pad(mask, (0, missing))
         if batch.region_pixels is None:
             return self.head(self.encode(ids, mask), batch)
         image = None
         if self.config.use_full_image:
             mean, std = self.vision.pixel_statistics
-            image = (batch.pixel_values.to(mean.dtype) - mean) / std
-            image = image * batch.image_mask[:, None, None, None]
-        seen = self.vision.embed(*self.vision.inputs(batch.region_pixels, batch.region_mask), image)
+            image = (batch.require("pixel_values").to(mean.dtype) - mean) / std
+            image = image * batch.require("image_mask")[:, None, None, None]
+        present = batch.require("region_mask")
+        seen = self.vision.embed(*self.vision.inputs(batch.region_pixels, present), image)
         seen_mask = None
         if self.config.mask_slots:
-            seen_mask = self.vision.token_mask(
-                batch.region_mask, None if image is None else batch.image_mask
-            )
+            seen_mask = self.vision.token_mask(present, None if image is None else batch.image_mask)
         return self.head(self.encode(ids, mask, seen, seen_mask), batch)
 
     def encode(
@@ -158,21 +167,23 @@ class MKGformer(Method):
                 text, _ = text_layer(layer, text, text_keys)
             return text
         own_keys = None if seen_mask is None else seen_mask[:, None, None, :]
-        shown = mask if self.config.mask_text_pad else torch.ones_like(mask)
+        # As released, the padding of texts takes part in PGI: results depend on its length.
+        read = mask if self.config.mask_text_pad else torch.ones_like(mask)
         both_keys = own_keys
         if seen_mask is not None or self.config.mask_text_pad:
-            own = shown.new_ones(seen.shape[:2]) if seen_mask is None else seen_mask
-            both_keys = torch.cat([shown, own], dim=1)[:, None, None, :]
+            own = read.new_ones(seen.shape[:2]) if seen_mask is None else seen_mask
+            both_keys = torch.cat([read, own], dim=1)[:, None, None, :]
         prefix = None
         for i, (layer, block) in enumerate(
-            zip(self.encoder.encoder.layer, self.vision.layer, strict=True)
+            zip(self.encoder.encoder.layer, self.vision.layers, strict=True)
         ):
             if i < self.first:
                 seen = vision_layer(block, seen, own_keys)
                 text, prefix = text_layer(layer, text, text_keys)
             else:
                 seen = vision_layer(block, seen, both_keys, prefix)
-                extra = partial(self.correlate, self.fusion[i - self.first], seen, own_keys)
+                fusion = cast(nn.Linear, self.fusion[i - self.first])
+                extra = partial(self.correlate, fusion, seen, own_keys)
                 text, prefix = text_layer(layer, text, text_keys, extra)
         return text
 
@@ -216,11 +227,11 @@ def text_layer(
         for projection in (attention.query, attention.key, attention.value)
     )
     dropout = attention.dropout.p if layer.training else 0.0
-    found = join(scaled_dot_product_attention(query, key, value, keys, dropout))
-    states = layer.attention.output(found, states)
+    gathered = join(scaled_dot_product_attention(query, key, value, keys, dropout))
+    states = layer.attention.output(gathered, states)
     inner = layer.intermediate.dense(states)
     if extra is not None:
-        inner = inner + extra(found)
+        inner = inner + extra(gathered)
     return layer.output(layer.intermediate.intermediate_act_fn(inner), states), (key, value)
 
 
@@ -243,9 +254,9 @@ def vision_layer(
     )
     if prefix is not None:
         key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
-    dropout = attention.dropout if layer.training else 0.0
-    found = scaled_dot_product_attention(query, key, value, keys, dropout)
-    states = states + attention.out_proj(join(found))
+    dropout = float(attention.dropout or 0) if layer.training else 0.0
+    gathered = scaled_dot_product_attention(query, key, value, keys, dropout)
+    states = states + attention.out_proj(join(gathered))
     return states + layer.mlp(layer.layer_norm2(states))
 
 

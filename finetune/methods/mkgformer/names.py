@@ -57,9 +57,9 @@ def convert_state(state: Mapping[str, Tensor], fusion_layers: int = 4) -> dict[s
     first = max(numbers) + 1 - fusion_layers
     converted = {}
     for name, tensor in renamed.items():
-        if found := re.fullmatch(r"fusion\.(\d+)\.(.+)", name):
-            if int(found[1]) < first:
+        if match := re.fullmatch(r"fusion\.(\d+)\.(.+)", name):
+            if int(match[1]) < first:
                 continue
-            name = f"fusion.{int(found[1]) - first}.{found[2]}"
+            name = f"fusion.{int(match[1]) - first}.{found[2]}"
         converted[name] = tensor
     return converted

@@ -6,8 +6,9 @@ a region row by row. README.md, Pictures.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,10 +53,12 @@ class VisionTower(nn.Module):
     who mixes in the text.
     """
 
+    pixel_statistics: Tensor
+
     def __init__(self, config: CLIPVisionConfig, layout: Layout) -> None:
         super().__init__()
         self.config, self.layout = config, layout
-        width, patch = config.hidden_size, config.patch_size
+        width, patch = config.hidden_size, self.patch
         for name in ("vg_size", "od_size"):
             if getattr(layout, name) % patch:
                 raise InputError(
@@ -73,15 +76,25 @@ class VisionTower(nn.Module):
         self.vg_position_embeddings = nn.Parameter(torch.empty(self.tokens("vg"), width).normal_())
         self.od_position_embeddings = nn.Parameter(torch.empty(self.tokens("od"), width).normal_())
         if layout.whole:
-            whole = torch.empty((config.image_size // patch) ** 2, width).normal_(std=0.02)
+            whole = torch.empty((side(config.image_size) // patch) ** 2, width).normal_(std=0.02)
             self.image_position_embeddings = nn.Parameter(whole)
         statistics = torch.tensor([config.image_mean, config.image_std]) * 255
         self.register_buffer("pixel_statistics", statistics.view(2, 3, 1, 1), persistent=False)
 
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return side(self.config.patch_size)
+
+    @property
+    def layers(self) -> Iterator[CLIPEncoderLayer]:
+        """CLIP's blocks, from below."""
+        return cast(Iterator[CLIPEncoderLayer], iter(self.layer))
+
     def tokens(self, kind: str) -> int:
         """Visual tokens of all slots of a kind (vg, od)."""
-        side = getattr(self.layout, f"{kind}_size") // self.config.patch_size
-        return getattr(self.layout, kind) * side**2
+        grid = getattr(self.layout, f"{kind}_size") // self.patch
+        return getattr(self.layout, kind) * grid**2
 
     def inputs(self, regions: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Region pixels as the network takes them.
@@ -115,8 +128,8 @@ class VisionTower(nn.Module):
         return self.norm(torch.cat(tokens, dim=1))
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        found = self.patch_embedding(pixels.flatten(0, 1))  # (B·slots, D, grid, grid)
-        return found.flatten(2).transpose(1, 2).reshape(len(pixels), -1, found.shape[1])
+        maps = self.patch_embedding(pixels.flatten(0, 1))  # (B·slots, D, grid, grid)
+        return maps.flatten(2).transpose(1, 2).reshape(len(pixels), -1, maps.shape[1])
 
     def token_mask(self, present: Tensor, image_mask: Tensor | None) -> Tensor:
         """(B, R) slots, and (B,) pictures where the whole picture is read -> (B, K) bool."""
@@ -145,12 +158,19 @@ class VisionTower(nn.Module):
         if positions == "clip":
             for kind in ("vg", "od"):
                 if slots := getattr(self.layout, kind):
-                    side = getattr(self.layout, f"{kind}_size") // self.config.patch_size
-                    resized = resize_table(table, side).repeat(slots, 1)
+                    grid = getattr(self.layout, f"{kind}_size") // self.patch
+                    resized = resize_table(table, grid).repeat(slots, 1)
                     getattr(self, f"{kind}_position_embeddings").copy_(resized)
         if self.layout.whole:
-            side = self.config.image_size // self.config.patch_size
-            self.image_position_embeddings.copy_(resize_table(table, side))
+            grid = side(self.config.image_size) // self.patch
+            self.image_position_embeddings.copy_(resize_table(table, grid))
+
+
+def side(size: object) -> int:
+    """Of the squares of a CLIP configuration, whose type allows for others."""
+    if not isinstance(size, int):
+        raise InputError(f"a vision tower of squares is needed, not of {size}")
+    return size
 
 
 def resize_table(table: Tensor, side: int) -> Tensor:
@@ -202,7 +222,7 @@ def fusion_vit(encoder: FusionEncoder) -> tuple[CLIPVisionConfig, dict[str, Tens
         hidden_size=theirs.vision_hidden_size,
         num_hidden_layers=theirs.vision_layers,
         num_attention_heads=theirs.vision_heads,
-        intermediate_size=encoder.vision.blocks[0].mlp.fc1.out_features,
+        intermediate_size=len(encoder.vision.state_dict()["blocks.0.mlp.fc1.bias"]),
         patch_size=theirs.patch_size,
         image_size=theirs.image_size,
         hidden_act="gelu",
@@ -255,10 +275,10 @@ def saved_tower(source: str, layout: Layout, announce: bool) -> VisionTower | No
     ours = tower.state_dict()
     tables = [name for name in state if name.endswith("position_embeddings")]
     left = [name for name in tables if name not in ours or state[name].shape != ours[name].shape]
-    kept = {name: tensor for name, tensor in state.items() if name not in left}
+    fitting = {name: tensor for name, tensor in state.items() if name not in left}
     fresh = {name: ours[name] for name in ours if name.endswith("position_embeddings")}
-    check_fits(ours, fresh | kept, str(path))
-    tower.load_state_dict(fresh | kept)
+    check_fits(ours, fresh | fitting, str(path))
+    tower.load_state_dict(fresh | fitting)
     left = ["its fusion layers and head", *left]
     if announce:
         LOG.info("vision: the tower of the finished run %s; left: %s", source, ", ".join(left))

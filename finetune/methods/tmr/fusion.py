@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finetune.inputs.batch import Batch
 from finetune.methods.layers import attend
+from finetune.methods.towers.resnet import ResNetPyramid
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,18 @@ class SourceFusion(nn.Module):
         """(B, D) of each source: whole pictures ask the sentence, regions the phrases."""
         asked = [(source.whole, source.whole_counted) for source in streams]
         fine = self.fine(asked, text, text_mask)
-        with_objects = [source for source in streams if source.objects is not None]
-        asked = [(source.objects, source.objects_counted) for source in with_objects]
-        coarse = iter(self.coarse(asked, phrases, phrase_mask) if asked else ())
-        found = []
+        of_objects = [(s.objects, s.objects_counted) for s in streams if s.objects is not None]
+        coarse = iter(())
+        if of_objects and self.coarse is not None:
+            coarse = iter(self.coarse(of_objects, phrases, phrase_mask))
+        fused = []
         for source, whole in zip(streams, fine, strict=True):
             for_whole, for_objects = source.shortcuts
             mixed = plus(whole, for_whole) * source.scores[:, 1:]
             if source.objects is not None:
                 mixed = mixed + plus(next(coarse), for_objects) * source.scores[:, :1]
-            found.append(mixed)
-        return found
+            fused.append(mixed)
+        return fused
 
 
 class TmrHead(SourceFusion):
@@ -162,7 +164,7 @@ class TmrHead(SourceFusion):
 
 
 def look(
-    vision: nn.Module, batch: Batch, *, generated: bool, bgr255: bool, one_pass: bool
+    vision: ResNetPyramid, batch: Batch, *, generated: bool, bgr255: bool, one_pass: bool
 ) -> list[Look]:
     """What the sources show; all pictures go through the vision tower together.
 
@@ -173,17 +175,17 @@ def look(
         bgr255: whole pictures blue-green-red from 0 to 255, as released, not normalised.
         one_pass: all through the tower together, not each kind with batch statistics of its own.
     """
-    whole = [(batch.pixel_values, batch.image_mask)]
+    whole = [(batch.require("pixel_values"), batch.require("image_mask"))]
     regions = [(batch.region_pixels, batch.region_mask)]
     if generated:
-        whole.append((batch.generated_pixels, batch.generated_mask))
+        whole.append((batch.require("generated_pixels"), batch.require("generated_mask")))
         regions.append((batch.generated_region_pixels, batch.generated_region_mask))
 
     def raw(pixels: Tensor, present: Tensor) -> Tensor:
         return pixels.flip(-3).float() * present[..., None, None, None]
 
     pictures = [(raw if bgr255 else vision.normalise)(*item) for item in whole]
-    pictures += [vision.normalise(*item) for item in regions if item[0] is not None]
+    pictures += [vision.normalise(cut, seen) for cut, seen in regions if cut is not None]
     maps = iter(last_maps(vision, pictures, one_pass))
     wholes = [next(maps) for _ in whole]
     return [
@@ -194,18 +196,26 @@ def look(
 
 def look_up(batch: Batch, channels: int, *, generated: bool) -> list[Look]:
     """What the sources show, from the features of a frozen tower."""
-    fields = [(batch.image_features, batch.image_mask, batch.region_features, batch.region_mask)]
-    if generated:
-        fields.append((batch.generated_features, batch.generated_mask,
-                       batch.generated_region_features, batch.generated_region_mask))  # fmt: skip
 
-    def maps(features: Tensor | None) -> Tensor | None:
-        return None if features is None else features.float().unflatten(-1, (-1, channels))
+    def maps(features: Tensor) -> Tensor:
+        return features.float().unflatten(-1, (-1, channels))
 
-    return [Look(maps(whole), seen, maps(cut), cut_seen) for whole, seen, cut, cut_seen in fields]
+    looks = []
+    for kind in ("image", "generated") if generated else ("image",):
+        cut = "region" if kind == "image" else "generated_region"
+        regions = getattr(batch, f"{cut}_features")
+        looks.append(
+            Look(
+                maps(batch.require(f"{kind}_features")),
+                batch.require(f"{kind}_mask"),
+                None if regions is None else maps(regions),
+                getattr(batch, f"{cut}_mask"),
+            )
+        )
+    return looks
 
 
-def last_maps(vision: nn.Module, pictures: list[Tensor], one_pass: bool) -> list[Tensor]:
+def last_maps(vision: ResNetPyramid, pictures: list[Tensor], one_pass: bool) -> list[Tensor]:
     """The last map of each of (…, 3, S, S), as (…, P, C)."""
     flat = [tensor.flatten(0, -4) for tensor in pictures]
     if one_pass:
@@ -216,8 +226,8 @@ def last_maps(vision: nn.Module, pictures: list[Tensor], one_pass: bool) -> list
         seen = {i: vision(flat[i])[-1] for i in order}
         maps = [seen[i] for i in range(len(flat))]
     return [
-        found.flatten(2).transpose(1, 2).unflatten(0, tensor.shape[:-3])
-        for found, tensor in zip(maps, pictures, strict=True)
+        last.flatten(2).transpose(1, 2).unflatten(0, tensor.shape[:-3])
+        for last, tensor in zip(maps, pictures, strict=True)
     ]
 
 

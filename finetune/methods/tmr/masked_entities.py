@@ -22,13 +22,13 @@ def mask_entities(ids: np.ndarray, markers: np.ndarray, hidden: np.ndarray) -> n
     Args:
         markers: (4,) ids of `MARKERS`, each once in `ids`. hidden: (2,) ids for head and tail.
     """
-    kept = np.ones(len(ids), dtype=bool)
+    outside = np.ones(len(ids), dtype=bool)
     places = [int(np.argmax(ids == marker)) for marker in markers]
     for opening, closing in (places[:2], places[2:]):
-        kept[opening + 1 : closing] = False
-    kept[places] = True
+        outside[opening + 1 : closing] = False
+    outside[places] = True
     behind = np.array([places[0] + 1, places[2] + 1])
-    return np.insert(ids, behind, hidden)[np.insert(kept, behind, True)]
+    return np.insert(ids, behind, hidden)[np.insert(outside, behind, True)]
 
 
 def add_masked_entities(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:

@@ -15,7 +15,7 @@ D: hidden size, K: sources (the original, then the generated one).
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.layers import entity_states, load_text_encoder, relation_loss
+from finetune.methods.layers import load_text_encoder, marker_states, relation_loss
 from finetune.methods.tmr import tagging as tmr_tagging
 from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.fusion import Look, Streams, TmrHead, look, look_up, pooled
 from finetune.methods.tmr.inputs import providers
 from finetune.methods.tmr.released import LENGTHS, empty_regions
-from finetune.methods.towers.resnet import FrozenMaps, load_resnet
+from finetune.methods.towers.resnet import FrozenMaps, ResNetPyramid, load_resnet
 from finetune.methods.towers.timm_model import drawn_at_random
 from finetune.tasks.base import TaskInfo
 
@@ -39,10 +39,14 @@ class Tmr(Method):
 
     Config = TmrConfig
     kinds = frozenset({"relation", "entities"})
-    towers = ("encoder.", "vision.")
+    towers: tuple[str, ...] = ("encoder.", "vision.")
+    encoder: BertModel
+    vision: ResNetPyramid | None
+    settings: TmrConfig
+    head: TmrHead | tmr_tagging.TmrTaggingHead
 
     def __init__(
-        self, encoder: BertModel, vision: nn.Module | None, task: TaskInfo, config: TmrConfig
+        self, encoder: BertModel, vision: ResNetPyramid | None, task: TaskInfo, config: TmrConfig
     ) -> None:
         super().__init__()
         self.settings = config = config.settled(task.kind)
@@ -60,7 +64,7 @@ class Tmr(Method):
             self.reduce = nn.Linear(vision.channels[-1], size)
         self.needs = frozenset(needs)
         self.providers = providers(config)
-        shared = {
+        shared: dict[str, Any] = {
             "sources": 1 if config.generated == "none" else 2,
             "regions": vision is not None and config.regions > 0,
             "mean": config.pool == "mean",
@@ -96,7 +100,7 @@ class Tmr(Method):
         return needs | ({"visual_features"} if seen_once else set())
 
     @classmethod
-    def build(cls, config: TmrConfig, task: TaskInfo, source: Source) -> tuple["Tmr", Any]:
+    def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple["Tmr", Any]:
         """BERT from `source` (a fusion model's text side, or a BERT), the ResNet from timm."""
         encoder, tokenizer = load_text_encoder(source, task)
         return cls(encoder, build_vision(config, source), task, config), tokenizer
@@ -107,9 +111,9 @@ class Tmr(Method):
         return self.settings.image_size
 
     @property
-    def frozen_vision(self) -> FrozenMaps:
+    def frozen_vision(self) -> FrozenMaps | None:
         """What sees every picture once, where nothing in the vision tower changes."""
-        return FrozenMaps(self.vision)
+        return None if self.vision is None else FrozenMaps(self.vision)
 
     def train(self, mode: bool = True) -> "Tmr":
         """A vision tower that is not trained keeps its batch statistics."""
@@ -132,29 +136,30 @@ class Tmr(Method):
         """What the sources show."""
         settings = self.settings
         generated = settings.generated != "none"
+        assert self.vision is not None  # only it makes pictures a need
         if batch.image_features is not None:
             return look_up(batch, self.vision.channels[-1], generated=generated)
-        found = look(
+        looks = look(
             self.vision,
             batch,
             generated=generated,
             bgr255=settings.whole_norm == "bgr255",
-            one_pass=settings.one_pass,
+            one_pass=bool(settings.one_pass),
         )
         if generated and settings.regions and not (self.is_relation or settings.mask_absent):
             # As released: it loses the regions of generated pictures, and sees empty squares.
             empty = empty_regions(self.vision, self.image_size, len(batch), settings.regions)
-            found[1] = replace(found[1], regions=empty)
-        return found
+            looks[1] = replace(looks[1], regions=empty)
+        return looks
 
     def relate(self, batch: Batch, looks: list[Look]) -> MethodOutput:
         """Logits from the texts and what the sources show (README.md, Model of relations)."""
         texts = self.read(batch)
         text, _, phrases, phrase_mask = texts
-        pair = entity_states(text, batch.head_start, batch.tail_start)
-        features = self.head.features(self.streams(batch, looks, text), *texts)
-        final = self.head.final_feature(pair, pooled(phrases, phrase_mask), features)
-        logits = self.head.classify(final)
+        pair, head = marker_states(text, batch), cast(TmrHead, self.head)
+        features = head.features(self.streams(batch, looks, text), *texts)
+        final = head.final_feature(pair, pooled(phrases, phrase_mask), features)
+        logits = head.classify(final)
         loss = relation_loss(logits, batch.labels)
         return MethodOutput(logits, self.total_loss(loss, batch, pair, features, final))
 
@@ -166,9 +171,9 @@ class Tmr(Method):
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
         """Relation ids, or the tag ids of each sentence's words."""
-        return (
-            super().decode(output, batch) if self.is_relation else self.head.decode(output, batch)
-        )
+        if isinstance(self.head, TmrHead):
+            return super().decode(output, batch)
+        return self.head.decode(output, batch)
 
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Sentence (B, L, D), its mask, phrases (B, Lp, D), their mask: what is attended to and
@@ -187,7 +192,7 @@ class Tmr(Method):
         """What each source brings to the fusion."""
         settings = self.settings
         mean = settings.pool == "mean"
-        found = []
+        streams = []
         for k, shown in enumerate(looks):
             whole, objects, counted = self.reduce(shown.whole), None, None
             if shown.regions is not None:
@@ -195,14 +200,14 @@ class Tmr(Method):
                 objects = self.reduce(positions)
                 counted = shown.regions_seen if settings.mask_absent else None
             scores = source_scores(batch, k, shown.seen if settings.mask_absent else None)
-            shortcuts = (None, None)
+            shortcuts: tuple[Tensor | None, Tensor | None] = (None, None)
             if settings.version == "v2":
                 shortcuts = (
                     pooled(whole, mean=mean),
                     None if objects is None else pooled(objects, counted, mean),
                 )
-            found.append(Streams(whole, None, objects, counted, shortcuts, scores))
-        return found
+            streams.append(Streams(whole, None, objects, counted, shortcuts, scores))
+        return streams
 
     def learning_rate(self, name: str, optim: Any, above: int) -> float:
         """As everywhere, but the emission layer learns with the CRF above it, as released."""
@@ -222,7 +227,7 @@ class Tmr(Method):
         return loss
 
 
-def build_vision(config: TmrConfig, source: Source) -> nn.Module | None:
+def build_vision(config: TmrConfig, source: Source) -> ResNetPyramid | None:
     """The ResNet, or None where there is none."""
     if config.vision == "none":
         return None
@@ -260,5 +265,5 @@ def encode_text(
 
 def encode_phrases(encoder: BertModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """The phrases (B, Lp, D) and their mask, which is all True for `lookup6`."""
-    ids, mask = batch.phrase_ids, batch.phrase_mask
+    ids, mask = batch.require("phrase_ids"), batch.require("phrase_mask")
     return encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask

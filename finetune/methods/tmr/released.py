@@ -36,7 +36,7 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "betas": betas, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update; none where `found_inf` is 1 (`engine.clip_or_leave_out`)."""
         overflow = getattr(self, "found_inf", None)
         for group in self.param_groups:
@@ -48,7 +48,7 @@ class BertAdam(torch.optim.Optimizer):
                     self.state[p] |= {name: torch.zeros_like(p) for name in MOMENTS}
             first, second = ([self.state[p][name] for p in params] for name in MOMENTS)
             grads = [p.grad for p in params]
-            squares = torch._foreach_mul(grads, grads)
+            squares = list(torch._foreach_mul(grads, grads))
             lr = group["lr"]
             if overflow is not None:  # the moments move to where they are; nothing asks the host
                 bad, lr = overflow.bool(), lr * (1 - overflow)

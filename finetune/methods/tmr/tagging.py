@@ -62,14 +62,14 @@ class TmrTaggingHead(SourceFusion):
             text: (B, L', D), L' >= L.
         """
         size, length = text.shape[-1], batch.input_ids.shape[1]
-        told = text.new_zeros(len(text), 1, self.sources * size)
+        visual = text.new_zeros(len(text), 1, self.sources * size)
         if features:
-            shown = [torch.tanh(self.extend(one)).unflatten(-1, (-1, size)) for one in features]
-            told = torch.cat(shown, dim=-1)  # (B, 70 or 1, KD)
-            if told.shape[1] > 1:  # cut to the batch, which may be padded beyond them on a GPU
-                told = nn.functional.pad(told, (0, 0, 0, length - told.shape[1]))
-        told = told.expand(-1, length, -1)
-        combined = self.combine(torch.cat([text[:, :length], told], dim=-1))
+            parts = [torch.tanh(self.extend(one)).unflatten(-1, (-1, size)) for one in features]
+            visual = torch.cat(parts, dim=-1)  # (B, 70 or 1, KD)
+            if visual.shape[1] > 1:  # cut to the batch, which may be padded beyond them on a GPU
+                visual = nn.functional.pad(visual, (0, 0, 0, length - visual.shape[1]))
+        visual = visual.expand(-1, length, -1)
+        combined = self.combine(torch.cat([text[:, :length], visual], dim=-1))
         return self.tags(combined.relu(), batch)
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:

@@ -38,6 +38,9 @@ DESCRIPTION, WEIGHTS = "vision.json", "vision.safetensors"
 class PictureTower(nn.Module):
     """A ViT with its normalisation: uint8 pictures in, states after its last norm out."""
 
+    net: Any
+    pixel_statistics: Tensor
+
     def __init__(self, net: nn.Module, description: dict[str, Any]) -> None:
         super().__init__()
         self.net, self.description = net, description
@@ -140,8 +143,9 @@ def picture_states(encoder: Towers, pixels: Tensor) -> Tensor:
 
 def picture_width(encoder: Towers) -> int:
     """Width of `picture_states`."""
-    two = isinstance(encoder, TwoTowers)
-    return encoder.vision.width if two else encoder.config.hidden_size
+    if isinstance(encoder, TwoTowers):
+        return encoder.vision.width
+    return encoder.config.hidden_size
 
 
 def named_tower(name: str, random_weights: bool = False) -> PictureTower:
@@ -205,7 +209,8 @@ def _timm_tower(
     if not isinstance(net, VisionTransformer) or net.cls_token is None:
         kind = type(net).__name__
         raise InputError(f"--model.vision {source}: a {kind}, not a ViT with a class token")
-    settings = net.pretrained_cfg
+    settings: Any = net.pretrained_cfg
+    grid: Any = net.patch_embed
     return PictureTower(
         net,
         {
@@ -213,7 +218,7 @@ def _timm_tower(
             "source": source,
             "architecture": settings["architecture"],
             "model_args": arguments,
-            "image_size": net.patch_embed.img_size[0],
+            "image_size": grid.img_size[0],
             "mean": list(settings["mean"]),
             "std": list(settings["std"]),
         },

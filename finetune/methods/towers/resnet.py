@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -28,7 +29,10 @@ TOKENS = 4
 class ResNetPyramid(nn.Module):
     """Pixels -> the maps of the four stages."""
 
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """
         Args:
             net: timm's, made with `features_only`; its parameter names are torchvision's.
@@ -138,7 +142,9 @@ def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPy
         )
     local = Path(name).is_dir()
     channels = tuple(width * 2**i for i in range(4))
-    options = {} if width == 64 else {"channels": channels, "stem_width": max(width // 2, 4)}
+    options: dict[str, Any] = (
+        {} if width == 64 else {"channels": channels, "stem_width": max(width // 2, 4)}
+    )
     net = timm_model.create(
         name,
         random_weights=random_weights,
@@ -162,11 +168,11 @@ def _colours(name: str, local: bool) -> tuple[tuple[float, ...], tuple[float, ..
     """Mean and standard deviation that the weights were trained with."""
     if local:
         content = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        found = content.get("pretrained_cfg", {})
+        weights = content.get("pretrained_cfg", {})
     else:
         config = timm.get_pretrained_cfg(name)
-        found = {} if config is None else {"mean": config.mean, "std": config.std}
+        weights = {} if config is None else {"mean": config.mean, "std": config.std}
     return (
-        tuple(found.get("mean", timm.data.IMAGENET_DEFAULT_MEAN)),
-        tuple(found.get("std", timm.data.IMAGENET_DEFAULT_STD)),
+        tuple(weights.get("mean", timm.data.IMAGENET_DEFAULT_MEAN)),
+        tuple(weights.get("std", timm.data.IMAGENET_DEFAULT_STD)),
     )

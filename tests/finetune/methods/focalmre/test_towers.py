@@ -105,7 +105,7 @@ def test_a_bert_and_a_clip_saved_and_loaded(tmp_path, bert, clip):
     assert isinstance(method.encoder, TwoTowers) and method.image_size == 16
     batch = some_batch(method)
     save_method(tmp_path / "run", method, tokenizer, name="focalmre", config=config, task=TASK,
-                inputs={}, card="# card\n")  # fmt: skip
+                inputs={"images": "required", "max_length": 40}, card="# card\n")  # fmt: skip
     shutil.rmtree(here)
     loaded, _, _ = load_method(tmp_path / "run")
     with torch.inference_mode():

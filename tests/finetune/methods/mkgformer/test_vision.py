@@ -118,7 +118,7 @@ def test_a_finished_run_gives_its_towers(tmp_path, tiny_model, caplog):
     directory = tmp_path / "model"
     save_method(
         directory, method, tokenizer, name="mkgformer", config=config, task=RELATION,
-        inputs={}, card="# card\n",
+        inputs={"images": "required", "max_length": 40}, card="# card\n",
     )  # fmt: skip
     with caplog.at_level("INFO"):
         wider = replace(config, vg=4)
