@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from finetune.tasks.base import Row
 from finetune.tasks.region_cache import Region
 from pretrain.checkpoint.hub import resolve
 from shards.files import InputError
@@ -28,7 +27,7 @@ JUNK = re.compile(r"RT|https?:\S*|www\.\S*|\d+|\W+")
 """Tokens that name nothing to be seen."""
 
 
-def keywords(row: Row, tag: Tagger | None, limit: int = 4) -> list[Keyword]:
+def keywords(row: Any, tag: Tagger | None, limit: int = 4) -> list[Keyword]:
     """Head name, tail name, then the nouns in text order; no phrase twice, `limit` at most.
 
     A noun is a run of tokens tagged NOUN or PROPN that touches no entity. Entities come first so
@@ -61,9 +60,9 @@ def nouns(
         return tags[place] in ("NOUN", "PROPN") and not JUNK.fullmatch(tokens[place])
 
     for noun, run in groupby(places, key=is_noun):
-        run = list(run)
-        if noun and not any(start <= place < end for start, end in spans for place in run):
-            phrases.append(" ".join(tokens[place].lstrip("@#") for place in run))
+        within = list(run)
+        if noun and not any(start <= place < end for start, end in spans for place in within):
+            phrases.append(" ".join(tokens[place].lstrip("@#") for place in within))
     return phrases
 
 

@@ -60,6 +60,6 @@ def convert_state(state: Mapping[str, Tensor], fusion_layers: int = 4) -> dict[s
         if match := re.fullmatch(r"fusion\.(\d+)\.(.+)", name):
             if int(match[1]) < first:
                 continue
-            name = f"fusion.{int(match[1]) - first}.{found[2]}"
+            name = f"fusion.{int(match[1]) - first}.{match[2]}"
         converted[name] = tensor
     return converted
