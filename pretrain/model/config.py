@@ -163,7 +163,7 @@ class HeadsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Objectives and their readings: by default the paper's; `released_code.yaml`: the code's."""
+    """Objectives and their readings: by default the paper's; `legacy.yaml`: the code's."""
 
     itm: float = 1.0
     """Weight of image-text matching; 0 switches it off."""

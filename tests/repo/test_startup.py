@@ -118,7 +118,7 @@ def test_shipped_names_from_another_folder(tmp_path):
     calls = [
         ["finetune.__main__", *study],
         ["pretrain.__main__", "--config", "tyni", "--run_dir", "r"],
-        ["pretrain.__main__", "--config", "tiny", "--config", "released_code", "--run_dir", "r"],
+        ["pretrain.__main__", "--config", "tiny", "--config", "legacy", "--run_dir", "r"],
     ]
     told = [said for _, _, said in started(calls, tmp_path)]
     assert "did you mean league?" in told[0] and "did you mean tiny?" in told[1]
