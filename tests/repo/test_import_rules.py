@@ -20,6 +20,7 @@ FINETUNE_MAY = (
         "shards.command",
         "shards.options",
         "shards.images",
+        "shards.tables",
         "shards.objects",
         "shards.captions",
     ),
