@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from finetune.config import TrainConfig
+from finetune.inputs.batch import Dataset
 from finetune.inputs.split import LoadedSplit
 from finetune.run.results import SEED_AGAIN, read_result
 from finetune.tasks.base import Task
@@ -173,3 +174,11 @@ def check(directory: Path, before: Inputs, config: TrainConfig, task: Task) -> N
             f"{changed[0]}: changed since {directory} was trained on it{more}; restore it, choose "
             "another --out, or remove the seed's folder to train it again"
         )
+
+
+def fields_read(dataset: Dataset) -> dict[str, list[str]]:
+    """What a seed's rows come with, by the fields of a batch: `columns`, and those `pictures` of
+    which any row has one."""
+    pictures = dataset.pictures.items()
+    seen = sorted(name for name, shown in pictures if (shown.index >= 0).any())
+    return {"columns": sorted(dataset.columns), "pictures": seen}

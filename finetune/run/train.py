@@ -262,7 +262,7 @@ class SeedRun:
         method, tokenizer, _ = checkpoint.load_method(self.directory / "model")
         self.method, self.tokenizer = method.to(self.engine.device), tokenizer
         result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None}
-        splits, images = [self.train_split, self.dev_split], {"train": self.train_split.images}
+        splits, images = [self.train_split], {"train": self.train_split.images}
         for name, loaded in (("dev", self.dev_split), ("test", self.test_split)):
             if loaded is None:
                 continue
@@ -274,7 +274,7 @@ class SeedRun:
             keep_calibration(chain, asked, self.directory)
             result[name] = dict(predictions.score(self.task))
             images[name] = loaded.images
-            splits += [loaded] if name == "test" else []
+            splits.append(loaded)
         result |= {
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
@@ -288,10 +288,7 @@ class SeedRun:
             "processes": distributed.world_size(),
             "precision": self.engine.precision,
             "images": images,
-            "reads": {
-                "columns": sorted(self.train_split.dataset.columns),
-                "pictures": sorted(self.train_split.dataset.pictures),
-            },
+            "reads": provenance.fields_read(self.train_split.dataset),
             "leaky": any(split.leaky for split in splits)
             or any(entry["verdict"] == "flagged" for entry in self.audit),
             "audit": self.audit,
