@@ -139,21 +139,23 @@ class BatchConfig:
             ValueError: not exactly two given, or they do not divide.
         """
         size, micro, accumulation = self.global_size, self.micro_size, self.accumulation
-        if (size, micro, accumulation).count(None) != 1:
+        given = [number for number in (size, micro, accumulation) if number is not None]
+        if len(given) != 2:
             raise ValueError(
                 "batch: give two of global_size, micro_size, accumulation; the third is null"
             )
-        if min(number for number in (size, micro, accumulation) if number is not None) < 1:
+        if min(given) < 1:
             raise ValueError("batch: sizes must be at least 1")
         if size is None:
+            micro, accumulation = given
             return micro * accumulation * world, micro, accumulation
-        known = accumulation if micro is None else micro
+        size, known = given
         if size % (known * world):
             raise ValueError(
                 f"batch.global_size {size} is no multiple of {known * world} ({known} x {world})"
             )
         rest = size // (known * world)
-        return (size, rest, accumulation) if micro is None else (size, micro, rest)
+        return (size, rest, known) if micro is None else (size, known, rest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,16 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value: object) -> object:
+def own_group() -> dist.ProcessGroup | None:
+    """A gloo group whose messages never meet those of the training; None when alone. Collective."""
+    if world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # a number, to who is no member
+    return group
+
+
+def broadcast_object(value: T) -> T:
     """The main process's picklable `value` on every process."""
     if not dist.is_initialized():
         return value
@@ -82,7 +91,7 @@ def on_main(function: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return function()
-    outcome = None
+    outcome: tuple[T | None, str | None] = (None, None)
     if is_main():
         try:
             outcome = (function(), None)
@@ -91,7 +100,7 @@ def on_main(function: Callable[[], T]) -> T:
     value, problem = broadcast_object(outcome)
     if problem is not None:
         raise CommonError(problem)
-    return value
+    return cast(T, value)
 
 
 class _GatherWithGradient(torch.autograd.Function):

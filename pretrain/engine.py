@@ -103,7 +103,7 @@ class SingleEngine:
     @property
     def lr(self) -> float:
         """Learning rate of the next update."""
-        return self.schedule.get_last_lr()[0]
+        return float(self.schedule.get_last_lr()[0])
 
     def follow_schedule(self) -> None:
         """After `load`: the rates of this run's schedule, where the checkpoint's was another."""
@@ -295,7 +295,7 @@ def clip_or_leave_out(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
     scaler.update()
-    optimizer.found_inf = (~norm.isfinite()).float()
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # of fused ones
     return norm
 
 

@@ -34,14 +34,16 @@ def draw_panel(
         row.paste(Image.fromarray(pixels).resize((SIDE, SIDE)))
         draw = ImageDraw.Draw(row)
         if batch.patch_weights[number].any():
-            draw.rectangle([float(x) * zoom for x in batch.box[number]], outline="red", width=2)
+            draw.rectangle(
+                [float(x) * zoom for x in batch.require("box")[number]], outline="red", width=2
+            )
         lines = [batch.keys[number], "matched" if batch.matched[number] else "mismatched"]
         for kind, names in vocabularies.items():
             for who, letter in (("prompter", "q"), ("student", "p")):
                 shares = columns[f"{kind}_{letter}"][number].tolist()
                 classes = columns[f"{kind}_{letter}_class"][number].tolist()
-                said = zip(shares, classes, strict=True)
-                lines += [f"{kind}, {who}:", *(f"   {s:.2f} {names[c]}" for s, c in said)]
+                top = zip(shares, classes, strict=True)
+                lines += [f"{kind}, {who}:", *(f"   {s:.2f} {names[c]}" for s, c in top)]
         draw.multiline_text((SIDE + 8, 4), "\n".join(lines), fill="black", font_size=11, spacing=1)
         rows.append(np.asarray(row))
     return np.concatenate(rows)

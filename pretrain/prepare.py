@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -162,6 +163,7 @@ def object_classes(config: PretrainConfig) -> list[str]:
     """Classes of the COE head."""
     if config.prompter.object_labels == "relations":
         return relation_labels(config.prompter.relations)
+    assert config.prompter.entities  # the configuration asks for it, and for the source below
     return read_vocabulary(config.prompter.entities)
 
 
@@ -169,11 +171,13 @@ def prepare_teacher(
     model: Promu, config: PretrainConfig, device: torch.device
 ) -> OnlineTeacher | None:
     """Load the frozen prompter; the model gets its prompts, and it stays only if it is to look."""
-    prompter, settings = load_prompter(config.prompter.source), config.prompter
+    settings = config.prompter
+    assert settings.source
+    prompter = load_prompter(settings.source)
     encode_banks(model, prompter, config, device)
     if settings.mode == "cached":
         return None
-    view = "clean" if settings.mode == "online_clean" else "student"
+    view: Literal["clean", "student"] = "clean" if settings.mode == "online_clean" else "student"
     return OnlineTeacher(prompter, view, settings.erase_object, device, config.engine.precision)
 
 
@@ -209,15 +213,14 @@ def _told_apart(bank: PromptBank, vocabulary: list[str]) -> PromptBank:
 
 
 def pair_dataset(
-    reader,
-    tokenizer,
+    reader: ShardReader,
+    tokenizer: PreTrainedTokenizerBase,
     config: PretrainConfig,
     *,
     augment: bool,
     teacher: OnlineTeacher | None = None,
 ) -> PairDataset:
     """The data set over `reader` that fits this run's model and its online teacher."""
-    clean = teacher is not None and teacher.view == "clean"
     return PairDataset(
         reader,
         tokenizer,
@@ -226,5 +229,7 @@ def pair_dataset(
         patch_size=config.model.patch_size,
         seed=config.seed,
         augment=augment,
-        teacher_size=teacher.encoder.config.image_size if clean else 0,
+        teacher_size=teacher.encoder.config.image_size
+        if teacher and teacher.view == "clean"
+        else 0,
     )

@@ -66,8 +66,9 @@ class FusionProcessor:
         not needed."""
         inputs: dict[str, Tensor] = {}
         if images is not None:
-            alone = isinstance(images, str | os.PathLike | Image.Image | Tensor)
-            inputs["pixel_values"] = self.pixels([images] if alone else images)
+            if isinstance(images, str | os.PathLike | Image.Image | Tensor):
+                images = [images]
+            inputs["pixel_values"] = self.pixels(images)
         if text is not None:
             tokens = self.texts([text] if isinstance(text, str) else text)
             inputs |= zip(("input_ids", "attention_mask"), tokens, strict=True)

@@ -4,9 +4,10 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.engine import Engine, autocast
 from pretrain.flops import forward_flops
 from pretrain.gradcache import contrast_step
+from pretrain.model.promu import Promu
 from pretrain.numerics import FiniteWatch
 from pretrain.panel import draw_panel
 from pretrain.prepare import object_classes
@@ -70,6 +72,8 @@ class Run:
         self.feed, self.validator = feed, validator
         self.size, _, self.accumulation = config.batch.resolve(distributed.world_size())
         self.watch = FiniteWatch(config.optim.nonfinite, config.engine.precision)
+        self.model = cast(Promu, engine.module)
+        self.report: Reporter | None = None
         self.sums: dict[str, Tensor] = {}
         self.flops = 0.0
 
@@ -80,14 +84,13 @@ class Run:
         Returns the reason where a signal ended them early, behind a checkpoint of the last step.
         """
         total = self.config.optim.steps
-        self.report = None
         if distributed.is_main():
             run_dir = Path(self.config.run_dir)
             self.report = Reporter(run_dir, total=total, done=done, batch_size=self.size)
             self.report.say(begins)
         reason, step = None, done
         with StopSignal() as stop:
-            self.engine.module.train()
+            self.model.train()
             with workers_watched(), self.checkpoints.finished():
                 while step < total and not reason:
                     step += 1
@@ -111,7 +114,7 @@ class Run:
             figures = self.validate(step)
         due = self._due(step, self.config.checkpoint.every)
         if due or reason or self.is_best(figures):
-            self.watch.check(self.engine.module)
+            self.watch.check(self.model)
             self.checkpoints.save(self.engine, step, consumed, figures)
         if figures or due:
             self._restart_clock()
@@ -139,14 +142,12 @@ class Run:
             return
         batches = [next(self.feed) for _ in seeds]
         precision = autocast(self.engine.device, self.config.engine.precision)
-        model = self.engine.module
-        with self.engine.whole(model.temperature):
-            contrasts = contrast_step(model, batches, seeds, precision)
+        with self.engine.whole(self.model.temperature):
+            contrasts = contrast_step(self.model, batches, seeds, precision)
         yield from zip(batches, seeds, contrasts, strict=True)
 
     def _forward_flops(self, length: int) -> float:
-        model = self.engine.module
-        return forward_flops(model.encoder.config, model.heads_config, length)
+        return forward_flops(self.model.encoder.config, self.model.heads_config, length)
 
     def _sum(self, losses: dict[str, Tensor]) -> None:
         finite = losses["loss"].detach().isfinite()  # others are counted, not averaged in
@@ -156,7 +157,7 @@ class Run:
 
     def log_losses(self, step: int) -> None:
         """Mean losses since the last line, over ranks; what is not finite ends the run here."""
-        self.watch.check(self.engine.module)
+        self.watch.check(self.model)
         values = distributed.mean_over_ranks(torch.stack(list(self.sums.values())).float())
         means = dict(zip(self.sums, (values / values[-1].clamp(min=1e-9)).tolist(), strict=True))
         del means["count"]
@@ -180,8 +181,7 @@ class Run:
         """Metrics of the validation shards, recorded with a panel of pictures; {} without them."""
         if self.validator is None:
             return {}
-        model = self.engine.module
-        precision = self.config.engine.precision
+        model, precision = self.model, self.config.engine.precision
         columns = self.validator.columns(model, self.engine.device, precision)
         with self.engine.whole(model.temperature):
             figures = self.validator.metrics(columns, model.clamped_temperature().detach())
@@ -226,7 +226,7 @@ def workers_watched() -> Iterator[None]:
 
 def panel(validator: Validator, columns: dict[str, Tensor], config: PretrainConfig) -> np.ndarray:
     """The first pairs of the sample with what prompter and student say about them."""
-    names = {}
+    names: dict[str, Sequence[str]] = {}
     if "object_q" in columns:
         names["object"] = object_classes(config)
     if "relation_q" in columns:

@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from pretrain.cluster.agent import BAD_INPUT, GRACE, STOP, STOPS, Agent
 from pretrain.cluster.nodes import LOCAL, Host, forwarded, on_host, read_hostfile
+from pretrain.config import PretrainConfig
 from shards.command import exit_on_input_error, without_local_rank
 from shards.files import InputError
 from shards.options import parse_config
@@ -82,8 +83,6 @@ class Supervisor:
     """Attempts, one after another, at finishing one run."""
 
     def __init__(self, hosts: list[Host], settings: list[str], port: int) -> None:
-        from pretrain.config import PretrainConfig
-
         example = "python -m pretrain supervise --hostfile HOSTS -- --config FILE --run_dir RUN"
         self.config = parse_config(PretrainConfig, settings, prog="SETTINGS", example=example)
         self.hosts, self.settings, self.port = hosts, settings, port
@@ -229,8 +228,8 @@ def reachable(hosts: list[Host]) -> list[Host]:
     def answers(host: Host) -> bool:
         probe = on_host(host, ["true"], folder=Path("/"))
         try:
-            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            return subprocess.run(probe, timeout=30, check=False, **quiet).returncode == 0
+            null = subprocess.DEVNULL
+            return not subprocess.call(probe, timeout=30, stdin=null, stdout=null, stderr=null)
         except subprocess.TimeoutExpired:
             return False
 
@@ -238,7 +237,8 @@ def reachable(hosts: list[Host]) -> list[Host]:
         return [h for h, there in zip(hosts, pool.map(answers, hosts), strict=True) if there]
 
 
-def _send(agent: subprocess.Popen, line: str) -> None:
+def _send(agent: subprocess.Popen[str], line: str) -> None:
+    assert agent.stdin  # a pipe: we speak to it
     try:
         agent.stdin.write(line + "\n")
         agent.stdin.flush()

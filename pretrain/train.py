@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +17,7 @@ from pretrain.cluster.liveness import Liveness
 from pretrain.cluster.stopping import signals_blocked
 from pretrain.config import PretrainConfig
 from pretrain.data.pairs import open_reader, train_batches
+from pretrain.model.promu import Promu
 from pretrain.optim import adamw, layerwise_groups, linear_schedule
 from pretrain.prepare import (
     build_model,
@@ -76,7 +78,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         readers["data.val"] = open_reader(config.data.val, teacher=False)
     distributed.on_main(lambda: remember_inputs(config, readers, run_dir, resumes=bool(resumes)))
     if cached:
-        distributed.on_main(lambda: check_teacher(reader, config.prompter.source))
+        distributed.on_main(lambda: check_teacher(reader, str(config.prompter.source)))
     model, tokenizer = build_model(config, reader, run_dir, init, resumes=bool(resumes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = config.engine.precision
@@ -93,14 +95,21 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         warmup = round(config.optim.warmup_ratio * config.optim.steps)
         return optimizer, linear_schedule(optimizer, warmup, config.optim.steps)
 
-    common = {"precision": precision, "accumulation": accumulation, "clip": config.optim.clip}
-    engine = (
-        engines.SingleEngine(model, build, **common)
-        if kind == "single"
-        else engines.DeepSpeedEngine(
-            model, build, **common, micro_batch_size=micro, tuning=config.engine.deepspeed
+    engine: engines.Engine
+    if kind == "single":
+        engine = engines.SingleEngine(
+            model, build, precision=precision, accumulation=accumulation, clip=config.optim.clip
         )
-    )
+    else:
+        engine = engines.DeepSpeedEngine(
+            model,
+            build,
+            precision=precision,
+            accumulation=accumulation,
+            clip=config.optim.clip,
+            micro_batch_size=micro,
+            tuning=config.engine.deepspeed,
+        )
     teacher = prepare_teacher(model, config, engine.device) if needs_teacher else None
     done, samples = checkpoints.resume(engine)
     if extension:
@@ -124,7 +133,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         stream = train_batches(
             dataset, batches, workers=config.data.workers, pin=engine.device.type == "cuda"
         )
-    validator = open_validator(engine, config, tokenizer) if config.data.val else None
+    validator = open_validator(config.data.val, config, tokenizer) if config.data.val else None
     run = Run(config, engine, checkpoints, Feed(stream, engine.device, teacher), validator)
     if run.steps(done, samples, begins=describe(config, engine, order, parameters)):
         return None
@@ -147,19 +156,25 @@ def describe(
 
 
 def open_validator(
-    engine: engines.Engine, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase
+    shards: str, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Validator:
     """The fixed sample of `data.val`."""
-    labelled = ShardReader(config.data.val).has_column(TEACHER)
+    labelled = ShardReader(shards).has_column(TEACHER)
     has_teacher = bool(config.loss.coe or config.loss.cir)
-    reader = open_reader(config.data.val, teacher=labelled and has_teacher)
+    reader = open_reader(shards, teacher=labelled and has_teacher)
     dataset = pair_dataset(reader, tokenizer, config, augment=False)
     return Validator(dataset, min(config.log.validation_pairs, reader.index.samples))
 
 
-def export(engine, tokenizer, config: PretrainConfig, run_dir: Path, order) -> None:
+def export(
+    engine: engines.Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainConfig,
+    run_dir: Path,
+    order: CanonicalOrder,
+) -> None:
     """`run_dir/model`: the release, after the last checkpoint is complete."""
-    model = engine.module
+    model = cast(Promu, engine.module)
     # Under ZeRO-3 a rank's module holds pieces; the checkpoint of all ranks holds the whole.
     partitioned = engine.layout.startswith("zero3")
     last = run_dir / "checkpoints" / f"step-{config.optim.steps}"

@@ -57,7 +57,8 @@ class Validator:
 
     def batch(self, numbers: np.ndarray) -> PretrainBatch:
         """Clean views of some pairs of the sample."""
-        return self.dataset.__getitems__([(0, *map(int, self.addresses[n])) for n in numbers])
+        rows = self.addresses[numbers].tolist()
+        return self.dataset.__getitems__([(0, shard, sample) for shard, sample in rows])
 
     def metrics(self, columns: dict[str, Tensor], temperature: Tensor) -> dict[str, float]:
         """Percent, nats for losses and divergences; without `val_` only inside."""
@@ -108,8 +109,11 @@ def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
     return out
 
 
-def _agreement(kind: str, logits: Tensor, features: Tensor, bank: PromptBank) -> dict[str, Tensor]:
+def _agreement(
+    kind: str, logits: Tensor, features: Tensor, bank: PromptBank | None
+) -> dict[str, Tensor]:
     """Student's p against the prompter's soft labels q: same top class, KL(q‖p), top classes."""
+    assert bank, "prepare_teacher encodes it"
     p = logits.float().log_softmax(dim=-1)
     q = (features.float() @ bank.features.T / bank.temperature).log_softmax(dim=-1)
     top = min(TOP, q.shape[-1])

@@ -88,7 +88,8 @@ def from_promu(
             (`prompter`: a stage-1 file) or one of the two teachers inside a student's file.
         head_width: width of an attention head; not recorded in the file, 64 in every BERT and ViT.
     """
-    state, notes = unwrap(content), []
+    state = unwrap(content)
+    notes: list[str] = []
     if part in ("prompter_image", "prompter_obj"):
         state = _below(state, f"{part}.")
         if not state:

@@ -25,7 +25,7 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         # Its own: what the threads tell each other never meets what the training sends.
-        self._group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
+        self._group = distributed.own_group()
         self._files: list[tuple[Path, io.BytesIO]] = []
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None

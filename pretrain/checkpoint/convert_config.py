@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Literal
 
+from pretrain.model.config import Layout
+
 KINDS = ("deepspeed", "promu", "alpro", "bert+vit", "model", "clip")
 """Of checkpoints that are no fine-tuned one."""
 
@@ -35,7 +37,7 @@ class ConvertConfig:
     """Tokenizer of a file that has none; for a fine-tuned one its whole BERT directory or id."""
     text_layers: int | None = None
     """Where a BERT is cut: layers that read the text alone; none: half of them."""
-    encoder_layout: Literal["split", "two_bert", "shared_twice"] = "split"
+    encoder_layout: Layout = "split"
     """For bert+vit: one BERT cut in two, a copy for fusion, or the same layers again."""
     part: Literal["student", "prompter", "prompter_image", "prompter_obj"] = "student"
     """For promu: the student, a stage-1 file as prompter, or a teacher inside the student."""

@@ -37,11 +37,13 @@ def resolve(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    options = {"revision": revision, "local_files_only": local_files_only}
+    fetched = functools.partial(
+        snapshot_download, name, revision=revision, local_files_only=local_files_only
+    )
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(_RELEASED), **options))
+        folder = Path(fetched(allow_patterns=list(_RELEASED)))
         if not any(folder.glob("*.safetensors")):  # an old BERT or CLIP; read without its pickle
-            snapshot_download(name, allow_patterns=[_PICKLED], **options)
+            fetched(allow_patterns=[_PICKLED])
         return folder
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from pretrain.checkpoint.zero import MOMENTS, open_checkpoint, read_moments, read_zero
 
-_COUNTERS = ("lr_scheduler", "global_steps", "global_samples", "skipped_steps")
-_COUNTERS += ("dp_world_size", "mp_world_size", "ds_version")
+_COUNTERS = (
+    *("lr_scheduler", "global_steps", "global_samples", "skipped_steps"),
+    *("dp_world_size", "mp_world_size", "ds_version"),
+)
 
 
 def reshard(folder: Path, groups: Sequence[Sequence[str]], stage: int) -> Path:

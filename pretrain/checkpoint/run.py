@@ -19,7 +19,7 @@ from pretrain import distributed
 from pretrain.checkpoint.background import BackgroundWriter
 from pretrain.checkpoint.reshard import reshard
 from pretrain.checkpoint.zero import check_trained
-from pretrain.engine import Engine
+from pretrain.engine import Engine, SingleEngine
 from shards.files import CommonError, InputError, atomic_path, read_json, write_json
 
 MARKER = "COMPLETE"
@@ -126,7 +126,7 @@ class RunCheckpoints:
 
     def _relay(self, folder: Path, layout: str, engine: Engine) -> str:
         """The tag of a copy that another number of ranks, or another ZeRO stage, can load."""
-        if "single" in (layout, engine.layout):
+        if layout == "single" or isinstance(engine, SingleEngine):
             raise CommonError(
                 f"{folder}: written as {layout}, this run is {engine.layout}; resume with the "
                 "engine that wrote it, or start a new run from it (`python -m pretrain convert`, "
@@ -217,7 +217,7 @@ class RunCheckpoints:
             temporary.write_text(folder.name)
         kept = set(self.complete_steps()[-self.keep :])
         if known := self._figures():
-            kept.add(max(known, key=known.get))
+            kept.add(max(known, key=lambda step: known[step]))
         for old in set(self.complete_steps()) - kept:
             (
                 self.root / f"step-{old}" / MARKER

@@ -81,8 +81,10 @@ def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     vit = towers.read_vit(_vision(config))
     directory = hub.resolve(config.source)
     bert = hub.read_bert(directory).eval()
-    layout = {"text_layers": config.text_layers, "layout": config.encoder_layout}
-    return towers.from_towers(bert, vit, seed=config.seed, **layout), hub.load_tokenizer(directory)
+    imported = towers.from_towers(
+        bert, vit, text_layers=config.text_layers, layout=config.encoder_layout, seed=config.seed
+    )
+    return imported, hub.load_tokenizer(directory)
 
 
 def _read_model(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:

@@ -104,6 +104,7 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
             (`transformers` alone would draw those at random).
     """
     content, config_class = read_config(directory), model_class.config_class
+    assert config_class  # None of abstract classes alone
     if (kind := content.get("model_type")) != (wanted := config_class.model_type):
         raise InputError(f"{directory}: model_type is {kind!r}, not {wanted!r}")
     check_settings(content, config_class, str(directory / CONFIG_NAME))
@@ -115,9 +116,10 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
     attention = "sdpa" if model_class._supports_sdpa else "eager"  # eager: OpenAI's first GPT
     options |= {"attn_implementation": attention, "dtype": torch.float32, "local_files_only": True}
     try:
-        model, report = model_class.from_pretrained(directory, output_loading_info=True, **options)
+        loaded: Any = model_class.from_pretrained(directory, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{directory}: {str(error).strip().splitlines()[0]}") from error
+    model, report = loaded  # a pair with `output_loading_info`; its annotation says a model
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +15,7 @@ from transformers import BertModel
 from pretrain.checkpoint.authors import Imported, cut_after
 from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, check_fits, load_strictly
 from pretrain.checkpoint.tables import bert_table, to_ours
+from pretrain.model.config import Layout
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards.files import InputError, write_json
 
@@ -37,7 +38,7 @@ def from_towers(
     vit: VisionTransformer,
     *,
     text_layers: int | None = None,
-    layout: Literal["split", "two_bert", "shared_twice"] = "split",
+    layout: Layout = "split",
     seed: int = 0,
 ) -> Imported:
     """A fusion encoder whose text and fusion layers are those of a BERT.
@@ -60,7 +61,7 @@ def from_towers(
 
 
 def bert_architecture(
-    bert: BertModel, *, text_layers: int | None, layout: str
+    bert: BertModel, *, text_layers: int | None, layout: Layout
 ) -> FusionEncoderConfig:
     """Our description of a BERT."""
     config = bert.config
@@ -120,15 +121,17 @@ def vit_architecture(vit: VisionTransformer) -> dict[str, Any]:
         raise InputError(
             f"a ViT for pictures of {height}x{width} pixels; only squares are supported"
         )
+    block: Any = vit.blocks[0]  # timm declares no attributes of its modules
+    preset: Any = vit.pretrained_cfg
     return {
         "image_size": height,
         "patch_size": vit.patch_embed.patch_size[0],
         "vision_hidden_size": vit.embed_dim,
         "vision_layers": len(vit.blocks),
-        "vision_heads": vit.blocks[0].attn.num_heads,
+        "vision_heads": block.attn.num_heads,
         "vision_norm_eps": getattr(vit.norm, "eps", 1e-6),
-        "image_mean": tuple(vit.pretrained_cfg["mean"]),
-        "image_std": tuple(vit.pretrained_cfg["std"]),
+        "image_mean": tuple(preset["mean"]),
+        "image_std": tuple(preset["std"]),
     }
 
 

@@ -71,12 +71,12 @@ class Agent:
 
     def _failed(self) -> int:
         """Status of a failed rank, bad input first, which no restart mends; 0: none failed."""
-        found = {n: rank.poll() for n, rank in self.ranks.items() if rank.poll()}
-        for number, status in found.items():
+        failed = {n: status for n, rank in self.ranks.items() if (status := rank.poll())}
+        for number, status in failed.items():
             if status < 0:
                 name = signal.Signals(-status).name
                 print(f"supervise: rank {number} on {os.uname().nodename}: {name}", flush=True)
-        statuses = [status if status > 0 else 128 - status for status in found.values()]
+        statuses = [status if status > 0 else 128 - status for status in failed.values()]
         return BAD_INPUT if BAD_INPUT in statuses else next(iter(statuses), 0)
 
     def _signal(self, number: int) -> None:

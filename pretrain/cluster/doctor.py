@@ -4,6 +4,7 @@ One line a check; exit status 2 when one fails, and the line says what to do. Ea
 once (`pretrain.cluster.probe`, over ssh) for its facts; then every pair that must talk is made to.
 """
 
+import itertools
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from pretrain.cluster.nodes import (
     write_deepspeed_env,
 )
 from pretrain.cluster.probe import ROOT, ask, talk
+from pretrain.config import PretrainConfig
 from shards.command import exit_on_input_error, without_local_rank
 from shards.files import InputError
 from shards.options import parse_config
@@ -68,11 +70,11 @@ def run(config: DoctorConfig) -> None:
     doctor = Doctor(config)
     for name, check in doctor.checks():
         try:
-            words, failed = check(), False
+            line, failed = check(), False
         except InputError as error:
-            words, failed = str(error), True
+            line, failed = str(error), True
         doctor.failures += failed
-        print(f"{'FAIL' if failed else 'ok':4}  {name:11} {words}", flush=True)
+        print(f"{'FAIL' if failed else 'ok':4}  {name:11} {line}", flush=True)
     if doctor.failures:
         raise InputError(f"{doctor.failures} checks failed: see FAIL above")
 
@@ -84,7 +86,7 @@ class Doctor:
         self.options, self.failures = options, 0
         self.hosts = read_hostfile(options.hostfile) if options.hostfile else []
         self.facts: Facts = {}
-        self.config = None
+        self.config: PretrainConfig | None = None
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         """(name, check); later ones rest on what earlier ones learned."""
@@ -98,11 +100,11 @@ class Doctor:
         yield "devices", self.devices
         yield "memory", self.shared_memory
         yield "interface", self.interface
-        if self.config:
-            yield "batch", self.batch
-            yield "data", self.data
-            yield "run_dir", self.run_dir
-            yield "disk", self.disk
+        if config := self.config:
+            yield "batch", lambda: self.batch(config)
+            yield "data", lambda: self.data(config)
+            yield "run_dir", lambda: self.run_dir(config)
+            yield "disk", lambda: self.disk(config)
         if len(self.hosts) > 1:
             yield "ports", self.ports
             yield "launcher", self.launcher
@@ -110,8 +112,6 @@ class Doctor:
 
     def settings(self) -> str:
         """The run's configuration is valid."""
-        from pretrain.config import PretrainConfig
-
         self.config = parse_config(
             PretrainConfig, self.options.settings, prog="SETTINGS", example=""
         )
@@ -125,29 +125,26 @@ class Doctor:
         if self.config:
             order["data"] = [p for p in (self.config.data.train, self.config.data.val) if p]
         with self._token() as paths, ThreadPoolExecutor(max_workers=64) as pool:
-            found = dict(
-                zip(
-                    [host.name for host in self.hosts],
-                    pool.map(lambda host: ask(host, {**order, **paths}), self.hosts),
-                    strict=True,
-                )
-            )
-        silent = [f"{name} ({facts['error']})" for name, facts in found.items() if "error" in facts]
+            answers = pool.map(lambda host: ask(host, {**order, **paths}), self.hosts)
+            answered = {host.name: facts for host, facts in zip(self.hosts, answers, strict=True)}
+        silent = [
+            f"{name} ({facts['error']})" for name, facts in answered.items() if "error" in facts
+        ]
         if silent:
             raise InputError(
                 f"{'; '.join(silent)}: `ssh NAME true` must work without a password, and "
                 f"{sys.executable} and {ROOT} must be there"
             )
-        self.facts = found
-        return f"{len(found)} answer: {', '.join(found)}"
+        self.facts = answered
+        return f"{len(answered)} answer: {', '.join(answered)}"
 
     def same(self, fact: str, advice: str) -> str:
         """A fact is the same everywhere."""
-        (first, wanted), *others = ((name, facts[fact]) for name, facts in self.facts.items())
-        for name, value in others:
-            if value != wanted:
-                raise InputError(f"{first} has {_difference(wanted, value)} {name}: {advice}")
-        return _words(wanted)
+        (first, value), *others = ((name, facts[fact]) for name, facts in self.facts.items())
+        for name, other in others:
+            if other != value:
+                raise InputError(f"{first} has {_difference(value, other)} {name}: {advice}")
+        return _words(value)
 
     def devices(self) -> str:
         """As many accelerators as the host file says, of one kind."""
@@ -155,10 +152,10 @@ class Doctor:
         if not kinds or os.environ.get("DS_ACCELERATOR") == "cpu":
             return "ranks compute on the CPU (no GPU, or DS_ACCELERATOR=cpu)"
         for host in self.hosts:
-            there = len(self.facts[host.name]["gpus"])
-            if there < host.slots:
+            gpus = len(self.facts[host.name]["gpus"])
+            if gpus < host.slots:
                 raise InputError(
-                    f"{host.name}: {there} GPUs, {host.slots} slots: correct the host file"
+                    f"{host.name}: {gpus} GPUs, {host.slots} slots: correct the host file"
                 )
         if len(kinds) > 1:
             raise InputError(
@@ -182,9 +179,12 @@ class Doctor:
         named = []
         for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             value = os.environ.get(variable, "")
-            wanted = [part.lstrip("=") for part in value.split(",") if part and part[0] != "^"]
+            # In NCCL's list `^` leaves an interface out; all else, but for a `=`, begins a name.
+            prefixes = tuple(
+                part.lstrip("=") for part in value.split(",") if part and part[0] != "^"
+            )
             for name, facts in self.facts.items():
-                if wanted and not any(i.startswith(w) for i in facts["interfaces"] for w in wanted):
+                if prefixes and not any(i.startswith(prefixes) for i in facts["interfaces"]):
                     raise InputError(
                         f"{name}: no interface {value} ({variable}); there are "
                         f"{', '.join(facts['interfaces'])}"
@@ -194,57 +194,57 @@ class Doctor:
             return ", ".join(named) or "one machine, any"
         return "chosen by NCCL or gloo (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME decide)"
 
-    def batch(self) -> str:
+    def batch(self, config: PretrainConfig) -> str:
         """The number of ranks forms the global batch."""
         world = sum(host.slots for host in self.hosts)
         try:
-            size, micro, accumulation = self.config.batch.resolve(world)
+            size, micro, accumulation = config.batch.resolve(world)
         except ValueError as error:
             raise InputError(f"{error}: change batch.* or the slots") from error
         return f"{size} = {micro} x {accumulation} accumulated x {world} ranks"
 
-    def data(self) -> str:
+    def data(self, config: PretrainConfig) -> str:
         """Shards, and the columns that the losses need, are visible, complete, the same."""
         for name, facts in self.facts.items():
             for shards in facts["data"].values():
                 if "error" in shards:
                     raise InputError(f"{name}: {shards['error']}")
         self.same("data", "mount the same shards at the same path on all")
-        path, loss = self.config.data.train, self.config.loss
-        found = next(iter(self.facts.values()))["data"]
-        if (loss.coe or loss.cir) and TEACHER not in found[path]["columns"]:
+        path, loss = config.data.train, config.loss
+        shards = next(iter(self.facts.values()))["data"]
+        if (loss.coe or loss.cir) and TEACHER not in shards[path]["columns"]:
             raise InputError(
                 f"{path}: no complete teacher column: `python -m pretrain label {path}`"
             )
-        return "; ".join(f"{path}: {facts['samples']} pairs" for path, facts in found.items())
+        return "; ".join(f"{path}: {facts['samples']} pairs" for path, facts in shards.items())
 
-    def run_dir(self) -> str:
+    def run_dir(self, config: PretrainConfig) -> str:
         """One run directory for all: what one machine writes, the others see."""
         blind = [name for name, facts in self.facts.items() if not facts["token"]]
         if blind:
             raise InputError(
-                f"{', '.join(blind)}: {self.config.run_dir} is not the directory that this machine "
+                f"{', '.join(blind)}: {config.run_dir} is not the directory that this machine "
                 "sees, or not writable: put run_dir on a file system that all share"
             )
-        return f"{self.config.run_dir}: seen and writable by all"
+        return f"{config.run_dir}: seen and writable by all"
 
-    def disk(self) -> str:
+    def disk(self, config: PretrainConfig) -> str:
         """Room for the checkpoints that are kept, the best one, and the one being written."""
         import torch
 
         from pretrain.model.fusion_encoder import FusionEncoder
         from pretrain.prepare import settle
 
-        architecture = settle(self.config)[0].model.architecture()
+        architecture = settle(config)[0].model.architecture()
         with torch.device("meta"):
             encoder = FusionEncoder(architecture)
         # float32 weights, master copy and two moments of AdamW
         one = 16 * sum(parameter.numel() for parameter in encoder.parameters())
-        need = one * (self.config.checkpoint.keep + 3)
+        need = one * (config.checkpoint.keep + 3)
         free = min(facts["free"] for facts in self.facts.values())
         if free < need:
             raise InputError(
-                f"{self.config.run_dir}: {free / 1e9:.1f} GB free; checkpoints of "
+                f"{config.run_dir}: {free / 1e9:.1f} GB free; checkpoints of "
                 f"{one / 1e9:.1f} GB need {need / 1e9:.1f} GB: free some, or lower checkpoint.keep"
             )
         return f"{free / 1e9:.0f} GB free, {need / 1e9:.1f} GB needed"
@@ -253,8 +253,8 @@ class Doctor:
         """Everybody reaches the first machine's master port, and the next one any port."""
         first, port = self.hosts[0], self.options.master_port
         pairs = [(host, first, port) for host in self.hosts[1:]]
-        pairs += [(a, b, 0) for a, b in zip(self.hosts, self.hosts[1:], strict=False)]
-        pairs += [(b, a, 0) for a, b in zip(self.hosts, self.hosts[1:], strict=False)]
+        for one, next_one in itertools.pairwise(self.hosts):
+            pairs += [(one, next_one, 0), (next_one, one, 0)]
         for source, target, number in pairs:
             if problem := talk(source, target, number):
                 raise InputError(f"{source.name} -> {target.name}: {problem}")
@@ -262,12 +262,13 @@ class Doctor:
 
     def launcher(self) -> str:
         """pdsh, which `deepspeed --hostfile` needs."""
-        if not shutil.which("pdsh"):
+        pdsh = shutil.which("pdsh")
+        if not pdsh:
             raise InputError(
                 "no pdsh, which `deepspeed --hostfile` needs: apt install pdsh; or start with "
                 "`python -m pretrain supervise`, torchrun or `deepspeed --no_ssh`, which do not"
             )
-        return shutil.which("pdsh")
+        return pdsh
 
     def environment(self) -> str:
         """`.deepspeed_env` is there and says what this shell says."""

@@ -34,17 +34,15 @@ class Liveness:
         if distributed.world_size() == 1:
             return self
         server = _listen() if distributed.is_main() else None
-        mine = (_name(), server and server.getsockname()[1], secrets.token_hex(16))
+        mine = (_name(), server.getsockname()[1] if server else 0, secrets.token_hex(16))
         self._main_name, port, token = distributed.broadcast_object(mine)
-        if server:
-            arguments = (server, token, distributed.world_size() - 1)
-        else:
+        if not server:
             address = os.environ.get("MASTER_ADDR", "127.0.0.1"), port
             connection = _kept_alive(socket.create_connection(address, timeout=60))
             connection.settimeout(None)
             connection.sendall(_line({"token": token, "name": _name()}))
             self._peers[connection] = self._main_name
-            arguments = (None, token, 0)
+        arguments = (server, token, distributed.world_size() - 1 if server else 0)
         threading.Thread(target=self._watch, args=arguments, daemon=True).start()
         return self
 
@@ -60,7 +58,7 @@ class Liveness:
         if not common and not isinstance(error, InputError):
             # A collective that broke: its cause, another process's end, is on its way to us.
             time.sleep(2)
-        words = _FAREWELL if common else f"{_name()}: {_reason(kind, error)}"
+        words = _FAREWELL if common else f"{_name()}: {_reason(error)}"
         self._tell(words)
 
     def _tell(self, words: str) -> None:
@@ -73,18 +71,19 @@ class Liveness:
     def _watch(self, server: socket.socket | None, token: str, expected: int) -> None:
         """The thread: every peer says farewell, or the job ends here."""
         selector = selectors.DefaultSelector()
-        readers = {}
+        readers: dict[socket.socket, bytes] = {}
         if server:
             selector.register(server, selectors.EVENT_READ)
-        for peer in self._peers:
-            selector.register(peer, selectors.EVENT_READ)
+        for known in self._peers:
+            selector.register(known, selectors.EVENT_READ)
         while selector.get_map():
             for key, _ in selector.select():
-                if key.fileobj is server:
-                    peer = _kept_alive(server.accept()[0])
-                    selector.register(peer, selectors.EVENT_READ)
-                    continue
                 peer = key.fileobj
+                assert isinstance(peer, socket.socket)  # nothing else is registered
+                if peer is server:
+                    accepted = _kept_alive(server.accept()[0])
+                    selector.register(accepted, selectors.EVENT_READ)
+                    continue
                 line = self._read(peer, readers)
                 if line is None:
                     continue
@@ -137,9 +136,9 @@ def _name() -> str:
     return f"rank {distributed.rank()} ({socket.gethostname()}, pid {os.getpid()})"
 
 
-def _reason(kind: type[BaseException] | None, error: BaseException | None) -> str:
+def _reason(error: BaseException | None) -> str:
     text = str(error).strip().split("\n")[0]
-    return text if isinstance(error, InputError) else f"{kind.__name__}: {text}"
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
 def _listen() -> socket.socket:

@@ -43,6 +43,7 @@ def talk(source: Host, target: Host, port: int) -> str | None:
     listener = subprocess.Popen(
         _command(target), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert listener.stdin and listener.stdout  # pipes
     try:
         listener.stdin.write(json.dumps({"do": "listen", "port": port}) + "\n")
         listener.stdin.flush()

@@ -29,8 +29,9 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._requested = 0
-        self._group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
-        self._flag, self._pending = torch.zeros(1, dtype=torch.int64), None
+        self._group = distributed.own_group()
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._pending: dist.Work | None = None
         self._launchers = launchers() if self._group else ()
 
     def __enter__(self) -> "StopSignal":

@@ -1,9 +1,13 @@
 """What a pre-training batch holds. B: pairs on a rank, L: word pieces, K: patches, E: features."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from shards.files import InputError
 
 
 @dataclass
@@ -38,6 +42,17 @@ class PretrainBatch:
     def __len__(self) -> int:
         return len(self.matched)
 
+    def require(self, name: str) -> Tensor:
+        """An optional field that this run cannot do without.
+
+        Raises:
+            InputError: the batch lacks it.
+        """
+        tensor = getattr(self, name)
+        if tensor is None:
+            raise InputError(f"a pre-training batch without {name}: no teacher column or objects?")
+        return tensor
+
     def to(self, device: torch.device) -> "PretrainBatch":
         """Copy to a device, overlapped with computation where memory is pinned."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -46,11 +61,10 @@ class PretrainBatch:
         """Called by the data loader."""
         return self._each(Tensor.pin_memory)
 
-    def _each(self, function) -> "PretrainBatch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PretrainBatch(
-            **{
-                name: function(value) if isinstance(value, Tensor) else value
-                for name, value in values.items()
-            }
-        )
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "PretrainBatch":
+        changed: dict[str, Any] = {
+            field.name: function(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **changed)

@@ -24,7 +24,7 @@ def reduction_for(width: float, height: float, size: int) -> int:
     return next((r for r in REDUCTIONS if min(width, height) >= r * size), 1)
 
 
-def decode_rows(content: bytes, bottom: int, reduction: int = 1) -> np.ndarray:
+def decode_rows(content: bytes | bytearray, bottom: int, reduction: int = 1) -> np.ndarray:
     """The rows of a JPEG from the top to `bottom`, in full width.
 
     Args:
@@ -46,15 +46,16 @@ def decode_rows(content: bytes, bottom: int, reduction: int = 1) -> np.ndarray:
     # Rows at the edge of what is decoded see no colour from below: decode beyond them.
     rows = -(-(bottom + 2 * reduction) // BLOCK_ROWS) * BLOCK_ROWS
     if rows < height and content[frame + 1] in SHORTENED:
-        content = bytearray(content)
-        content[frame + 5 : frame + 7] = rows.to_bytes(2)
+        shortened = bytearray(content)
+        shortened[frame + 5 : frame + 7] = rows.to_bytes(2)
+        content = shortened
     # Not strict: libjpeg-turbo warns of the rows left over, as it does of harmless oddities.
     return simplejpeg.decode_jpeg(
         content, "RGB", min_width=-(-width // reduction), min_factor=reduction, strict=False
     )
 
 
-def _frame_header(content: bytes) -> int:
+def _frame_header(content: bytes | bytearray) -> int:
     """Where the frame header (SOF) starts; its height and width are at +5 and +7."""
     at = 2
     while at + 9 <= len(content) and content[at] == 0xFF:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from shards.files import InputError
 from shards.schema import OBJECTS, TEACHER
 from shards.stream import RankBatches, Sample, ShardReader
 
+T = TypeVar("T")
 PAD_TO = 8  # word pieces; tensor cores want lengths that are multiples of it
 Address = tuple[int, int, int]  # (epoch, shard number, row in the shard)
 Crop = tuple[float, float, float, float]  # (left, top, width, height), stored picture's pixels
@@ -161,8 +162,8 @@ def cropped(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Crop]:
         raise InputError(f"{sample.key}: image in shard is not of size {sample.meta.size}")
     part = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)
     view = interpolate(part[None], (size, size), mode="bicubic", antialias=True)[0]
-    shown = (left, top, right - left, bottom - top)
-    return view, tuple(float(side * reduction) for side in shown)
+    corner = float(left * reduction), float(top * reduction)
+    return view, (*corner, float((right - left) * reduction), float((bottom - top) * reduction))
 
 
 def random_view(random: np.random.Generator, size: tuple[int, int], config: DataConfig) -> View:
@@ -222,6 +223,7 @@ def _hash(identifier: str) -> int:
 
 def object_crop(sample: Sample, picture: tuple[int, int]) -> tuple[float, float, float, float]:
     """The best object's box in pixels of the decoded picture, clipped, a pixel a side or more."""
+    assert sample.objects  # callers ask
     zoom = np.array([picture[0] / sample.meta.size[0], picture[1] / sample.meta.size[1]] * 2)
     x1, y1, x2, y2 = np.array(sample.objects[0].box) * zoom
     x1, y1 = min(max(x1, 0), picture[0] - 1), min(max(y1, 0), picture[1] - 1)
@@ -245,15 +247,16 @@ def clean_views(samples: Sequence[Sample], size: int) -> dict[str, Tensor]:
 
 
 def _teacher(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    if samples[0].teacher is None:
+    columns = [sample.teacher for sample in samples if sample.teacher is not None]
+    if not columns:
         return {}
     return {
-        name: torch.from_numpy(np.stack([sample.teacher[name] for sample in samples]))
+        name: torch.from_numpy(np.stack([column[name] for column in columns]))
         for name in ("image_feat", "object_feat")
     }
 
 
-def _identity(batch: PretrainBatch) -> PretrainBatch:
+def _identity(batch: T) -> T:
     return batch
 
 

@@ -34,11 +34,12 @@ def learn_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
     )
     learned.train_from_iterator(texts, trainer)
 
-    tokenizer = Tokenizer(WordPiece(learned.get_vocab(), unk_token="[UNK]"))
+    vocabulary = learned.get_vocab()
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
     tokenizer.decoder = decoders.WordPiece()
-    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    cls, sep = ((name, vocabulary[name]) for name in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.BertProcessing(sep, cls)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",

@@ -11,6 +11,7 @@ from shards.files import is_number
 if TYPE_CHECKING:
     from transformers import BertConfig
 
+Layout = Literal["split", "two_bert", "shared_twice"]
 CONFIG_VERSION = 1
 MODEL_TYPE = "fusion-mre"
 
@@ -31,7 +32,7 @@ class FusionEncoderConfig:
     """BERT layers that read the text alone."""
     fusion_layers: int = 6
     """BERT layers that read text and picture together; 0 = dual encoder (a prompter)."""
-    encoder_layout: Literal["split", "two_bert", "shared_twice"] = "split"
+    encoder_layout: Layout = "split"
     """split: one BERT cut in two (released code, pre-training). two_bert: two whole BERTs (the
     paper read literally); only `convert` makes it, of published ones. shared_twice: the text layers
     again as fusion (released MRE class)."""
@@ -133,7 +134,7 @@ class FusionEncoderConfig:
 
         from pretrain.model import attention
 
-        return BertConfig(
+        config = BertConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             num_hidden_layers=num_layers,
@@ -143,8 +144,9 @@ class FusionEncoderConfig:
             hidden_dropout_prob=self.hidden_dropout,
             attention_probs_dropout_prob=self.attention_dropout,
             layer_norm_eps=self.layer_norm_eps,
-            attn_implementation=attention.NAME,
         )
+        config._attn_implementation = attention.NAME
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)

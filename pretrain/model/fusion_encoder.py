@@ -42,7 +42,7 @@ class FusionOutput:
 class _Vision(VisionTransformer):
     """The tower is called, not its method: ZeRO-3 gathers `cls_token` and `pos_embed` on calls."""
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]  # no mask here
         return self.forward_features(pixel_values)
 
 
@@ -94,7 +94,8 @@ class FusionEncoder(Embedder):
         for layer in self.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = True
-                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                again = partial(checkpoint, use_reentrant=False)
+                layer._gradient_checkpointing_func = again  # type: ignore[assignment]  # undeclared
 
     def compile_layers(self) -> None:
         """`torch.compile` the stacks of layers: for the first length of captions, and once more,

@@ -58,16 +58,19 @@ class Promu(nn.Module):
             features = encoder.image_feat(vision), encoder.text_feat(text)
         table = distributed.gather(self.table(batch))  # (G, 5)
         terms: dict[str, Tensor] = {}
-        if config.cit and step:
-            terms["cit"] = step.loss(*features, self.clamped_temperature())
-        elif config.cit:
-            terms["cit"] = self.cit(*features, self.clamped_temperature(), table)
+        if config.cit and features:
+            temperature = self.clamped_temperature()
+            terms["cit"] = (
+                step.loss(*features, temperature)
+                if step
+                else self.cit(*features, temperature, table)
+            )
         if config.itm or config.coe or config.cir:
             fused = encoder.fuse(text, batch.attention_mask, vision)  # (B, L+1+K, D)
             patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, K, D)
             if config.itm:
                 logits = self.heads["itm"](fused[:, 0])
-                if config.itm_hard_negatives:
+                if config.itm_hard_negatives and features:
                     terms["itm"] = self._hard_itm(logits, batch, text, vision, features, table)
                 else:
                     terms["itm"] = losses.itm_loss(logits, batch.matched)
@@ -145,14 +148,14 @@ class Promu(nn.Module):
 
     def _targets(self, batch: PretrainBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Of COE and CIR, where switched on: (B, C) soft labels, and (B,) which rows take part."""
-        config, found = self.loss_config, {}
+        config, targets = self.loss_config, {}
         if config.coe:
-            labels, kept = self._labels(batch.object_feat, self.entity_bank)
+            labels, kept = self._labels(batch.require("object_feat"), self.entity_bank)
             kept &= batch.patch_weights.sum(dim=1) > 0
-            found["coe"] = labels, kept & batch.matched if config.coe_pairs == "matched" else kept
+            targets["coe"] = labels, kept & batch.matched if config.coe_pairs == "matched" else kept
         if config.cir:
-            found["cir"] = self._labels(batch.image_feat, self.relation_bank)
-        return found
+            targets["cir"] = self._labels(batch.require("image_feat"), self.relation_bank)
+        return targets
 
     def relation_state(self, fused: Tensor, patches: Tensor) -> Tensor:
         """(B, L+1+K, D), (B, K, D) -> (B, D) that CIR reads."""
@@ -164,7 +167,8 @@ class Promu(nn.Module):
             patch_weights = (patch_weights > 0).float()
         return losses.pool_patches(patches, patch_weights)
 
-    def _labels(self, features: Tensor, bank: PromptBank) -> tuple[Tensor, Tensor]:
+    def _labels(self, features: Tensor, bank: PromptBank | None) -> tuple[Tensor, Tensor]:
+        assert bank, "prepare_teacher encodes it"
         config = self.loss_config
         soft = losses.soft_labels(features, bank.features, bank.temperature)
         likeliest, classes = soft.max(dim=-1)

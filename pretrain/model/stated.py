@@ -12,7 +12,8 @@ Section = TypeVar("Section")
 def _unstated(section: type[Section]) -> type[Section]:
     """Every field that `FusionEncoderConfig` declares becomes optional, None being "not stated":
     its default is the directory's that `init` names, else the one declared."""
-    inherited = {item.name: item.type | None for item in fields(FusionEncoderConfig)}
+    declared: dict[str, Any] = {item.name: item.type for item in fields(FusionEncoderConfig)}
+    inherited = {name: kind | None for name, kind in declared.items()}
     section.__annotations__ = inherited | section.__annotations__
     for name in inherited:
         setattr(section, name, None)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain.prompter.clip import Encoder
 
 ENTITY_TEMPLATES = {
     "1": "This is an image of {}.",
@@ -36,8 +37,8 @@ class PromptBank:
 
 @torch.no_grad()
 def encode_prompts(
-    encoder: FusionEncoder,
-    tokenizer,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerBase,
     temperature: float,
     vocabulary: Sequence[str],
     templates: Sequence[str],

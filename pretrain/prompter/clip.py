@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel
 
+from pretrain.model.fusion_encoder import FusionEncoder
+from shards.files import InputError
+
 
 @dataclass(frozen=True)
 class ClipSizes:
@@ -23,15 +26,17 @@ class ClipSizes:
 class ClipEncoder(nn.Module):
     """Both towers of a CLIP. B: rows, L: tokens, D: widths of the towers, E: projection size."""
 
+    pixel_statistics: Tensor
+
     def __init__(
         self, clip: CLIPModel, *, image_mean: tuple[float, ...], image_std: tuple[float, ...]
     ) -> None:
         super().__init__()
         self.clip = clip
-        self.config = ClipSizes(
-            image_size=clip.config.vision_config.image_size,
-            projection_size=clip.config.projection_dim,
-        )
+        side = clip.vision_model.config.image_size
+        if not isinstance(side, int):
+            raise InputError(f"a CLIP for pictures of {side} pixels; only squares are supported")
+        self.config = ClipSizes(side, projection_size=clip.visual_projection.out_features)
         statistics = torch.tensor([image_mean, image_std]) * 255
         self.register_buffer("pixel_statistics", statistics.view(2, 3, 1, 1), persistent=False)
 
@@ -58,3 +63,7 @@ class ClipEncoder(nn.Module):
     def image_feat(self, pooled: Tensor) -> Tensor:
         """(B, D) of `encode_image` -> (B, E) unit vectors, float32."""
         return normalize(self.clip.visual_projection(pooled).float(), dim=-1)
+
+
+Encoder = FusionEncoder | ClipEncoder
+"""A prompter: with `encode_image`, `image_feat`, `encode_text`, `text_feat` and `config`."""

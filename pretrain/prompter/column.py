@@ -16,7 +16,7 @@ from pretrain.checkpoint import hub
 from pretrain.data.pairs import decode, object_crop, squash
 from pretrain.distributed import device as pick_device
 from pretrain.engine import autocast
-from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain.prompter.clip import Encoder
 from pretrain.prompter.load import load_prompter
 from shards.columns import write_column
 from shards.files import InputError
@@ -70,7 +70,7 @@ def write_teacher_column(
 
 @torch.inference_mode()
 def features(
-    encoder: FusionEncoder,
+    encoder: Encoder,
     samples: list[Sample],
     batch_size: int,
     device: torch.device,

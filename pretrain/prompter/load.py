@@ -8,8 +8,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import table
 from pretrain.checkpoint.strict import read_config, read_transformers
-from pretrain.model.fusion_encoder import FusionEncoder
-from pretrain.prompter.clip import ClipEncoder
+from pretrain.prompter.clip import ClipEncoder, Encoder
 from shards.files import InputError, parse_object, write_json
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -18,8 +17,7 @@ _PREPROCESSOR = "preprocessor_config.json"
 class Prompter(NamedTuple):
     """What labelling and prompt banks need."""
 
-    encoder: FusionEncoder | ClipEncoder
-    """Has `encode_image`, `image_feat`, `encode_text`, `text_feat` and `config`."""
+    encoder: Encoder
     tokenizer: PreTrainedTokenizerBase
     temperature: float
     """Learned by the prompter; similarities are divided by it."""

@@ -39,11 +39,11 @@ class OnlineTeacher:
     def __call__(self, batch: PretrainBatch) -> PretrainBatch:
         """The batch with both features, (B, E) float16."""
         if self.view == "clean":
-            views = [batch.image_view, batch.object_view]
+            views = [batch.require("image_view"), batch.require("object_view")]
         elif self.erase_object:
-            views = [erased(batch.pixel_values, batch.box)]
+            views = [erased(batch.pixel_values, batch.require("box"))]
         else:
-            views = [batch.pixel_values, object_crops(batch.pixel_values, batch.box)]
+            views = [batch.pixel_values, object_crops(batch.pixel_values, batch.require("box"))]
         with autocast(self.device, self.precision):
             states = self.encoder.encode_image(torch.cat(views))
             features = self.encoder.image_feat(states).half().split(len(batch))
