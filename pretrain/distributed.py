@@ -23,7 +23,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def told(name: str, default: int) -> int:
+def from_launcher(name: str, default: int) -> int:
     """What a launcher says in the environment: RANK, WORLD_SIZE, LOCAL_RANK.
 
     Raises:
@@ -46,7 +46,7 @@ def is_main() -> bool:
 def device() -> torch.device:
     """This process's accelerator, or the CPU."""
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
-        return torch.device("cuda", told("LOCAL_RANK", 0) if dist.is_initialized() else 0)
+        return torch.device("cuda", from_launcher("LOCAL_RANK", 0) if dist.is_initialized() else 0)
     return torch.device("cpu")
 
 

@@ -27,8 +27,8 @@ Build = Callable[[nn.Module], tuple[torch.optim.Optimizer, torch.optim.lr_schedu
 def start(kind: Literal["auto", "deepspeed", "single"]) -> str:
     """Join the process group where a launcher started us; returns the kind of engine to build."""
     launched = bool(os.environ.get("RANK"))
-    world = distributed.told("WORLD_SIZE", 1)
-    if launched and distributed.told("RANK", 0) >= world:
+    world = distributed.from_launcher("WORLD_SIZE", 1)
+    if launched and distributed.from_launcher("RANK", 0) >= world:
         raise InputError(
             f"RANK={os.environ['RANK']} with WORLD_SIZE={world} in the environment: a rank is less "
             "than the number of ranks; `unset RANK WORLD_SIZE` to train in one process"
@@ -263,8 +263,8 @@ class DeepSpeedEngine:
         for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         # All groups share stage 3's, and it lies on the CPU: a GPU's AdamW needs it beside it.
-        for piece, kept in self.engine.optimizer.state.items():
-            kept["step"] = kept["step"].to(piece.device, copy=True)
+        for piece, moments in self.engine.optimizer.state.items():
+            moments["step"] = moments["step"].to(piece.device, copy=True)
         self.scaler.load_state_dict(self.scaler.state_dict() | state["scaler"])
         if self.stage and self.precision == "fp16":
             self.engine.optimizer.loss_scaler.cur_scale = state["scaler"]["scale"]

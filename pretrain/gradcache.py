@@ -42,7 +42,7 @@ class StepContrast:
     """(1,) likewise, of the whole step."""
     cit: Tensor
     """The step's loss itself, 0-dim."""
-    kept: Tensor
+    takes_part: Tensor
     """(W·A·B, 2) int64: which pairs of the step take part in COE and in CIR."""
     accumulation: int
     """Micro-batches in the step; the engine divides by it."""

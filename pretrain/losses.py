@@ -32,9 +32,9 @@ def hard_itm_loss(
     drawn = F.cross_entropy(
         negative_logits.float(), negative_logits.new_zeros(2 * size).long(), reduction="none"
     )
-    kept = (matched & usable).repeat(2)
+    counted = (matched & usable).repeat(2)
     rows = total + 2 * all_matched.sum()
-    return (given + (drawn * kept).sum()) * (total // size) / rows
+    return (given + (drawn * counted).sum()) * (total // size) / rows
 
 
 @torch.no_grad()

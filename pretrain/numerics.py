@@ -58,9 +58,9 @@ class FiniteWatch:
         )
         bad_losses, bad_norms = ~losses.isfinite(), ~norms.isfinite()
         bad_weights = ~finite_weights(module)
-        found = torch.stack([bad_losses.any(), bad_norms.any(), bad_weights]).long()
+        flags = torch.stack([bad_losses.any(), bad_norms.any(), bad_weights]).long()
         # One reduction, one copy to the host.
-        loss_found, norm_found, weights_found = distributed.max_over_ranks(found).tolist()
+        loss_found, norm_found, weights_found = distributed.max_over_ranks(flags).tolist()
         skipped = int(bad_norms.sum()) if norm_found else 0
         if self.precision == "fp16":  # the norm is that of all ranks: they count alike
             for bad in bad_norms.tolist():
@@ -73,10 +73,10 @@ class FiniteWatch:
 
     def _stop(self, bad_losses: list[bool], bad_norms: list[bool], weights: bool) -> None:
         first, last = self._seen[0].step, self._seen[-1].step
-        found = [seen for seen, bad in zip(self._seen, bad_losses, strict=True) if bad]
+        culprits = [seen for seen, bad in zip(self._seen, bad_losses, strict=True) if bad]
         step = next((s for s, bad in zip(self._norms, bad_norms, strict=True) if bad), last)
-        known = bool(found)
-        seen = found[0] if known else next(seen for seen in self._seen if seen.step == step)
+        known = bool(culprits)
+        seen = culprits[0] if known else next(seen for seen in self._seen if seen.step == step)
         mine = (known, f"step {seen.step}, {_describe(seen)}, rank {distributed.rank()}")
         everyone = _everywhere(mine)
         # Ranks with such a loss; where the gradient alone was not finite, all of them.

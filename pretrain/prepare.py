@@ -145,8 +145,8 @@ def check_teacher(reader: ShardReader, prompter: str) -> None:
         InputError: its features and this run's prompts, or boxes, do not belong together.
     """
     made = reader.columns[TEACHER].provenance
-    wanted = hub.digest(hub.resolve(prompter) / hub.WEIGHTS_NAME)
-    if made.get("prompter_sha256") != wanted:
+    weights_sha256 = hub.digest(hub.resolve(prompter) / hub.WEIGHTS_NAME)
+    if made.get("prompter_sha256") != weights_sha256:
         raise InputError(
             f"{reader.location}: its teacher column was written by {made.get('prompter')}, not by "
             f"prompter.source {prompter}; run `python -m pretrain label` with that prompter"

@@ -96,15 +96,15 @@ class Supervisor:
             )
         for number in STOPS:
             signal.signal(number, self._on_signal)
-        there = reachable(self.hosts)
-        if missing := [host.name for host in self.hosts if host not in there]:
+        hosts = reachable(self.hosts)
+        if missing := [host.name for host in self.hosts if host not in hosts]:
             raise InputError(
                 f"not reachable: {', '.join(missing)}; see `python -m pretrain doctor --hostfile …`"
             )
         attempt = fruitless = 0
         while True:
             attempt, step = attempt + 1, self._last_step()
-            chosen = usable(there, self.config.batch)
+            chosen = usable(hosts, self.config.batch)
             self._say(f"attempt {attempt}, after step {step}: {_names(chosen)}")
             ended = self._attempt(chosen, self.port + attempt % 10)
             if not any(ended.values()) and self.finished():
@@ -124,8 +124,8 @@ class Supervisor:
             if fruitless == FRUITLESS:
                 self._say(f"gives up: {fruitless} failures in a row without a new checkpoint")
                 return 1
-            there = reachable(self.hosts)
-            if not there:
+            hosts = reachable(self.hosts)
+            if not hosts:
                 self._say("gives up: no machine can be reached")
                 return 1
 
@@ -143,16 +143,16 @@ class Supervisor:
         }  # fmt: skip
         for name, agent in agents.items():
             _send(agent, json.dumps(orders[name]))
-        deadline, told, beat = None, False, 0.0
+        deadline, signalled, beat = None, False, 0.0
         while any(agent.poll() is None for agent in agents.values()):
             time.sleep(0.1)
             now = time.monotonic()
             words = []
             if now - beat > BEAT:
                 words, beat = ["beat"], now
-            if self.stop and not told:
+            if self.stop and not signalled:
                 self._say(f"{signal.Signals(self.stop).name}: all ranks checkpoint and end")
-                words, told, deadline = [*words, f"signal {self.stop}"], True, now + STOP
+                words, signalled, deadline = [*words, f"signal {self.stop}"], True, now + STOP
             if deadline is None and any(agent.poll() for agent in agents.values()):
                 deadline = now + GRACE
             if deadline is not None and now > deadline:
@@ -234,7 +234,7 @@ def reachable(hosts: list[Host]) -> list[Host]:
             return False
 
     with ThreadPoolExecutor(max_workers=64) as pool:
-        return [h for h, there in zip(hosts, pool.map(answers, hosts), strict=True) if there]
+        return [h for h, answered in zip(hosts, pool.map(answers, hosts), strict=True) if answered]
 
 
 def _send(agent: subprocess.Popen[str], line: str) -> None:

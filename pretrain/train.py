@@ -57,9 +57,9 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         _, micro, accumulation = config.batch.resolve(distributed.world_size())
     except ValueError as error:
         raise CommonError(str(error)) from error
-    kept = config.checkpoint
+    policy = config.checkpoint
     checkpoints = RunCheckpoints(
-        run_dir, keep=kept.keep, best=kept.best, background=kept.background
+        run_dir, keep=policy.keep, best=policy.best, background=policy.background
     )
     config, init = settle(config)
     resumes = distributed.on_main(checkpoints.complete_steps)

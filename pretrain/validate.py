@@ -62,26 +62,26 @@ class Validator:
 
     def metrics(self, columns: dict[str, Tensor], temperature: Tensor) -> dict[str, float]:
         """Percent, nats for losses and divergences; without `val_` only inside."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         if "itm" in columns:
             right = columns["itm"].cpu().numpy()
-            found["itm_accuracy"] = 100 * right.mean()
+            figures["itm_accuracy"] = 100 * right.mean()
             for source in sorted(set(self.sources)):
-                found[f"itm_accuracy/{source}"] = 100 * right[self.sources == source].mean()
+                figures[f"itm_accuracy/{source}"] = 100 * right[self.sources == source].mean()
         if "image_feat" in columns:
             image, text = columns["image_feat"], columns["text_feat"]
             matched, ids = columns["matched"], columns["ids"]
-            found |= recall(image[matched], text[matched], ids[matched])
+            figures |= recall(image[matched], text[matched], ids[matched])
             cit = losses.cit_loss(image, text, image, text, matched, ids, temperature, offset=0)
-            found["cit_loss"] = cit.item()
+            figures["cit_loss"] = cit.item()
         for kind in ("object", "relation"):
             if f"{kind}_agrees" in columns:
                 keep = columns["visible"] if kind == "object" else ...
                 agrees, kl = columns[f"{kind}_agrees"][keep], columns[f"{kind}_kl"][keep]
                 if agrees.numel():
-                    found[f"{kind}_agreement"] = 100 * agrees.float().mean().item()
-                    found[f"{kind}_kl"] = kl.mean().item()
-        return {f"val_{name}": float(value) for name, value in found.items()}
+                    figures[f"{kind}_agreement"] = 100 * agrees.float().mean().item()
+                    figures[f"{kind}_kl"] = kl.mean().item()
+        return {f"val_{name}": float(value) for name, value in figures.items()}
 
 
 def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:

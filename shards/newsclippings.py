@@ -174,8 +174,8 @@ def _annotation_file(root: Path, subset: str, split: str) -> Path:
         if not Path(root).is_dir():
             raise InputError(f"--news-clippings {root}: no such folder; give the one with data/")
         subsets = sorted(p.parent.name for p in Path(root).glob(f"data/*/{split}.json"))
-        there = f"--subset can be {', '.join(subsets)}" if subsets else "no sub-split here has one"
-        raise InputError(f"{path}: no such file; {there}")
+        advice = f"--subset can be {', '.join(subsets)}" if subsets else "no sub-split here has one"
+        raise InputError(f"{path}: no such file; {advice}")
     return path
 
 

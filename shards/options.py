@@ -258,9 +258,9 @@ def _split(argv: list[str], config_class: type) -> tuple[list[str], list[str]]:
 
 def _values(words: Sequence[str], name: str) -> list[str]:
     """What stands behind each `--name`."""
-    found = [word.partition("=")[2] for word in words if word.startswith(f"--{name}=")]
+    values = [word.partition("=")[2] for word in words if word.startswith(f"--{name}=")]
     pairs = itertools.pairwise(words)
-    return found + [value for word, value in pairs if word == f"--{name}"]
+    return values + [value for word, value in pairs if word == f"--{name}"]
 
 
 def _is_option(word: str) -> bool:

@@ -139,9 +139,9 @@ def _header(path: Path, header: str, delimiter: str, columns: Sequence[str]) -> 
 
 
 def _no_header(path: Path, header: str, columns: Sequence[str]) -> NoReturn:
-    wanted = " and ".join(f"`{name}`" for name in columns)
+    names = " and ".join(f"`{name}`" for name in columns)
     raise InputError(
-        f"{path}: the header must name {wanted}, separated by {', '.join(DELIMITERS)}; it is "
+        f"{path}: the header must name {names}, separated by {', '.join(DELIMITERS)}; it is "
         f"{header[:80]!r}"
     )
 

@@ -196,13 +196,13 @@ def _describe_vision(state: dict[str, Tensor], head_width: int) -> dict[str, Any
     }
 
 
-def cut_after(layers: int, wanted: int | None) -> int:
-    """How many of a BERT's layers read the text alone: `wanted`, or half of them."""
+def cut_after(layers: int, given: int | None) -> int:
+    """How many of a BERT's layers read the text alone: as many as given, or half of them."""
     if not layers:
         raise InputError(
             "no BERT in it (text_encoder.bert.encoder.layer.*): neither PROMU nor ALPRO"
         )
-    text_layers = max(1, layers // 2) if wanted is None else wanted
+    text_layers = max(1, layers // 2) if given is None else given
     if not 0 < text_layers <= layers:
         raise InputError(f"--text-layers {text_layers}: the BERT has {layers} layers")
     return text_layers
@@ -226,7 +226,7 @@ def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _leave_out(
     state: dict[str, Tensor], pattern: re.Pattern[str], reason: str, notes: list[str]
 ) -> dict[str, Tensor]:
-    kept = {name: tensor for name, tensor in state.items() if not pattern.fullmatch(name)}
-    if len(kept) < len(state):
-        notes.append(f"left out {len(state) - len(kept)} tensors: {reason}")
-    return kept
+    rest = {name: tensor for name, tensor in state.items() if not pattern.fullmatch(name)}
+    if len(rest) < len(state):
+        notes.append(f"left out {len(state) - len(rest)} tensors: {reason}")
+    return rest

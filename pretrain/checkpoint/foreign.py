@@ -87,10 +87,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
             f"{last!r}), its model has rows for {rows}; give the tokenizer of this model, or "
             "resize the model's word table"
         )
-    told = directory / "tokenizer_config.json"
+    settings = directory / "tokenizer_config.json"
     if (directory / "tokenizer.json").is_file() or not (directory / "vocab.txt").is_file():
         return
-    if told.is_file() and "do_lower_case" in read_json(told):
+    if settings.is_file() and "do_lower_case" in read_json(settings):
         return
     capitals = [piece for piece in pieces if piece[:1].isupper() and piece.isalpha()]
     if len(capitals) > len(pieces) / 100 and getattr(tokenizer, "do_lower_case", True):

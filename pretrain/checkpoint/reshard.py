@@ -60,8 +60,8 @@ def _whole(
 ) -> dict[str, Any]:
     """As stage 0 writes it: the module, and an optimizer that numbers its tensors."""
     numbered, first = [], 0
-    for group, kept in zip(groups, settings, strict=True):
-        numbered.append(kept | {"params": list(range(first, first + len(group)))})
+    for group, options in zip(groups, settings, strict=True):
+        numbered.append(options | {"params": list(range(first, first + len(group)))})
         first += len(group)
     states = {
         number: {key: tensor.clone() for key, tensor in moments[name].items()}
@@ -79,10 +79,10 @@ def _write_universal(
     version: str,
 ) -> None:
     """One file a tensor, as stages 1 to 3 read them."""
-    for name, kept in moments.items():
+    for name, tensors in moments.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        torch.save(kept["step"].clone(), folder / name / "step.pt")
-        for key, tensor in (("fp32", weights[name]), *((key, kept[key]) for key in MOMENTS)):
+        torch.save(tensors["step"].clone(), folder / name / "step.pt")
+        for key, tensor in (("fp32", weights[name]), *((key, tensors[key]) for key in MOMENTS)):
             torch.save({"param": tensor.clone()}, folder / name / f"{key}.pt")
     # The run has set its groups up itself; stage 3 would give the first one's decay to all.
     own: list[dict[str, Any]] = [{"params": []} for _ in range(groups)]

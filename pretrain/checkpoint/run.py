@@ -136,7 +136,7 @@ class RunCheckpoints:
             print(f"{folder}: written as {layout}, laid out anew for {engine.layout}", flush=True)
 
         def copy() -> str:
-            with _told(self.root):
+            with _writing(self.root):
                 return reshard(folder, engine.groups, engine.stage).name
 
         return distributed.on_main(copy)
@@ -161,7 +161,7 @@ class RunCheckpoints:
         self.finish()
         folder = self.root / f"step-{step}"
         write = self._writer.take if self._writer else torch.save
-        with _told(folder):
+        with _writing(folder):
             self.root.mkdir(parents=True, exist_ok=True)
             engine.save(self.root, folder.name, write)
 
@@ -182,7 +182,7 @@ class RunCheckpoints:
             InputError: it could not be written, on the process that could not.
         """
         if self._writer:
-            with _told(self._under_way):
+            with _writing(self._under_way):
                 self._writer.finish()
 
     @contextmanager
@@ -201,7 +201,7 @@ class RunCheckpoints:
     def check(self) -> None:
         """Raise what `finish` would raise, without waiting."""
         if self._writer:
-            with _told(self._under_way):
+            with _writing(self._under_way):
                 self._writer.check()
 
     def _complete(
@@ -215,10 +215,10 @@ class RunCheckpoints:
         )
         with atomic_path(self.root / "latest") as temporary:
             temporary.write_text(folder.name)
-        kept = set(self.complete_steps()[-self.keep :])
-        if known := self._figures():
-            kept.add(max(known, key=lambda step: known[step]))
-        for old in set(self.complete_steps()) - kept:
+        steps = set(self.complete_steps()[-self.keep :])
+        if figures_by_step := self._figures():
+            steps.add(max(figures_by_step, key=lambda step: figures_by_step[step]))
+        for old in set(self.complete_steps()) - steps:
             (
                 self.root / f"step-{old}" / MARKER
             ).unlink()  # first: half a directory is no checkpoint
@@ -253,7 +253,7 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _writing(folder: Path) -> Iterator[None]:
     """A disk that is full or read-only becomes an InputError."""
     try:
         yield

@@ -92,8 +92,8 @@ def check_fits(expected: dict[str, Tensor], state: dict[str, Tensor], name: str)
         if key in state and state[key].shape != tensor.shape
     ]
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
-        raise InputError(f"{name}: {shown}")
+        listed = "; ".join(problems[:8]) + (f"; … {len(problems)} in all" if problems[8:] else "")
+        raise InputError(f"{name}: {listed}")
 
 
 def read_transformers(model_class: type[Model], directory: Path, **options: Any) -> Model:
@@ -105,8 +105,8 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
     """
     content, config_class = read_config(directory), model_class.config_class
     assert config_class  # None of abstract classes alone
-    if (kind := content.get("model_type")) != (wanted := config_class.model_type):
-        raise InputError(f"{directory}: model_type is {kind!r}, not {wanted!r}")
+    if (kind := content.get("model_type")) != (expected := config_class.model_type):
+        raise InputError(f"{directory}: model_type is {kind!r}, not {expected!r}")
     check_settings(content, config_class, str(directory / CONFIG_NAME))
     check_shards(directory)
     if not any(directory.glob("*.safetensors")):

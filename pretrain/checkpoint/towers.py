@@ -94,14 +94,14 @@ def add_vision(imported: Imported, vit: VisionTransformer, *, seed: int = 0) -> 
     vision = {f"vision.{k}": v for k, v in vit.state_dict().items() if not k.startswith("head.")}
     expected = {name: tensor for name, tensor in fresh.items() if name.startswith("vision.")}
     check_fits(expected, vision, "the ViT is of another kind than ours")
-    kept = {
+    text = {
         name: tensor
         for name, tensor in imported.state.items()
         if not name.startswith("vision_proj.") or tensor.shape == fresh[name].shape
     }
-    drawn = sorted(set(fresh) - set(vision) - set(kept))
+    drawn = sorted(set(fresh) - set(vision) - set(text))
     notes = [*imported.notes, *([f"drawn at random: {', '.join(drawn)}"] if drawn else [])]
-    joined = Imported(config, fresh | kept | vision, notes)
+    joined = Imported(config, fresh | text | vision, notes)
     _check_vit(encoder_of(joined), vit)
     return joined
 

@@ -58,11 +58,11 @@ def read_zero(folder: Path) -> dict[str, Tensor]:
 
     def gather(stage: int) -> dict[str, Tensor]:
         if stage == 3:
-            found = _untrained(models)
-            return found | _cut_tensors(models, [rank["fp32_flat_groups"] for rank in optimizers])
-        found = {name: _float(tensor) for name, tensor in models[0]["module"].items()}
+            state = _untrained(models)
+            return state | _cut_tensors(models, [rank["fp32_flat_groups"] for rank in optimizers])
+        state = {name: _float(tensor) for name, tensor in models[0]["module"].items()}
         masters = [rank["single_partition_of_fp32_groups"] for rank in optimizers]
-        return found | _cut_groups(models[0], optimizers, masters)
+        return state | _cut_groups(models[0], optimizers, masters)
 
     state = _fitting(folder, optimizers, gather)
     for name, source in models[0]["shared_params"].items():
@@ -135,15 +135,15 @@ def open_checkpoint(folder: Path) -> tuple[Contents, Contents]:
 
 def take(pieces: Sequence[Tensor], start: int, count: int) -> Tensor:
     """`count` elements of flat tensors laid end to end; a view where one piece holds them all."""
-    found = []
+    parts = []
     for piece in pieces:
         if count and start < len(piece):
-            found.append(piece[start : start + count])
-            count -= len(found[-1])
+            parts.append(piece[start : start + count])
+            count -= len(parts[-1])
         start = max(0, start - len(piece))
     if count:
         raise IndexError(f"{count} elements beyond the end of the partitions")
-    return found[0] if len(found) == 1 else torch.cat(found) if found else pieces[0][:0]
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else pieces[0][:0]
 
 
 def _fitting(folder: Path, optimizers: Contents, gather: Callable[[int], dict]) -> dict:
@@ -203,9 +203,9 @@ def _untrained(models: Contents) -> dict[str, Tensor]:
     return state
 
 
-def _check_consumed(used: int, there: int, alignment: int) -> None:
-    if not used <= there < used + alignment:
-        raise IndexError(f"{there} elements stored, {used} accounted for")
+def _check_consumed(used: int, stored: int, alignment: int) -> None:
+    if not used <= stored < used + alignment:
+        raise IndexError(f"{stored} elements stored, {used} accounted for")
 
 
 def _float(tensor: Tensor) -> Tensor:

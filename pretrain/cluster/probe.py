@@ -95,7 +95,7 @@ def facts(order: dict) -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "missing"
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    found = {
+    facts = {
         "versions": versions,
         "code": code_hash(ROOT),
         "gpus": gpus,
@@ -105,12 +105,12 @@ def facts(order: dict) -> dict:
     if "run_dir" in order:
         folder = Path(order["run_dir"])
         seen = folder / f".doctor-{order['token']}"
-        found["token"] = (
+        facts["token"] = (
             seen.is_file() and seen.read_text() == order["token"] and os.access(folder, os.W_OK)
         )
-        found["free"] = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        found["data"] = {path: _data(path) for path in order["data"]}
-    return found
+        facts["free"] = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        facts["data"] = {path: _data(path) for path in order["data"]}
+    return facts
 
 
 def code_hash(root: Path) -> str:

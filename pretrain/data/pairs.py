@@ -82,14 +82,14 @@ class PairDataset(Dataset):
         # Stage by stage, not picture by picture: a tenth faster, since code and tables stay cached.
         samples = [self.reader.read(shard, row) for _, shard, row in addresses]
         views = [self._view(*pair) for pair in zip(samples, addresses, strict=True)]
-        shown = [
+        cropped_views = [
             cropped(sample, view.crop, self.image_size)
             for sample, view in zip(samples, views, strict=True)
         ]
         pixels = torch.stack(
             [
                 part.flip(-1) if view.flip else part
-                for (part, _), view in zip(shown, views, strict=True)
+                for (part, _), view in zip(cropped_views, views, strict=True)
             ]
         )
         photometric(pixels.numpy(), views)
@@ -103,7 +103,7 @@ class PairDataset(Dataset):
             ids=torch.tensor(ids, dtype=torch.int64),
             keys=tuple(sample.key for sample in samples),
             **self._seen_objects(
-                samples, [crop for _, crop in shown], [view.flip for view in views]
+                samples, [crop for _, crop in cropped_views], [view.flip for view in views]
             ),
             **(clean_views(samples, self.teacher_size) if self.teacher_size else {}),
             **_teacher(samples),

@@ -55,19 +55,19 @@ class _DropoutAttention(torch.autograd.Function):
         if mask is not None:
             scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(dim=-1).to(query.dtype)
-        kept = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout)
-        ctx.save_for_backward(query, key, value, weights, kept)
+        keep_mask = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - dropout)
+        ctx.save_for_backward(query, key, value, weights, keep_mask)
         ctx.dropout, ctx.scale = dropout, scale
-        return (weights * kept).mul_(1 / (1 - dropout)) @ value
+        return (weights * keep_mask).mul_(1 / (1 - dropout)) @ value
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx, grad):
-        query, key, value, weights, kept = ctx.saved_tensors
+        query, key, value, weights, keep_mask = ctx.saved_tensors
         rest = 1 / (1 - ctx.dropout)
-        value_grad = (weights * kept).mul_(rest).transpose(-1, -2) @ grad
-        weights_grad = (grad @ value.transpose(-1, -2)).mul_(rest).mul_(kept)
+        value_grad = (weights * keep_mask).mul_(rest).transpose(-1, -2) @ grad
+        weights_grad = (grad @ value.transpose(-1, -2)).mul_(rest).mul_(keep_mask)
         inner = (weights_grad * weights).sum(dim=-1, keepdim=True)
         scores_grad = weights_grad.sub_(inner).mul_(weights).mul_(ctx.scale)
         return (

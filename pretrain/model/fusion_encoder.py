@@ -76,8 +76,8 @@ class FusionEncoder(Embedder):
         """How many layers stand between a parameter and the encoder's output, for learning rates
         that fall with depth. name: as in `named_parameters`."""
         fusion = self.config.fusion_layers
-        if found := re.search(r"(text\.encoder|vision|fusion)\.(?:layer|blocks)\.(\d+)\.", name):
-            tower, number = found[1], int(found[2])
+        if match := re.search(r"(text\.encoder|vision|fusion)\.(?:layer|blocks)\.(\d+)\.", name):
+            tower, number = match[1], int(match[2])
             if tower == "fusion":
                 return fusion - number
             layers = self.config.vision_layers if tower == "vision" else self.config.text_layers

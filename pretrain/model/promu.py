@@ -74,7 +74,9 @@ class Promu(nn.Module):
                     terms["itm"] = self._hard_itm(logits, batch, text, vision, features, table)
                 else:
                     terms["itm"] = losses.itm_loss(logits, batch.matched)
-            terms |= self._soft_terms(fused, patches, batch, step.kept if step else table[:, 3:])
+            terms |= self._soft_terms(
+                fused, patches, batch, step.takes_part if step else table[:, 3:]
+            )
         total = sum(getattr(config, name) * term for name, term in terms.items())
         named = {f"{name}_loss": term.detach() for name, term in terms.items()}
         return {"loss": total, **named}
@@ -88,8 +90,8 @@ class Promu(nn.Module):
     def table(self, batch: PretrainBatch) -> Tensor:
         """(B, 5) int64, what other ranks must know: two ids, matched, takes part in COE, in CIR."""
         targets = self._targets(batch)
-        kept = [targets[name][1] if name in targets else batch.matched for name in ("coe", "cir")]
-        return torch.cat([batch.ids, torch.stack([batch.matched, *kept], dim=1).long()], dim=1)
+        rows = [targets[name][1] if name in targets else batch.matched for name in ("coe", "cir")]
+        return torch.cat([batch.ids, torch.stack([batch.matched, *rows], dim=1).long()], dim=1)
 
     def cit(
         self, image_feat: Tensor, text_feat: Tensor, temperature: Tensor, table: Tensor
@@ -130,12 +132,12 @@ class Promu(nn.Module):
         return losses.hard_itm_loss(logits, drawn, batch.matched, usable, table[:, 2].bool())
 
     def _soft_terms(
-        self, fused: Tensor, patches: Tensor, batch: PretrainBatch, kept: Tensor
+        self, fused: Tensor, patches: Tensor, batch: PretrainBatch, takes_part: Tensor
     ) -> dict[str, Tensor]:
-        """COE and CIR. kept: (…, 2), rows that take part, of all ranks (and micro-batches)."""
-        everywhere = kept.sum(dim=0)
+        """COE and CIR. takes_part: (…, 2) rows of all ranks (and micro-batches)."""
+        everywhere = takes_part.sum(dim=0)
         # Ranks and micro-batches average; each brings its share of one sum.
-        parts = len(kept) // len(batch)
+        parts = len(takes_part) // len(batch)
         terms, targets = {}, self._targets(batch)
         if "coe" in targets:
             state = self.object_state(patches, batch.patch_weights)
@@ -150,9 +152,12 @@ class Promu(nn.Module):
         """Of COE and CIR, where switched on: (B, C) soft labels, and (B,) which rows take part."""
         config, targets = self.loss_config, {}
         if config.coe:
-            labels, kept = self._labels(batch.require("object_feat"), self.entity_bank)
-            kept &= batch.patch_weights.sum(dim=1) > 0
-            targets["coe"] = labels, kept & batch.matched if config.coe_pairs == "matched" else kept
+            labels, takes_part = self._labels(batch.require("object_feat"), self.entity_bank)
+            takes_part &= batch.patch_weights.sum(dim=1) > 0
+            targets["coe"] = (
+                labels,
+                takes_part & batch.matched if config.coe_pairs == "matched" else takes_part,
+            )
         if config.cir:
             targets["cir"] = self._labels(batch.require("image_feat"), self.relation_bank)
         return targets
@@ -172,12 +177,12 @@ class Promu(nn.Module):
         config = self.loss_config
         soft = losses.soft_labels(features, bank.features, bank.temperature)
         likeliest, classes = soft.max(dim=-1)
-        kept = likeliest >= config.ignore_below
+        takes_part = likeliest >= config.ignore_below
         if config.ignore_first_class:
-            kept &= classes > 0
+            takes_part &= classes > 0
         if config.label_kind == "hard":
             soft = losses.soft_labels(features, bank.features, bank.temperature, "hard")
-        return soft, kept
+        return soft, takes_part
 
     # ------------------------------------------------------------------ as files
 
