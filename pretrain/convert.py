@@ -1,9 +1,11 @@
 """`python -m pretrain convert`: any known checkpoint -> model directory, and back out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from pretrain.checkpoint.convert_config import ConvertConfig
 from shards.command import exit_on_input_error, without_local_rank
+from shards.files import lock_file
 from shards.options import parse_config
 
 EXAMPLES = """
@@ -31,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ConvertConfig, without_local_rank(argv), prog="python -m pretrain convert", example=EXAMPLES
     )
     from pretrain.checkpoint.conversion import convert
+    from pretrain.checkpoint.remote import is_remote
 
-    convert(config)
+    with nullcontext() if is_remote(config.out) else lock_file(config.out):
+        convert(config)
 
 
 if __name__ == "__main__":

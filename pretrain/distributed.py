@@ -1,14 +1,17 @@
 """Rank, world size, and collectives that keep gradients."""
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.files import CommonError, InputError
+from shards.files import CommonError, InputError, lock
 
 T = TypeVar("T")
 
@@ -101,6 +104,32 @@ def on_main(function: Callable[[], T]) -> T:
     if problem is not None:
         raise CommonError(problem)
     return cast(T, value)
+
+
+@contextmanager
+def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
+    """The run directory is this job's alone; the main process holds its lock.
+
+    Args:
+        patience: seconds to wait for another process that holds it.
+
+    Raises:
+        InputError: another process still holds it; of several processes each raises it.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            deadline = time.monotonic() + patience
+            while True:
+                try:
+                    return stack.enter_context(lock(run_dir))
+                except InputError:
+                    if time.monotonic() >= deadline:
+                        raise
+                time.sleep(0.5)
+
+        on_main(take)
+        yield
 
 
 class _GatherWithGradient(torch.autograd.Function):

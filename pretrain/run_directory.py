@@ -2,17 +2,13 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pretrain import distributed
 from pretrain.config import PretrainConfig
-from shards.files import InputError, atomic_path, file_sha256, lock, read_json, write_json
+from shards.files import InputError, atomic_path, file_sha256, read_json, write_json
 from shards.options import dump_config
 from shards.redact import without_secrets
 from shards.stream import ShardReader
@@ -23,31 +19,8 @@ _FREE = (
     *("optim.nonfinite", "extend"),
 )
 PATIENCE_SECONDS = 12.0
-"""Longer than PyTorch's loader workers take to notice that their parent is gone (5 s)."""
-
-
-@contextmanager
-def held(run_dir: Path) -> Iterator[None]:
-    """The run directory is this job's alone; the main process holds its lock.
-
-    Raises:
-        CommonError: another process holds it. A run that was killed lets go within seconds, when
-            its loader workers notice: so long this waits.
-    """
-    with ExitStack() as stack:
-
-        def take() -> None:
-            patience = time.monotonic() + PATIENCE_SECONDS
-            while True:
-                try:
-                    return stack.enter_context(lock(run_dir))
-                except InputError:
-                    if time.monotonic() > patience:
-                        raise
-                time.sleep(0.5)
-
-        distributed.on_main(take)
-        yield
+"""For a run that was killed: longer than PyTorch's loader workers, which hold what their parent
+held, take to notice that it is gone (5 s)."""
 
 
 def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> str:

@@ -26,7 +26,7 @@ from pretrain.prepare import (
     prepare_teacher,
     settle,
 )
-from pretrain.run_directory import held, remember_config, remember_inputs
+from pretrain.run_directory import PATIENCE_SECONDS, remember_config, remember_inputs
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
@@ -47,7 +47,7 @@ def train(config: PretrainConfig) -> Path | None:
             f"engine.compile: not under ZeRO-3 ({config.engine.deepspeed}), which moves weights "
             "while layers run; take launch/zero2.json, or set engine.compile to false"
         )
-    with Liveness(), held(Path(config.run_dir)):
+    with Liveness(), distributed.held(Path(config.run_dir), PATIENCE_SECONDS):
         return _train(config, kind)
 
 

@@ -11,14 +11,17 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, NoReturn
 
-from shards.files import CommonError, InputError
+from shards.files import CommonError, InputError, lock_file
 from shards.options import first_line, parse_config
 from shards.redact import without_secrets
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_HICCUP = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
+"""What a disk or a file server answers that fails by itself."""
 _WRONG_PATH = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
@@ -42,6 +45,8 @@ class Tool(NamedTuple):
     run: Callable[[Any], object]
     example: str
     """What follows the command's name."""
+    alone: bool = False
+    """Whether it holds its `--out` against other processes."""
 
     @property
     def text(self) -> str:
@@ -50,7 +55,9 @@ class Tool(NamedTuple):
 
     def __call__(self, prog: str, argv: Sequence[str]) -> None:
         """Parse, then run."""
-        self.run(parse_config(self.config, argv, prog=prog, example=f"{prog} {self.example}"))
+        config = parse_config(self.config, argv, prog=prog, example=f"{prog} {self.example}")
+        with lock_file(config.out) if self.alone else nullcontext():
+            self.run(config)
 
 
 def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,11 +74,12 @@ def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:  # `… | head` closed our output: not a failure of ours
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
-        except OSError as error:  # others, such as a file server's hiccup, are no wrong input
-            if error.errno not in _FULL and (not error.filename or error.errno not in _WRONG_PATH):
+        except OSError as error:
+            wrong = error.errno in _FULL or (error.filename and error.errno in _WRONG_PATH)
+            if not wrong and error.errno not in _HICCUP:
                 raise
             sys.stderr.write(f"error: {error.filename or 'disk'}: {error.strerror}\n")
-            sys.exit(2)
+            sys.exit(2 if wrong else 1)  # 1: the same command may do better
         except KeyboardInterrupt:
             sys.stderr.write("interrupted; where it can resume, the same command goes on\n")
             sys.exit(130)

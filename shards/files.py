@@ -17,7 +17,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,13 @@ def _beside(path: Path, suffix: str) -> Path:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it on success and vanishes on failure."""
+    """A temporary path beside `path` that replaces it on success and vanishes on failure.
+
+    What killed processes have left of the same name goes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary, handle = _begin(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     try:
         mode = os.fstat(handle).st_mode & 0o777  # the umask's, which nothing else tells safely
@@ -201,6 +205,13 @@ def lock(folder: str | os.PathLike[str], name: str = ".lock") -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(handle)
+
+
+def lock_file(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """`lock` of an output that is one file, or a folder that is replaced as a whole: the lock's
+    file lies beside it."""
+    path = Path(path)
+    return lock(path.parent, f".{path.name}.lock")
 
 
 def _locked(path: Path) -> int:

@@ -18,8 +18,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -36,6 +34,7 @@ from shards.claim import STATE, claim, is_whole, require_same_input, start
 from shards.corpora import Corpus, Record, Reject
 from shards.files import InputError, atomic_path, file_sha256, lock, read_json, sweep, write_json
 from shards.images import RejectedImage, picture_orientation, stored_image
+from shards.processes import end_with
 from shards.schema import (
     INDEX_NAME,
     KEY_PATTERN,
@@ -183,7 +182,7 @@ def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, lis
 
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+        jobs, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
     ) as pool:
         waiting: deque[Future[tuple[ShardInfo, list[Reject]]]] = deque()
         try:
@@ -198,17 +197,6 @@ def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, lis
                 "a writer process was killed (out of memory?); run the same command again, "
                 "with fewer --jobs; it goes on where it stopped"
             ) from error
-
-
-def _end_with(parent: int) -> None:
-    """End this worker process when its parent is gone; nothing else tells it of a kill -9."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:

@@ -175,9 +175,9 @@ def write_all(
 
 _PLACES = "--data MNRE --out TYPES"
 TOOLS = {
-    "ner": Tool(NerConfig, run_ner, _PLACES),
-    "learned": Tool(LearnedConfig, run_learned, f"{_PLACES} --encoder bert-base-uncased"),
-    "gold": Tool(GoldConfig, run_gold, f"{_PLACES} --i-know-this-leaks"),
+    "ner": Tool(NerConfig, run_ner, _PLACES, True),
+    "learned": Tool(LearnedConfig, run_learned, f"{_PLACES} --encoder bert-base-uncased", True),
+    "gold": Tool(GoldConfig, run_gold, f"{_PLACES} --i-know-this-leaks", True),
 }
 
 

@@ -131,7 +131,7 @@ def ground(
     present = pictures(folder, asked, config.max_missing)
     work = {name: (path, list(asked[name])) for name, path in present.items()}
     out = config.out / f"regions_vg_{split}.jsonl"
-    found = resumable(out, header, work, look)
+    found = resumable(out, header, work, look, reads=lambda item: item[:1])
     entries = {}
     for row in rows:
         if row.image_id in found:
@@ -162,7 +162,7 @@ def detect(config: BuildConfig, task: Task, rows: Mapping[str, Sequence[Row]]) -
         return {"size": picture.size, "regions": regions_to_json(detector(picture), "od")}
 
     out = config.out / "regions_od.jsonl"
-    found = resumable(out, header, work, look)
+    found = resumable(out, header, work, look, reads=lambda path: (path,))
     finish(out, header, {name: entry(name, value, out) for name, value in found.items()})
 
 
@@ -192,7 +192,9 @@ def recover(config: RecoverConfig) -> None:
             "leaky": True,
         }
         out = config.out / f"regions_vg_{split}.jsonl"
-        found = resumable(out, header, work, find_crops, config.workers)
+        found = resumable(
+            out, header, work, find_crops, config.workers, lambda item: (item[0], *item[1])
+        )
         lost = [name for value in found.values() for name in value["lost"]]
         entries = {row.row: found[str(row.row)] for row in rows if str(row.row) in found}
         finish(
@@ -287,9 +289,9 @@ def read_objects(path: Path) -> dict[str, Regions]:
 
 _PLACES = "--data DATA/mnre --out REGIONS"
 TOOLS = {
-    "build": Tool(BuildConfig, build, _PLACES),
-    "recover": Tool(RecoverConfig, recover, _PLACES),
-    "import": Tool(ImportConfig, import_boxes, _PLACES),
+    "build": Tool(BuildConfig, build, _PLACES, True),
+    "recover": Tool(RecoverConfig, recover, _PLACES, True),
+    "import": Tool(ImportConfig, import_boxes, _PLACES, True),
 }
 
 

@@ -285,15 +285,18 @@ def run(config: ViewConfig) -> None:
 
 _DATA = "--data DATA/mnre"
 TOOLS = {
-    "align-noise": Tool(AlignNoise, run, f"{_DATA} --ratio 0.05 --out views/align-05"),
-    "aug-noise": Tool(AugNoise, run, f"{_DATA} --ratio 0.05 --regions DATA/mnre --out views/aug"),
-    "fraction": Tool(KeepFraction, run, f"{_DATA} --ratio 0.05 --out views/fraction"),
-    "kshot": Tool(KShot, run, f"{_DATA} --k 5 --out views/kshot"),
-    "image-drop": Tool(ImageDrop, run, f"{_DATA} --keep 0.4 --out views/image-drop"),
+    "align-noise": Tool(AlignNoise, run, f"{_DATA} --ratio 0.05 --out views/align-05", True),
+    "aug-noise": Tool(
+        AugNoise, run, f"{_DATA} --ratio 0.05 --regions DATA/mnre --out views/aug", True
+    ),
+    "fraction": Tool(KeepFraction, run, f"{_DATA} --ratio 0.05 --out views/fraction", True),
+    "kshot": Tool(KShot, run, f"{_DATA} --k 5 --out views/kshot", True),
+    "image-drop": Tool(ImageDrop, run, f"{_DATA} --keep 0.4 --out views/image-drop", True),
     "region-grid": Tool(
         RegionGrid,
         run,
         f"{_DATA} --regions DATA/mnre --num-grounded 2 --num-detected 1 --out views/grid",
+        True,
     ),
 }
 """Name -> options, what writes it, example."""

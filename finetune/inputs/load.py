@@ -51,6 +51,8 @@ def load_split(
     providers = providers_of(spec, options.images)
     original = rows = task.read(split)
     for view in options.views.get(split, ()):
+        sources = view.header.get("sources") or {}
+        task.require_version(split, *sources.values(), name=f"view {view.header.get('tool')}")
         rows = view.apply(rows, split)
     dataset = Dataset(
         rows=np.array([row.row for row in rows], dtype=np.int64),

@@ -110,6 +110,12 @@ def source_of(
         cache = read_regions(side_files.find(str(wanted.options.regions), pattern, wanted.split))
     if kind == "vg":
         cache.require_rows(len(wanted.original))
+        for row in wanted.original:
+            if row.image_id not in (None, shown := cache.values[row.row].image_id):
+                raise InputError(
+                    f"{cache.path}: row {row.row} shows {shown}, but {row.image_id} in the data: "
+                    "made from another order or version of the file; make the regions again"
+                )
     sizes = picture_sizes(cache.values)
     require_upright(sizes, wanted.task.image_folder(wanted.split), cache.path)
     find = view.grounded if kind == "vg" else view.detected

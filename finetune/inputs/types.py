@@ -46,6 +46,7 @@ def add_entity_types(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     path = side_files.find(wanted.options.types, FILE, wanted.split)
     source = side_files.read_types(path)
     source.require_rows(len(wanted.original))
+    wanted.task.require_version(wanted.split, source.header.get("data"), name=str(path))
     number = {name: i for i, name in enumerate(TYPES)}
     pairs = source.of(loaded.rows)
     strange = next((name for pair in pairs for name in pair if name not in number), None)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 from tqdm import tqdm
 
 from finetune.tasks.posts import parse_line
-from shards.files import InputError, write_json
+from shards.files import InputError, file_sha256, lock_file, read_json, write_json
 from shards.options import parse_config
 
 LOG = logging.getLogger(__name__)
@@ -136,6 +136,11 @@ def predict_file(config: PredictConfig) -> dict[str, int]:
     source = Path(config.input)
     if not source.is_file():
         raise InputError(f"--input {source}: no such file")
+    with nullcontext() if config.out is None else lock_file(config.out):
+        return _predict_file(config, source)
+
+
+def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
     total = count_lines(source)
     done = Done.none() if config.out is None else Done.find(Path(config.out), config)
     if done.finished:
@@ -177,20 +182,18 @@ class Done:
             InputError: what is there came from another input or other settings.
         """
         partial, state = with_end(out, ".partial"), with_end(out, ".settings.json")
-        settings = config.shaping() | {"bytes": Path(config.input).stat().st_size}
-        settings["head"] = first_bytes(Path(config.input))
+        settings = config.shaping() | {"input_sha256": file_sha256(Path(config.input))}
+        for name in ("run", "ner"):
+            if source := getattr(config, name):
+                settings[f"{name}_sha256"] = identity(source)
         if out.exists() or partial.exists():
-            try:
-                before = dict(json.loads(state.read_text(encoding="utf-8")))
-                # An option that came later was not set then.
-                same = all(before.get(k) == settings.get(k) for k in before.keys() | settings)
-            except (OSError, ValueError, TypeError):
-                same = False
-            if not same:
-                name = out if out.exists() else partial
+            before = read_json(state, f"remove {out if out.exists() else partial} to answer anew")
+            # An option that came later was not set then.
+            names = sorted(before.keys() | settings)
+            if changed := [name for name in names if before.get(name) != settings.get(name)]:
                 raise InputError(
-                    f"{name}: holds answers to another input, run or settings; give another --out, "
-                    "or remove it"
+                    f"{out if out.exists() else partial}: holds answers to another input, run or "
+                    f"settings ({', '.join(changed)}); give another --out, or remove it"
                 )
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -225,10 +228,14 @@ def with_end(path: Path, end: str) -> Path:
     return path.with_name(path.name + end)
 
 
-def first_bytes(path: Path) -> str:
-    """Digest of the beginning of a file: with its size, what tells one input from another."""
-    with path.open("rb") as file:
-        return hashlib.sha256(file.read(1 << 20)).hexdigest()
+def identity(source: str) -> str:
+    """Digest of what a run answers with: its model, and the answers that it was calibrated on."""
+    from finetune.run.open_run import best_seed, model_of
+
+    seed = best_seed(source)
+    files = sorted([*model_of(seed).iterdir(), seed / "pred_dev.jsonl"])
+    digests = [(path.name, file_sha256(path)) for path in files if path.is_file()]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def run(config: PredictConfig) -> None:

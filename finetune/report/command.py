@@ -13,7 +13,7 @@ from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
 from shards.command import require_extra
-from shards.files import InputError, write_json
+from shards.files import InputError, lock_file, write_json
 from shards.options import parse_config
 
 LOG = logging.getLogger(__name__)
@@ -64,14 +64,14 @@ def run(config: ReportConfig) -> None:
     runs = dict(zip(run_names(config.runs), config.runs, strict=True))
     results = {name: read_result(path) for name, path in runs.items()}
     pretraining = read_pretraining(config.pretraining) if config.pretraining else []
-    config.out.parent.mkdir(parents=True, exist_ok=True)
     answers = {name: of_seeds(path, "test") for name, path in runs.items()}
     report = Report(runs, results, answers, config.out, config.seed)
-    pages.write(config.out, "Results", build(report, config, pretraining))
-    print(f"{config.out}\n{config.out.with_suffix('.html')}")
-    if config.summary:
-        write_json(config.summary, summary(results, pretraining, config.seconds))
-        print(config.summary)
+    with lock_file(config.out):
+        pages.write(config.out, "Results", build(report, config, pretraining))
+        print(f"{config.out}\n{config.out.with_suffix('.html')}")
+        if config.summary:
+            write_json(config.summary, summary(results, pretraining, config.seconds))
+            print(config.summary)
 
 
 def build(report: Report, config: ReportConfig, pretraining: sections.Lines) -> list[Section]:

@@ -22,9 +22,12 @@ is computed.
 import json
 import logging
 import multiprocessing
+import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,8 +35,9 @@ from typing import Any, ClassVar
 import yaml
 
 from finetune.report.study_tables import write_report
-from shards.files import InputError
+from shards.files import InputError, lock, replace_folder
 from shards.options import near, parse_config
+from shards.processes import end_with
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
 OWN_KEYS = {"settings", "runs", "tables", "small"}
@@ -170,15 +174,15 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
     names = (str(value) for key, value in cell.view.items() if key != "regions")
     place = out / "views" / (folder_name(*names) + ("" if cell.own_training else ".jsonl"))
     if not place.exists():
-        partial = place.with_name(f"partial-{place.name}")  # all of its splits, or nothing
         options = {k: v for k, v in cell.view.items() if k != "tool"} | {"data": data}
-        options |= {"task": cell.settings.get("task", "mnre"), "out": partial}
+        options |= {"task": cell.settings.get("task", "mnre")}
         tool = TOOLS[cell.view["tool"]]
         prog = f"study: view {cell.view['tool']}"
-        written = write(parse_config(tool.config, as_words(options), prog=prog, example=""))
-        partial.rename(place)
+        with nullcontext(place) if place.suffix else replace_folder(place) as partial:
+            words = as_words(options | {"out": partial})  # all of its splits, or nothing
+            written = write(parse_config(tool.config, words, prog=prog, example=""))
         for path, text in written.items():
-            print(f"{place if path == partial else place / path.name}: {text}")
+            print(f"{place if path == place else place / path.name}: {text}")
     return place
 
 
@@ -192,10 +196,12 @@ def as_word(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
 
 
-def start_worker() -> None:
-    """What every process does first: one thread each, so that they do not fight for the cores."""
+def start_worker(parent: int) -> None:
+    """What every process does first: one thread each, so that they do not fight for the cores; and
+    an eye on the process that started it, whose run directories it would else keep."""
     import torch
 
+    end_with(parent)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_num_threads(1)
 
@@ -208,12 +214,17 @@ def trained(
         yield from ((name, train(cell, data, seeds, out)) for name, cell in trainings.items())
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, start_worker) as pool:
+    with ProcessPoolExecutor(jobs, context, start_worker, (os.getpid(),)) as pool:
         futures = {
             name: pool.submit(train, cell, data, seeds, out) for name, cell in trainings.items()
         }
         try:
             yield from ((name, future.result()) for name, future in futures.items())
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a training process was killed (out of memory?); give the same command again, "
+                "with fewer --jobs: what is finished is kept, the rest goes on"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -268,10 +279,10 @@ def run_study(config: StudyConfig) -> None:
     """Compute what is missing, write `study.md` and `study.json`, and print the tables."""
     places = {"data": config.data} | ({"model": config.model} if config.model else {})
     todo = list(cells(read_study(config.study), config.small, places))
-    config.out.mkdir(parents=True, exist_ok=True)
     seeds = str(config.seeds)
-    results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
-    write_report(Path(config.study).stem, results, seeds, config.out)
+    with lock(config.out):
+        results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
+        write_report(Path(config.study).stem, results, seeds, config.out)
     print((config.out / "study.md").read_text(encoding="utf-8"))
 
 

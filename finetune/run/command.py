@@ -1,6 +1,7 @@
 """`python -m finetune train` and `evaluate`. torch is imported once the options are in order."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ def run_training(config: TrainConfig) -> None:
     from pretrain.checkpoint.remote import store
 
     local = replace(config, out=local_out(config.out))
-    result = sweep(local, run) if config.sweep else run(local)
+    with (
+        distributed.held(Path(local.out)) if config.sweep else nullcontext()
+    ):  # its points lie below
+        result = sweep(local, run) if config.sweep else run(local)
     if not distributed.is_main():
         return
     if local.out != config.out:

@@ -17,7 +17,7 @@ from finetune.run import provenance
 from finetune.run.results import images_of, read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
-from shards.files import InputError, atomic_path, write_json
+from shards.files import InputError, atomic_path, sweep, write_json
 from shards.options import dump_config
 
 LOG = logging.getLogger(__name__)
@@ -25,13 +25,20 @@ LOG = logging.getLogger(__name__)
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train every seed that is not finished, and write `result.json`."""
-    from finetune.run.train import SeedRun
 
     engine.start(config.engine.kind)
     task = registry.load("tasks", config.task)(existing_folder(config.data))
+    with distributed.held(Path(config.out)):
+        return _run(config, task)
+
+
+def _run(config: TrainConfig, task: Task) -> dict[str, Any]:
+    from finetune.run.train import SeedRun
+
     out = Path(config.out)
     if distributed.is_main():
         claim(out, config)
+        sweep(config.cache_dir)
     if task.split_file("test") is None and distributed.is_main():
         LOG.warning('%s: no test split: dev only, `"test": null`', config.data)
     per_seed = []

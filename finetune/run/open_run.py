@@ -70,9 +70,13 @@ def open_seed(directory: Path) -> FinishedSeed:
     Raises:
         InputError: a damaged model.
     """
-    model = directory / "model" if (directory / "model").is_dir() else directory
-    method, tokenizer, description = load_method(model)
+    method, tokenizer, description = load_method(model_of(directory))
     return FinishedSeed(directory, method.to(distributed.device()), tokenizer, description)
+
+
+def model_of(directory: Path) -> Path:
+    """The model directory in a seed's directory, or the one that it is."""
+    return directory / "model" if (directory / "model").is_dir() else directory
 
 
 def open_run(source: str | Path) -> FinishedSeed:

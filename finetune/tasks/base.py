@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from shards.files import InputError
+from shards.files import InputError, file_sha256
 
 Box = tuple[float, float, float, float]
 """(x1, y1, x2, y2) in pixels"""
@@ -119,6 +119,21 @@ class Task(ABC):
     @abstractmethod
     def image_folder(self, split: str) -> Path:
         """Where the pictures of a split lie."""
+
+    def require_version(self, split: str, *sha256: str | None, name: str) -> None:
+        """Refuse what belongs to rows by their number, where it was made of another file.
+
+        Args:
+            sha256: of the files that it was made of, if that is known. name: what it is.
+
+        Raises:
+            InputError: none of them is the split's.
+        """
+        path, known = self.split_file(split), set(filter(None, sha256))
+        if known and path is not None and path.is_file() and file_sha256(path) not in known:
+            raise InputError(
+                f"{name}: made of another version of {path}, whose rows it counts; make it again"
+            )
 
     def community_crops(self, kind: str, split: str) -> tuple[SideInput, Path]:
         """Names of the published crop files of one kind (`vg`, `od`), and the folder they lie in.

@@ -233,7 +233,7 @@ def test_a_finished_run_is_trained_longer(finished, pair_shards, tmp_path, capsy
 
 
 def test_a_second_process_on_a_run_directory_is_refused(pair_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("pretrain.run_directory.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("pretrain.train.PATIENCE_SECONDS", 0.0)
     with (
         lock(tmp_path / "run"),
         pytest.raises(InputError, match=rf"run: pid {os.getpid()} on .* is writing here"),

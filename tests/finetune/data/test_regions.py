@@ -115,6 +115,34 @@ def test_resumable(tmp_path):
     assert calls == ["x"]
 
 
+def test_a_log_of_other_inputs_is_not_used(tmp_path):
+    """An item that changed, or a file that it reads, is computed anew; so is what stands behind a
+    flipped bit. U+2028 and U+0085 in a result end no line."""
+    calls, picture = [], tmp_path / "a.jpg"
+
+    def compute(item):
+        calls.append(item)
+        return {"value": f"{item}\u2028\x85"}
+
+    out, log = tmp_path / "cache.jsonl", tmp_path / ".cache.jsonl.log"
+
+    def run(**work):
+        calls.clear()
+        found = resumable(out, {}, work, compute, reads=lambda item: (picture,))
+        assert found == {key: {"value": f"{item}\u2028\x85"} for key, item in work.items()}
+        return "".join(calls)
+
+    picture.write_bytes(b"1")
+    assert run(a="x", b="y") == "xy" and run(a="x", b="y") == ""
+    assert run(a="x", b="z") == "z"
+    picture.write_bytes(b"2")
+    assert run(a="x", b="z") == "xz"
+    content = log.read_bytes()
+    for place in range(len(content)):
+        log.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        run(a="x", b="z")
+
+
 # ---- build ---------------------------------------------------------------------------------------
 
 

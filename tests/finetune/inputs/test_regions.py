@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.inputs.load import InputOptions, load_split
+from finetune.__main__ import main as command
+from finetune.inputs.load import InputOptions, load_split, read_views
 from finetune.inputs.pictures import RESIZERS
 from finetune.inputs.spec import InputSpec
 from finetune.inputs.view import Change, View
@@ -183,3 +184,31 @@ def test_boxes_of_a_picture_that_lay_on_its_side_are_refused(parts, caches, tmp_
     Image.open(path).save(path, exif=exif)
     with pytest.raises(InputError, match=r"val3\.jpg is 20x16 there, 16x20 once turned"):
         load(parts, tmp_path, str(caches))
+
+
+def test_rows_in_another_order_are_refused(parts, tmp_path, caches):
+    """A cache and a view count rows: they belong to the file that they were made of."""
+    write_regions(caches / "regions_vg_val.jsonl", {"leaky": False}, {
+        row: Regions(f"val{(row + 1) % 30}.jpg", SIZE, ()) for row in range(30)
+    })  # fmt: skip
+    with pytest.raises(InputError, match=r"vg_val.jsonl: row 0 shows val1.jpg, but val0.jpg"):
+        load(parts, tmp_path, str(caches))
+
+
+def test_views_and_types_of_another_version_are_refused(parts, tmp_path, caches, capsys):
+    task, tokenizer, method = parts
+    places = f"--data {caches} --out"
+    command(f"view fraction {places} {tmp_path / 'views'} --ratio 0.5".split())
+    command(f"types gold {places} {tmp_path / 'types'} --i-know-this-leaks".split())
+    method.needs = {"entity_types"}
+    options = InputOptions(
+        images="none", max_length=40, cache=tmp_path, types=str(tmp_path / "types"),
+        views=read_views([tmp_path / "views"]),
+    )  # fmt: skip
+    load_split(task, "train", tokenizer, method, options)
+    path = caches / "txt/ours_train.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(InputError, match=r"view fraction: made of another version of .*ours_train"):
+        load_split(task, "train", tokenizer, method, options)
+    with pytest.raises(InputError, match=r"types_train\.jsonl: made of another version of"):
+        load_split(task, "train", tokenizer, method, replace(options, views={}))

@@ -1,6 +1,8 @@
 """Prediction on new posts: numbers of evaluation, places, bad rows, resuming, calibration."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from finetune.tasks.mnre import Mnre
 from finetune.tasks.posts import APART, WHOLE_TAGS, parse_post
 from finetune.tasks.region_cache import Region
 from finetune.tasks.twitter import bio_labels, read_rows
-from shards.files import InputError
+from shards.files import InputError, lock_file
 
 ENTITIES = TaskInfo("twitter2017", "entities", bio_labels())
 
@@ -308,6 +310,36 @@ def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypa
         main(argv)
     with pytest.raises(SystemExit):
         main([*argv, "--top_k", "1"])
+
+
+def test_answers_of_another_model_are_not_finished(tmp_path, run, mnre_folder, posts, capsys):
+    """The run was trained again under its name; the input changed far behind its beginning."""
+    own = shutil.copytree(run, tmp_path / "own")
+    source, out = write(mnre_folder / "p.jsonl", posts), tmp_path / "o"
+    argv = ["predict", str(own), "--input", str(source), "--out", str(out)]
+    main(argv)
+    before = out.read_bytes()
+    for path in (*own.glob("seed-*/model/method.json"), *own.glob("seed-*/pred_dev.jsonl"), source):
+        content = path.read_bytes()
+        path.write_bytes(content + b" \n")
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(argv)
+        assert "answers to another input, run or settings" in capsys.readouterr().err
+        path.write_bytes(content)
+    assert out.read_bytes() == before
+    main(argv)
+
+
+def test_two_processes_do_not_answer_into_one_file(tmp_path, run, mnre_folder, posts, capsys):
+    source, out = write(mnre_folder / "p.jsonl", posts), tmp_path / "o"
+    argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
+    with lock_file(out), pytest.raises(SystemExit):
+        main(argv)
+    assert f"pid {os.getpid()} on " in capsys.readouterr().err
+    assert not any(tmp_path.glob("o*"))
+    main(argv)
+    assert len(out.read_text().splitlines()) == len(posts)
 
 
 # ---------------------------------------------------------------------- calibration
