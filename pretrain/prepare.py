@@ -110,7 +110,7 @@ def run_tokenizer(
     folder = run_dir / "architecture"
 
     def make() -> PreTrainedTokenizerBase:
-        own = hub.load_tokenizer(init.path) if init else None
+        own = hub.load_tokenizer(init) if init else None
         if config.model.tokenizer:
             tokenizer = hub.load_tokenizer(hub.resolve(config.model.tokenizer))
             if own and own.get_vocab() != tokenizer.get_vocab():

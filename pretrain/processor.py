@@ -50,9 +50,12 @@ class FusionProcessor:
         Raises:
             InputError: with the list of what is wrong.
         """
-        from pretrain.checkpoint.hub import fusion_architecture, load_tokenizer, resolve
+        from pretrain.checkpoint.directory import ModelDirectory
+        from pretrain.checkpoint.hub import fusion_architecture, load_tokenizer
 
-        directory = resolve(source, revision=revision, local_files_only=local_files_only)
+        directory = ModelDirectory.open(
+            source, revision=revision, local_files_only=local_files_only
+        )
         return cls(load_tokenizer(directory), fusion_architecture(directory))
 
     def __call__(

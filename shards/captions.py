@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from shards.files import InputError, atomic_path, parse_object, read_lines, write_json
 from shards.images import RejectedImage, decoded
+from shards.progress import Progress
 from shards.tables import read_table
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -80,7 +80,13 @@ def run_generate(args: argparse.Namespace) -> None:
     rejects: dict[str, str] = {}
     left = [name for name in images if name not in done]
     with open(part, "a", encoding="utf-8") as file:
-        for start in tqdm(range(0, len(left), args.batch), unit="batch", disable=None):
+        print(
+            f"captions: {len(left):,} of {len(images):,} pictures in {args.images} by {args.model} "
+            f"on {args.device}, {args.batch} at a time; writes {args.out}",
+            flush=True,
+        )
+        starts = range(0, len(left), args.batch)
+        for start in Progress(starts, unit="batch", desc="captions", samples=args.batch):
             batch = _open_batch(args.images, left[start : start + args.batch], rejects)
             captions = captioner.describe(list(batch.values())) if batch else []
             for name, caption in zip(batch, captions, strict=True):

@@ -13,9 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from shards.files import InputError, atomic_path
+from shards.progress import Progress
 from shards.schema import ShardIndex
 from shards.stream import ShardReader
 
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     readers = [ShardReader(location) for location in args.shards]
     texts = unique_captions(readers)
     counts: Counter[str] = Counter()
-    for nouns in tqdm(tag(texts), total=len(texts), unit="caption", disable=None, desc="nouns"):
+    for nouns in Progress(tag(texts), total=len(texts), unit="caption", desc="nouns"):
         counts.update(nouns)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: args.size]
     if len(ranked) < args.size:

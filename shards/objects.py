@@ -78,6 +78,12 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(detector, FileDetector):
         detector.require_match(reader)
 
+    print(
+        f"detect: {len(reader):,} pairs in {len(reader.index.shards):,} shards by {args.detector} "
+        f"on {args.device}; writes {args.shards / OBJECTS}",
+        flush=True,
+    )
+
     def compute(shard: int) -> bytes:
         nonlocal pairs, pairs_with_objects
         # Pairs share pictures: within a shard, each is looked at once.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from shards.claim import STATE, build_command
 from shards.files import InputError, file_sha256, read_json_lines
+from shards.progress import Progress
 from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
@@ -59,7 +59,8 @@ def check(directory: Path) -> Iterator[str]:
     reader = ShardReader(directory)
     seen: set[str] = set()
     keys: dict[str, list[str]] = {}
-    for number, info in enumerate(tqdm(reader.index.shards, unit="shard", disable=None)):
+    shards = Progress(reader.index.shards, unit="shard", desc="verify")
+    for number, info in enumerate(shards):
         problem = _checksum(directory / info.name, info.sha256)
         if problem:
             yield f"{problem}: {_again(directory, info.name)}"

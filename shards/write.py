@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.claim import STATE, claim, is_whole, require_same_input, start
 from shards.corpora import Corpus, Record, Reject
 from shards.files import InputError, atomic_path, file_sha256, lock, read_json, sweep, write_json
 from shards.images import RejectedImage, picture_orientation, stored_image
 from shards.processes import end_with
+from shards.progress import Progress
 from shards.schema import (
     INDEX_NAME,
     KEY_PATTERN,
@@ -121,11 +121,12 @@ def _write(
     corpus: Corpus, directory: Path, tasks: Iterable[ShardTask], options: dict[str, Any], jobs: int
 ) -> ShardIndex:
     infos, rejects = [], list(corpus.rejects)
-    with tqdm(total=len(corpus.numbers), unit="pair", disable=None, desc="build") as bar:
+    pairs: Progress[None] = Progress(unit="pair", total=len(corpus.numbers), desc="build")
+    with pairs:
         for info, refused in _run(tasks, jobs):
             infos.append(info)
             rejects += refused
-            bar.update(info.samples + len(refused))
+            pairs.advance(info.samples + len(refused))
     index = ShardIndex(
         split=corpus.split,
         shards=tuple(info for info in infos if info.samples),

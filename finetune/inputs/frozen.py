@@ -13,6 +13,7 @@ from finetune.inputs.pictures import ImageStore
 from finetune.inputs.spec import FrozenVision, See, Wanted
 from finetune.inputs.split import LoadedSplit
 from pretrain import distributed
+from shards.progress import Progress
 
 FIELDS = {
     "pixel_values": "image_features",
@@ -67,15 +68,14 @@ def see_once(store: ImageStore, tower: FrozenVision) -> np.ndarray:
 
 
 def _see_all(pixels: np.ndarray, see: See, target: Path) -> None:
-    from tqdm import tqdm
-
     part, log = target.with_suffix(".part"), target.with_suffix(".done")
     done = int(log.read_text()) if log.is_file() and part.is_file() else 0
     shape = (len(pixels), see(pixels[:1]).shape[1])
     features = np.lib.format.open_memmap(
         part, mode="r+" if done else "w+", dtype=np.float16, shape=shape
     )
-    for start in tqdm(range(done, len(pixels), CHUNK), desc="features", disable=None):
+    starts = range(done, len(pixels), CHUNK)
+    for start in Progress(starts, unit="chunk", samples=CHUNK, desc="features"):
         features[start : start + CHUNK] = see(pixels[start : start + CHUNK])
         features.flush()
         log.write_text(str(start + CHUNK))

@@ -25,6 +25,7 @@ from finetune.tasks.base import Box
 from pretrain import distributed
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
+from shards.progress import Progress
 
 FORMAT_VERSION = 4
 BLANK = 127
@@ -229,8 +230,6 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resize: str) -> None:
-    from tqdm import tqdm
-
     directory.parent.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[Name]] = {}
     for name in names:
@@ -249,7 +248,7 @@ def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resi
         undecodable: list[Name] = []
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
             arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
-            bar = tqdm(arrays, total=len(parts), desc=f"decode {folder.name}", disable=None)
+            bar = Progress(arrays, total=len(parts), unit="picture", desc=f"decode {folder.name}")
             for cuts, squares in zip(parts.values(), bar, strict=True):
                 if squares is None:
                     undecodable += cuts

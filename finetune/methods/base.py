@@ -11,7 +11,7 @@
 
         @classmethod
         def build(cls, config, task, source):
-            encoder, tokenizer = load_fusion_with_tokens(source, task)
+            encoder, tokenizer = load_fusion_encoder(source, task)
             return cls(encoder, task, config), tokenizer
 
         def forward(self, batch):
@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from finetune.inputs.batch import Batch
 from finetune.inputs.spec import FrozenVision, InputSpec, Provider
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
+from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.optim import parameter_groups
 
 
@@ -48,6 +50,15 @@ class Source:
     """Take architecture and tokenizer only."""
     finished: bool = False
     """Every tensor is loaded afterwards: towers beside the encoder need no weights of their own."""
+
+    @cached_property
+    def directory(self) -> ModelDirectory:
+        """What `path` comes to: found or downloaded, and its `config.json` read, once.
+
+        Raises:
+            InputError: not there, no model directory, or damaged.
+        """
+        return ModelDirectory.open(self.path)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pretrain.model.fusion_encoder import FusionEncoder
 
 def load_text_encoder(source: Source, task: TaskInfo) -> tuple[BertModel, Any]:
     """A text-only BERT without pooler, with word rows for the task's special tokens."""
-    encoder, tokenizer = load_text_tower(source.path, random_weights=source.random_weights)
+    encoder, tokenizer = load_text_tower(source.directory, random_weights=source.random_weights)
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return encoder, tokenizer
@@ -29,7 +29,7 @@ def load_text_encoder(source: Source, task: TaskInfo) -> tuple[BertModel, Any]:
 
 def load_fusion_encoder(source: Source, task: TaskInfo) -> tuple[FusionEncoder, Any]:
     """A fusion encoder with word rows for the task's special tokens."""
-    encoder, tokenizer = load_fusion(source.path, random_weights=source.random_weights)
+    encoder, tokenizer = load_fusion(source.directory, random_weights=source.random_weights)
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer

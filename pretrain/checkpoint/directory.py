@@ -22,16 +22,20 @@ class ModelDirectory(os.PathLike[str]):
 
     @classmethod
     def open(
-        cls, source: "str | os.PathLike[str] | ModelDirectory", *, revision: str | None = None
+        cls,
+        source: "str | os.PathLike[str] | ModelDirectory",
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> "ModelDirectory":
-        """Find `source`, download it where it is remote, read its `config.json`.
+        """Find `source` as `resolve` does, and read its `config.json`; itself, if it is one.
 
         Raises:
             InputError: not there, no model directory, or damaged.
         """
         if isinstance(source, ModelDirectory):
             return source
-        path = resolve(source, revision=revision)
+        path = resolve(source, revision=revision, local_files_only=local_files_only)
         return cls(str(source), path, read_config(path))
 
     @property

@@ -12,13 +12,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pretrain.checkpoint.card import encoder_card
+from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.foreign import check_settings, check_tokenizer
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
 from pretrain.checkpoint.strict import (
@@ -27,7 +28,6 @@ from pretrain.checkpoint.strict import (
     check_size,
     digest,
     load_strictly,
-    read_config,
     read_transformers,
     read_weights,
 )
@@ -35,6 +35,7 @@ from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncod
 from pretrain.model.promu import LossConfig, Promu
 from shards.files import InputError, read_json, replace_folder, write_json
 
+T = TypeVar("T")
 Source = str | os.PathLike[str]
 __all__ = [  # besides what is defined here
     "CONFIG_NAME",
@@ -46,16 +47,17 @@ __all__ = [  # besides what is defined here
 ]
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that travels with a model directory."""
+def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
+    """The tokenizer that travels with a model directory, or lies in a folder without a model."""
     from transformers import AutoTokenizer
 
+    directory = Path(source)
     if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if (directory / CONFIG_NAME).is_file() and read_config(directory).get(
-        "model_type"
-    ) == MODEL_TYPE:
+    if not isinstance(source, ModelDirectory) and (directory / CONFIG_NAME).is_file():
+        source = ModelDirectory.open(directory)
+    if isinstance(source, ModelDirectory) and source.kind == MODEL_TYPE:
         options["config"] = PreTrainedConfig()  # `transformers` knows no model of ours, and warns
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, **options)
@@ -70,11 +72,11 @@ def load_promu(
     source: Source, *, revision: str | None = None, loss: LossConfig | None = None
 ) -> tuple[Promu, PreTrainedTokenizerBase]:
     """A pre-training checkpoint with its heads and temperature."""
-    directory = resolve(source, revision=revision)
-    state = read_weights(directory)
-    check_size(read_config(directory), state, str(directory))
+    directory = ModelDirectory.open(source, revision=revision)
+    state = read_weights(directory.path)
+    check_size(directory.config, state, str(directory.path))
     model = _fusion_config(directory, lambda content: Promu.from_config(content, loss))
-    load_strictly(model, {_training_name(key): state[key] for key in state}, str(directory))
+    load_strictly(model, {_training_name(key): state[key] for key in state}, str(directory.path))
     return model, load_tokenizer(directory)
 
 
@@ -86,18 +88,18 @@ def load_fusion(
     Args:
         random_weights: the same architecture and tokenizer, freshly initialised.
     """
-    directory = resolve(source, revision=revision)
-    state = {} if random_weights else read_weights(directory)
-    if not random_weights:
-        check_size(read_config(directory), state, str(directory))
+    directory = ModelDirectory.open(source, revision=revision)
+    if random_weights:
+        return FusionEncoder(fusion_architecture(directory)), load_tokenizer(directory)
+    state = read_weights(directory.path)
+    check_size(directory.config, state, str(directory.path))
     encoder = FusionEncoder(fusion_architecture(directory))
-    if not random_weights:
-        encoder_state = {key: state[key] for key in state if not key.startswith("heads.")}
-        load_strictly(encoder, encoder_state, str(directory))
+    encoder_state = {key: state[key] for key in state if not key.startswith("heads.")}
+    load_strictly(encoder, encoder_state, str(directory.path))
     return encoder, load_tokenizer(directory)
 
 
-def fusion_architecture(directory: Path) -> FusionEncoderConfig:
+def fusion_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
     """Sizes and layout from `config.json`. Raises: InputError: of another kind, or damaged."""
     return _fusion_config(directory, FusionEncoderConfig.from_dict)
 
@@ -110,14 +112,13 @@ def load_text_tower(
     A fusion encoder of layout `split` is one BERT cut in two: its text and fusion layers are
     stacked again. Of the other layouts it is the text tower.
     """
-    directory = resolve(source, revision=revision)
-    content = read_config(directory)
-    if content.get("model_type") == "bert":
-        check_settings(content, BertConfig, str(directory / CONFIG_NAME))
+    directory = ModelDirectory.open(source, revision=revision)
+    if directory.kind == "bert":
+        check_settings(directory.config, BertConfig, str(directory.path / CONFIG_NAME))
         bert = (
-            BertModel(BertConfig.from_pretrained(directory), add_pooling_layer=False)
+            BertModel(BertConfig.from_pretrained(directory.path), add_pooling_layer=False)
             if random_weights
-            else read_bert(directory)
+            else read_bert(directory.path)
         )
         return bert, load_tokenizer(directory)
     encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
@@ -225,10 +226,10 @@ def _training_name(key: str) -> str:
     return key if key.startswith("heads.") else f"encoder.{key}"
 
 
-def _fusion_config(directory: Path, build):
+def _fusion_config(directory: ModelDirectory, build: Callable[[dict[str, Any]], T]) -> T:
     try:
-        return build(read_config(directory))
+        return build(directory.config)
     except InputError:
         raise
     except (ValueError, TypeError) as error:
-        raise InputError(f"{directory / CONFIG_NAME}: {error}") from error
+        raise InputError(f"{directory.path / CONFIG_NAME}: {error}") from error

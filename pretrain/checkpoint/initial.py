@@ -9,7 +9,8 @@ from typing import Any
 
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.strict import CONFIG_NAME, load_strictly, read_weights
+from pretrain.checkpoint.hub import fusion_architecture
+from pretrain.checkpoint.strict import load_strictly, read_weights
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
@@ -29,10 +30,7 @@ def read_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
             f"model.init {directory}: model_type is {directory.kind!r}, not {MODEL_TYPE!r}; make "
             f"first weights of it: `python -m pretrain convert {directory} OUT --vision VIT`"
         )
-    try:
-        return FusionEncoderConfig.from_dict(directory.config)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{directory.path / CONFIG_NAME}: {error}") from error
+    return fusion_architecture(directory)
 
 
 def initial_architecture(

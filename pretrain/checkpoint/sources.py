@@ -9,6 +9,7 @@ from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import checkpoint_card
 from pretrain.checkpoint.convert_config import ConvertConfig
+from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
@@ -26,14 +27,11 @@ def detect(source: Path, name: str) -> str:
         return "deepspeed"
     if source.suffix in (".pt", ".pth", ".bin"):
         raise InputError(f"{name}: no such file")
-    content = strict.read_config(hub.resolve(name))
     kinds = {"fusion-mre": "model", "bert": "bert+vit", "clip": "clip"}
-    kind = kinds.get(str(content.get("model_type")))
-    if not kind:
-        raise InputError(
-            f"{name}: model_type {content.get('model_type')!r} is none of {list(kinds)}"
-        )
-    return kind
+    model_type = ModelDirectory.open(name).config.get("model_type")
+    if str(model_type) not in kinds:
+        raise InputError(f"{name}: model_type {model_type!r} is none of {list(kinds)}")
+    return kinds[str(model_type)]
 
 
 def _read_run(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
@@ -88,8 +86,8 @@ def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
 
 
 def _read_model(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
-    directory = hub.resolve(config.source)
-    imported = Imported(strict.read_config(directory), strict.read_weights(directory))
+    directory = ModelDirectory.open(config.source)
+    imported = Imported(directory.config, strict.read_weights(directory.path))
     return imported, hub.load_tokenizer(directory)
 
 

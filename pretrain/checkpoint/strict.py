@@ -130,7 +130,7 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
 def _wrapped(directory: Path) -> bool:
     """Whether names of tensors hold what `torch.compile` or DDP put in."""
     names: set[str] = set()
-    for path in directory.glob("*.safetensors"):
+    for path in directory.glob("model*.safetensors"):  # not what a method stores beside it
         try:
             with safe_open(path, "pt") as file:
                 names |= set(file.keys())

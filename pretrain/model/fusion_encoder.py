@@ -218,10 +218,13 @@ class FusionEncoder(Embedder):
         Raises:
             InputError: with the list of what is wrong.
         """
-        from pretrain.checkpoint.hub import load_fusion, resolve
+        from pretrain.checkpoint.directory import ModelDirectory
+        from pretrain.checkpoint.hub import load_fusion
         from pretrain.processor import FusionProcessor
 
-        directory = resolve(source, revision=revision, local_files_only=local_files_only)
+        directory = ModelDirectory.open(
+            source, revision=revision, local_files_only=local_files_only
+        )
         encoder, tokenizer = load_fusion(directory)
         encoder.processor = FusionProcessor(tokenizer, encoder.config)
         return encoder.eval()

@@ -7,7 +7,8 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import table
-from pretrain.checkpoint.strict import read_config, read_transformers
+from pretrain.checkpoint.directory import ModelDirectory
+from pretrain.checkpoint.strict import read_transformers
 from pretrain.prompter.clip import ClipEncoder, Encoder
 from shards.files import InputError, parse_object, write_json
 
@@ -29,10 +30,9 @@ def load_prompter(source: hub.Source, *, revision: str | None = None) -> Prompte
     Raises:
         InputError: neither of the two, or with the list of what is wrong.
     """
-    directory = hub.resolve(source, revision=revision)
-    kind = read_config(directory).get("model_type")
-    if kind == "clip":
-        clip = read_clip(directory)
+    directory = ModelDirectory.open(source, revision=revision)
+    if directory.kind == "clip":
+        clip = read_clip(directory.path)
         return Prompter(clip, hub.load_tokenizer(directory), clip.temperature)
     promu, tokenizer = hub.load_promu(directory)
     return Prompter(promu.encoder, tokenizer, promu.clamped_temperature().item())

@@ -15,8 +15,7 @@ from transformers import AutoTokenizer, GPT2Model, OpenAIGPTModel
 from finetune.methods.base import Source
 from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
-from pretrain.checkpoint.hub import resolve
-from pretrain.checkpoint.strict import read_config, read_transformers
+from pretrain.checkpoint.strict import read_transformers
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
 from shards.files import InputError
 
@@ -32,10 +31,9 @@ def load_plm(source: Source, task: TaskInfo) -> tuple[nn.Module, Any]:
     Raises:
         InputError: another family of models, or one whose directory is damaged.
     """
-    directory = resolve(source.path)
-    family = read_config(directory).get("model_type")
+    family = source.directory.config.get("model_type")
     if family in CAUSAL:
-        return _load_causal(directory, CAUSAL[family], task, source.random_weights)
+        return _load_causal(source.directory.path, CAUSAL[family], task, source.random_weights)
     if family == MODEL_TYPE:
         return load_fusion_encoder(source, task)
     if family == "bert":

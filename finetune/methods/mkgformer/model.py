@@ -103,12 +103,12 @@ class MKGformer(Method):
         layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
         vision = None
         if not source.random_weights:
-            vision = saved_tower(source.path, layout, announce=not source.finished)
+            vision = saved_tower(source.directory, layout, announce=not source.finished)
         if vision is None:
             sizes, state, line = find_tower(
                 config.vision,
                 config.vision_patch,
-                source.path,
+                source.directory,
                 source.random_weights,
                 encoder.config,
             )

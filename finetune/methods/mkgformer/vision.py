@@ -17,6 +17,7 @@ from transformers import BertConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from finetune.methods.mkgformer.names import CLIP
+from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.hub import load_fusion, resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
 from pretrain.checkpoint.tables import rename
@@ -251,7 +252,7 @@ def _ours(pre_norm: bool, mean: tuple[float, ...], std: tuple[float, ...]) -> di
     return {"pre_norm": pre_norm, "image_mean": list(mean), "image_std": list(std)}
 
 
-def saved_tower(source: str, layout: Layout, announce: bool) -> VisionTower | None:
+def saved_tower(source: ModelDirectory, layout: Layout, announce: bool) -> VisionTower | None:
     """The tower of a finished run's model directory; None where `source` is something else.
 
     Position tables of other slots than ours are left out.
@@ -259,8 +260,7 @@ def saved_tower(source: str, layout: Layout, announce: bool) -> VisionTower | No
     Args:
         announce: log what was taken and what was left (not where all of the run is loaded again).
     """
-    directory = resolve(source)
-    stored, path = read_config(directory).get(STORED), directory / "head.safetensors"
+    stored, path = source.config.get(STORED), source.path / "head.safetensors"
     if stored is None or not path.is_file():
         return None
     try:
@@ -286,7 +286,7 @@ def saved_tower(source: str, layout: Layout, announce: bool) -> VisionTower | No
 
 
 def find_tower(
-    vision: str, patch: int, source: str, random_weights: bool, text: BertConfig
+    vision: str, patch: int, source: ModelDirectory, random_weights: bool, text: BertConfig
 ) -> tuple[CLIPVisionConfig, dict[str, Tensor], str]:
     """Sizes and weights of the tower that the settings name, and a line that says which.
 
@@ -294,7 +294,7 @@ def find_tower(
         vision: hub id or directory of a CLIP; "init": the ViT of the fusion model `source`;
             "random": as wide and deep as the text tower. patch: of "random".
     """
-    if vision == "init" and read_config(resolve(source)).get("model_type") != MODEL_TYPE:
+    if vision == "init" and source.kind != MODEL_TYPE:
         raise InputError(f"--model.vision init: {source} is no fusion model; name a CLIP instead")
     if vision == "init":
         encoder, _ = load_fusion(source, random_weights=random_weights)

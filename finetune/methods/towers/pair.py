@@ -102,16 +102,16 @@ def load_towers(source: Source, task: TaskInfo, vision: str) -> tuple[Towers, An
     Raises:
         InputError: `source` has no picture tower, or the named one cannot be loaded.
     """
-    directory = resolve(source.path)
-    described = read_description(directory)
-    if vision == "init" and read_config(directory).get("model_type") == MODEL_TYPE:
+    directory = source.directory
+    described = read_description(directory.path)
+    if vision == "init" and directory.kind == MODEL_TYPE:
         encoder, tokenizer = load_fusion_encoder(source, task)
         _log(source, "text, fusion layers (reading the text alone), vision and bridge of {}; "
              "left: both projections")  # fmt: skip
         return encoder, tokenizer
     text, tokenizer = load_text_encoder(source, task)
     if described is not None and (source.finished or vision in ("init", described["source"])):
-        tower = stored_tower(directory, described, source.random_weights)
+        tower = stored_tower(directory.path, described, source.random_weights)
         vision = described["source"]
     elif vision == "init":
         raise InputError(
