@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.numerics import clip_or_leave_out, loss_scaler
 from pretrain.tuning import pass_over_padding, read_tuning, zero_stage
 from shards.files import InputError
 
@@ -77,7 +78,7 @@ class SingleEngine:
         self.module = module.to(self.device)
         self.optimizer, self.schedule = build(self.module)
         self.precision, self.accumulation, self.clip = precision, accumulation, clip
-        self.scaler = _scaler(self.device, precision)
+        self.scaler = loss_scaler(self.device, precision)
         self.grad_norm: Tensor | float = 0.0
         self._micro_steps = 0
 
@@ -175,7 +176,7 @@ class DeepSpeedEngine:
         self.module = self.engine.module
         self._grad_norm: Tensor | float = 0.0
         # ZeRO scales losses and leaves out updates that are not finite; stage 0 does neither.
-        self.scaler = _scaler(self.device, "fp32" if stage else precision)
+        self.scaler = loss_scaler(self.device, "fp32" if stage else precision)
         if not stage:
 
             def before(inner: torch.optim.Optimizer, *_: Any) -> None:
@@ -281,27 +282,6 @@ def _set_rates(groups: list[dict[str, Any]], schedule: torch.optim.lr_scheduler.
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = rates  # what `get_last_lr` answers, and logs show
-
-
-def clip_or_leave_out(
-    optimizer: torch.optim.Optimizer, clip: float, scaler: torch.amp.GradScaler
-) -> Tensor:
-    """Clip gradients to a global norm (0: no limit); returns the norm before.
-
-    Where it is not finite, the fused AdamW that follows changes nothing, without asking the host;
-    in fp16 the loss is scaled less from then on.
-    """
-    scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
-    scaler.update()
-    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # of fused ones
-    return norm
-
-
-def _scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Keeps gradients within float16's range; does nothing in other precisions."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -109,3 +109,24 @@ def _everywhere(mine: tuple[bool, str]) -> list[tuple[bool, str]]:
     everyone = [mine] * distributed.world_size()
     dist.all_gather_object(everyone, mine)
     return everyone
+
+
+def clip_or_leave_out(
+    optimizer: torch.optim.Optimizer, clip: float, scaler: torch.amp.GradScaler
+) -> Tensor:
+    """Clip gradients to a global norm (0: no limit); returns the norm before.
+
+    Where it is not finite, the fused AdamW that follows changes nothing, without asking the host;
+    in fp16 the loss is scaled less from then on.
+    """
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+    scaler.update()
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # of fused ones
+    return norm
+
+
+def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Keeps gradients within float16's range; does nothing in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -55,7 +55,7 @@ class Tool(NamedTuple):
 
     def __call__(self, prog: str, argv: Sequence[str]) -> None:
         """Parse, then run."""
-        config = parse_config(self.config, argv, prog=prog, example=f"{prog} {self.example}")
+        config: Any = parse_config(self.config, argv, prog=prog, example=f"{prog} {self.example}")
         with lock_file(config.out) if self.alone else nullcontext():
             self.run(config)
 

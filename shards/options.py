@@ -366,6 +366,13 @@ def _formatter() -> type:
 def _one_line(message: str) -> str:
     lines = [line.strip(" -") for line in message.splitlines()]
     line = " ".join(line for line in lines if line)
+    # Of an optional setting jsonargparse tells all that each part of its type has against a value.
+    line = re.sub(
+        r"Does not validate against any .*? Errors: (.*?)(?:\. Got value: .*?)? "
+        r"Expected a <class 'NoneType'> Given value type: .*? Given value: ",
+        r"\1 or null. Got value: ",
+        line,
+    )
     line = re.sub(r"Expected a typing\.Literal\[([^]]*)\]", r"Expected one of \1", line)
     return re.sub(r"Expected a <class '(\w+)'>", r"Expected a value of type \1", line)
 

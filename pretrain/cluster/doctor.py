@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from pretrain.cluster import checks
 from pretrain.cluster.nodes import (
     DEEPSPEED_ENV,
     LOCAL,
@@ -30,11 +32,14 @@ from pretrain.config import PretrainConfig
 from shards.command import exit_on_input_error, without_local_rank
 from shards.files import InputError
 from shards.options import parse_config
-from shards.schema import TEACHER
 
 SHARED_MEMORY = 2**30
 """Bytes of /dev/shm: loader workers hand batches over in it; containers often have 64 MiB."""
-Facts = dict[str, dict]
+SAME = (
+    ("versions", "install docker/requirements.lock on all"),
+    ("code", "copy one checkout to all, at the same path"),
+)
+"""Facts that all machines share, and what to do where they do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class Doctor:
     def __init__(self, options: DoctorConfig) -> None:
         self.options, self.failures = options, 0
         self.hosts = read_hostfile(options.hostfile) if options.hostfile else []
-        self.facts: Facts = {}
+        self.facts: checks.Facts = {}
         self.config: PretrainConfig | None = None
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -95,16 +100,16 @@ class Doctor:
         yield "machines", self.machines
         if not self.facts:
             return
-        yield "versions", lambda: self.same("versions", "install docker/requirements.lock on all")
-        yield "code", lambda: self.same("code", "copy one checkout to all, at the same path")
+        for fact, advice in SAME:
+            yield fact, partial(checks.same, self.facts, fact, advice)
         yield "devices", self.devices
         yield "memory", self.shared_memory
         yield "interface", self.interface
         if config := self.config:
-            yield "batch", lambda: self.batch(config)
-            yield "data", lambda: self.data(config)
-            yield "run_dir", lambda: self.run_dir(config)
-            yield "disk", lambda: self.disk(config)
+            yield "batch", lambda: checks.batch(self.hosts, config)
+            yield "data", lambda: checks.data(self.facts, config)
+            yield "run_dir", lambda: checks.run_dir(self.facts, config)
+            yield "disk", lambda: checks.disk(self.facts, config)
         if len(self.hosts) > 1:
             yield "ports", self.ports
             yield "launcher", self.launcher
@@ -137,14 +142,6 @@ class Doctor:
             )
         self.facts = answered
         return f"{len(answered)} answer: {', '.join(answered)}"
-
-    def same(self, fact: str, advice: str) -> str:
-        """A fact is the same everywhere."""
-        (first, value), *others = ((name, facts[fact]) for name, facts in self.facts.items())
-        for name, other in others:
-            if other != value:
-                raise InputError(f"{first} has {_difference(value, other)} {name}: {advice}")
-        return _words(value)
 
     def devices(self) -> str:
         """As many accelerators as the host file says, of one kind."""
@@ -194,61 +191,6 @@ class Doctor:
             return ", ".join(named) or "one machine, any"
         return "chosen by NCCL or gloo (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME decide)"
 
-    def batch(self, config: PretrainConfig) -> str:
-        """The number of ranks forms the global batch."""
-        world = sum(host.slots for host in self.hosts)
-        try:
-            size, micro, accumulation = config.batch.resolve(world)
-        except ValueError as error:
-            raise InputError(f"{error}: change batch.* or the slots") from error
-        return f"{size} = {micro} x {accumulation} accumulated x {world} ranks"
-
-    def data(self, config: PretrainConfig) -> str:
-        """Shards, and the columns that the losses need, are visible, complete, the same."""
-        for name, facts in self.facts.items():
-            for shards in facts["data"].values():
-                if "error" in shards:
-                    raise InputError(f"{name}: {shards['error']}")
-        self.same("data", "mount the same shards at the same path on all")
-        path, loss = config.data.train, config.loss
-        shards = next(iter(self.facts.values()))["data"]
-        if (loss.coe or loss.cir) and TEACHER not in shards[path]["columns"]:
-            raise InputError(
-                f"{path}: no complete teacher column: `python -m pretrain label {path}`"
-            )
-        return "; ".join(f"{path}: {facts['samples']} pairs" for path, facts in shards.items())
-
-    def run_dir(self, config: PretrainConfig) -> str:
-        """One run directory for all: what one machine writes, the others see."""
-        blind = [name for name, facts in self.facts.items() if not facts["token"]]
-        if blind:
-            raise InputError(
-                f"{', '.join(blind)}: {config.run_dir} is not the directory that this machine "
-                "sees, or not writable: put run_dir on a file system that all share"
-            )
-        return f"{config.run_dir}: seen and writable by all"
-
-    def disk(self, config: PretrainConfig) -> str:
-        """Room for the checkpoints that are kept, the best one, and the one being written."""
-        import torch
-
-        from pretrain.model.fusion_encoder import FusionEncoder
-        from pretrain.prepare import settle
-
-        architecture = settle(config)[0].model.architecture()
-        with torch.device("meta"):
-            encoder = FusionEncoder(architecture)
-        # float32 weights, master copy and two moments of AdamW
-        one = 16 * sum(parameter.numel() for parameter in encoder.parameters())
-        need = one * (config.checkpoint.keep + 3)
-        free = min(facts["free"] for facts in self.facts.values())
-        if free < need:
-            raise InputError(
-                f"{config.run_dir}: {free / 1e9:.1f} GB free; checkpoints of "
-                f"{one / 1e9:.1f} GB need {need / 1e9:.1f} GB: free some, or lower checkpoint.keep"
-            )
-        return f"{free / 1e9:.0f} GB free, {need / 1e9:.1f} GB needed"
-
     def ports(self) -> str:
         """Everybody reaches the first machine's master port, and the next one any port."""
         first, port = self.hosts[0], self.options.master_port
@@ -296,20 +238,6 @@ class Doctor:
             yield {"run_dir": str(folder), "token": token}
         finally:
             path.unlink()
-
-
-def _words(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    return str(value)
-
-
-def _difference(one: object, two: object) -> str:
-    """`A where the other has B`, of dictionaries only the items that differ."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        keys = [key for key in one if one[key] != two.get(key)]
-        one, two = ({key: value.get(key) for key in keys} for value in (one, two))
-    return f"{_words(one)} against {_words(two)} of"
 
 
 if __name__ == "__main__":

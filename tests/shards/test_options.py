@@ -40,6 +40,8 @@ class Options:
     """A switch."""
     text: str | None = None
     """A text."""
+    width: int | None = None
+    """A number, or none."""
     share: Fraction = Fraction(1)
     """Exactly."""
     part: Part = field(default_factory=Part)
@@ -227,3 +229,10 @@ def test_names_of_the_field_in_fine_tuning(word, meant):
     with pytest.raises(InputError) as error:
         parse_config(TrainConfig, [word, "1"], prog="p", example="e")
     assert f"(did you mean --{meant}?)" in str(error.value)
+
+
+def test_a_wrong_value_of_an_optional_setting_is_told_in_short():
+    with pytest.raises(InputError) as refused:
+        parsed("a", "--width", "wide")
+    told = 'p: Parser key "width": Expected a value of type int or null. Got value: wide'
+    assert str(refused.value) == told

@@ -37,7 +37,7 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update; none where `found_inf` is 1 (`engine.clip_or_leave_out`)."""
+        """One update; none where `found_inf` is 1 (`numerics.clip_or_leave_out`)."""
         overflow = getattr(self, "found_inf", None)
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
