@@ -1,43 +1,103 @@
-"""What repeats itself in a task's rows: duplicates within a split, posts and pictures across."""
+"""What is to know of a task's rows before a figure is read: what repeats itself, within a split and
+across, which rows contradict each other, entities inside others, tags that begin no entity.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from finetune.tasks.base import Row, Task
+from finetune.tasks.mnre import RelationRow
+from finetune.tasks.twitter import NERRow
 
 
-def overlap(task: Task, rows: Mapping[str, Sequence[Row]]) -> list[str]:
-    """What repeats itself, with line numbers: rows within a split, posts and pictures across."""
+def overlap(task: Task, rows: Mapping[str, Sequence[Any]]) -> list[str]:
+    """A line a split and one a pair of splits, with line numbers of the first example."""
     lines = []
-    for split, some in rows.items():
-        gold = task.gold(some)
-        seen: dict[Hashable, int] = {}
-        repeated, contradicting = [], []
-        for place, row in enumerate(some):
-            first = seen.setdefault(_question(row), place)
-            if first != place:
-                same = gold[first] == gold[place]
-                (repeated if same else contradicting).append((first + 1, place + 1))
+    for split, split_rows in rows.items():
+        repeated, contradicting = repetitions(split_rows, task.gold(split_rows))
+        pictures = {row.image_id for row in split_rows} - {None}
+        without = sum(row.image_id is None for row in split_rows)
         lines.append(
-            f"{split}: {len(some)} rows, {len({r.image_id for r in some})} pictures, "
-            f"{_pairs(repeated)} repeated, {_pairs(contradicting)} repeated with another answer"
+            f"{split}: {len(split_rows)} rows, {len(pictures)} pictures"
+            + (f" ({without} rows without one)" if without else "")
+            + f", {_pairs(repeated)} repeated, {_pairs(contradicting)} repeated with another answer"
         )
+        lines += [f"{split}: {fact}" for fact in peculiarities(split_rows)]
     for one, other in combinations(rows, 2):
-        posts = {row.tokens for row in rows[one]}
-        names = {row.image_id for row in rows[one]} - {None}
-        shared = [row for row in rows[other] if row.tokens in posts]
-        pictures = {row.image_id for row in rows[other]} & names
-        lines.append(
-            f"{other}: {len({row.tokens for row in shared})} posts in {len(shared)} rows and "
-            f"{len(pictures)} pictures occur in {one}, too"
-        )
+        lines.append(_shared(task, one, rows[one], other, rows[other]))
     return lines
 
 
-def _question(row: Any) -> Hashable:
-    """Everything of a row but its answer and its place."""
-    return row.tokens, getattr(row, "head", None), getattr(row, "tail", None), row.image_id
+def repetitions(
+    rows: Sequence[Row], gold: Sequence[Any]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(row, its first occurrence) of those with the same answer, and of those with another; from 1.
+
+    A row repeats another where text and entities are the same, whatever its picture.
+    """
+    first_places: dict[Hashable, int] = {}
+    repeated, contradicting = [], []
+    for place, row in enumerate(rows):
+        first = first_places.setdefault(question(row), place)
+        if first != place:
+            same = gold[first] == gold[place]
+            (repeated if same else contradicting).append((first + 1, place + 1))
+    return repeated, contradicting
+
+
+def peculiarities(rows: Sequence[Any]) -> list[str]:
+    """What scorers and methods may read in two ways."""
+    facts = []
+    relation_rows = [row for row in rows if isinstance(row, RelationRow)]
+    overlapping = [
+        row.row + 1
+        for row in relation_rows
+        if max(row.head[0], row.tail[0]) < min(row.head[1], row.tail[1])
+    ]
+    if overlapping:
+        facts.append(
+            f"head and tail share words in {len(overlapping)} rows (first: {overlapping[0]})"
+        )
+    ner_rows = [row for row in rows if isinstance(row, NERRow)]
+    orphans = [number for row in ner_rows if (number := _orphans(row.tags))]
+    if orphans:
+        facts.append(
+            f"{sum(orphans)} I- tags after O, in {len(orphans)} posts: read as the beginning of an "
+            "entity (seqeval's default); strict IOB2 would not count them"
+        )
+    return facts
+
+
+def _orphans(tags: Sequence[str]) -> int:
+    return sum(
+        tag[0] == "I" and before == "O" for before, tag in zip(("O", *tags), tags, strict=False)
+    )
+
+
+def question(row: Any) -> Hashable:
+    """What is asked of a row: its words and, of a relation, its entities."""
+    return row.tokens, getattr(row, "head", None), getattr(row, "tail", None)
+
+
+def _shared(task: Task, one: str, first: Sequence[Any], other: str, second: Sequence[Any]) -> str:
+    posts = {row.tokens for row in first}
+    names = {row.image_id for row in first} - {None}
+    shared = [row for row in second if row.tokens in posts]
+    pictures = {row.image_id for row in second} & names
+    answers: dict[Hashable, list[Any]] = {}
+    for row, gold in zip(first, task.gold(first), strict=True):
+        answers.setdefault(question(row), []).append(gold)
+    repeated = [
+        gold in answers[question(row)]
+        for row, gold in zip(second, task.gold(second), strict=True)
+        if question(row) in answers
+    ]
+    return (
+        f"{other}: {len({row.tokens for row in shared})} posts in {len(shared)} rows and "
+        f"{len(pictures)} pictures occur in {one}, too; {len(repeated)} rows ask what {one} asks, "
+        f"{repeated.count(False)} of them with another answer"
+    )
 
 
 def _pairs(places: Sequence[tuple[int, int]]) -> str:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 
 from finetune.config import TaskOptions
 from finetune.data.overlap import overlap
+from finetune.tasks import metrics
 from finetune.tasks.base import Task
 from finetune.tasks.posts import WHOLE_TAGS, parse_post
 from finetune.tasks.reading import parse_record, read_lines
@@ -38,6 +39,8 @@ def check(task: Task) -> list[str]:
         InputError: naming file and line of the first damage.
     """
     rows = {split: task.read(split) for split in SPLITS if task.split_file(split)}
+    if not rows:
+        raise InputError(f"{task.folder}: no split of the task {task.info.name} in it")
     lines = []
     for split, some in rows.items():
         labels = Counter(label for gold in task.gold(some) for label in _labels(gold))
@@ -57,7 +60,7 @@ def check(task: Task) -> list[str]:
 
 def _labels(gold: Any) -> list[str]:
     """The label of a relation row, or the types of a sentence's entities."""
-    return [gold] if isinstance(gold, str) else [tag[2:] for tag in gold if tag.startswith("B-")]
+    return [gold] if isinstance(gold, str) else [kind for kind, _, _ in metrics.entities(gold)]
 
 
 def convert(source: Path, kind: str) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
 from finetune.tasks.splits import FILE_NAMES
-from shards.files import InputError
+from shards.files import InputError, read_lines
 
 LOG = logging.getLogger(__name__)
 
@@ -76,12 +76,14 @@ class Mnre(Task):
                 f"{self.folder}/txt/ours_{split}.txt: missing; give a folder with MNRE's layout"
             )
         rows, renamed = [], []
-        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines):
-                row, same_names = parse_line(line, number, path, self.relation2id)
-                rows.append(row)
-                if not same_names:
-                    renamed.append(number + 1)
+        lines = [line for _, line in read_lines(path, "convert the file")]
+        while lines and not lines[-1].strip():  # further up, one would shift the rows' numbers
+            lines.pop()
+        for number, line in enumerate(lines):
+            row, same_names = parse_line(line, number, path, self.relation2id)
+            rows.append(row)
+            if not same_names:
+                renamed.append(number + 1)
         if not rows:
             raise InputError(f"{path}: empty; expected one row a line")
         if renamed:

@@ -104,4 +104,22 @@ def test_check_counts_what_is_there(mnre_folder, capsys):
     main(["data", "check", "--task", "mnre", "--data", str(mnre_folder)])
     printed = capsys.readouterr().out
     assert "120 rows" in printed and "29 there, 1 missing, for example val3.jpg" in printed
-    assert "train: 120 rows, 120 pictures, 0 repeated" in printed
+    assert "train: 120 rows, 120 pictures, " in printed
+
+
+def test_check_states_what_can_be_read_in_two_ways(tmp_path, capsys):
+    """IOB1 tags have their types; an orphan I-, a contradiction and a row without picture count."""
+    (tmp_path / "ner").mkdir()
+    tagged = {"tokens": ["Bob", "in", "Oslo"], "tags": ["I-PER", "O", "I-LOC"]}
+    write(tmp_path / "ner/train.jsonl", [tagged, tagged | {"tags": ["O", "O", "I-LOC"]}])
+    main(["data", "check", "--task", "entities", "--data", str(tmp_path / "ner")])
+    printed = capsys.readouterr().out
+    assert "LOC 2, PER 1" in printed and "0 pictures (2 rows without one)" in printed
+    assert "1 (first: 1 and 2) repeated with another answer" in printed
+    assert "3 I- tags after O, in 2 posts" in printed
+
+
+def test_check_of_a_folder_without_splits(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "check", "--task", "twitter2017", "--data", str(tmp_path)])
+    assert "no split of the task twitter2017" in capsys.readouterr().err

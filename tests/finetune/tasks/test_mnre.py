@@ -91,6 +91,20 @@ def test_missing_folder_and_split(tmp_path, mnre_folder):
         Mnre(mnre_folder).read("val")
 
 
+def test_mark_at_the_start_and_empty_lines_at_the_end(mnre_folder):
+    path = mnre_folder / "txt" / "ours_val.txt"
+    plain = Mnre(mnre_folder).read("val")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\n")
+    assert Mnre(mnre_folder).read("val") == plain
+
+
+def test_bytes_that_are_no_utf8_name_their_line(mnre_folder):
+    path = mnre_folder / "txt" / "ours_val.txt"
+    path.write_bytes(path.read_bytes().replace(b"RT", b"R\xff", 1))
+    with pytest.raises(InputError, match="line 1: byte 0xff"):
+        Mnre(mnre_folder).read("val")
+
+
 def test_dev_is_val(mnre_folder):
     (mnre_folder / "txt" / "ours_val.txt").rename(mnre_folder / "txt" / "ours_dev.txt")
     assert len(Mnre(mnre_folder).read("val")) == 30
