@@ -19,12 +19,7 @@ from pretrain.data.pairs import PairDataset
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
-from pretrain.prompter.bank import (
-    ENTITY_TEMPLATES,
-    RELATION_TEMPLATES,
-    PromptBank,
-    encode_prompts,
-)
+from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank, encode_prompts
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
 from shards.files import CommonError, InputError, write_json
@@ -82,6 +77,7 @@ def build_model(
             print(without_secrets(f"model.init {init}: {notes}"), flush=True)
     else:
         encoder = FusionEncoder(replace(architecture, vocab_size=len(tokenizer)))
+    # Before the optimizer is built: it takes what requires a gradient, and nothing else.
     for tower in config.optim.freeze:
         getattr(encoder, tower).requires_grad_(False)
     if config.engine.activation_checkpointing:
@@ -121,6 +117,7 @@ def run_tokenizer(
             return tokenizer
         if own:
             return own
+        # A set, sorted: the vocabulary must not depend on the order of shards.
         shards = range(len(reader.index.shards))
         captions = {s.meta.caption for number in shards for s in reader.samples(number)}
         return learn_tokenizer(sorted(captions), config.model.vocab_size)
@@ -188,18 +185,19 @@ def encode_banks(
     settings = config.prompter
     encoder, tokenizer = teacher.encoder.to(device), teacher.tokenizer
     temperature = settings.temperature or teacher.temperature
+
+    def encoded(vocabulary: list[str], templates: list[str]) -> PromptBank:
+        bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
+        return _told_apart(bank, vocabulary)
+
+    relations = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
     if config.loss.coe:
-        templates = [ENTITY_TEMPLATES[key] for key in settings.entity_prompts]
-        if settings.object_labels == "relations":
-            templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
-        vocabulary = object_classes(config)
-        bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
-        model.entity_bank = _told_apart(bank, vocabulary)
+        entities = [ENTITY_TEMPLATES[key] for key in settings.entity_prompts]
+        # The released code reads objects by relation prompts: a slip, repeated where asked for.
+        templates = relations if settings.object_labels == "relations" else entities
+        model.entity_bank = encoded(object_classes(config), templates)
     if config.loss.cir:
-        templates = [RELATION_TEMPLATES[key] for key in settings.relation_prompts]
-        vocabulary = relation_labels(settings.relations)
-        bank = encode_prompts(encoder, tokenizer, temperature, vocabulary, templates)
-        model.relation_bank = _told_apart(bank, vocabulary)
+        model.relation_bank = encoded(relation_labels(settings.relations), relations)
 
 
 def _told_apart(bank: PromptBank, vocabulary: list[str]) -> PromptBank:

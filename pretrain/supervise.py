@@ -103,6 +103,7 @@ class Supervisor:
             )
         attempt = fruitless = 0
         while True:
+            # Ranks may be fewer than before; the global batch stays, and so does the run.
             attempt, step = attempt + 1, self._last_step()
             chosen = usable(hosts, self.config.batch)
             self._say(f"attempt {attempt}, after step {step}: {_names(chosen)}")
@@ -116,7 +117,7 @@ class Supervisor:
                 state = "stopped" if clean else "stopped without a checkpoint of its own,"
                 self._say(f"{state} after step {self._last_step()}; the same command goes on")
                 return 0 if clean else 1
-            if BAD_INPUT in ended.values():
+            if BAD_INPUT in ended.values():  # no restart mends it
                 return BAD_INPUT
             failed = [f"{host} ({_meaning(status)})" for host, status in ended.items() if status]
             self._say(f"failed: {', '.join(failed) or 'ended before the last step'}")

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedTokenizerBase
 
 from pretrain import distributed
@@ -19,13 +21,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.pairs import open_reader, train_batches
 from pretrain.model.promu import Promu
 from pretrain.optim import adamw, layerwise_groups, linear_schedule
-from pretrain.prepare import (
-    build_model,
-    check_teacher,
-    pair_dataset,
-    prepare_teacher,
-    settle,
-)
+from pretrain.prepare import build_model, check_teacher, pair_dataset, prepare_teacher, settle
 from pretrain.run_directory import PATIENCE_SECONDS, remember_config, remember_inputs
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
@@ -62,6 +58,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         run_dir, keep=policy.keep, best=policy.best, background=policy.background
     )
     config, init = settle(config)
+    # One process looks and tells the others: a shared disk may show them different states.
     resumes = distributed.on_main(checkpoints.complete_steps)
     extension = distributed.on_main(lambda: remember_config(config, run_dir, resumes))
     if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
@@ -77,39 +74,12 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     if config.data.val:
         readers["data.val"] = open_reader(config.data.val, teacher=False)
     distributed.on_main(lambda: remember_inputs(config, readers, run_dir, resumes=bool(resumes)))
-    if cached:
+    if cached:  # before the model is built: a wrong column should cost seconds
         distributed.on_main(lambda: check_teacher(reader, str(config.prompter.source)))
     model, tokenizer = build_model(config, reader, run_dir, init, resumes=bool(resumes))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    precision = config.engine.precision
-
-    def build(module):
-        groups = layerwise_groups(
-            module.named_parameters(),
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            layer_decay=config.optim.layer_decay,
-            above=lambda name: module.encoder.layers_above(name.removeprefix("encoder.")),
-        )
-        optimizer = adamw(groups, betas=config.optim.betas, eps=config.optim.eps)
-        warmup = round(config.optim.warmup_ratio * config.optim.steps)
-        return optimizer, linear_schedule(optimizer, warmup, config.optim.steps)
-
-    engine: engines.Engine
-    if kind == "single":
-        engine = engines.SingleEngine(
-            model, build, precision=precision, accumulation=accumulation, clip=config.optim.clip
-        )
-    else:
-        engine = engines.DeepSpeedEngine(
-            model,
-            build,
-            precision=precision,
-            accumulation=accumulation,
-            clip=config.optim.clip,
-            micro_batch_size=micro,
-            tuning=config.engine.deepspeed,
-        )
+    engine = build_engine(model, config, kind)
+    # After the engine: prompts and prompter go where its model lies.
     teacher = prepare_teacher(model, config, engine.device) if needs_teacher else None
     done, samples = checkpoints.resume(engine)
     if extension:
@@ -139,6 +109,40 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         return None
     distributed.on_main(lambda: export(engine, tokenizer, config, run_dir, order))
     return run_dir / "model"
+
+
+def build_engine(model: Promu, config: PretrainConfig, kind: str) -> engines.Engine:
+    """The model with its optimizer and schedule, as this process or DeepSpeed runs them."""
+    optim = config.optim
+    _, micro, accumulation = config.batch.resolve(distributed.world_size())
+
+    def build(module: nn.Module) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        groups = layerwise_groups(
+            module.named_parameters(),
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            layer_decay=optim.layer_decay,
+            above=lambda name: model.encoder.layers_above(name.removeprefix("encoder.")),
+        )
+        optimizer = adamw(groups, betas=optim.betas, eps=optim.eps)
+        return optimizer, linear_schedule(
+            optimizer, round(optim.warmup_ratio * optim.steps), optim.steps
+        )
+
+    precision, clip = config.engine.precision, optim.clip
+    if kind == "single":
+        return engines.SingleEngine(
+            model, build, precision=precision, accumulation=accumulation, clip=clip
+        )
+    return engines.DeepSpeedEngine(
+        model,
+        build,
+        precision=precision,
+        accumulation=accumulation,
+        clip=clip,
+        micro_batch_size=micro,
+        tuning=config.engine.deepspeed,
+    )
 
 
 def describe(

@@ -103,6 +103,7 @@ def from_promu(
     layers = count_layers(state, "text_encoder.bert.encoder.layer.")
     text_layers = cut_after(layers, layers if fine_tuned and text_layers is None else text_layers)
     fusion_layers = layers - text_layers
+    # A prompter reads text and picture apart: nothing above its two towers is used.
     if part != "student":
         unused = "|".join(str(text_layers + i) for i in range(fusion_layers)) or "none"
         above = re.compile(rf"text_encoder\.bert\.encoder\.layer\.({unused})\..*")

@@ -108,6 +108,7 @@ def fetch(url: str) -> Path:
         if sum(sizes.values()) > shutil.disk_usage(folder).free:
             raise InputError(f"{url}: {sum(sizes.values())} bytes do not fit on {folder}'s disk")
         for name, path in names.items():
+            # Names are the server's: one with `..` would be written anywhere.
             target = folder / name
             if not target.resolve().is_relative_to(folder.resolve()):
                 raise InputError(f"{url}: file name {name!r} leads out of the directory")
@@ -117,9 +118,8 @@ def fetch(url: str) -> Path:
                 raise InputError(f"{url}: download of {name} was cut short; try again")
     except OSError as error:
         raise InputError(f"{url}: cannot be read ({error})") from error
-    return (
-        folder / PurePosixPath(root).name if names.keys() == {PurePosixPath(root).name} else folder
-    )
+    alone = PurePosixPath(root).name
+    return folder / alone if names.keys() == {alone} else folder
 
 
 def store(folder: Path, url: str, *, attempts: int = 3, pause: float = 2.0) -> None:
@@ -141,7 +141,7 @@ def store(folder: Path, url: str, *, attempts: int = 3, pause: float = 2.0) -> N
             try:
                 file_system.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
                 file_system.put_file(str(path), target)
-                file_system.invalidate_cache()
+                file_system.invalidate_cache()  # else some answer from what they remember
                 with file_system.open(target, "rb") as sent, path.open("rb") as ours:
                     if _sha256(sent) == _sha256(ours):
                         break

@@ -47,6 +47,7 @@ def reshard(folder: Path, groups: Sequence[Sequence[str]], stage: int) -> Path:
         content |= _whole(weights, moments, _settings(models[0], optimizers), groups)
     else:
         _write_universal(out / "zero", weights, moments, len(groups), content["ds_version"])
+    # Stage 3 looks for modules under the name of a rank, the other stages under none.
     rank = "zero_pp_rank_0_" * (stage == 3)
     torch.save(content, out / f"{rank}mp_rank_00_model_states.pt")
     return out
@@ -63,6 +64,7 @@ def _whole(
     for group, options in zip(groups, settings, strict=True):
         numbered.append(options | {"params": list(range(first, first + len(group)))})
         first += len(group)
+    # Stage 0 knows no names: tensors are numbered through all groups, in the optimizer's order.
     states = {
         number: {key: tensor.clone() for key, tensor in moments[name].items()}
         for number, name in enumerate(name for group in groups for name in group)

@@ -137,6 +137,7 @@ def rename(
                 break
         else:
             unknown.append(name)
+    # Both lists at once: of a foreign file one wants to see all that is wrong.
     lists = {"unknown": unknown, "missing": [name for name in required if name not in state]}
     if wrong := [
         f"{len(names)} {what} names: {', '.join(names[:8])}{', …' if names[8:] else ''}"

@@ -65,6 +65,7 @@ def read_zero(folder: Path) -> dict[str, Tensor]:
         return state | _cut_groups(models[0], optimizers, masters)
 
     state = _fitting(folder, optimizers, gather)
+    # Tied tensors are stored once, under one of their names.
     for name, source in models[0]["shared_params"].items():
         state[name] = state[source]
     return state
@@ -92,6 +93,7 @@ def read_moments(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Tens
             for number, name in enumerate(names)
         }
 
+    # Moments lie cut and flattened as the weights do, so the same cuts give them back.
     def gather(stage: int) -> dict[str, dict[str, Tensor]]:
         place = "optimizer_state_dict" if stage == 3 else "base_optimizer_state"
         states = [rank[place]["state"] for rank in optimizers]
