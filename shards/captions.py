@@ -118,8 +118,10 @@ class Captioner:
         if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
             raise InputError(f"--model {model}: no such folder")
         try:
-            self.processor = transformers.AutoProcessor.from_pretrained(model)
-            self.model = transformers.AutoModelForImageTextToText.from_pretrained(model)
+            # Left unsaid, `transformers` asks standard input whether to run a folder's code.
+            own: dict[str, Any] = {"trust_remote_code": False}
+            self.processor = transformers.AutoProcessor.from_pretrained(model, **own)
+            self.model = transformers.AutoModelForImageTextToText.from_pretrained(model, **own)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--model {model}: no captioner can be loaded ({reason})") from error

@@ -23,12 +23,14 @@ from safetensors import SafetensorError
 from finetune.config import Split, TaskOptions
 from finetune.tasks.base import Task
 from shards.command import Tool, dispatch, exit_on_input_error
-from shards.files import InputError, atomic_path, write_json
+from shards.files import InputError, atomic_path, read_json, write_json
 from shards.images import decoded
 
 FOLDER = "diffusion_pic"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
 """What loading a model that is absent, incomplete or damaged raises."""
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion", None)
+"""Where the parts of a pipeline come from; the third is `diffusers`' own safety checker."""
 Paint = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 """Prompts and their seeds -> pictures."""
 
@@ -97,6 +99,7 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
         raise InputError("painting needs diffusers: pip install 'fusion-mre[generate]'") from None
     import torch
 
+    _refuse_own_code(Path(model))
     kind = torch.float16 if device == "cuda" else torch.float32
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
@@ -121,6 +124,19 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
         return found.images
 
     return paint
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Of a local pipeline `diffusers` imports whatever module `model_index.json` names; before it
+    runs code of the hub's it wants leave.
+
+    Raises:
+        InputError: a part that is neither of `diffusers` nor of `transformers`.
+    """
+    index = folder / "model_index.json"
+    for name, part in (read_json(index) if index.is_file() else {}).items():
+        if isinstance(part, list) and part and part[0] not in LIBRARIES:
+            raise InputError(f"{index}: {name} is code of its own ({part[0]}), which is never run")
 
 
 # ---- scores --------------------------------------------------------------------------------------
@@ -156,7 +172,9 @@ class Clip:
 
         directory = resolve(source)
         self.model = read_transformers(CLIPModel, directory).eval().to(device)
-        self.processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+        self.processor = AutoProcessor.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
         self.device = device
 
     def __call__(self, files: Sequence[Path], texts: Sequence[str]) -> Iterator[np.ndarray]:

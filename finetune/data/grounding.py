@@ -95,8 +95,9 @@ class Grounder:
 
         try:
             folder = resolve(model)  # asks the hub once; `from_pretrained` would try for a minute
-            self.processor = AutoProcessor.from_pretrained(folder)
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(folder)
+            own: dict[str, Any] = {"trust_remote_code": False}
+            self.processor = AutoProcessor.from_pretrained(folder, **own)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, **own)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--grounder {model}: cannot be loaded ({str(error).splitlines()[0]}); give a "

@@ -53,7 +53,7 @@ def _load_causal(
     encoder = model_class(config) if random_weights else read_transformers(model_class, directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, add_prefix_space=True
+            directory, local_files_only=True, trust_remote_code=False, add_prefix_space=True
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
