@@ -346,7 +346,9 @@ def _formatter() -> type:
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(
-                super(Formatter, self)._fill_text(line, width, re.match(" *", line)[0])  # type: ignore
+                super(Formatter, self)._fill_text(
+                    line, width, line[: len(line) - len(line.lstrip(" "))]
+                )
                 for line in text.split("\n")
             )
 

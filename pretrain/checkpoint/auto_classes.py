@@ -35,7 +35,7 @@ class _Finder(MetaPathFinder):
                 run(module)
                 _register_config(module)
 
-            spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = run_and_register  # type: ignore[method-assign]  # wrapped
         return spec
 
 
