@@ -268,12 +268,11 @@ def present_file(method_config: type, path: str) -> str:
 def parse_train(argv: Sequence[str]) -> TrainConfig:
     """The run that `argv` asks for. `--method` is looked up first: its settings are options too."""
     method = look_ahead("method", argv, TrainConfig)
-    known = method is not None and method in registry.known("methods")
-    config_class = (
-        with_method(TrainConfig, registry.load_config(str(method))) if known else TrainConfig
-    )
+    config_class: type = TrainConfig
+    if method is not None and method in registry.known("methods"):
+        config_class = with_method(TrainConfig, registry.load_config(method))
     prog = "python -m finetune train"
-    config = parse_config(
+    config: TrainConfig = parse_config(
         config_class,
         argv,
         prog=prog,

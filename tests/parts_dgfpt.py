@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.dgfpt.config import DgfptConfig
 from finetune.methods.dgfpt.model import Dgfpt

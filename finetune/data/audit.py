@@ -28,8 +28,6 @@ from shards.command import exit_on_input_error
 from shards.files import InputError, write_json
 from shards.options import parse_config
 
-__all__ = ["AuditResult", "audit_features", "audit_source", "main"]
-
 TYPE_WORDS = ("person", "organization", "location", "misc")
 
 
@@ -205,7 +203,9 @@ class AuditConfig(TaskOptions):
             (region_features, self.regions),
             (type_features, self.types),
         )
-        sources = [partial(read, folder) for read, folder in folders if folder is not None]
+        sources: list[Source] = [
+            partial(read, folder) for read, folder in folders if folder is not None
+        ]
         return sources + ([partial(file_features, self.features)] if self.features else [])
 
 

@@ -70,8 +70,8 @@ class Matcher:
 
 def _scaled(crop: Image.Image) -> Iterator[Image.Image]:
     for percent in (99, 101, 98, 102, 97, 103, 96, 104, 95, 105):
-        size = tuple(max(1, round(side * percent / 100)) for side in crop.size)
-        yield crop.resize(size, Image.Resampling.BILINEAR)
+        width, height = (max(1, round(side * percent / 100)) for side in crop.size)
+        yield crop.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _grey(picture: Image.Image) -> np.ndarray:

@@ -44,10 +44,8 @@ def named_entities(rows: Sequence[RelationRow], tagger: str) -> Pairs:
             "or `python -m finetune types learned`"
         ) from None
     docs = nlp.pipe(Doc(nlp.vocab, words=list(row.tokens)) for row in rows)
-    found = []
-    for row, doc in zip(rows, tqdm(docs, total=len(rows), disable=None), strict=True):
-        found.append(tuple(_span_type(doc, span) for span in (row.head, row.tail)))
-    return found
+    documents = zip(rows, tqdm(docs, total=len(rows), disable=None), strict=True)
+    return [(_span_type(doc, row.head), _span_type(doc, row.tail)) for row, doc in documents]
 
 
 def _span_type(doc: Any, span: tuple[int, int]) -> str:
@@ -143,7 +141,7 @@ def run_gold(config: GoldConfig) -> None:
     from finetune.inputs.types import types_of
 
     rows = read_rows(config)
-    pairs = {split: [types_of(row.relation) for row in some] for split, some in rows.items()}
+    pairs = {split: [types_of(row.relation) for row in rows[split]] for split in rows}
     write_all(config, rows, {"source": "gold", "leaky": True}, pairs)
 
 
@@ -163,13 +161,13 @@ def write_all(
     from finetune.inputs.types import FILE, TYPES
 
     task = config.open()
-    for split, found in pairs.items():
+    for split, types in pairs.items():
         path = config.out / FILE.format(split=split)
         path.parent.mkdir(parents=True, exist_ok=True)
-        data = hashlib.sha256(task.split_file(split).read_bytes()).hexdigest()
+        data = hashlib.sha256(Path(str(task.split_file(split))).read_bytes()).hexdigest()
         whole = {"tool": "finetune types", **header, "split": split, "data": data}
-        write_types(path, whole, found, rows[split])
-        counts = Counter(name for pair in found for name in pair)
+        write_types(path, whole, types, rows[split])
+        counts = Counter(name for pair in types for name in pair)
         print(f"{path}: {', '.join(f'{name} {counts[name]}' for name in TYPES if counts[name])}")
 
 

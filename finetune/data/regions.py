@@ -117,7 +117,7 @@ def ground(
     header: Mapping[str, Any],
 ) -> None:
     """One split's cache. All phrases that the rows of a picture ask for go through in one pass."""
-    asked: dict[str, dict[str, None]] = defaultdict(dict)
+    asked: dict[str | None, dict[str, None]] = defaultdict(dict)
     for row in rows:
         asked[row.image_id] |= dict.fromkeys(phrase for phrase, _ in phrases[row.row])
     folder = task.image_folder(split)

@@ -96,7 +96,7 @@ def aug_noise(
     true: dict[int, dict[str, Regions]] = {}
     for row in rows:
         true[row.row] = {"vg": grounded[row.row]} if row.row in grounded else {}
-        if row.image_id in detected:
+        if row.image_id is not None and row.image_id in detected:
             true[row.row]["od"] = detected[row.image_id]
     everything = [
         (row, kind, place)
@@ -132,7 +132,7 @@ def _spoilt(
         )
         for kind, places in spoilt.items()
     }
-    return Change(**after)
+    return Change(vg=after.get("vg"), od=after.get("od"))
 
 
 def random_box(
@@ -149,7 +149,8 @@ def random_box(
         aspect = generator.uniform(0.5, 2)
         w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
         x, y = generator.random() * (width - w), generator.random() * (height - h)
-        box = tuple(round(float(side), 2) for side in (x, y, x + w, y + h))
+        left, top, right, bottom = (round(float(side), 2) for side in (x, y, x + w, y + h))
+        box = left, top, right, bottom
         overlap = iou(np.array(box), avoid).max(initial=0.0)
         if overlap < lowest:
             best, lowest = box, overlap
@@ -178,14 +179,14 @@ def fraction(
     order = _generator(seed).permutation(len(rows)).tolist()
     if stratified:
         # A row's rank within its relation, as a share: sorting by it takes all relations evenly.
-        sizes, ranks, seen = Counter(_label(row) for row in rows), {}, Counter()
+        sizes, ranks = Counter(_label(row) for row in rows), {}
+        drawn: Counter[str] = Counter()
         for index in order:
             label = _label(rows[index])
-            ranks[index] = (seen[label] + 0.5) / sizes[label]
-            seen[label] += 1
+            ranks[index] = (drawn[label] + 0.5) / sizes[label]
+            drawn[label] += 1
         order.sort(key=ranks.__getitem__)
-    kept = set(order[: int(ratio * len(rows))])
-    return _drop(rows, kept)
+    return _drop(rows, order[: int(ratio * len(rows))])
 
 
 def kshot(
@@ -196,22 +197,22 @@ def kshot(
     Args:
         include_none: limit the rows without a relation, too; otherwise all of them stay.
     """
-    taken: Counter[str] = Counter()
-    kept = set()
+    drawn: Counter[str] = Counter()
+    places = []
     for index in _generator(seed).permutation(len(rows)).tolist():
         label = _label(rows[index])
-        if taken[label] < shots or (label in NO_RELATION and not include_none):
-            kept.add(index)
-            taken[label] += 1
-    return _drop(rows, kept)
+        if drawn[label] < shots or (label in NO_RELATION and not include_none):
+            places.append(index)
+            drawn[label] += 1
+    return _drop(rows, places)
 
 
 def image_drop(rows: Sequence[Row], keep: Fraction, seed: int) -> dict[int, Change]:
     """Keep round(keep · pictures); every row of the other pictures has none."""
     pictures = list(dict.fromkeys(row.image_id for row in rows if row.image_id is not None))
     order = _generator(seed).permutation(len(pictures)).tolist()
-    kept = {pictures[index] for index in order[: round(keep * len(pictures))]}
-    return {row.row: Change(no_image=True) for row in rows if row.image_id not in kept}
+    staying = {pictures[index] for index in order[: round(keep * len(pictures))]}
+    return {row.row: Change(no_image=True) for row in rows if row.image_id not in staying}
 
 
 def region_grid(
@@ -224,7 +225,7 @@ def region_grid(
     """Only the first regions of each kind, in cache order; rows that have no more are unchanged."""
     changes = {}
     for row in rows:
-        vg, od = grounded.get(row.row), detected.get(row.image_id)
+        vg, od = grounded.get(row.row), detected.get(row.image_id or "")
         fewer = Change(
             vg=vg.regions[:num_grounded] if vg and len(vg.regions) > num_grounded else None,
             od=od.regions[:num_detected] if od and len(od.regions) > num_detected else None,
@@ -238,9 +239,10 @@ def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def _drop(rows: Sequence[Row], kept: Iterable[int]) -> dict[int, Change]:
-    kept = set(kept)
-    return {row.row: Change(drop=True) for place, row in enumerate(rows) if place not in kept}
+def _drop(rows: Sequence[Row], places: Iterable[int]) -> dict[int, Change]:
+    """All rows but those at these places."""
+    staying = set(places)
+    return {row.row: Change(drop=True) for place, row in enumerate(rows) if place not in staying}
 
 
 def _label(row: Any) -> str:

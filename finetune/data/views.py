@@ -217,7 +217,7 @@ def _header(
     config: ViewConfig, split: str, task: Task, caches: Sequence[SideInput]
 ) -> dict[str, Any]:
     """What decided the view; nothing of where its files lie, so that it is the same anywhere."""
-    paths = [task.split_file(split), *(cache.path for cache in caches)]
+    paths = [path for path in [task.split_file(split)] if path] + [cache.path for cache in caches]
     tool = next(name for name, tool in TOOLS.items() if isinstance(config, tool.config))
     return {
         "tool": tool,
@@ -238,14 +238,13 @@ def _reground(
 
     tag = None if config.tagger == "none" else spacy_tagger(config.tagger)
     grounder, by_row = Grounder(str(config.grounder)), {row.row: row for row in rows}
-    shown = pictures(folder, (change.image_id for change in changes.values()), max_missing=0)
-    return {
-        row: replace(
-            change,
-            vg=tuple(grounder(decoded(shown[change.image_id]), keywords(by_row[row], tag))),
-        )
-        for row, change in changes.items()
-    }
+    paths = pictures(folder, (change.image_id for change in changes.values()), max_missing=0)
+    regrounded = {}
+    for row, change in changes.items():
+        picture = decoded(paths[str(change.image_id)])  # each change names its wrong picture
+        regions = grounder(picture, keywords(by_row[row], tag))
+        regrounded[row] = replace(change, vg=tuple(regions))
+    return regrounded
 
 
 # ---- command -------------------------------------------------------------------------------------
@@ -300,6 +299,12 @@ TOOLS = {
     ),
 }
 """Name -> options, what writes it, example."""
+
+
+def default_scope(name: str) -> Scope:
+    """The splits that this tool changes where `--scope` is not given."""
+    config_class: Any = TOOLS[name].config
+    return config_class.scope
 
 
 @exit_on_input_error

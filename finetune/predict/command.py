@@ -133,7 +133,7 @@ def count_lines(path: Path) -> int:
 
 def predict_file(config: PredictConfig) -> dict[str, int]:
     """Answer every line; returns how many there are, and how many were bad."""
-    source = Path(config.input)
+    source = Path(config.input or "")
     if not source.is_file():
         raise InputError(f"--input {source}: no such file")
     with nullcontext() if config.out is None else lock_file(config.out):
@@ -182,7 +182,7 @@ class Done:
             InputError: what is there came from another input or other settings.
         """
         partial, state = with_end(out, ".partial"), with_end(out, ".settings.json")
-        settings = config.shaping() | {"input_sha256": file_sha256(Path(config.input))}
+        settings = config.shaping() | {"input_sha256": file_sha256(Path(config.input or ""))}
         for name in ("run", "ner"):
             if source := getattr(config, name):
                 settings[f"{name}_sha256"] = identity(source)

@@ -12,7 +12,7 @@ The run behind it, and how a post becomes its inputs: `finished_run.py`.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,8 @@ class Extractor:
         Raises:
             InputError: a post that cannot be read.
         """
-        record = {"text" if isinstance(text, str) else "tokens": text}
-        record |= {"head": head, "tail": tail, "caption": caption}
-        if not isinstance(text, str):
-            record["tokens"] = list(text)
+        words = {"text": text} if isinstance(text, str) else {"tokens": list(text)}
+        record: dict[str, Any] = {**words, "head": head, "tail": tail, "caption": caption}
         with tempfile.TemporaryDirectory(prefix="picture-") as folder:
             if isinstance(image, Image.Image):
                 upright_rgb(image).save(Path(folder) / "given.png")
@@ -109,74 +107,75 @@ class Extractor:
         self, posts: Iterable[Post | Bad], top_k: int = 3, chunk: int = CHUNK
     ) -> Iterator[dict[str, Any]]:
         """An answer a post, in their order; `{"error": …}` for a bad one. Memory holds a chunk."""
-        posts = iter(posts)
-        while some := list(islice(posts, chunk)):
-            yield from self.answer(some, top_k)
+        rest = iter(posts)
+        while posts := list(islice(rest, chunk)):
+            yield from self.answer(posts, top_k)
 
     def answer(self, posts: Sequence[Post | Bad], top_k: int = 3) -> list[dict[str, Any]]:
         """The answers of one chunk."""
         answers: list[dict[str, Any]] = [
             {"error": post.error} if isinstance(post, Bad) else {} for post in posts
         ]
-        good = [i for i, post in enumerate(posts) if isinstance(post, Post)]
-        for i in good:
-            if posts[i].id is not None:
-                answers[i]["id"] = posts[i].id
+        readable = {i: post for i, post in enumerate(posts) if isinstance(post, Post)}
+        for i, post in readable.items():
+            if post.id is not None:
+                answers[i]["id"] = post.id
         if self.run.info.kind == "entities":
-            self._entities(self.run, posts, good, answers)
+            self._entities(self.run, readable, answers)
             return answers
-        given = [i for i in good if posts[i].head is not None]
-        wanted = [(i, posts[i].head, posts[i].tail) for i in given]
-        for (i, *_), relation in zip(wanted, self._relations(posts, wanted, top_k), strict=True):
+        pairs = [
+            (i, post.head, post.tail) for i, post in readable.items() if post.head and post.tail
+        ]
+        for (i, *_), relation in zip(pairs, self._relations(readable, pairs, top_k), strict=True):
             answers[i] |= relation
-        open_ones = [i for i in good if posts[i].head is None]
+        without_pair = {i: post for i, post in readable.items() if post.head is None}
         if self.ner is None:
-            for i in open_ones:
+            for i in without_pair:
                 answers[i]["error"] = "no head and tail; give them, or --ner RUN to find entities"
             return answers
-        found = self._entities(self.ner, posts, open_ones, answers)
-        wanted = [(i, *pair) for i in open_ones for pair in permutations(found.get(i, ()), 2)]
-        for i in found:
+        spans = self._entities(self.ner, without_pair, answers)
+        for i in spans:
             answers[i]["relations"] = []
-        for (i, *_), relation in zip(wanted, self._relations(posts, wanted, top_k), strict=True):
+        pairs = [(i, *pair) for i in spans for pair in permutations(spans[i], 2)]
+        for (i, *_), relation in zip(pairs, self._relations(readable, pairs, top_k), strict=True):
             answers[i]["relations"].append(relation)
         return answers
 
     def _entities(
-        self, run: Run, posts: Sequence[Post], chosen: Sequence[int], answers: list[dict[str, Any]]
+        self, run: Run, posts: Mapping[int, Post], answers: list[dict[str, Any]]
     ) -> dict[int, list[Span]]:
-        """Fill in `entities` of the chosen posts; returns their spans.
+        """Fill in `entities` of these posts; returns their spans.
 
         `score` is the probability of exactly this span and type, at the temperature that was fitted
         on dev where the run has one; null where its method gives none. `cut` and `words_not_read`
         say that the post is longer than the run reads.
         """
         spans: dict[int, list[Span]] = {}
-        results = run.answers([(posts[i], None, None) for i in chosen])
-        for i, result in zip(chosen, results, strict=True):
+        results = run.answers([(post, None, None) for post in posts.values()])
+        for (i, post), result in zip(posts.items(), results, strict=True):
             if isinstance(result, Bad):
                 answers[i]["error"] = result.error
                 continue
             tags, scores = result
-            found = [(kind, (first, last + 1)) for kind, first, last in entities(tags)]
+            typed_spans = [(kind, (first, last + 1)) for kind, first, last in entities(tags)]
             answers[i]["entities"] = [
-                {**posts[i].mention(span), "type": kind, "words": list(span),
+                {**post.mention(span), "type": kind, "words": list(span),
                  "score": None if score is None else round(score, 4)}
-                for (kind, span), score in zip(found, scores, strict=True)
+                for (kind, span), score in zip(typed_spans, scores, strict=True)
             ]  # fmt: skip
-            if unread := len(posts[i].tokens) - len(tags):  # beyond the run's max_length
+            if unread := len(post.tokens) - len(tags):  # beyond the run's max_length
                 answers[i] |= {"cut": True, "words_not_read": unread}
-            spans[i] = [span for _, span in found]
+            spans[i] = [span for _, span in typed_spans]
         return spans
 
     def _relations(
-        self, posts: Sequence[Post], wanted: Sequence[tuple[int, Span, Span]], top_k: int
+        self, posts: Mapping[int, Post], pairs: Sequence[tuple[int, Span, Span]], top_k: int
     ) -> Iterator[dict[str, Any]]:
-        """The relation of each pair; `wanted` are (post, head, tail)."""
-        results = self.run.answers([(posts[i], head, tail) for i, head, tail in wanted])
+        """The relation of each pair, which is (post, head, tail)."""
+        results = self.run.answers([(posts[i], head, tail) for i, head, tail in pairs])
         labels = self.run.info.labels
         none = next((name for name in NO_RELATION if name in labels), None)
-        for (i, head, tail), result in zip(wanted, results, strict=True):
+        for (i, head, tail), result in zip(pairs, results, strict=True):
             mentions = {"head": posts[i].mention(head), "tail": posts[i].mention(tail)}
             if isinstance(result, Bad):
                 yield {**mentions, "error": result.error}

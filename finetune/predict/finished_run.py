@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from finetune import registry
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.predict.live_inputs import LiveInputs, check_needs, reads_captions
 from finetune.run import calibration, chain_calibration
 from finetune.run.chain_calibration import chain_of
@@ -47,9 +48,9 @@ def posts_task(info: TaskInfo, rows: Sequence[Row], folder: Path) -> Task:
     Args:
         folder: an empty one; rows name their pictures by whole paths.
     """
-    task_class = registry.load("tasks", info.name)
+    task_class: Any = registry.load("tasks", info.name)
 
-    class Posts(task_class):
+    class Posts(task_class):  # type: ignore[misc]  # a class known when the run is
         """Reads nothing: the rows are given."""
 
         def __init__(self) -> None:
@@ -91,20 +92,20 @@ class Run:
             else:
                 self.temperature = fitted.temperature
         elif (chain := chain_of(self.method)) is not None:
-            if (kept := chain_calibration.of_seed(self.directory)) is None:
+            if (scaling := chain_calibration.of_seed(self.directory)) is None:
                 LOG.warning(
                     "%s: no calibration.json of its pred_dev.jsonl; scores are not calibrated",
                     source,
                 )
             else:
-                chain.temperature = kept.temperature
+                chain.temperature = scaling.temperature
 
     def row(self, number: int, question: Question) -> Row:
         """A post as a row of the run's task, its picture by its path; the label is a
         placeholder."""
         post, head, tail = question
         name = None if post.image is None else str(post.image)
-        if self.info.kind == "relation":
+        if head is not None and tail is not None:
             return RelationRow(
                 row=number, image_id=name, tokens=post.tokens, head=head, tail=tail,
                 relation=self.info.labels[0],
@@ -116,26 +117,28 @@ class Run:
         wants = reads_captions(self.inputs.get("captions"))
         return self.live.describe(posts) if wants else list(posts)
 
-    def answers(self, wanted: Sequence[Question]) -> list[tuple[Any, Any] | Bad]:
+    def answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any] | Bad]:
         """(relation, calibrated probabilities) of each post, or (tags, list of its entities'
         scores, None where the method knows none); where one cannot be read, why.
 
         What a provider refuses is found by halving: the others of the chunk are not lost.
         """
-        if not wanted:
+        if not questions:
             return []
-        described = self.with_captions([post for post, _, _ in wanted])
-        wanted = [(post, *pair) for post, (_, *pair) in zip(described, wanted, strict=True)]
-        half = len(wanted) // 2
-        if len(wanted) > MOST_ROWS:
-            return self.answers(wanted[:half]) + self.answers(wanted[half:])
+        posts = self.with_captions([post for post, _, _ in questions])
+        questions = [
+            (post, head, tail) for post, (_, head, tail) in zip(posts, questions, strict=True)
+        ]
+        half = len(questions) // 2
+        if len(questions) > MOST_ROWS:
+            return self.answers(questions[:half]) + self.answers(questions[half:])
         try:
             with tempfile.TemporaryDirectory(prefix="posts-") as scratch:
-                return self._answers(wanted, Path(scratch))
+                return [*self._answers(questions, Path(scratch))]
         except InputError as error:
-            if len(wanted) == 1:
-                return [Bad(reason(error, wanted[0][0]))]
-            return self.answers(wanted[:half]) + self.answers(wanted[half:])
+            if len(questions) == 1:
+                return [Bad(reason(error, questions[0][0]))]
+            return self.answers(questions[:half]) + self.answers(questions[half:])
 
     def _answers(self, questions: Sequence[Question], scratch: Path) -> list[tuple[Any, Any]]:
         rows = [self.row(number, question) for number, question in enumerate(questions)]

@@ -168,13 +168,15 @@ def summary(
 ) -> dict[str, float | None]:
     """`{run}_f1` on test (a share stays last: `promu_10pct` -> `promu_f1_10pct`), the last
     validation of pre-training, and the duration."""
-    found: dict[str, float | None] = {}
+    figures: dict[str, float | None] = {}
     for name, result in results.items():
-        stem, share = re.fullmatch(r"(.*?)((?:_\d+pct)?)", name).groups()
-        found[f"{stem}_f1{share}"] = result["test"]["f1"]["mean"] if result["test"] else None
+        stem = re.sub(r"_\d+pct$", "", name)
+        figures[f"{stem}_f1{name.removeprefix(stem)}"] = (
+            result["test"]["f1"]["mean"] if result["test"] else None
+        )
     for key, value in (("itm_accuracy", "val_itm_accuracy"), ("recall_at_1", "val_recall@1")):
         if values := [line[value] for line in pretraining if value in line]:
-            found[key] = round(values[-1], 4)
+            figures[key] = round(values[-1], 4)
     if seconds is not None:
-        found["seconds"] = seconds
-    return found
+        figures["seconds"] = seconds
+    return figures

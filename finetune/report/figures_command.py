@@ -155,8 +155,7 @@ def look(config: LookConfig) -> None:
     from finetune.report.command import run_names
     from finetune.tasks.posts import parse_post
 
-    record = {"text": config.text, "head": config.head, "tail": config.tail, "image": config.image}
-    record["caption"] = config.caption
+    record = {k: getattr(config, k) for k in ("text", "head", "tail", "image", "caption")}
     live = LiveInputs(regions=config.regions, caption_model=config.caption_model)
     logging.getLogger("finetune.inputs.load").setLevel(
         logging.WARNING
@@ -167,7 +166,7 @@ def look(config: LookConfig) -> None:
         if extract.run.info.kind != "relation":
             raise InputError(f"{run}: finds entities; where a run looked is shown for relations")
         post = parse_post(record, Path(), extract.task)
-        panels = panels or [("the picture", thumbnail(post.image))]
+        panels = panels or [("the picture", thumbnail(Path(str(post.image))))]
         seen = looks.look(name, extract, post)
         print(f"{name}: {seen.answer}, {seen.needs}")
         panels += seen.panels
@@ -182,10 +181,10 @@ def attention(config: AttentionConfig) -> None:
     """FocalMRE, Figure 4; the numbers beside the picture, as .npz."""
     from finetune.report.papers.focalmre import attend
 
-    found = attend(config.run, config.data, config.split, config.row)
-    galleries.looks(found.panels, found.heading, config.out)
+    attended = attend(config.run, config.data, config.split, config.row)
+    galleries.looks(attended.panels, attended.heading, config.out)
     with atomic_path(config.out.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **found.arrays)
+        np.savez(file, allow_pickle=False, **attended.arrays)
     config.done()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from finetune import registry
-from finetune.data.views import TOOLS
+from finetune.data.views import TOOLS, default_scope
 from finetune.protocols import PROTOCOLS
 from finetune.report.study import STUDIES
 from shards.files import InputError
@@ -49,7 +49,7 @@ def tasks() -> Iterator[tuple[str, str]]:
 def views() -> Iterator[tuple[str, str]]:
     """Name -> what it changes, and in which splits."""
     for name, tool in TOOLS.items():
-        yield name, f"{tool.text} (default: {tool.config.scope})"
+        yield name, f"{tool.text} (default: {default_scope(name)})"
 
 
 def protocols() -> Iterator[tuple[str, str]]:

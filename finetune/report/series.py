@@ -190,18 +190,18 @@ def lines(
         runs: name, `result.json` and column of each.
         varies: the setting that the columns stand for, in which the runs of a line differ.
     """
-    found: dict[Any, tuple[str, dict[Any, Any]]] = {}
+    columns_of: dict[Any, tuple[str, dict[Any, Any]]] = {}
     for name, result, column in runs:
         line = (*identity(result, varies), "")
-        if line in found and column in found[line][1]:
+        if line in columns_of and column in columns_of[line][1]:
             line = (*line[:2], name)
-        found.setdefault(line, (name, {}))[1][column] = best_f1(result)
-    named = {}
-    for (key, settings, again), (first, columns) in found.items():
-        alone = all(other == settings for same, other, _ in found if same == key)
+        columns_of.setdefault(line, (name, {}))[1][column] = best_f1(result)
+    by_key: dict[tuple[str, ...], Line] = {}
+    for (key, settings, again), (first, columns) in columns_of.items():
+        alone = all(other == settings for same, other, _ in columns_of if same == key)
         more = again or ("" if alone else first)
-        named[(*key, more) if more else key] = columns
-    return named
+        by_key[(*key, more) if more else key] = columns
+    return by_key
 
 
 def identity(result: Mapping[str, Any], varies: str) -> tuple[tuple[str, ...], str]:

@@ -116,11 +116,11 @@ def cells(content: Mapping[str, Any], small: bool, places: Mapping[str, str]) ->
 
 def shown_at_test(view: Mapping[str, Any]) -> bool:
     """Whether a view changes the test rows alone."""
-    from finetune.data.views import TOOLS
+    from finetune.data.views import TOOLS, default_scope
 
     if view.get("tool") not in TOOLS:
         raise InputError(f"study: no view tool {view.get('tool')!r}; there are {', '.join(TOOLS)}")
-    return view.get("scope", TOOLS[view["tool"]].config.scope) == "test"
+    return view.get("scope", default_scope(view["tool"])) == "test"
 
 
 def filled(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:

@@ -210,7 +210,8 @@ def reads(result: Mapping[str, Any]) -> str:
     config, fields = result["provenance"]["config"], fields_read(result["per_seed"][0])
     seen = {"required": ["picture"], "blank": ["blank pictures"], "none": []}[result["images"]]
     for name in ("regions", "captions", "types"):
-        loaded = fields is None or FIELDS[name] is None or bool(fields & FIELDS[name])
+        those = FIELDS[name]
+        loaded = fields is None or those is None or bool(fields & those)
         if loaded and (value := config.get(name)) not in (None, "none"):
             seen.append(f"{name} ({Path(value).name})")
     return ", ".join(seen) or "text only"

@@ -47,29 +47,29 @@ def chain_of(method: nn.Module) -> LinearChainCRF | None:
 @contextmanager
 def recorded(chain: LinearChainCRF | None) -> Iterator[list[Asked]]:
     """What the chain is asked meanwhile, on the CPU; nothing without a chain."""
-    asked: list[Asked] = []
+    batches: list[Asked] = []
     if chain is None:
-        yield asked
+        yield batches
         return
     plain = chain.log_likelihood
 
-    def keep(*given: Tensor) -> Tensor:
-        asked.append(tuple(tensor.detach().cpu() for tensor in given))
-        return plain(*given)
+    def recording(emissions: Tensor, tags: Tensor, mask: Tensor) -> Tensor:
+        batches.append((emissions.detach().cpu(), tags.detach().cpu(), mask.detach().cpu()))
+        return plain(emissions, tags, mask)
 
-    chain.log_likelihood = keep
+    vars(chain)["log_likelihood"] = recording
     try:
-        yield asked
+        yield batches
     finally:
-        del chain.log_likelihood  # the class's own again
+        del vars(chain)["log_likelihood"]  # the class's own again
 
 
 def negative_log_likelihood(
-    chain: LinearChainCRF, asked: Sequence[Asked], temperature: float
+    chain: LinearChainCRF, batches: Sequence[Asked], temperature: float
 ) -> float:
     """Mean over the sentences, in nats."""
     scaled = chain.scaled(1 / temperature)
-    parts = [scaled.log_likelihood(e / temperature, tags, mask) for e, tags, mask in asked]
+    parts = [scaled.log_likelihood(e / temperature, tags, mask) for e, tags, mask in batches]
     return -torch.cat(parts).double().mean().item()
 
 
@@ -99,31 +99,33 @@ def fit_temperature(loss: Callable[[float], float], steps: int = 24) -> float:
 
 
 @torch.no_grad()
-def keep_calibration(chain: LinearChainCRF | None, asked: Sequence[Asked], directory: Path) -> None:
+def keep_calibration(
+    chain: LinearChainCRF | None, batches: Sequence[Asked], directory: Path
+) -> None:
     """Collective: fit on what all processes were asked, and write `calibration.json`."""
     if chain is None:
         return
-    parts = [list(asked)]
+    parts = [list(batches)]
     if distributed.world_size() > 1:
         parts = [[] for _ in range(distributed.world_size())]
-        torch.distributed.all_gather_object(parts, list(asked))
+        torch.distributed.all_gather_object(parts, list(batches))
     if not distributed.is_main():
         return
     chain = chain.scaled(1.0).cpu()
-    everything = [one for part in parts for one in part]
+    everything = [batch for part in parts for batch in part]
 
     def loss(temperature: float) -> float:
         return negative_log_likelihood(chain, everything, temperature)
 
     temperature = fit_temperature(loss)
-    found = ChainCalibration(
+    fitted = ChainCalibration(
         temperature=temperature,
         sentences=sum(len(tags) for _, tags, _ in everything),
         nll_before=loss(1.0),
         nll_after=loss(temperature),
         source=digest(directory),
     )
-    write_json(directory / FILE, asdict(found))
+    write_json(directory / FILE, asdict(fitted))
 
 
 def of_seed(directory: Path) -> ChainCalibration | None:

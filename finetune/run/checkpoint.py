@@ -104,7 +104,8 @@ def _save_encoder(directory: Path, method: Method, tokenizer: Any, card: str) ->
             card=card,
         )
     else:  # a `transformers` model
-        method.encoder.save_pretrained(directory)
+        encoder_model: Any = method.encoder
+        encoder_model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         (directory / "README.md").write_text(card, encoding="utf-8")
 

@@ -14,7 +14,8 @@ import torch
 
 from finetune import protocols
 from finetune.config import EvaluateConfig, cache_directory, split_paths
-from finetune.inputs.load import LoadedSplit, read_views
+from finetune.inputs.load import read_views
+from finetune.inputs.split import LoadedSplit
 from finetune.inputs.view import View
 from finetune.methods.base import Method
 from finetune.run import provenance
@@ -50,34 +51,34 @@ def predict(
     relation = task.info.kind == "relation"
     rows = split.dataset.rows.tolist()
     mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
-    found: dict[int, tuple[Any, list[Any] | None]] = {}
+    by_row: dict[int, tuple[Any, list[Any]]] = {}
     with autocast(device, precision), method.one_pass():
         for batch in mine.batches(micro_batch_size):
             batch = batch.to(device)
             output = method(batch)
             answers = list(map(task.to_answer, method.decode(output, batch)))
-            shares: Iterable[list[Any] | None] = itertools.repeat(None, len(batch))
+            shares: Iterable[list[Any]] = itertools.repeat([], len(batch))
             if relation:
                 shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5).tolist()
             elif entity_scores:
                 shares = method.entity_scores(output, batch, list(map(entities, answers)))
             pairs = zip(answers, shares, strict=True)
-            found |= zip(batch.rows.tolist(), pairs, strict=True)
-    found = merge(found)
+            by_row |= zip(batch.rows.tolist(), pairs, strict=True)
+    by_row = merge(by_row)
     return Predictions(
         rows,
         split.gold,
-        [found[row][0] for row in rows],
-        [found[row][1] for row in rows] if relation or entity_scores else None,
+        [by_row[row][0] for row in rows],
+        [by_row[row][1] for row in rows] if relation or entity_scores else None,
     )
 
 
-def merge(found: dict[Any, Any]) -> dict[Any, Any]:
+def merge(by_row: dict[Any, Any]) -> dict[Any, Any]:
     """The items of all processes."""
     if distributed.world_size() == 1:
-        return found
+        return by_row
     parts: list[Any] = [None] * distributed.world_size()
-    torch.distributed.all_gather_object(parts, found)
+    torch.distributed.all_gather_object(parts, by_row)
     return {key: value for part in parts for key, value in part.items()}
 
 
@@ -112,8 +113,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         )
         other = other_data(directory, task, split, cache_directory(config.cache, run))
         captions = re.sub(r"[^\w.-]+", "-", config.captions or "")
-        others = [other] * bool(other) + [f"captions-{captions}"] * bool(captions)
-        stem = "_".join([shown_name(split), *(path.stem for path in paths), *others])
+        parts = [shown_name(split), *(path.stem for path in paths), other]
+        parts += [f"captions-{captions}"] * bool(captions)
+        stem = "_".join(part for part in parts if part)
         predictions = predict(seed.method, task, loaded, pick_precision(config.precision))
         if other:
             LOG.info(

@@ -8,7 +8,8 @@ from typing import Any
 
 from finetune import registry
 from finetune.config import cache_directory
-from finetune.inputs.load import InputOptions, LoadedSplit, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions, LoadedSplit
 from finetune.inputs.view import View
 from finetune.methods.base import Method
 from finetune.protocols import seed_files

@@ -88,9 +88,9 @@ class Predictions:
                 raise InputError(f"{path}: scores in some of its lines")
         except InputError as error:
             raise damaged(path, error, AGAIN) from None
-        columns = ([record[key] for record in records.values()] for key in ("gold", "pred"))
+        gold, answers = ([record[key] for record in records.values()] for key in ("gold", "pred"))
         scores = [record["scores"] for record in records.values()] if True in with_scores else None
-        return cls(list(records), *columns, scores)
+        return cls(list(records), gold, answers, scores)
 
     def score(self, task: Task) -> dict[str, float]:
         """The task's metric, in percent."""

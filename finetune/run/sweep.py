@@ -46,19 +46,19 @@ def points(config: TrainConfig) -> dict[str, TrainConfig]:
         InputError: not KEY=VALUE,VALUE, an unknown key, or a value that the key does not take.
     """
     axes: list[list[tuple[str, str]]] = []
-    for axis in config.sweep.split(";"):
+    for axis in (config.sweep or "").split(";"):
         key, _, values = axis.strip().partition("=")
         if not key or not values:
             raise InputError(f"--sweep {axis.strip()!r}: expected KEY=VALUE,VALUE;KEY=…")
         axes.append([(key, value.strip()) for value in values.split(",")])
-    found = {}
+    by_name = {}
     for settings in itertools.product(*axes):
         name = ",".join(f"{key}={value}" for key, value in settings)
         point = dataclasses.replace(config, sweep=None, out=str(Path(config.out) / name))
         for key, value in settings:
             point = with_setting(point, key, value)
-        found[name] = point
-    return found
+        by_name[name] = point
+    return by_name
 
 
 def with_setting(config: Any, key: str, value: str) -> Any:

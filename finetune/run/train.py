@@ -20,7 +20,8 @@ import torch
 
 from finetune.config import TrainConfig
 from finetune.inputs.batch import num_batches
-from finetune.inputs.load import InputOptions, LoadedSplit, audit_inputs, load_split, read_views
+from finetune.inputs.load import audit_inputs, load_split, read_views
+from finetune.inputs.split import InputOptions, LoadedSplit
 from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.run import checkpoint, provenance
 from finetune.run.build import build_engine, build_method, set_seed

@@ -33,7 +33,8 @@ from torchvision import transforms
 from transformers import BertConfig, DynamicCache
 
 from finetune.config import OptimConfig
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.hvpnet.model import Hvpnet, HvpnetConfig
 from finetune.methods.hvpnet.prefix import encode_with_prefix

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from finetune.inputs.split import LoadedSplit
+from finetune.methods.base import Method
+from finetune.methods.dgfpt.fusion import DualGate
 from finetune.methods.dgfpt.model import Dgfpt
 from finetune.tasks.base import TaskInfo
 from pretrain.engine import autocast
@@ -25,7 +27,7 @@ NUMBERS = ("beta", "gamma", "before", "after", "change")
 
 @torch.inference_mode()
 def gates(
-    method: Dgfpt, task: TaskInfo, loaded: LoadedSplit, precision: str, rows_a_batch: int = 64
+    method: Method, task: TaskInfo, loaded: LoadedSplit, precision: str, rows_a_batch: int = 64
 ) -> list[dict[str, Any]]:
     """A record a row, in file order: `row`, `gold`, `alpha` (of the objects that are there),
     `beta`, `gamma`, `before` and `after` (probability of `gold` without and with the fusion),
@@ -38,30 +40,31 @@ def gates(
         raise InputError("gates are shown of runs of dgfpt that see pictures, with model.gates")
     method.eval()
     device = next(method.parameters()).device
-    found: dict[int, dict[str, Any]] = {}
+    records: dict[int, dict[str, Any]] = {}
     with autocast(device, precision), method.one_pass():
         for batch in loaded.dataset.batches(rows_a_batch):
             batch = batch.to(device)
-            with watched(method) as inputs:
+            with watched(method.fuse) as inputs:
                 after = method(batch).logits.softmax(-1)
             with unfused(method):
                 before = method(batch).logits.softmax(-1)
-            alpha, beta, gamma = of_batch(method, *inputs)
-            right = batch.labels[:, None]
-            columns = [beta, gamma, before.gather(1, right)[:, 0], after.gather(1, right)[:, 0]]
+            alpha, beta, gamma = of_batch(method.fuse, *inputs)
+            labels = batch.require("labels")
+            right = (shares.gather(1, labels[:, None])[:, 0] for shares in (before, after))
+            columns = [beta, gamma, *right]
             numbers = torch.stack([column.double() for column in columns], dim=1).tolist()
             for row, gold, shares, values in zip(
-                batch.rows.tolist(), batch.labels.tolist(), alpha, numbers, strict=True
+                batch.rows.tolist(), labels.tolist(), alpha, numbers, strict=True
             ):
                 values = [*values, values[3] - values[2]]
                 record = {"row": row, "gold": task.labels[gold], "alpha": shares}
                 record |= {k: round(v, 5) for k, v in zip(NUMBERS, values, strict=True)}
-                found[row] = record
-    return [found[row] for row in sorted(found)]
+                records[row] = record
+    return [records[row] for row in sorted(records)]
 
 
 def of_batch(
-    method: Dgfpt,
+    fuse: DualGate,
     states: Tensor,
     pooled: Tensor,
     objects: tuple[Tensor, Tensor] | None,
@@ -71,13 +74,13 @@ def of_batch(
     alpha: list[list[float]] = [[] for _ in states]
     beta, gamma = states.new_zeros(len(states)), states.new_ones(len(states))
     if image is not None:
-        gamma = method.fuse.global_gate(*image).float().abs().mean(-1)
+        gamma = fuse.global_gate(*image).float().abs().mean(-1)
     if objects is not None:
-        shares, gate = method.fuse.local_gate(pooled, *objects)
+        shares, gate = fuse.local_gate(pooled, *objects)
         beta = gate.float().norm(dim=-1)
         alpha = [
-            [round(share, 5) for share, on in zip(row, there, strict=True) if on]
-            for row, there in zip(shares.tolist(), objects[1].tolist(), strict=True)
+            [round(share, 5) for share, is_object in zip(row, mask, strict=True) if is_object]
+            for row, mask in zip(shares.tolist(), objects[1].tolist(), strict=True)
         ]
     return alpha, beta, gamma
 
@@ -86,20 +89,19 @@ def summary(
     records: Sequence[Mapping[str, Any]], changed: Mapping[str, set[int]]
 ) -> dict[str, dict[str, float]]:
     """Name of a set of rows -> means of `NUMBERS`, and `rows`; sets without rows are left out."""
-    found = {}
+    means = {}
     for name, rows in changed.items():
-        some = [record for record in records if record["row"] in rows]
-        if some:
-            means = {key: sum(record[key] for record in some) / len(some) for key in NUMBERS}
-            found[name] = {"rows": len(some)} | means
-    return found
+        if chosen := [record for record in records if record["row"] in rows]:
+            sums = {key: sum(record[key] for record in chosen) for key in NUMBERS}
+            means[name] = {"rows": len(chosen)} | {k: v / len(chosen) for k, v in sums.items()}
+    return means
 
 
 @contextmanager
-def watched(method: Dgfpt) -> Iterator[list[Any]]:
+def watched(fuse: DualGate) -> Iterator[list[Any]]:
     """What the gates are given, once a forward pass has run."""
     inputs: list[Any] = []
-    hook = method.fuse.register_forward_pre_hook(lambda _, given: inputs.extend(given))
+    hook = fuse.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))
     try:
         yield inputs
     finally:

@@ -22,7 +22,7 @@ from finetune.methods.focalmre.model import FocalMRE, Glance
 from finetune.predict.occlusion import SHOWN
 from finetune.report.galleries import Panel, short, with_entities
 from finetune.run.open_run import open_run
-from finetune.tasks.base import Row
+from finetune.tasks.mnre import RelationRow
 from finetune.tasks.splits import BY_OPTION
 from pretrain import distributed
 from shards.files import InputError
@@ -60,7 +60,7 @@ def attend(run: str, data: Path, split: str, row: int) -> Attended:
     if not isinstance(method, FocalMRE) or inputs["images"] == "none" or not method.region_slots:
         raise InputError(f"{run}: attention is shown of runs of focalmre that see pictures")
     task, loaded = seed.load(data, BY_OPTION[split])
-    places = [i for i, one in enumerate(loaded.rows) if one.row == row]
+    places = [i for i, candidate in enumerate(loaded.rows) if candidate.row == row]
     if not places or loaded.rows[places[0]].image_id is None:
         raise InputError(f"--row {row}: {split} has no such row with a picture; they count from 0")
     batch = loaded.dataset.collate(np.array(places)).to(distributed.device())
@@ -68,10 +68,10 @@ def attend(run: str, data: Path, split: str, row: int) -> Attended:
         framed, plain = method.glance(batch), method.glance(without_frames(batch))
     except ValueError as error:
         raise InputError(f"{run}: {error}") from None
-    said = task.info.labels[int(method(batch).logits.argmax())]
+    answer = task.info.labels[int(method(batch).logits.argmax())]
     numbers = arrays(plain, framed)
     names = ["no frame", *copy_names(method)]
-    return Attended(heading(loaded.rows[places[0]], said), panels(names, numbers), numbers)
+    return Attended(heading(loaded.rows[places[0]], answer), panels(names, numbers), numbers)
 
 
 def without_frames(batch: Batch) -> Batch:
@@ -167,7 +167,7 @@ def enlarged(pixels: np.ndarray) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def heading(row: Row, said: str) -> str:
+def heading(row: RelationRow, answer: str) -> str:
     """Text, gold and answer in a line."""
     text = with_entities(row.tokens, row.head, row.tail)
-    return f"{text} — {short(row.relation)}, said: {short(said)}"
+    return f"{text} — {short(row.relation)}, said: {short(answer)}"

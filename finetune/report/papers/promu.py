@@ -65,18 +65,18 @@ class Pairs:
         return plane[: len(self.first)], plane[len(self.first) :]
 
 
-def panels(found: Sequence[Pairs], seed: int = 0) -> list[dict[str, Any]]:
+def panels(pairs_shown: Sequence[Pairs], seed: int = 0) -> list[dict[str, Any]]:
     """As `figures.states` draws them, with the cosines below each.
 
     Raises:
         InputError: scikit-learn is not installed.
     """
-    shown = []
-    for pairs in found:
+    drawings = []
+    for pairs in pairs_shown:
         own, others = pairs.cosines()
         note = f"cosine: own pair {own:.2f}, others {others:.2f}"
-        shown.append({"names": pairs.names, "points": pairs.flat(seed), "note": note})
-    return shown
+        drawings.append({"names": pairs.names, "points": pairs.flat(seed), "note": note})
+    return drawings
 
 
 @torch.inference_mode()
@@ -107,10 +107,10 @@ def collect(
             "(python -m finetune regions build)"
         )
     _, loaded = opened.load(data, BY_OPTION[split])
-    boxes = {}
+    boxes: Mapping[str, Regions] | None = None
     if regions is not None:
         boxes = read_regions(side_files.find(regions, "regions_od.jsonl", BY_OPTION[split])).values
-    rows = drawn(loaded, relation, boxes if regions is not None else None, number, seed)
+    rows = drawn(loaded, relation, boxes, number, seed)
     parts = [
         read(encoder, loaded, rows[start : start + CHUNK], relation, boxes)
         for start in range(0, len(rows), CHUNK)
@@ -124,7 +124,7 @@ def collect(
 def drawn(
     loaded: LoadedSplit,
     relation: bool,
-    found: Mapping[str, Regions] | None,
+    boxes: Mapping[str, Regions] | None,
     number: int,
     seed: int,
 ) -> np.ndarray:
@@ -133,7 +133,7 @@ def drawn(
         i
         for i, row in enumerate(loaded.rows)
         if row.image_id is not None
-        and (found is None or (row.image_id in found and found[row.image_id].regions))
+        and (boxes is None or (row.image_id in boxes and boxes[row.image_id].regions))
         and (relation or entities(loaded.gold[i]))
     ]
     if len(good) < 3:
@@ -146,7 +146,7 @@ def read(
     loaded: LoadedSplit,
     rows: np.ndarray,
     relation: bool,
-    found: Mapping[str, Regions],
+    boxes: Mapping[str, Regions] | None,
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
     """Names -> the two states of each of these rows."""
     batch = loaded.dataset.collate(rows).to(distributed.device())
@@ -156,26 +156,28 @@ def read(
     length = batch.input_ids.shape[1]
     text, picture = fused[:, :length], fused[:, length:]
     result = {}
-    if found:
-        objects = [found[loaded.rows[i].image_id] for i in rows]
-        shown = torch.stack([under(p[1:], o) for p, o in zip(picture, objects, strict=True)])
-        result["entity", "object"] = first_entity(text, batch, loaded, rows, relation), shown
+    if boxes:
+        regions = [boxes[loaded.rows[i].image_id] for i in rows]
+        objects = torch.stack([under(p[1:], r) for p, r in zip(picture, regions, strict=True)])
+        result["entity", "object"] = first_entity(text, batch, loaded, rows, relation), objects
     if relation:
-        both = entity_states(text, batch.head_start, batch.tail_start).unflatten(-1, (2, -1))
+        starts = batch.require("head_start"), batch.require("tail_start")
+        both = entity_states(text, *starts).unflatten(-1, (2, -1))
         pooled = picture[:, 0] if encoder.config.vision_pool == "cls" else picture[:, 1:].mean(1)
         result["relation", "image"] = both.mean(dim=1), pooled
-    return {names: tuple(x.cpu().numpy() for x in pair) for names, pair in result.items()}
+    return {names: (a.cpu().numpy(), b.cpu().numpy()) for names, (a, b) in result.items()}
 
 
 def first_entity(
-    text: Tensor, batch: Batch, loaded: LoadedSplit, rows: Sequence[int], relation: bool
+    text: Tensor, batch: Batch, loaded: LoadedSplit, rows: np.ndarray, relation: bool
 ) -> Tensor:
     """(N, L, D) -> (N, D): the head's marker, or the first piece of the first gold entity."""
     place = torch.arange(len(text), device=text.device)
     if relation:
-        return text[place, batch.head_start]
+        return text[place, batch.require("head_start")]
     words = [entities(loaded.gold[i])[0][1] for i in rows]
-    return text[place, batch.word_starts[place, torch.tensor(words, device=text.device)]]
+    starts = batch.require("word_starts")[place, torch.tensor(words, device=text.device)]
+    return text[place, starts]
 
 
 def under(patches: Tensor, regions: Any) -> Tensor:

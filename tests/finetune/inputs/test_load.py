@@ -9,8 +9,9 @@ from PIL import Image
 
 from finetune.__main__ import main
 from finetune.inputs.batch import Batch, Pictures
-from finetune.inputs.load import InputOptions, load_split, read_views
+from finetune.inputs.load import load_split, read_views
 from finetune.inputs.spec import Provider
+from finetune.inputs.split import InputOptions
 from finetune.inputs.view import Change, View, write_view
 from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from finetune.__main__ import main as command
-from finetune.inputs.load import InputOptions, load_split, read_views
+from finetune.inputs.load import load_split, read_views
 from finetune.inputs.pictures import RESIZERS
 from finetune.inputs.spec import InputSpec
+from finetune.inputs.split import InputOptions
 from finetune.inputs.view import Change, View
 from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig

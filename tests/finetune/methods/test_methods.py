@@ -11,7 +11,8 @@ import torch
 from finetune import registry
 from finetune.config import OptimConfig
 from finetune.data.views import main as view_command
-from finetune.inputs.load import InputOptions, load_split, read_views
+from finetune.inputs.load import load_split, read_views
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source, layers_above
 from finetune.methods.layers import entity_states
 from finetune.run.checkpoint import load_method, save_method

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from finetune.__main__ import main
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
 from finetune.methods.layers import TaggingHead

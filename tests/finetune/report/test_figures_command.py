@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from results_by_hand import result_of
 
+from finetune.inputs.batch import Batch
 from finetune.report import figures, galleries, series
 from finetune.report import figures_command as plots
 from finetune.report.papers import focalmre
@@ -174,7 +175,11 @@ def test_cosines_by_hand():
 def test_entity_of_a_sentence_is_its_first_piece():
     text = torch.arange(12.0).view(2, 6, 1)
     loaded = SimpleNamespace(gold=[["O", "B-PER", "I-PER"], ["B-ORG", "O", "O"]])
-    batch = SimpleNamespace(word_starts=torch.tensor([[1, 3, 4], [2, 3, 4]]))
+    pieces = torch.zeros(2, 6, dtype=torch.long)
+    starts = torch.tensor([[1, 3, 4], [2, 3, 4]])
+    batch = Batch(
+        rows=starts[:, 0], input_ids=pieces, attention_mask=pieces > 0, word_starts=starts
+    )
     found = states.first_entity(text, batch, loaded, np.array([0, 1]), relation=False)
     assert found.flatten().tolist() == [3, 8]
 

@@ -6,7 +6,8 @@ import torch
 from parts_dgfpt import TOWER, batch_of, build
 
 from finetune.inputs.batch import Batch
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.inputs.types import TYPES
 from finetune.inputs.view import Change, View
 from finetune.methods.base import Source

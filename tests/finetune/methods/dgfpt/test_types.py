@@ -10,7 +10,8 @@ from finetune.__main__ import main
 from finetune.data.audit import audit_source, type_features
 from finetune.data.entity_types import named_entities, write_types
 from finetune.data.learned_types import SpanEncoder, fold_of, learn, softmax_regression
-from finetune.inputs.load import InputOptions, audit_inputs, load_split
+from finetune.inputs.load import audit_inputs, load_split
+from finetune.inputs.split import InputOptions
 from finetune.inputs.types import TYPES, types_of
 from finetune.methods.base import Source
 from finetune.methods.dgfpt.config import DgfptConfig

@@ -7,7 +7,8 @@ import pytest
 import torch
 from parts_focalmre import TASK, build, some_batch, with_mask
 
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.focalmre import model as focalmre
 from finetune.methods.focalmre.model import FocalMRE, FocalMREConfig

@@ -11,8 +11,9 @@ from PIL import Image
 from torchvision import transforms
 from transformers import BertTokenizerFast
 
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
 from finetune.inputs.pictures import center_crop
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.hvpnet.config import HvpnetConfig
 from finetune.methods.hvpnet.inputs import mark_as_released

@@ -11,7 +11,8 @@ from parts_mkgformer import RELATION, TINY, batch, tiny
 from PIL import Image
 
 from finetune.config import OptimConfig
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig, text_layer, vision_layer
 from finetune.tasks.base import TaskInfo

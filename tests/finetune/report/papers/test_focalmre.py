@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune.inputs.load import InputOptions, load_split
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.focalmre.model import FocalMRE, FocalMREConfig
 from finetune.report import figures_command as plots
