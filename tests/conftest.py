@@ -20,6 +20,17 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def accelerator():
+    """The device of tests marked `gpu`; FUSION_MRE_TEST_DEVICE=cpu rehearses them without one."""
+    torch = pytest.importorskip("torch")
+    name = os.environ.get("FUSION_MRE_TEST_DEVICE", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device(name)
+
+
+@pytest.fixture(scope="session")
 def tiny_captioner(tmp_path_factory) -> Path:
     """A BLIP of random weights, two layers and 40 words."""
     transformers = pytest.importorskip("transformers")

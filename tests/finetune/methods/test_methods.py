@@ -58,9 +58,21 @@ CASES = [
 @pytest.fixture
 def tasks(mnre_folder, tmp_path):
     """One small task of each kind."""
+    found = {
+        "relation": Mnre(mnre_folder),
+        "entities": Twitter2017(write_twitter(tmp_path / "twitter")),
+    }
+    for task in found.values():
+        write_caches(task)
+    write_texts_and_generated(found["relation"])
+    write_for_tweets(found["entities"])
+    return found
+
+
+def write_twitter(folder):
+    """20 tweets a split, in the publisher's format; returns the folder."""
     from PIL import Image
 
-    folder = tmp_path / "twitter"
     (folder / "twitter2017_images").mkdir(parents=True)
     for split in ("train", "valid", "test"):
         blocks = []
@@ -73,12 +85,7 @@ def tasks(mnre_folder, tmp_path):
                 ("B-PER", "O", "B-PER", "I-PER"), strict=False))  # fmt: skip
             blocks.append(f"IMGID:{split}{i}\n{words}\n")
         (folder / f"{split}.txt").write_text("".join(blocks))
-    found = {"relation": Mnre(mnre_folder), "entities": Twitter2017(folder)}
-    for task in found.values():
-        write_caches(task)
-    write_texts_and_generated(found["relation"])
-    write_for_tweets(found["entities"])
-    return found
+    return folder
 
 
 def write_caches(task, leaky=False):
@@ -226,6 +233,32 @@ def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
     (directory / "method.json").write_text('{"method": "mtb"')
     with pytest.raises(InputError, match=r"method\.json: damaged"):
         load_method(directory)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_a_step_on_an_accelerator(tmp_path, tasks, tiny_model, accelerator, name, kind):
+    """Forward and backward in float32 give what the CPU gives: logits, loss, all gradients."""
+    task = tasks[kind]
+    (method, tokenizer), _ = build(name, task, tiny_model)
+    split = load_split(task, "train", tokenizer, method, options(tmp_path, task, method))
+    batch = split.dataset.collate(np.arange(8))
+    method.train()
+    for module in method.modules():  # dropout would fall differently
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+
+    def step(device):
+        method.to(device).zero_grad()
+        output = method(batch.to(device))
+        output.loss.backward()
+        grads = {n: p.grad.cpu() for n, p in method.named_parameters() if p.grad is not None}
+        return output.logits.detach().cpu(), output.loss.detach().cpu(), grads
+
+    close = {"atol": 2e-4, "rtol": 1e-3}
+    torch.testing.assert_close(step(accelerator), step(torch.device("cpu")), **close)
 
 
 def test_entity_states_against_a_loop():

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# bash tests/bench/gpu.sh OUT [--minutes 8] [--device cuda|cpu] [--wheels DIR]
+#
+# Correctness, speed and what costs it, on one CUDA device, within the minutes: OUT/gpu.json and
+# OUT/gpu.md. Needs python3 (or PYTHON) with torch, torchvision, transformers >= 5 and timm; the rest
+# comes out of DIR, filled by gpu_wheels.sh; no network. `--device cpu` is the rehearsal: the same
+# code at small sizes.
+set -euo pipefail
+usage='usage: bash tests/bench/gpu.sh OUT [--minutes 8] [--device cuda|cpu] [--wheels DIR]'
+out=${1:?$usage}; shift
+minutes=8 device=cuda wheels=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --minutes) minutes=${2:?$usage} ;;
+        --device) device=${2:?$usage} ;;
+        --wheels) wheels=${2:?$usage} ;;
+        *) echo "$1? $usage" >&2; exit 2 ;;
+    esac
+    shift 2
+done
+started=$(date +%s)
+root=$(cd "$(dirname "$0")/../.." && pwd)
+python=${PYTHON:-python3}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+path=$root:$root/tests
+if [ -n "$wheels" ]; then
+    # Unpacked, not installed: nothing of the machine's own environment changes.
+    rm -rf "$out/packages"
+    for wheel in "$wheels"/*.whl; do
+        "$python" -m zipfile -e "$wheel" "$out/packages"
+    done
+    path=$path:$out/packages
+fi
+[ "$device" = cuda ] || export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
+export PYTHONPATH=$path PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+cd "$root"
+exec "$python" -m bench.gpu.run "$out" --minutes "$minutes" --device "$device" --started "$started"
