@@ -81,6 +81,8 @@ class FileDetector:
         Raises:
             InputError: none has: the ids are called otherwise.
         """
+        if not self.lines:
+            raise InputError(f"{self.path}: holds no line of a picture; it is empty")
         image_id = "?"
         for shard in range(len(reader.index.shards)):
             for sample in reader.samples(shard):
@@ -89,7 +91,7 @@ class FileDetector:
                     return
         raise InputError(
             f"{self.path}: none of its {len(self.lines)} image_ids is a picture of "
-            f"{reader.location}: they are called {next(iter(self.lines), 'nothing')!r} here and "
+            f"{reader.location}: they are called {next(iter(self.lines))!r} here and "
             f"{image_id!r} there"
         )
 

@@ -5,6 +5,7 @@ Where rows are independent, one corpus holds a case per row, and all of them mus
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -238,6 +239,6 @@ def test_boxes_files(shards, tmp_path, capsys):
         file.write_bytes(case)
         options = ["--detector", "file", "--boxes", file]
         code, output = run(capsys, "detect", shards, *options)
-        assert code == 0 or "boxes.jsonl: line" in output
+        assert code == 0 or re.search(r"boxes\.jsonl: (line|holds no line)", output)
         if code == 0:
             assert run(capsys, "verify", shards)[0] == 0

@@ -164,7 +164,7 @@ def test_read_gives_what_tarfile_gives(news_shards):
 def test_columns_come_with_their_sample(shards):
     reader = ShardReader(shards)
     assert not reader.has_column("objects")
-    with pytest.raises(InputError, match=r"no teacher column; run `python -m pretrain\.label"):
+    with pytest.raises(InputError, match=r"no teacher column; run `python -m pretrain label"):
         ShardReader(shards, columns=["teacher"])
     add_columns(shards)
     assert reader.has_column("objects")
