@@ -8,14 +8,16 @@ A post to convert is a line of JSON, or a row of a CSV file with these columns::
     {"text": "Bob in Oslo", "head": "Bob", "tail": [7, 11], "relation": "in", "image": "1.jpg"}
     {"text": "Bob in Oslo", "entities": [[0, 3, "PER"], [7, 11, "LOC"]], "image": null}
 
-Entities are characters [start, end), or (relations) words that occur once. Labelling tools such as
-doccano export the second form, their `label` or `labels` for `entities`.
+Positions are characters [start, end), code points unless `--offsets` says otherwise. Of relations,
+an entity may be words that occur once, or positions and words, as {"start", "end", "text"} or in
+columns `head_start`, `head_end` beside `head`: they are compared. So is the fourth item of an
+entity [start, end, type, text]. Labelling tools such as doccano export the second form, their
+`label` or `labels` for `entities`.
 """
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +27,16 @@ from finetune.config import TaskOptions
 from finetune.data.overlap import overlap
 from finetune.tasks import metrics
 from finetune.tasks.base import Task
-from finetune.tasks.posts import WHOLE_TAGS, parse_post
-from finetune.tasks.reading import parse_record, read_lines
+from finetune.tasks.posts import ENDS, TABLES, WHOLE_TAGS, parse_post, record_of
+from finetune.tasks.reading import shown
+from finetune.tasks.spans import Occurrence, Offsets, check_record, place_span
 from finetune.tasks.splits import SPLITS
 from shards.command import Tool, dispatch
 from shards.files import InputError, atomic_path
+from shards.tables import JsonRow, Refused, read_json_table, read_table, refuse
+
+ENTITY_LISTS = ("entities", "label", "labels")
+"""What a post calls its entities; the first that is there counts."""
 
 
 def check(task: Task) -> list[str]:
@@ -63,62 +70,75 @@ def _labels(gold: Any) -> list[str]:
     return [gold] if isinstance(gold, str) else [kind for kind, _, _ in metrics.entities(gold)]
 
 
-def convert(source: Path, kind: str) -> Iterator[dict[str, Any]]:
+def convert(
+    source: Path,
+    kind: str,
+    offsets: str | None = None,
+    occurrence: str = "error",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> list[dict[str, Any]]:
     """Rows of the task `kind`, one a post of `source`.
 
+    Args:
+        offsets, occurrence: as `spans.locate` takes them.
+        delimiter, encoding: of a table, as `shards.tables.read_table` takes them.
+
     Raises:
-        InputError: naming file and line of the first damage.
+        InputError: lists the posts that cannot be read, with file, line and reason.
     """
-    one = relation_row if kind == "relations" else entities_row
-    for where, record in records(source):
+    posts = records(source, kind, delimiter, encoding)
+    rows: list[dict[str, Any]] = []
+    refused: list[Refused] = []
+    for post in posts:
+        if isinstance(post, Refused):
+            refused.append(post)
+            continue
         try:
-            yield one(record)
+            check_record(post.fields)
+            if kind == "relations":
+                rows.append(relation_row(post.fields, offsets, occurrence))
+            else:
+                rows.append(entities_row(post.fields, offsets))
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            refused.append(Refused(post.line, str(error)))
+    refuse(source, refused, len(posts))
+    if len(rows) != len(posts):
+        raise InputError(f"{source}: {len(posts)} posts, but {len(rows)} rows")
+    return rows
 
 
-def records(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line", fields) of each post; an empty cell of a CSV file is a field left out."""
-    if source.suffix == ".csv":
-        try:
-            with source.open(encoding="utf-8-sig", newline="") as lines:
-                reader = csv.DictReader(lines, strict=True)
-                for record in reader:
-                    if None in record or None in record.values():
-                        raise InputError(
-                            f"{source}:{reader.line_num}: not as many cells as columns"
-                        )
-                    cells = {key: _cell(value) for key, value in record.items() if value != ""}
-                    yield f"{source}:{reader.line_num}", cells
-        except OSError as error:
-            raise InputError(f"{source}: cannot be read ({error.strerror})") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{source}: damaged CSV ({error})") from None
-        return
-    for where, line in read_lines(source):
-        record = parse_record(json.loads, line, where)
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected an object")
-        yield where, record
+def records(
+    source: Path, kind: str, delimiter: str | None = None, encoding: str | None = None
+) -> Sequence[JsonRow | Refused]:
+    """Each post of a JSON-lines file, or of a table whose header names what `kind` needs; an empty
+    cell is a field left out."""
+    if source.suffix.lower() not in TABLES:
+        return read_json_table(source)
+    columns = ("relation", "text") if kind == "relations" else ("text",)
+    table = read_table(source, columns, delimiter=delimiter, encoding=encoding)
+    needed = ("head", "head_start") if kind == "relations" else ENTITY_LISTS
+    if not set(needed) & set(table.columns):
+        raise InputError(
+            f"{source}: the header names none of {', '.join(needed)}; it names "
+            f"{', '.join(table.columns)}"
+        )
+    return [
+        row if isinstance(row, Refused) else JsonRow(row.line, record_of(row.fields))
+        for row in table.rows
+    ]
 
 
-def _cell(value: str) -> Any:
-    """A cell: a list where it reads like one, else its text."""
-    if value.startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def relation_row(record: dict[str, Any]) -> dict[str, Any]:
+def relation_row(
+    record: dict[str, Any], offsets: str | None = None, occurrence: str = "error"
+) -> dict[str, Any]:
     """A line of `tasks/relations.py`."""
     relation, image = record.get("relation"), _image(record)
     if not isinstance(relation, str) or not relation:
         raise InputError("relation is missing; where there is none, say None")
-    known = {key: record[key] for key in ("text", "tokens", "head", "tail") if key in record}
-    post = parse_post(known, Path(), "relations")
+    names = ("text", "tokens", "head", "tail", "offsets", *ENDS)
+    known = {key: record[key] for key in names if key in record}
+    post = parse_post(known, Path(), "relations", offsets, occurrence)
     if post.head is None:
         raise InputError("head and tail are missing")
     return {
@@ -130,20 +150,22 @@ def relation_row(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def entities_row(record: dict[str, Any]) -> dict[str, Any]:
+def entities_row(record: dict[str, Any], offsets: str | None = None) -> dict[str, Any]:
     """A line of `tasks/twitter.py`; a word is cut where an entity begins or ends inside it."""
     text, image = record.get("text"), _image(record)
     if not isinstance(text, str) or not text.strip():
         raise InputError("text must be a string that is not blank")
-    marked = next((record[key] for key in ("entities", "label", "labels") if key in record), None)
+    marked = next((record[key] for key in ENTITY_LISTS if key in record), None)
     if not isinstance(marked, list):
         raise InputError("entities must be a list of [start, end, type]")
-    spans = sorted(_marked(value, len(text)) for value in marked)
+    offsets = record.get("offsets") or offsets
+    spans = sorted(_marked(value, text, offsets) for value in marked)
     for (_, end, _), (start, _, _) in pairwise(spans):
         if start < end:
             raise InputError(f"entities overlap at character {start}; BIO tags cannot say that")
     cuts = sorted({0, len(text), *(edge for start, end, _ in spans for edge in (start, end))})
-    tokens, tags = [], []
+    tokens: list[str] = []
+    tags: list[str] = []
     for start, end in pairwise(cuts):
         words = WHOLE_TAGS.findall(text[start:end])
         kind = next((kind for first, _, kind in spans if first == start), None)
@@ -154,13 +176,20 @@ def entities_row(record: dict[str, Any]) -> dict[str, Any]:
     return {"tokens": tokens, "tags": tags, "image": image}
 
 
-def _marked(value: Any, length: int) -> tuple[int, int, str]:
-    if not isinstance(value, list) or [type(part) for part in value] != [int, int, str]:
-        raise InputError(f"an entity is [start, end, type], not {value!r}")
-    start, end, kind = value
-    if not 0 <= start < end <= length or not kind or any(c.isspace() for c in kind):
-        raise InputError(f"entity {value!r} is empty, outside {length} characters, or has no type")
-    return start, end, kind
+def _marked(value: Any, text: str, offsets: str | None) -> tuple[int, int, str]:
+    if isinstance(value, dict):  # as newer exports of doccano and spaCy write it
+        starts, ends = ("start", "start_offset"), ("end", "end_offset")
+        names = (starts, ends, ("type", "label"), ("text",))
+        value = [next((value[n] for n in some if n in value), None) for some in names]
+        value = value if value[3] is not None else value[:3]
+    types = [type(part) for part in value] if isinstance(value, list) else []
+    if types not in ([int, int, str], [int, int, str, str]):
+        raise InputError(f"an entity is [start, end, type] or with its text, not {shown(value)}")
+    start, end, kind, *words = value
+    if not kind or any(c.isspace() for c in kind):
+        raise InputError(f"entity {shown(value)} has no type, or one with a blank")
+    place = place_span([start, end], text, "entity", offsets, words[0] if words else None)
+    return *place, kind
 
 
 def _image(record: dict[str, Any]) -> str | None:
@@ -187,11 +216,20 @@ class ConvertConfig:
 
     POSITIONAL: ClassVar = ("posts",)
     posts: Path
-    """.jsonl or .csv."""
+    """.jsonl, .csv or .tsv."""
     to: Literal["relations", "entities"]
     """Which task."""
     out: Path
     """{split}.jsonl: train.jsonl, val.jsonl, test.jsonl."""
+    offsets: Offsets | None = None
+    """What positions count; characters are code points."""
+    occurrence: Occurrence = "error"
+    """Of an entity's words that occur more than once. first: the first place. nearest: head and
+    tail nearest to each other. error: the post is refused."""
+    delimiter: str | None = None
+    """Of a table: comma, tab, semicolon, pipe; default: what its header shows."""
+    encoding: str | None = None
+    """Of a table; default: UTF-8, or as its byte order mark says."""
 
 
 def run_check(config: CheckConfig) -> None:
@@ -201,7 +239,10 @@ def run_check(config: CheckConfig) -> None:
 
 def run_convert(config: ConvertConfig) -> None:
     """Write the split's file."""
-    rows = list(convert(config.posts, config.to))
+    rows = convert(
+        config.posts, config.to, config.offsets, config.occurrence, config.delimiter,
+        config.encoding,
+    )  # fmt: skip
     if not rows:
         raise InputError(f"{config.posts}: no post in it")
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -19,11 +20,13 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
-from finetune.tasks.posts import parse_line
+from finetune.tasks.posts import TABLES, BadPost, parse_line, read_post, record_of
 from shards.files import InputError, file_sha256, lock_file, read_json, write_json
 from shards.options import parse_config
+from shards.tables import Refused, read_table
 
 LOG = logging.getLogger(__name__)
+SINGLE = ("head", "tail", "head_span", "tail_span", "image", "caption")
 LONGEST_LINE = 1_000_000
 """Bytes; a longer line is a bad row."""
 
@@ -39,15 +42,22 @@ class PredictConfig:
     text: str | None = None
     """One post."""
     head: str | None = None
-    """With --text: the head entity, words that occur once, or START:END in characters."""
+    """With --text: the head entity, words that occur once."""
     tail: str | None = None
     """With --text: the tail entity."""
+    head_span: str | None = None
+    """Instead of --head, or beside it: its characters, START:END."""
+    tail_span: str | None = None
+    """Likewise of the tail."""
+    offsets: Literal["characters", "utf-16", "bytes"] | None = None
+    """What positions count; characters are code points."""
     image: str | None = None
     """With --text: its picture."""
     caption: str | None = None
     """With --text: what the picture shows, for runs that read captions."""
     input: str | None = None
-    """Instead of --text: a file of posts, one JSON object a line (`finetune/tasks/posts.py`);
+    """Instead of --text: a file of posts, one JSON object a line, or .csv, .tsv with these columns
+    (`finetune/tasks/posts.py`);
     pictures are relative to its folder."""
     out: str | None = None
     """With --input: where the answers go, resumable; none: standard output."""
@@ -75,7 +85,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.input is None):
             raise ValueError("give either --text or --input")
-        single = [name for name in ("head", "tail", "image", "caption") if getattr(self, name)]
+        single = [name for name in SINGLE if getattr(self, name)]
         if self.input is not None and single:
             raise ValueError(f"--{single[0]} goes with --text; in a file each post names its own")
         if self.out is not None and self.input is None:
@@ -103,27 +113,35 @@ def build(config: PredictConfig):
     )
 
 
-# ---------------------------------------------------------------------- a file of posts
+def posts_of(source: Path, task: str, offsets: str | None) -> Iterator[Any]:
+    """The posts of a table or of JSON lines; `BadPost` in the place of a row that is none."""
+    if source.suffix.lower() in TABLES:
+        table = read_table(source, ("text",))
+        for row in table.rows:
+            if isinstance(row, Refused):
+                yield BadPost(f"line {row.line}: {row.reason}")
+            else:
+                yield read_post(record_of(row.fields), source.parent, task, offsets)
+        return
+    with source.open("rb") as file:
+        yield from read_posts(file, source.parent, task, offsets)
 
 
-def read_posts(file: BinaryIO, base: Path, task: str) -> Iterator[Any]:
-    """A post a line; `Bad` for a line that is none. Only one line is held."""
-    from finetune.predict.finished_run import Bad
-
+def read_posts(file: BinaryIO, base: Path, task: str, offsets: str | None) -> Iterator[Any]:
+    """A post a line; `BadPost` for a line that is none. Only one line is held."""
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE and not line.endswith(b"\n"):
             while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
                 pass
-            yield Bad(f"a line of more than {LONGEST_LINE} bytes")
+            yield BadPost(f"a line of more than {LONGEST_LINE} bytes")
             continue
-        try:
-            yield parse_line(line, base, task)
-        except InputError as error:
-            yield Bad(str(error))
+        yield parse_line(line, base, task, offsets)
 
 
 def count_lines(path: Path) -> int:
-    """Lines of a file, an unfinished last one included."""
+    """Posts of a file: rows of a table, else lines, an unfinished last one included."""
+    if path.suffix.lower() in TABLES:
+        return len(read_table(path, ("text",)).rows)
     lines, end = 0, b"\n"
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -148,14 +166,22 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         return {"rows": total, "bad": done.bad}
     extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
     bad = done.bad
-    with source.open("rb") as file, done.open() as out:
-        posts = islice(read_posts(file, source.parent, extractor.task), done.rows, None)
+    row, first_error = done.rows - 1, ""
+    with done.open() as out:
+        posts = islice(posts_of(source, extractor.task, config.offsets), done.rows, None)
         answers = extractor.stream(posts, config.top_k)
         bar = tqdm(answers, initial=done.rows, total=total, unit=" posts", disable=None)
         for row, answer in enumerate(bar, start=done.rows):
             bad += "error" in answer
+            first_error = first_error or answer.get("error", "")
             out.write(json.dumps({"row": row, **answer}, ensure_ascii=False) + "\n")
+    if row + 1 != total:
+        raise InputError(f"{source}: {total} posts, {row + 1} answers: it changed; start anew")
     done.finish()
+    if total and bad == total and first_error:
+        raise InputError(
+            f"{source}: none of its {total} rows can be read; the first: {first_error}"
+        )
     LOG.info("%d posts, %d of them could not be read", total, bad)
     return {"rows": total, "bad": bad}
 
@@ -247,13 +273,23 @@ def run(config: PredictConfig) -> None:
         return
     answer = build(config)(
         config.text,
-        head=config.head,
-        tail=config.tail,
+        head=entity("head", config.head, config.head_span),
+        tail=entity("tail", config.tail, config.tail_span),
+        offsets=config.offsets,
         image=config.image,
         caption=config.caption,
         top_k=config.top_k,
     )
     print(json.dumps(answer, ensure_ascii=False))
+
+
+def entity(name: str, words: str | None, span: str | None) -> Any:
+    """An entity of the command line as a post has it: words, or positions, or both."""
+    if span is None:
+        return words
+    if not (ends := re.fullmatch("([0-9]{1,9}):([0-9]{1,9})", span)):
+        raise InputError(f"--{name}-span {span}: expected START:END, two numbers of characters")
+    return {"start": int(ends[1]), "end": int(ends[2])} | ({"text": words} if words else {})
 
 
 def main(argv: Sequence[str]) -> None:

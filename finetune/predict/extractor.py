@@ -23,7 +23,8 @@ from PIL import Image
 from finetune.predict.finished_run import Bad, Run
 from finetune.predict.live_inputs import LiveInputs
 from finetune.tasks.metrics import NO_RELATION, entities
-from finetune.tasks.posts import Post, Span, parse_post
+from finetune.tasks.posts import Post, parse_post
+from finetune.tasks.spans import Span
 from shards.files import InputError
 from shards.images import upright_rgb
 
@@ -79,12 +80,15 @@ class Extractor:
         image: str | Path | Image.Image | None = None,
         caption: str | None = None,
         top_k: int = 3,
+        offsets: str | None = None,
     ) -> dict[str, Any]:
         """What `predict` writes of one post.
 
         Args:
             text: the post, or its tokens.
-            head, tail: words that occur once, or [start, end) in characters (tokens of tokens).
+            head, tail: words that occur once, or [start, end) in characters (tokens of tokens), or
+                {"start", "end", "text"}: both, compared.
+            offsets: what positions count: characters (code points), utf-16 or bytes.
             image: a file, or a picture.
 
         Raises:
@@ -92,6 +96,7 @@ class Extractor:
         """
         words = {"text": text} if isinstance(text, str) else {"tokens": list(text)}
         record: dict[str, Any] = {**words, "head": head, "tail": tail, "caption": caption}
+        record["offsets"] = offsets
         with tempfile.TemporaryDirectory(prefix="picture-") as folder:
             if isinstance(image, Image.Image):
                 upright_rgb(image).save(Path(folder) / "given.png")
@@ -116,10 +121,10 @@ class Extractor:
         answers: list[dict[str, Any]] = [
             {"error": post.error} if isinstance(post, Bad) else {} for post in posts
         ]
-        readable = {i: post for i, post in enumerate(posts) if isinstance(post, Post)}
-        for i, post in readable.items():
+        for post, answer in zip(posts, answers, strict=True):
             if post.id is not None:
-                answers[i]["id"] = post.id
+                answer["id"] = post.id
+        readable = {i: post for i, post in enumerate(posts) if isinstance(post, Post)}
         if self.run.info.kind == "entities":
             self._entities(self.run, readable, answers)
             return answers

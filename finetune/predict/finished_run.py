@@ -7,7 +7,6 @@ training and evaluation: the task's `encode`, `inputs.load_split`, `evaluate.pre
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from finetune.run.evaluate import pick_precision, predict
 from finetune.run.open_run import open_run
 from finetune.tasks.base import Column, Row, Task, TaskInfo
 from finetune.tasks.mnre import RelationRow
-from finetune.tasks.posts import Post, Span
+from finetune.tasks.posts import BadPost as Bad
+from finetune.tasks.posts import Post
+from finetune.tasks.spans import Span
 from finetune.tasks.twitter import NERRow
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
@@ -33,13 +34,6 @@ MOST_ROWS = 2048
 """Posts, or pairs of their entities, whose pictures are decoded at a time."""
 Question = tuple[Post, Span | None, Span | None]
 """A post, and head and tail (tokens) where a relation is asked for."""
-
-
-@dataclass(frozen=True)
-class Bad:
-    """In the place of a post or of its answer: what is wrong with it."""
-
-    error: str
 
 
 def posts_task(info: TaskInfo, rows: Sequence[Row], folder: Path) -> Task:

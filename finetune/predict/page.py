@@ -74,7 +74,7 @@ def page(
 
     relation = any(e.run.info.kind == "relation" for e in runs.values())
     captions = any(reads_captions(e.run.inputs.get("captions")) for e in runs.values())
-    hint = "its words, or START:END in characters"
+    hint = "its words, or [START, END] in characters"
     files = HeldFiles()
 
     def keep(selected: str, text: str, now: str) -> str:

@@ -12,7 +12,7 @@ from finetune.predict import occlusion
 from finetune.predict.extractor import Extractor
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import Mnre
-from finetune.tasks.posts import parse_post
+from finetune.tasks.posts import parse_post, positions
 from shards.files import InputError
 from shards.images import POST_PIXELS, RejectedImage, decoded, picture_size
 
@@ -51,7 +51,7 @@ def answer(
     """What the page shows of one run.
 
     Args:
-        head, tail: words that occur once in the text, or START:END in characters, or nothing.
+        head, tail: words that occur once in the text, or [START, END] in characters, or nothing.
         caption: what the picture shows; blank: not said.
         max_pixels: of the picture, by its header: a larger one is not decoded.
 
@@ -67,6 +67,7 @@ def answer(
             raise InputError(f"image {Path(image).name}: {error.reason}") from None
     fields = {"head": head, "tail": tail, "caption": caption}
     record = {name: (value or "").strip() or None for name, value in fields.items()}
+    record = {k: positions(v) if k != "caption" else v for k, v in record.items()}
     post = parse_post({"text": text or "", "image": image, **record}, Path(), extract.task)
     (post,) = extract.run.with_captions([post])  # once, not of every covered picture
     (found,) = extract.answer([post], top_k=5)
@@ -151,13 +152,13 @@ def read_examples(folder: str) -> list[list[str]]:
 
 
 def mention(text: str, start: int, end: int) -> str:
-    """An entity as the page's fields take it: its words, or START:END where they occur again."""
+    """An entity as the page's fields take it: its words, or [START, END] where they occur again."""
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
         end -= 1
     words = text[start:end]
-    return words if words and text.count(words) == 1 else f"{start}:{end}"
+    return words if words and text.count(words) == 1 else f"[{start}, {end}]"
 
 
 def selected_words(selected: str, text: str) -> str | None:

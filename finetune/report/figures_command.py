@@ -68,7 +68,7 @@ class LookConfig(FigureConfig):
     text: str
     """The post."""
     head: str
-    """Its head entity, or START:END in characters."""
+    """Its head entity, or [START, END] in characters."""
     tail: str
     """Its tail entity."""
     image: str
@@ -153,9 +153,10 @@ def look(config: LookConfig) -> None:
     from finetune.predict.occlusion import thumbnail
     from finetune.report import looks
     from finetune.report.command import run_names
-    from finetune.tasks.posts import parse_post
+    from finetune.tasks.posts import parse_post, positions
 
-    record = {k: getattr(config, k) for k in ("text", "head", "tail", "image", "caption")}
+    record = {k: getattr(config, k) for k in ("text", "image", "caption")}
+    record |= {"head": positions(config.head), "tail": positions(config.tail)}
     live = LiveInputs(regions=config.regions, caption_model=config.caption_model)
     logging.getLogger("finetune.inputs.load").setLevel(
         logging.WARNING

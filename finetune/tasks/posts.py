@@ -6,28 +6,29 @@ text; what is not needed is left out, `relation` and `tags` are allowed and not 
     {"text": "Bob in Oslo", "head": "Bob", "tail": [7, 11], "image": "17.jpg", "id": "a1"}
     {"tokens": ["Bob", "in", "Oslo"], "head": [0, 1], "tail": [2, 3], "image": null}
 
-With `text`, an entity is its characters [start, end), or its words where they occur once; with
-`tokens`, tokens [start, end). `image` is a path, relative to the file that names it; `caption` is
-for runs that read one.
+With `text`, an entity is its characters [start, end), or its words where they occur once, or both
+as {"start", "end", "text"} or `head_start`, `head_end` beside `head`; with `tokens`, tokens
+[start, end). `offsets` says what positions count (`spans.py`). `image` is a path, relative to the
+file that names it; `caption` is for runs that read one.
 """
 
 import json
+import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from finetune.tasks.reading import shown
+from finetune.tasks.spans import MOST_CHARACTERS, Span, check_record, check_text, locate, read_span
 from shards.files import InputError
 from shards.images import POST_PIXELS, RejectedImage, picture_size
 
-Span = tuple[int, int]
-"""[start, end)"""
-KEYS = {"id", "text", "tokens", "head", "tail", "image", "caption", "relation", "tags"}
-MOST_CHARACTERS = 20_000
-
-HALF = re.compile("[\ud800-\udfff]")
-"""A surrogate: in a Python string always one without its other half."""
+ENDS = ("head_start", "head_end", "tail_start", "tail_end")
+KEYS = {"id", "text", "tokens", "head", "tail", "image", "caption", "relation", "tags", "offsets"}
+KEYS |= set(ENDS)
 WHOLE_TAGS = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-/&.]\w+)*|\.{2,}|[^\w\s]")
 APART = re.compile(r"https?://\S+|\d+(?:[.,:]\d+)+|\w+|[:;]-?[()]|\.{2,}|[^\w\s]")
 WORDS = {"twitter2017": APART}
@@ -61,24 +62,87 @@ class Post:
         return {"text": self.text[start:end], "start": start, "end": end}
 
 
-def parse_line(line: bytes | str, base: Path, task: str) -> Post:
-    """One line of a `.jsonl` file.
+def positions(value: str | None) -> Any:
+    """A field that a person fills in: [START, END] are characters, all else is words."""
+    ends = re.fullmatch(r"\[ *([0-9]{1,6}) *, *([0-9]{1,6}) *\]", value or "")
+    return [int(ends[1]), int(ends[2])] if ends else value
+
+
+TABLES = (".csv", ".tsv")
+LISTS = ("head", "tail", "tokens", "entities", "label", "labels")
+"""Columns whose cells may be JSON lists."""
+
+
+def record_of(cells: dict[str, str]) -> dict[str, Any]:
+    """A row of a table as the object of a JSON line: an empty cell is a field left out, and what
+    no post has is not read."""
+    record: dict[str, Any] = {}
+    for name, cell in cells.items():
+        if cell and name in (*KEYS, *LISTS):
+            record[name] = cell
+            if name in LISTS and cell.startswith("["):
+                with suppress(ValueError, RecursionError):
+                    record[name] = json.loads(cell)
+    return record
+
+
+@dataclass(frozen=True)
+class BadPost:
+    """In the place of a post: what is wrong with it, and its `id` where it has one."""
+
+    error: str
+    id: Any = None
+
+
+def parse_line(line: bytes | str, base: Path, task: str, offsets: str | None = None) -> Any:
+    """One line of a `.jsonl` file: a `Post`, or a `BadPost`.
 
     Args:
         base: folder that pictures are relative to. task: decides what a word of a text is.
-
-    Raises:
-        InputError: one line without a place, which the caller knows.
     """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # also what is not UTF-8
-        raise InputError("not JSON") from None
-    return parse_post(record, base, task)
+        return BadPost("not JSON")
+    return read_post(record, base, task, offsets)
 
 
-def parse_post(record: Any, base: Path, task: str) -> Post:
-    """The same from an object; see the head of this file."""
+def read_post(record: Any, base: Path, task: str, offsets: str | None = None) -> Any:
+    """The same from an object."""
+    try:
+        return parse_post(record, base, task, offsets)
+    except InputError as error:
+        name = record.get("id") if isinstance(record, dict) else None
+        try:
+            check_id(name)
+        except InputError:
+            name = None
+        return BadPost(str(error), name)
+
+
+def check_id(value: Any) -> None:
+    """Refuse what cannot be given back in JSON."""
+    check_text(value, "id")
+    number = isinstance(value, int | float) and math.isfinite(value)
+    if not (value is None or isinstance(value, str) or number):
+        raise InputError("id must be a string or a number")
+
+
+def parse_post(
+    record: Any,
+    base: Path,
+    task: str,
+    offsets: str | None = None,
+    occurrence: str = "error",
+) -> Post:
+    """A post from an object; see the head of this file.
+
+    Args:
+        offsets, occurrence: as `spans.locate` takes them; the record's own `offsets` go first.
+
+    Raises:
+        InputError: one line without a place, which the caller knows.
+    """
     if not isinstance(record, dict):
         raise InputError("not a JSON object")
     if unknown := record.keys() - KEYS:
@@ -88,41 +152,48 @@ def parse_post(record: Any, base: Path, task: str) -> Post:
     caption = record.get("caption")
     if not (caption is None or isinstance(caption, str)):
         raise InputError("caption must be a string")
-    check_whole(record)
-    entities = [record.get(name) for name in ("head", "tail")]
+    check_id(record.get("id"))
+    check_record(record)
+    entities = [with_ends(record, name) for name in ("head", "tail")]
+    offsets = record.get("offsets") or offsets
     if (entities[0] is None) != (entities[1] is None):
         raise InputError("head and tail: give both or neither")
     if "text" in record:
-        text, tokens, places, spans = _from_text(record["text"], entities, WORDS.get(task))
+        text, tokens, places, spans = _from_text(
+            record["text"], entities, WORDS.get(task), offsets, occurrence
+        )
     else:
         text, tokens, places, spans = _from_tokens(record["tokens"], entities)
     image = _picture(record.get("image"), base)
     return Post(text, tokens, places, *spans, image, caption, record.get("id"))
 
 
-def check_whole(record: dict[str, Any]) -> None:
-    """Refuse strings that hold half a character, which JSON can write and UTF-8 cannot."""
-    for name, value in record.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and (half := HALF.search(text)):
-                raise InputError(
-                    f"{name} holds half a character (the surrogate U+{ord(half[0]):04X} alone, "
-                    f"after {half.start()} characters)"
-                )
+def with_ends(record: dict[str, Any], name: str) -> Any:
+    """An entity's value, with `head_start` and `head_end` beside it where the record has these."""
+    value, ends = record.get(name), [record.get(f"{name}_{end}") for end in ("start", "end")]
+    if ends == [None, None]:
+        return value
+    if isinstance(value, list | dict):
+        raise InputError(f"{name} has two pairs of positions: {name}, and {name}_start")
+    places = [int(e) if isinstance(e, str) and re.fullmatch("[0-9]{1,9}", e) else e for e in ends]
+    return {"start": places[0], "end": places[1]} | ({} if value is None else {"text": value})
 
 
 Parsed = tuple[str, tuple[str, ...], tuple[Span, ...], list[Span | None]]
 
 
-def _from_text(text: Any, entities: list[Any], words: re.Pattern | None) -> Parsed:
+def _from_text(
+    text: Any,
+    entities: list[Any],
+    words: re.Pattern[str] | None,
+    offsets: str | None,
+    occurrence: str,
+) -> Parsed:
     if not isinstance(text, str) or not text.strip():
         raise InputError("text must be a string that is not blank")
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"text of {len(text)} characters; at most {MOST_CHARACTERS} are read")
-    spans = [
-        None if value is None else _characters(value, text, name)
-        for value, name in zip(entities, ("head", "tail"), strict=True)
-    ]
+    spans = locate(entities, text, ("head", "tail"), offsets, occurrence)
     # An entity may begin or end inside what would be a word: the text is cut there too.
     cuts = sorted({0, len(text), *(end for span in spans if span for end in span)})
     places = [
@@ -132,7 +203,7 @@ def _from_text(text: Any, entities: list[Any], words: re.Pattern | None) -> Pars
     ]
     if not places:
         raise InputError("text without a word")
-    inside = []
+    inside: list[Span | None] = []
     for span, name in zip(spans, ("head", "tail"), strict=True):
         if span is None:
             inside.append(None)
@@ -149,7 +220,8 @@ def _from_tokens(tokens: Any, entities: list[Any]) -> Parsed:
         raise InputError("tokens must be a list of strings that are not blank")
     if not tokens:
         raise InputError("tokens must not be empty")
-    places, end = [], -1
+    places: list[Span] = []
+    end = -1
     for token in tokens:
         start = end + 1
         end = start + len(token)
@@ -157,35 +229,21 @@ def _from_tokens(tokens: Any, entities: list[Any]) -> Parsed:
     if end > MOST_CHARACTERS:
         raise InputError(f"tokens of {end} characters; at most {MOST_CHARACTERS} are read")
     spans = [
-        None if value is None else _span(value, len(tokens), name, "tokens")
+        None if value is None else _of_tokens(value, tokens, name)
         for value, name in zip(entities, ("head", "tail"), strict=True)
     ]
     return " ".join(tokens), tuple(tokens), tuple(places), spans
 
 
-def _characters(value: Any, text: str, name: str) -> Span:
-    """[start, end), or words that occur once, with nothing of a word around them."""
-    if not isinstance(value, str):
-        return _span(value, len(text), name, "characters")
-    if found := re.fullmatch(r"(\d+):(\d+)", value):
-        return _span([int(found[1]), int(found[2])], len(text), name, "characters")
-    if not value.strip():
-        raise InputError(f"{name} is blank")
-    places = [
-        place.span() for place in re.finditer(rf"(?<!\w){re.escape(value.strip())}(?!\w)", text)
-    ]
-    if len(places) != 1:
-        times = f"occurs {len(places)} times in" if places else "does not occur in"
-        raise InputError(f"{name} {value!r} {times} the text; give its characters, START:END")
-    return places[0]
-
-
-def _span(value: Any, length: int, name: str, unit: str) -> Span:
-    if not isinstance(value, list | tuple) or [type(place) for place in value] != [int, int]:
-        raise InputError(f"{name} must be [start, end) in {unit}, not {value!r}")
-    start, end = value
-    if not 0 <= start < end <= length:
-        raise InputError(f"{name} [{start}, {end}) is empty or outside {length} {unit}")
+def _of_tokens(value: Any, tokens: list[str], name: str) -> Span:
+    words = None
+    if isinstance(value, dict):
+        value, words = [value.get("start"), value.get("end")], value.get("text")
+    start, end = read_span(value, len(tokens), name, "tokens")
+    if words not in (None, reading := " ".join(tokens[start:end])):
+        raise InputError(
+            f"{name} [{start}, {end}) reads {shown(reading)}, but its text is {shown(words)}"
+        )
     return start, end
 
 

@@ -56,7 +56,8 @@ def test_entities_survive_the_way_there_and_back(tmp_path):
             start = end
         posts.append({"text": text, "label": spans, "image": "x.jpg"})
     source = write(tmp_path / "posts.jsonl", posts)
-    main(f"data convert {source} --to entities --out {tmp_path}/ner/train.jsonl".split())
+    command = f"data convert {source} --to entities --offsets characters"
+    main([*command.split(), "--out", f"{tmp_path}/ner/train.jsonl"])
     rows = OwnEntities(tmp_path / "ner").read("train")
     for post, row in zip(posts, rows, strict=True):
         found = metrics.entities(row.tags)
@@ -86,14 +87,14 @@ def test_entities_survive_the_way_there_and_back(tmp_path):
 def test_damage_is_one_line_with_its_place(tmp_path, kind, record, message):
     good = {"text": "a b", "head": "a", "tail": "b", "relation": "x", "entities": []}
     source = write(tmp_path / "posts.jsonl", [good, record])
-    with pytest.raises(InputError, match=rf"posts\.jsonl:2: .*{message}"):
+    with pytest.raises(InputError, match=rf"posts\.jsonl: line 2: .*{message}"):
         list(convert(source, kind))
 
 
 def test_damaged_csv(tmp_path):
     source = tmp_path / "posts.csv"
-    source.write_text("text,head\nBob\n")
-    with pytest.raises(InputError, match=r"posts\.csv:2: not as many cells as columns"):
+    source.write_text("text,head,relation\nBob,Bob\n")
+    with pytest.raises(InputError, match=r"posts\.csv: line 2: 2 fields, the header names 3"):
         list(convert(source, "relations"))
     with pytest.raises(InputError, match="cannot be read"):
         list(convert(tmp_path / "no.csv", "relations"))

@@ -21,7 +21,7 @@ from shards.files import InputError
 
 
 def test_the_page_shows_what_predict_says(extract, picture):
-    pane = answer(extract, "Ann and Bob tonight", "Ann", "8:11", picture, False)
+    pane = answer(extract, "Ann and Bob tonight", "Ann", "[8, 11]", picture, False)
     predicted = extract("Ann and Bob tonight", head="Ann", tail=[8, 11], image=picture, top_k=5)
     assert pane.bars == {entry["relation"]: entry["probability"] for entry in predicted["top"]}
     assert pane.spans == [("Ann", "head"), (" and ", None), ("Bob", "tail"), (" tonight", None)]
@@ -34,12 +34,12 @@ def test_pieces_are_the_text():
     text = "a bc d"
     spans = [(2, 4, "x"), (3, 4, "inside"), (5, 6, "y")]
     assert pieces(text, spans) == [("a ", None), ("bc", "x"), (" ", None), ("d", "y")]
-    assert mention("Bob and Bob ", 8, 12) == "8:11" and mention("Bob in Oslo", 6, 11) == "Oslo"
+    assert mention("Bob and Bob ", 8, 12) == "[8, 11]" and mention("Bob in Oslo", 6, 11) == "Oslo"
 
 
 @pytest.mark.parametrize(
     ("selected", "words"),
-    [("0:3", "Ann"), ("0:4", "Ann"), ("4:7", "4:7"), ("8:11", "8:11"), ("3:4", None),
+    [("0:3", "Ann"), ("0:4", "Ann"), ("4:7", "[4, 7]"), ("8:11", "[8, 11]"), ("3:4", None),
      ("x:y", None), ("", None), (None, None), ("3", None), ("-3:2", None), ("7:4", None),
      ("0:99", None), ("0:" + "9" * 5000, None), ("¹:²", None)],
 )  # fmt: skip
@@ -85,7 +85,8 @@ POSTS = {
     "": "text must be", "   ": "text must be", "x" * (LONGEST + 1): "reads 2000",
     "Ann alone": "does not occur", "Ann Bob Bob": "occurs 2 times",
     "Ann \ud83d Bob": r"text holds half a character \(the surrogate U\+D83D alone, after 4 ch",
-    "Ann\x00Bob": None, "Ann \u202eBob": None, "Ann " + "\U0001f600" * 1500 + " Bob": None,
+    "Ann\x00Bob": "a NUL character",
+    "Ann \u202eBob": None, "Ann " + "\U0001f600" * 1500 + " Bob": None,
     "Ann [E1] Bob": None,
 }  # fmt: skip
 
@@ -121,4 +122,4 @@ def test_hostile_posts_get_a_line(extract, picture, text, message):
     with pytest.raises(InputError, match=message):
         answer(extract, text, "Ann", "Bob", picture, False)
     with pytest.raises(InputError):
-        answer(extract, "Ann and Bob", "Ann", "900:901", picture, False)
+        answer(extract, "Ann and Bob", "Ann", "[900, 901]", picture, False)

@@ -126,8 +126,8 @@ def test_text_tokens_and_python_agree(run, mnre_folder, posts):
         by_text = extractor(text, head=head, tail=tail, image=opened.copy())
     assert by_text == by_tokens
     assert text[by_text["head"]["start"] : by_text["head"]["end"]] == head
-    span = f"{by_text['tail']['start']}:{by_text['tail']['end']}"
-    assert extractor(text, head=head, tail=span, image=picture) == by_tokens
+    for span in ([by_text["tail"]["start"], by_text["tail"]["end"]], by_text["tail"]):
+        assert extractor(text, head=head, tail=span, image=picture) == by_tokens
     without = extractor(text, head=head, tail=tail)
     assert without["probability"] != by_tokens["probability"]
 

@@ -293,6 +293,6 @@ def test_without_scikit_learn(monkeypatch):
 def test_a_run_that_finds_entities_has_no_look(monkeypatch, tmp_path):
     run = SimpleNamespace(run=SimpleNamespace(info=SimpleNamespace(kind="entities")))
     monkeypatch.setattr("finetune.predict.extractor.Extractor.from_pretrained", lambda *a, **k: run)
-    post = ["--text", "Ann", "--head", "0:1", "--tail", "1:2", "--image", "a.jpg"]
+    post = ["--text", "Ann", "--head", "[0, 1]", "--tail", "[1, 2]", "--image", "a.jpg"]
     with pytest.raises(InputError, match="finds entities"):
         plots.main(["look", "ner", *post, "--out", str(tmp_path / "f.png")])
