@@ -31,8 +31,13 @@ if [ -n "$wheels" ]; then
         "$python" -m zipfile -e "$wheel" "$out/packages"
     done
     path=$path:$out/packages
+    # The checkout is not installed either, and runs record its version.
+    info=$out/packages/fusion_mre-0.dist-info
+    mkdir -p "$info"
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")
+    printf 'Metadata-Version: 2.1\nName: fusion-mre\nVersion: %s\n' "$version" >"$info/METADATA"
 fi
 [ "$device" = cuda ] || export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
-export PYTHONPATH=$path PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONPATH=$path HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 cd "$root"
 exec "$python" -m bench.gpu.run "$out" --minutes "$minutes" --device "$device" --started "$started"

@@ -15,7 +15,7 @@ from bench.gpu.common import (
     widest,
 )
 
-STEPS, PAIRS = 20, 8
+STEPS, PAIRS = 20, 4 if REHEARSAL else 16
 CPU = torch.device("cpu")
 
 
