@@ -83,8 +83,13 @@ def aug_noise(
     seed: int,
     *,
     p_modify: float = 0.5,
+    num_grounded: int | None = None,
+    num_detected: int | None = None,
 ) -> dict[int, Change]:
     """Spoil round(ratio · N) of all regions: each becomes a random box, or is deleted.
+
+    A deletion leaves its place empty: neither does the next region of the cache take it, nor do
+    those behind it move, whose places methods weigh.
 
     A detected region counts once in every row that shows its picture. A random box lies in the same
     picture, has IoU at most 0.1 with every true region of the row (of 50 tries, else the lowest),
@@ -92,7 +97,10 @@ def aug_noise(
 
     Args:
         p_modify: chance of a random box rather than deletion; 1 or 0 for one kind alone.
+        num_grounded, num_detected: regions of a row that the method sees, the first ones; others
+            are left alone and do not count. None: all.
     """
+    seen = {"vg": num_grounded, "od": num_detected}
     true: dict[int, dict[str, Regions]] = {}
     for row in rows:
         true[row.row] = {"vg": grounded[row.row]} if row.row in grounded else {}
@@ -102,7 +110,7 @@ def aug_noise(
         (row, kind, place)
         for row, kinds in true.items()
         for kind, entry in kinds.items()
-        for place in range(len(entry.regions))
+        for place in range(len(entry.regions[: seen[kind]]))
     ]
     generator = _generator(seed)
     order = generator.permutation(len(everything)).tolist()
@@ -125,11 +133,7 @@ def _spoilt(
 ) -> Change:
     """The regions of a row after its spoilt ones (None: deleted) have taken their places."""
     after = {
-        kind: tuple(
-            region
-            for place, old in enumerate(true[kind].regions)
-            if (region := places.get(place, old)) is not None
-        )
+        kind: tuple(places.get(place, old) for place, old in enumerate(true[kind].regions))
         for kind, places in spoilt.items()
     }
     return Change(vg=after.get("vg"), od=after.get("od"))

@@ -1,7 +1,7 @@
 """`python -m finetune view`: draws what an experiment changes, and writes it as a view manifest.
 
 Same files and seed give the same bytes. The rules are in `view_rules.py`, the file format in
-`manifest.py`.
+`finetune/inputs/view.py`.
 """
 
 import hashlib
@@ -55,6 +55,9 @@ class ViewConfig(TaskOptions):
             raise ValueError(f"--seed {self.seed}: not a whole number")
         for name in ("ratio", "keep", "p_modify"):
             check_share(name, getattr(self, name, Fraction(0)))
+        for name in ("num_grounded", "num_detected"):
+            if (getattr(self, name, None) or 0) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: not a whole number")
 
     @property
     def region_cache(self) -> Path | None:
@@ -107,6 +110,10 @@ class AugNoise(ViewConfig):
     """What is done to them."""
     p_modify: Fraction = Fraction(1, 2)
     """Of both: chance of a random box, not deletion."""
+    num_grounded: int | None = None
+    """Grounded regions a row that the method sees: only these are spoilt; default: all cached."""
+    num_detected: int | None = None
+    """Detected regions a picture, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +164,6 @@ class RegionGrid(ViewConfig):
     num_detected: int
     """Detected regions a picture."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_grounded", "num_detected"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: not a whole number")
-
 
 def draw(config: ViewConfig, task: Task, split: str) -> View:
     """The view of one split that the options describe."""
@@ -181,8 +182,9 @@ def draw(config: ViewConfig, task: Task, split: str) -> View:
         case AugNoise():
             chance = {"both": config.p_modify, "modify": 1, "delete": 0}[config.ops]
             changes = view_rules.aug_noise(
-                rows, grounded, detected, config.ratio, seed, p_modify=float(chance)
-            )
+                rows, grounded, detected, config.ratio, seed, p_modify=float(chance),
+                num_grounded=config.num_grounded, num_detected=config.num_detected,
+            )  # fmt: skip
         case KeepFraction():
             changes = view_rules.fraction(rows, config.ratio, seed, stratified=config.stratified)
         case KShot():

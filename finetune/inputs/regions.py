@@ -35,7 +35,7 @@ class Slot:
     """As shares of the picture's width and height; None: a crop file, its place unknown."""
 
 
-RowSlots = Callable[[Row], Sequence[Slot]]
+RowSlots = Callable[[Row], Sequence[Slot | None]]
 
 
 def add_region_boxes(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
@@ -85,7 +85,9 @@ def filled(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[list[
     for kind, number in wanted.spec.region_slots.items():
         loaded, slots_of = source_of(kind, loaded, wanted, view)
         for places, row in zip(table, loaded.rows, strict=True):
-            filled_slots = [] if row.image_id is None else list(slots_of(row))[:number]
+            filled_slots: list[Slot | None] = []
+            if row.image_id is not None:
+                filled_slots += slots_of(row)[:number]
             places += filled_slots + [None] * (number - len(filled_slots))
     return replace(loaded, leaky=loaded.leaky or view.leaky), table
 
@@ -120,7 +122,7 @@ def source_of(
     require_upright(sizes, wanted.task.image_folder(wanted.split), cache.path)
     find = view.grounded if kind == "vg" else view.detected
 
-    def slots_of(row: Row) -> list[Slot]:
+    def slots_of(row: Row) -> list[Slot | None]:
         try:
             regions = find(row, cache.values)
         except KeyError:
@@ -134,21 +136,24 @@ def source_of(
 
 def cut_out(
     row: Row,
-    regions: Sequence[Region],
+    regions: Sequence[Region | None],
     sizes: dict[str, tuple[int, int]],
     wanted: Wanted,
     path: Path,
-) -> list[Slot]:
-    """Regions as parts of the picture that the row shows."""
+) -> list[Slot | None]:
+    """Regions as parts of the picture that the row shows; None: a place that a view emptied."""
     name = str(row.image_id)
-    if regions and name not in sizes:
+    if any(regions) and name not in sizes:
         raise InputError(f"{path}: says no size of {name}; complete the cache")
     picture = str((wanted.task.image_folder(wanted.split) / name).resolve())
-    shares = [np.divide(region.box, sizes[name] * 2).clip(0, 1) for region in regions]
-    return [
-        Slot(Part(picture, region.box), tuple(share.tolist()))
-        for region, share in zip(regions, shares, strict=True)
-    ]
+    slots: list[Slot | None] = []
+    for region in regions:
+        if region is None:
+            slots.append(None)
+            continue
+        share = np.divide(region.box, sizes[name] * 2).clip(0, 1)
+        slots.append(Slot(Part(picture, region.box), tuple(share.tolist())))
+    return slots
 
 
 def picture_sizes(cached: Mapping[Any, Regions]) -> dict[str, tuple[int, int]]:
@@ -182,7 +187,7 @@ def community_crops(
     for row in wanted.original:
         first_row.setdefault(row.image_id, row)
 
-    def slots_of(row: Row) -> list[Slot]:
+    def slots_of(row: Row) -> list[Slot | None]:
         change = view.changes.get(row.row)
         if change is not None and getattr(change, kind) is not None:
             raise InputError(

@@ -6,8 +6,9 @@ A header line, then one line for each changed row::
      "leaky": false}
     {"row": 3, "img_id": "other.jpg", "vg": […]}
 
-A row may have `drop` (it is left out), `img_id` (another picture), `vg` and `od` (other regions),
-`no_image`. Which rows change and how is decided in `finetune/data/view_rules.py`.
+A row may have `drop` (it is left out), `img_id` (another picture), `vg` and `od` (other regions; a
+null among them is a deleted one, whose place stays empty), `no_image`. Which rows change and how is
+decided in `finetune/data/view_rules.py`.
 """
 
 import json
@@ -32,9 +33,9 @@ class Change:
     drop: bool = False
     image_id: str | None = None
     """The picture shown instead of the row's own."""
-    vg: tuple[Region, ...] | None = None
-    """Grounded regions instead of the cached ones."""
-    od: tuple[Region, ...] | None = None
+    vg: tuple[Region | None, ...] | None = None
+    """Grounded regions instead of the cached ones; one that is None leaves its place empty."""
+    od: tuple[Region | None, ...] | None = None
     """Detected regions instead of the cached ones of the picture."""
     no_image: bool = False
 
@@ -78,7 +79,7 @@ class View:
             return replace(row, image_id=None)
         return row if change.image_id is None else replace(row, image_id=change.image_id)
 
-    def grounded(self, row: Row, cached: Mapping[int, Regions]) -> tuple[Region, ...]:
+    def grounded(self, row: Row, cached: Mapping[int, Regions]) -> tuple[Region | None, ...]:
         """The row's grounded regions under this view.
 
         Raises:
@@ -97,7 +98,7 @@ class View:
             )
         return cached[row.row].regions
 
-    def detected(self, row: Row, cached: Mapping[str, Regions]) -> tuple[Region, ...]:
+    def detected(self, row: Row, cached: Mapping[str, Regions]) -> tuple[Region | None, ...]:
         """The detected regions of the picture that `row`, as `apply` gives it, shows."""
         change = self.changes.get(row.row, Change())
         if change.od is not None or row.image_id is None:
@@ -193,7 +194,8 @@ def _change(record: dict[str, Any], where: str) -> Change:
     if not (image_id is None or (isinstance(image_id, str) and image_id)):
         raise InputError(f"{where}: img_id must be a file name")
     regions = {
-        kind: regions_from_json(record[kind], None, where)  # the picture's size is not known here
+        # The picture's size is not known here.
+        kind: regions_from_json(record[kind], None, where, gaps=True)
         for kind in ("vg", "od")
         if kind in record
     }

@@ -101,10 +101,14 @@ def rounded(regions: Iterable[Region]) -> tuple[Region, ...]:
     )
 
 
-def regions_to_json(regions: Iterable[Region], kind: str) -> list[dict[str, Any]]:
-    """The list under `vg` or `od`; boxes to a hundredth of a pixel."""
-    records = []
-    for region in rounded(regions):
+def regions_to_json(regions: Iterable[Region | None], kind: str) -> list[dict[str, Any] | None]:
+    """The list under `vg` or `od`; boxes to a hundredth of a pixel; null for an empty place."""
+    records: list[dict[str, Any] | None] = []
+    for place in regions:
+        if place is None:
+            records.append(None)
+            continue
+        (region,) = rounded([place])
         record: dict[str, Any] = {"box": list(region.box), "score": round(region.score, 4)}
         if kind == "vg":
             record |= {"phrase": region.text, "kind": region.kind}
@@ -114,19 +118,25 @@ def regions_to_json(regions: Iterable[Region], kind: str) -> list[dict[str, Any]
     return records
 
 
-def regions_from_json(records: Any, size: Sequence[int] | None, where: str) -> tuple[Region, ...]:
+def regions_from_json(
+    records: Any, size: Sequence[int] | None, where: str, *, gaps: bool = False
+) -> tuple[Any, ...]:
     """The other way round, checked: four finite numbers, positive area, inside the picture.
 
     Args:
         size: [width, height] of the picture; None where it is not known.
+        gaps: whether null, an empty place, may stand among them.
 
     Raises:
         InputError: beginning with `where`.
     """
     if not isinstance(records, list):
         raise InputError(f"{where}: expected a list of regions")
-    regions = []
+    regions: list[Region | None] = []
     for record in records:
+        if gaps and record is None:
+            regions.append(None)
+            continue
         box = record.get("box") if isinstance(record, dict) else None
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise InputError(f"{where}: a region's box is four finite numbers, not {box!r}")

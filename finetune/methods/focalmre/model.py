@@ -235,10 +235,10 @@ def inputs_of(config: FocalMREConfig) -> frozenset[str]:
 
 
 def repeated(there: Tensor, numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Slots that take the regions of their kind in turn.
+    """Filled slots as they are; empty ones take the regions of their kind in turn.
 
     Args:
-        there: (B, R) bool, the first slots of each kind filled. numbers: slots of each kind.
+        there: (B, R) bool, which are filled. numbers: slots of each kind.
 
     Returns:
         (B, R) int64, the slot whose region each slot shows; (B, R) bool, whether there is any.
@@ -246,7 +246,9 @@ def repeated(there: Tensor, numbers: list[int]) -> tuple[Tensor, Tensor]:
     places, filled, start = [], [], 0
     for part in there.split(numbers, dim=1):
         count = part.sum(dim=1, keepdim=True).clamp(min=1)
-        places.append(start + torch.arange(part.shape[1], device=there.device) % count)
+        own = torch.arange(part.shape[1], device=there.device).expand_as(part)
+        regions = (~part).to(torch.uint8).argsort(dim=1, stable=True)  # filled slots, then others
+        places.append(start + torch.where(part, own, regions.gather(1, own % count)))
         filled.append(part.any(dim=1, keepdim=True).expand_as(part))
         start += part.shape[1]
     return torch.cat(places, dim=1), torch.cat(filled, dim=1)

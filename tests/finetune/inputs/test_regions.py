@@ -1,6 +1,7 @@
 """Regions on their way to a method: the right pixels and places, and the truth about leaks."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ import torch
 from PIL import Image
 
 from finetune.__main__ import main as command
+from finetune.data.view_rules import aug_noise
 from finetune.inputs.load import load_split, read_views
 from finetune.inputs.pictures import RESIZERS
 from finetune.inputs.spec import InputSpec
 from finetune.inputs.split import InputOptions
-from finetune.inputs.view import Change, View
+from finetune.inputs.view import Change, View, read_view, write_view
 from finetune.methods.base import Source
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.tasks.mnre import Mnre
@@ -213,3 +215,27 @@ def test_views_and_types_of_another_version_are_refused(parts, tmp_path, caches,
         load_split(task, "train", tokenizer, method, options)
     with pytest.raises(InputError, match=r"types_train\.jsonl: made of another version of"):
         load_split(task, "train", tokenizer, method, replace(options, views={}))
+
+
+def test_a_deleted_region_leaves_its_slot_empty(parts, mnre_folder, tmp_path):
+    """50 % deleted of 4 cached, 2 seen: half of the seen slots are empty, and none has moved."""
+    grounded = {
+        row: Regions(f"val{row}.jpg", SIZE, tuple(region(i, 1, i + 5, 9 + i) for i in range(4)))
+        for row in range(30)
+    }
+    detected = {f"val{row}.jpg": Regions(f"val{row}.jpg", SIZE, ()) for row in range(30)}
+    write_regions(mnre_folder / "regions_vg_val.jsonl", {"leaky": False}, grounded)
+    write_regions(mnre_folder / "regions_od.jsonl", {"leaky": False}, detected)
+    whole = load(parts, tmp_path, str(mnre_folder)).dataset
+    rows = parts[0].read("val")
+    changes = aug_noise(rows, grounded, detected, Fraction(1, 2), 1, p_modify=0, num_grounded=2)
+    write_view(tmp_path / "val.jsonl", View("val", changes))
+    view = read_view(tmp_path / "val.jsonl")
+    assert view.changes == changes
+    spoilt = load(parts, tmp_path, str(mnre_folder), views={"val": [view]}).dataset
+    boxes, mask = (spoilt.columns[name] for name in ("region_boxes", "region_mask"))
+    assert mask[:, :2].sum() == len(rows)  # of 2 a row
+    true = whole.columns["region_boxes"]
+    assert np.array_equal(boxes[mask], true[mask]) and not boxes[~mask].any()
+    index = spoilt.pictures["region_pixels"].index
+    assert np.array_equal(index >= 0, mask)

@@ -156,6 +156,8 @@ def test_regions_in_turn():
     assert places[0].tolist() == [0, 1, 0, 1, 4, 4, 4]
     assert places[1, 4:].tolist() == [4, 5, 6] and places[2, :4].tolist() == [0, 1, 2, 3]
     assert there[0].all() and there[1].tolist() == [False] * 4 + [True] * 3
+    gap = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]]).bool()  # slots that a view emptied
+    assert repeated(gap, [4])[0].tolist() == [[1, 1, 2, 2], [0, 0, 0, 0]]
 
 
 def test_fill(tiny_model):
