@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
+from finetune.tasks.spans import check_text
 from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError, read_lines
 
@@ -165,6 +166,10 @@ def parse_line(
     tokens, image, relation = fields["token"], fields["img_id"], fields["relation"]
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise fail("'token' is not a list of str")
+    try:
+        check_text(tokens, "'token'")
+    except InputError as error:
+        raise fail(str(error)) from None
     if not isinstance(image, str) or not image or "/" in image or "\x00" in image:
         raise fail("'img_id' is not a file name")
     if not isinstance(relation, str) or relation not in relation2id:

@@ -17,6 +17,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow, Span
 from finetune.tasks.reading import parse_record, read_lines
+from finetune.tasks.spans import check_text
 from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
@@ -71,6 +72,7 @@ class OwnRelations(Mnre):
         tokens, relation, image = fields["tokens"], fields["relation"], fields.get("image")
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise InputError(f"{where}: tokens must be a list of non-empty strings")
+        check_text(fields, where)
         if not isinstance(relation, str) or not relation:
             raise InputError(f"{where}: relation must be a name")
         if self.relation2id and relation not in self.relation2id:

@@ -26,6 +26,7 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
+from finetune.tasks.spans import check_text
 from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
 
@@ -200,6 +201,7 @@ def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NER
     for row, (line, tokens, tags, image_id) in enumerate(blocks):
         for offset, tag in enumerate(tags):
             _check_tag(tag, allowed, f"{path}:{line + offset * (path.suffix == '.txt')}")
+        check_text([image_id, tokens, tags], f"{path}:{line}")
         rows.append(NERRow(row=row, image_id=image_id, tokens=tuple(tokens), tags=tuple(tags)))
     if not rows:
         raise InputError(f"{path}: no tweet in it")

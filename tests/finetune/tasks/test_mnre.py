@@ -43,6 +43,7 @@ def test_good_line(tmp_path):
         (repr({k: v for k, v in GOOD.items() if k != "img_id"}), "key 'img_id' is missing"),
         (repr({k: v for k, v in GOOD.items() if k != "relation"}), "key 'relation' is missing"),
         (repr(GOOD | {"token": "RT Ann"}), "'token' is not a list of str"),
+        (repr(GOOD | {"token": ["RT", "\ud83d"]}), "'token' holds half a character"),
         (repr(GOOD | {"token": ["RT", 3]}), "'token' is not a list of str"),
         (repr(GOOD | {"token": []}), "outside 0 tokens"),
         (repr(GOOD | {"img_id": 3}), "'img_id' is not a file name"),

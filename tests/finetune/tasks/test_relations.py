@@ -55,6 +55,8 @@ def test_names_of_the_validation_split(tmp_path):
 
 
 DAMAGE = {
+    "half a character": ROW | {"tokens": ["Bob", "\ud83d", "Oslo"]},
+    "a NUL": ROW | {"tokens": ["Bob", "a\0b", "Oslo"]},
     "not JSON": "{'tokens': ['a']}",
     "cut": json.dumps(ROW)[:-9],
     "a list": "[]",
@@ -82,7 +84,7 @@ def test_damage_names_the_line(tmp_path, name):
     write(tmp_path, ROW, DAMAGE[name])
     with pytest.raises(InputError) as caught:
         OwnRelations(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:2:")
+    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:2")
     assert "\n" not in str(caught.value)
 
 

@@ -96,6 +96,7 @@ def test_damage_names_the_line(tmp_path, name):
 
 OWN = {"tokens": ["Bob", "in", "Oslo"], "tags": ["B-PERSON", "O", "B-PLACE"], "image": "17.png"}
 OWN_DAMAGE = {
+    "half a character": json.dumps(OWN | {"tokens": ["Bob", "\ud83d", "Oslo"]}),
     "not JSON": "{'tokens': []}",
     "not an object": "[]",
     "missing key": json.dumps({"tokens": ["a"]}),
@@ -126,7 +127,7 @@ def test_own_damage_names_the_line(tmp_path, name):
     path = write(tmp_path, json.dumps(OWN) + "\n" + OWN_DAMAGE[name] + "\n", "train.jsonl")
     with pytest.raises(InputError) as caught:
         read_rows(path, types=None)
-    assert str(caught.value).startswith(f"{path}:2:") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:2") and "\n" not in str(caught.value)
 
 
 def test_split_names(tmp_path):
