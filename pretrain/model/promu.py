@@ -173,9 +173,8 @@ class Promu(nn.Module):
         return losses.pool_patches(patches, patch_weights)
 
     def _labels(self, features: Tensor, bank: PromptBank | None) -> tuple[Tensor, Tensor]:
-        assert bank is not None, (
-            "prepare_teacher encodes it"
-        )  # `bank` alone breaks a compiled graph
+        # Its truth alone, `assert bank`, would break a compiled graph.
+        assert bank is not None, "prepare_teacher encodes it"
         config = self.loss_config
         soft = losses.soft_labels(features, bank.features, bank.temperature)
         likeliest, classes = soft.max(dim=-1)

@@ -27,6 +27,7 @@ def main() -> None:
         outcome = re.match(r"(tests\S*::\S+) (PASSED|FAILED|ERROR|SKIPPED)", line)
         if outcome:
             counts[outcome[2]] += 1
+            results.add("tests", test=outcome[1].rpartition("::")[2], outcome=outcome[2].lower())
             if outcome[2] in ("FAILED", "ERROR"):
                 results.check(outcome[1].rpartition("/")[2], False, outcome[2].lower())
         if time.time() > results.end:
