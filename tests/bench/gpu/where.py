@@ -44,7 +44,14 @@ def kernels(results: Results, step) -> None:
             step()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-    on_device = [e for e in recorded.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    # Of a range that torch names, such as the optimizer's step, the device keeps a shadow.
+    on_device = [
+        event
+        for event in recorded.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.is_user_annotation
+        and not event.name.startswith("Optimizer.")
+    ]
     if on_device:
         spent, calls = collections.Counter(), collections.Counter()
         for event in on_device:
