@@ -170,7 +170,7 @@ class Supervisor:
         world, first = sum(host.slots for host in hosts), hosts[0]
         common = {
             **forwarded(os.environ),
-            "MASTER_ADDR": "127.0.0.1" if first.local else first.name,
+            "MASTER_ADDR": "127.0.0.1" if first.local else first.address,
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(world),
             "PYTHONPATH": str(_ROOT),

@@ -81,6 +81,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "k": ("top_k",),
 }
 """What the field calls a setting -> what it is called here, the likeliest first."""
+LARGEST, DEEPEST = 1 << 20, 20
+"""Bytes of a configuration file, and levels that it nests."""
 OWN = {"help", "config", "print_config"}
 """Options that every command has."""
 SWITCH = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false"}
@@ -111,6 +113,8 @@ def parse_config(
     """
     try:
         files, words = _split(_with_rest(list(argv), config_class), config_class)
+        for name in files:
+            check_bounds(Path(shipped(config_class, name)))
         read = getattr(config_class, "read_file", str)  # its content, where an old file needs it
         words = [f"--config={read(shipped(config_class, name))}" for name in files] + words
     except InputError as error:
@@ -131,6 +135,28 @@ def parse_config(
         raise CommonError(f"{prog}: {_one_line(str(error))}") from error
 
 
+def check_bounds(path: Path) -> None:
+    """Refuse, before anything is built of it, a YAML file that no person wrote as settings.
+
+    Raises:
+        InputError: more than 1 MiB, or nested deeper than 20 levels.
+    """
+    import yaml
+
+    if (size := path.stat().st_size) > LARGEST:
+        raise InputError(f"{path}: {size:,} bytes are no settings (at most {LARGEST:,})")
+    depth = 0
+    try:
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                line = event.start_mark.line + 1
+                raise InputError(f"{path}: line {line}: nested deeper than {DEEPEST} levels")
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # the parser says what is wrong with it
+
+
 def look_ahead(name: str, argv: Sequence[str], config_class: type) -> str | None:
     """The value of `--name` on the command line, else in the last `--config` file that has it."""
     words = [_underscored(word) for word in argv]
@@ -140,6 +166,7 @@ def look_ahead(name: str, argv: Sequence[str], config_class: type) -> str | None
     import yaml
 
     for path in (shipped(config_class, file) for file in reversed(_values(words, "config"))):
+        check_bounds(Path(path))
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:

@@ -10,8 +10,8 @@ A name may be a `Part` of a picture; its file is decoded once for all parts.
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -237,7 +237,8 @@ def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resi
     absent = [file for file in parts if not (folder / file).is_file()]
     missing = [name for file in absent for name in parts.pop(file)]
     present = sum(map(len, parts.values()))
-    building = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
+    building = directory.parent / f".building-{secrets.token_hex(6)}"
+    building.mkdir()  # with the umask's mode: mkdtemp's is the owner's alone, and caches are shared
     try:
         shape = (present, 3, size, size)
         # An empty array cannot be memory-mapped; no picture at all is one unused row.

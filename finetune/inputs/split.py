@@ -1,5 +1,6 @@
 """A split on its way to a method: the options, and what has been loaded of it so far."""
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 from finetune.inputs.batch import Dataset, Padding, Pictures
 from finetune.inputs.view import View
 from finetune.tasks.base import Column, SideInput
+from pretrain import distributed
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,10 @@ class LoadedSplit:
         return replace(self, traces={**self.traces, **traces})
 
     def with_source(self, source: SideInput, **traces: Sequence[Hashable]) -> "LoadedSplit":
-        """With a side input on the record."""
+        """With a side input on the record; what is odd in its file is said, once."""
+        if source.path not in self.files and distributed.is_main():
+            for note in source.notes:
+                LOG.warning("%s: %s", source.path, note)
         return replace(
             self.with_traces(traces),
             files=(*self.files, source.path),

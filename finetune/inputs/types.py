@@ -6,12 +6,17 @@ look-up table of *those* reaches 86.6 test F1 without text or picture. So the fi
 relation (`gold`), to show that; the header says which, and `leaky` of the last.
 """
 
+import logging
+
 import numpy as np
 
 from finetune.inputs.spec import Wanted
 from finetune.inputs.split import LoadedSplit
 from finetune.tasks import side_files
+from pretrain import distributed
 from shards.files import InputError
+
+LOG = logging.getLogger(__name__)
 
 TYPES = ("unknown", "person", "organization", "location", "misc")
 """Position = id."""
@@ -40,6 +45,12 @@ def add_entity_types(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     Raises:
         InputError: a file of another version of the data, or a type that is none of `TYPES`.
     """
+    if wanted.options.types is None and wanted.split == "train" and distributed.is_main():
+        LOG.warning(
+            "%s reads entity types, and this run has none: every one is unknown; --types DIR gives "
+            "them (`python -m finetune types learned …` makes them), --types none says so",
+            wanted.spec.method,
+        )
     if wanted.options.types is None or wanted.options.types == "none":
         ids = np.zeros((len(loaded), 2), dtype=np.int64)
         return loaded.with_column("entity_types", ids)

@@ -36,7 +36,7 @@ import yaml
 
 from finetune.report.study_tables import write_report
 from shards.files import InputError, lock, replace_folder
-from shards.options import near, parse_config
+from shards.options import check_bounds, near, parse_config
 from shards.processes import end_with
 
 STUDIES = Path(__file__).parents[1] / "configs" / "studies"
@@ -85,6 +85,7 @@ def read_study(name: str) -> dict[str, Any]:
     if not Path(name).is_file() and key not in shipped:
         raise InputError(f"study {name}: no such file{near(key, shipped)}")
     path = Path(name) if Path(name).is_file() else shipped[key]
+    check_bounds(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -1,5 +1,6 @@
 """A run directory as a whole: its configuration, its seeds, its `result.json`."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -82,13 +83,27 @@ def claim(out: Path, config: TrainConfig) -> None:
         for free in ("seeds", "cache", "out", "sweep", "max_missing"):
             before.pop(free, None)
             now.pop(free, None)
-        if differing := [key for key in now if before.get(key) != now[key]]:
+        if differing := differences(before, now):
+            more = f" and {len(differing) - 8} more" if differing[8:] else ""
             raise InputError(
-                f"{out}: holds a run with another {', '.join(differing)} (see config.yaml); "
+                f"{out}: holds a run with other settings: {', '.join(differing[:8])}{more}; "
                 "choose another --out or remove it"
             )
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`optim.lr 0.001 there, 0.01 now` of every setting that differs; null: not set."""
+    texts = []
+    for key in dict.fromkeys([*now, *before]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            texts += differences(old, new, f"{prefix}{key}.")
+        elif old != new and (key in now or prefix):
+            old, new = (json.dumps(value) for value in (old, new))
+            texts.append(f"{prefix}{key} {old} there, {new} now")
+    return texts
 
 
 def with_defaults(before: Mapping[str, Any], config: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def find(folder: str | Path, pattern: str, split: str, *others: str) -> Path:
 
 def read_captions(path: str | Path) -> SideInput:
     """`{'img_id': …, 'text': …}` a line, Python literal (CAMIM) or JSON; outer blanks are cut."""
-    path, values, empty = Path(path), {}, 0
+    path, values = Path(path), {}
     parse = json.loads if path.suffix == ".jsonl" else ast.literal_eval
     for where, line in read_lines(path):
         record = parse_record(parse, line, where)
@@ -92,9 +92,21 @@ def read_captions(path: str | Path) -> SideInput:
         if image_id in values:
             raise InputError(f"{where}: a second caption of {image_id}; keep one")
         values[image_id] = text.strip()
-        empty += not values[image_id]
+    empty = sum(not text for text in values.values())
+    filler = [text for text in values.values() if _one_word_again(text)]
     notes = (f"{empty} of {len(values)} captions are empty",) if empty else ()
+    if filler:
+        notes += (
+            f"{len(filler)} of {len(values)} captions say one word again and again, such as "
+            f"{filler[0][:40]!r}",
+        )
     return SideInput(path=path, keyed_by="image", values=not_empty(values, path), notes=notes)
+
+
+def _one_word_again(text: str) -> bool:
+    """`person, person, person`: what captioners write of a picture they make nothing of."""
+    words = text.lower().replace(",", " ").split()
+    return len(words) > 2 and len(set(words)) == 1
 
 
 def read_phrases(path: str | Path) -> SideInput:

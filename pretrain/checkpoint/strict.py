@@ -29,6 +29,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def read_config(directory: Path) -> dict[str, Any]:
     """`config.json` of a local directory, of whatever model type."""
     path = member(directory, CONFIG_NAME)
+    if (size := path.stat().st_size) > 1 << 24:
+        raise InputError(f"{path}: {size:,} bytes are no model's configuration")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -48,6 +48,11 @@ class Host:
     slots: int
 
     @property
+    def address(self) -> str:
+        """What others connect to: the name without the user that ssh logs in as."""
+        return self.name.rpartition("@")[2]
+
+    @property
     def local(self) -> bool:
         """This machine itself: reached without ssh."""
         return self.name == LOCAL
@@ -57,7 +62,7 @@ def read_hostfile(path: str | os.PathLike[str]) -> list[Host]:
     """Hosts in file order; the first one holds rank 0.
 
     Raises:
-        InputError: unreadable, a line that is no `NAME slots=N`, a name twice, or no host.
+        InputError: unreadable, a line that is no `[USER@]NAME slots=N`, a name twice, or no host.
     """
     try:
         lines = Path(path).read_text().splitlines()
@@ -68,12 +73,13 @@ def read_hostfile(path: str | os.PathLike[str]) -> list[Host]:
         line = text.split("#")[0].strip()
         if not line:
             continue
-        match = re.fullmatch(r"([\w.:-]+)\s+slots=([1-9]\d*)", line)
+        match = re.fullmatch(r"((?:[\w.-]+@)?[\w.:-]+)\s+slots=([1-9]\d*)", line)
         if not match or match[1].startswith("-"):
             raise InputError(f"{path}, line {number}: {line!r} is no `NAME slots=N`")
-        if any(host.name == match[1] for host in hosts):
-            raise InputError(f"{path}, line {number}: {match[1]} stands there twice")
-        hosts.append(Host(name=match[1], slots=int(match[2])))
+        new = Host(name=match[1], slots=int(match[2]))
+        if any(host.address == new.address for host in hosts):
+            raise InputError(f"{path}, line {number}: {new.address} stands there twice")
+        hosts.append(new)
     if not hosts:
         raise InputError(f"{path}: no host in it (expected lines `NAME slots=N`)")
     return hosts

@@ -92,3 +92,18 @@ def test_commands_arrive_unchanged(tmp_path):
     result = subprocess.run(["sh", "-c", command[-1]], capture_output=True, text=True, check=True)
     assert result.stdout == "a b|$HOME|it's|\"|*|"
     assert on_host(Host(name="localhost", slots=1), nasty) == nasty
+
+
+def test_a_user_before_the_name(tmp_path):
+    """DeepSpeed hands the name to ssh and pdsh as it stands; so do we, but for sockets."""
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    path = tmp_path / "hosts"
+    path.write_text("ann@node1 slots=8\nbob.b@10.0.0.2 slots=4\n")
+    ours = read_hostfile(path)
+    assert {host.name: host.slots for host in ours} == dict(fetch_hostfile(str(path)))
+    assert [host.address for host in ours] == ["node1", "10.0.0.2"]
+    assert "ann@node1" in on_host(ours[0], ["true"], folder=tmp_path)
+    path.write_text("-oProxyCommand=x@node1 slots=8\n")
+    with pytest.raises(InputError, match="line 1"):
+        read_hostfile(path)

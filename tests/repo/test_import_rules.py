@@ -24,6 +24,7 @@ FINETUNE_MAY = (
         "shards.tables",
         "shards.objects",
         "shards.captions",
+        "shards.threads",
     ),
 )
 STAGES = {"tasks": 0, "inputs": 1, "methods": 2, "data": 2, "run": 3, "predict": 4, "report": 5}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import pytest
 
 from shards.files import InputError
-from shards.options import dump_config, look_ahead, parse_config, shipped
+from shards.options import check_bounds, dump_config, look_ahead, parse_config, shipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,3 +236,16 @@ def test_a_wrong_value_of_an_optional_setting_is_told_in_short():
         parsed("a", "--width", "wide")
     told = 'p: Parser key "width": Expected a value of type int or null. Got value: wide'
     assert str(refused.value) == told
+
+
+def test_files_without_bounds(tmp_path):
+    """Refused before anything is built of them."""
+    deep, large, fair = (tmp_path / f"{name}.yaml" for name in ("deep", "large", "fair"))
+    deep.write_text("a: " + "[" * 50_000)
+    large.write_text("#" * ((1 << 20) + 1))
+    fair.write_text("a: [[1]]\n")
+    with pytest.raises(InputError, match=r"deep\.yaml: line 1: nested deeper than 20 levels"):
+        check_bounds(deep)
+    with pytest.raises(InputError, match="bytes are no settings"):
+        check_bounds(large)
+    check_bounds(fair)

@@ -105,3 +105,14 @@ def test_a_table_of_positions_and_blank_pictures(folder, tmp_path):
     pixels = found.pixels_at(index)
     assert pixels.shape == (2, 2, 3, 4, 4) and (index >= 0).tolist() == [[True, False]] * 2
     assert (pixels[:, 0] == 127).all() and not pixels[:, 1].any()
+
+
+def test_a_store_has_the_umask_s_mode(tmp_path):
+    """A shared FUSION_MRE_CACHE is read by others, too."""
+    before = os.umask(0o027)
+    try:
+        open_store(tmp_path, ["absent.jpg"], size=8, resize="squash", cache=tmp_path / "cache")
+    finally:
+        os.umask(before)
+    (store,) = (path.parent for path in (tmp_path / "cache").rglob("index.json"))
+    assert store.stat().st_mode & 0o777 == 0o750

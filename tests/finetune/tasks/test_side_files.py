@@ -315,4 +315,16 @@ def test_published_files(shared_data, split, rows, pictures):
         captions = read_captions(shared_data / "mnre" / "caption" / f"{model}_{split}.txt")
         assert len(captions.values) == pictures + 1 and "inf.png" in captions.values
         if model == "BLIP":
-            assert captions.notes == (f"{empty} of {pictures + 1} captions are empty",)
+            assert captions.notes[0] == f"{empty} of {pictures + 1} captions are empty"
+            assert "say one word again and again" in captions.notes[1]
+
+
+def test_empty_captions_and_filler_are_counted(tmp_path):
+    """As BLIP's published files have them: nothing at all, or one word again and again."""
+    texts = ["a dog", "", "  ", "person, person, person", "Person person person person", "person"]
+    lines = [str({"img_id": f"{i}.jpg", "text": text}) for i, text in enumerate(texts)]
+    (tmp_path / "blip_train.txt").write_text("\n".join(lines))
+    assert read_captions(tmp_path / "blip_train.txt").notes == (
+        "2 of 6 captions are empty",
+        "2 of 6 captions say one word again and again, such as 'person, person, person'",
+    )
