@@ -4,17 +4,25 @@
 published (one Python dict a line, `img_id` and `text`) into an `image,caption` CSV, and back.
 """
 
-import argparse
 import ast
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
-from shards.files import InputError, atomic_path, parse_object, read_lines, write_json
+from shards.command import Tool, dispatch
+from shards.files import (
+    InputError,
+    atomic_path,
+    lock_file,
+    parse_object,
+    read_lines,
+    write_json,
+)
 from shards.images import RejectedImage, decoded
 from shards.progress import Progress
 from shards.tables import read_table
@@ -24,80 +32,93 @@ PROMPT = "a photo of"
 MAX_SIDE = 512  # longer side; captioners scale their input down themselves
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m shards captions`."""
-    commands = parser.add_subparsers(metavar="ACTION", required=True)
-    generate = commands.add_parser(
-        "generate",
-        help="describe the pictures of a folder",
-        epilog="example: python -m shards captions generate flickr "
-        "--model Salesforce/blip-image-captioning-base --out captions.csv",
-    )
-    generate.add_argument("images", type=Path, help="folder, searched with its subfolders")
-    generate.add_argument("--model", required=True, help="Hugging Face id or folder")
-    generate.add_argument("--out", type=Path, required=True, help=".csv, or .txt as CAMIM has it")
-    generate.add_argument("--prompt", default=PROMPT, help="(default: %(default)r)")
-    generate.add_argument("--batch", type=int, default=8, help="(default: %(default)s)")
-    generate.add_argument("--max-new-tokens", type=int, default=60, help="(default: %(default)s)")
-    generate.add_argument("--device", default="cpu", help="(default: %(default)s)")
-    generate.set_defaults(action=run_generate)
-    convert = commands.add_parser(
-        "convert",
-        help="CAMIM .txt to .csv, or .csv to .txt",
-        epilog="example: python -m shards captions convert cogvlm.txt --out cogvlm.csv",
-    )
-    convert.add_argument("file", type=Path)
-    convert.add_argument("--out", type=Path, required=True, help=".csv or .txt")
-    convert.set_defaults(action=run_convert)
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """CAMIM .txt to .csv, or .csv to .txt."""
+
+    POSITIONAL: ClassVar = ("file",)
+    file: Path
+    """Either format."""
+    out: Path
+    """.csv or .txt."""
+
+    def __post_init__(self) -> None:
+        _require_writer(self.out)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Generate or convert."""
-    if args.out.suffix not in WRITERS:
-        raise InputError(f"--out {args.out}: the name must end in {' or '.join(WRITERS)}")
-    args.action(args)
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Describe the pictures of a folder."""
+
+    POSITIONAL: ClassVar = ("images",)
+    images: Path
+    """Folder, searched with its subfolders."""
+    model: str
+    """Hugging Face id or folder."""
+    out: Path
+    """.csv, or .txt as CAMIM has it."""
+    prompt: str = PROMPT
+    """What the model goes on from."""
+    batch: int = 8
+    """Pictures at a time."""
+    max_new_tokens: int = 60
+    """Longest caption."""
+    device: str = "cpu"
+    """Of the model."""
+
+    def __post_init__(self) -> None:
+        _require_writer(self.out)
+        if self.batch < 1 or self.max_new_tokens < 1:
+            raise InputError("--batch and --max-new-tokens must be positive")
 
 
-def run_convert(args: argparse.Namespace) -> None:
-    """Read either format, write the one that `--out` names."""
-    captions = read_captions(args.file)
-    write_captions(args.out, captions)
-    print(f"{args.out}: {len(captions)} captions")
+def _require_writer(out: Path) -> None:
+    if out.suffix not in WRITERS:
+        raise InputError(f"--out {out}: the name must end in {' or '.join(WRITERS)}")
 
 
-def run_generate(args: argparse.Namespace) -> None:
+def convert(config: ConvertConfig) -> None:
+    """Read either format, write the one that `out` names."""
+    captions = read_captions(config.file)
+    write_captions(config.out, captions)
+    print(f"{config.out}: {len(captions)} captions")
+
+
+def generate(config: GenerateConfig) -> None:
     """Describe all pictures; after an interruption, those that are left.
 
     What is done is kept in `<out>.part`, and the model, prompt, versions and the pictures that
     could not be read in `<out>.json`.
+
+    Raises:
+        InputError: another process writes `out`, or its `.part` is damaged.
     """
-    if args.batch < 1 or args.max_new_tokens < 1:
-        raise InputError("--batch and --max-new-tokens must be positive")
-    images = find_images(args.images)
-    captioner = Captioner(args.model, args.prompt, args.max_new_tokens, args.device)
-    part = args.out.with_name(f"{args.out.name}.part")
-    done = _read_part(part, captioner.provenance)
-    rejects: dict[str, str] = {}
-    left = [name for name in images if name not in done]
-    with open(part, "a", encoding="utf-8") as file:
-        print(
-            f"captions: {len(left):,} of {len(images):,} pictures in {args.images} by {args.model} "
-            f"on {args.device}, {args.batch} at a time; writes {args.out}",
-            flush=True,
-        )
-        starts = range(0, len(left), args.batch)
-        for start in Progress(starts, unit="batch", desc="captions", samples=args.batch):
-            batch = _open_batch(args.images, left[start : start + args.batch], rejects)
-            captions = captioner.describe(list(batch.values())) if batch else []
-            for name, caption in zip(batch, captions, strict=True):
-                done[name] = caption
-                file.write(json.dumps({"image": name, "caption": caption}) + "\n")
-            file.flush()
-    write_captions(args.out, {name: done[name] for name in images if name in done})
-    about = captioner.provenance | {"rejects": rejects}
-    write_json(args.out.with_name(f"{args.out.name}.json"), about)
-    part.unlink()
-    print(f"{args.out}: {len(images)} pictures = {len(done)} captions + {len(rejects)} rejects")
+    out = config.out
+    with lock_file(out):
+        names = find_images(config.images)
+        captioner = Captioner(config.model, config.prompt, config.max_new_tokens, config.device)
+        part = out.with_name(f"{out.name}.part")
+        captions = _read_part(part, captioner.provenance)
+        rejects: dict[str, str] = {}
+        left = [name for name in names if name not in captions]
+        with open(part, "a", encoding="utf-8") as file:
+            print(
+                f"captions: {len(left):,} of {len(names):,} pictures in {config.images} by "
+                f"{config.model} on {config.device}, {config.batch} at a time; writes {out}",
+                flush=True,
+            )
+            starts = range(0, len(left), config.batch)
+            for start in Progress(starts, unit="batch", desc="captions", samples=config.batch):
+                batch = _open_batch(config.images, left[start : start + config.batch], rejects)
+                texts = captioner.describe(list(batch.values())) if batch else []
+                for name, caption in zip(batch, texts, strict=True):
+                    captions[name] = caption
+                    file.write(json.dumps({"image": name, "caption": caption}) + "\n")
+                file.flush()
+        write_captions(out, {name: captions[name] for name in names if name in captions})
+        write_json(out.with_name(f"{out.name}.json"), captioner.provenance | {"rejects": rejects})
+        part.unlink()
+    print(f"{out}: {len(names)} pictures = {len(captions)} captions + {len(rejects)} rejects")
 
 
 def find_images(folder: Path) -> list[str]:
@@ -185,19 +206,24 @@ def _open_batch(
 
 def _read_part(path: Path, provenance: dict[str, Any]) -> dict[str, str]:
     """Captions of an interrupted run of the same model and prompt; starts the file otherwise."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    done = {}
-    if lines and lines[0] == json.dumps(provenance):
-        for line in lines[1:-1]:  # what follows the last line end was cut by the interruption
-            fields = parse_object(line, str(path))
-            done[fields["image"]] = fields["caption"]
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    captions: dict[str, str] = {}
+    if lines and lines[0] == json.dumps(provenance).encode():
+        # What follows the last line end was cut by the interruption.
+        for number, line in enumerate(lines[1:-1], start=2):
+            place, advice = f"{path}: line {number}", "delete it and run again"
+            fields = parse_object(line, place, advice)
+            image, caption = fields.get("image"), fields.get("caption")
+            if not (isinstance(image, str) and isinstance(caption, str)):
+                raise InputError(f"{place}: needs the texts `image` and `caption`; {advice}")
+            captions[image] = caption
     elif lines:
         print(f"{path}: of another model or prompt; starting anew")
     with atomic_path(path) as temporary:
-        records = [{"image": name, "caption": caption} for name, caption in done.items()]
+        records = [{"image": name, "caption": caption} for name, caption in captions.items()]
         text = "".join(f"{json.dumps(line)}\n" for line in (provenance, *records))
         temporary.write_text(text, encoding="utf-8")
-    return done
+    return captions
 
 
 def read_captions(path: Path) -> dict[str, str]:
@@ -256,3 +282,22 @@ def _write_camim(file: Any, captions: dict[str, str]) -> None:
 
 
 WRITERS = {".csv": _write_csv, ".txt": _write_camim}
+COMMANDS = {
+    "generate": Tool(
+        GenerateConfig,
+        generate,
+        "flickr --model Salesforce/blip-image-captioning-base --out captions.csv",
+    ),
+    "convert": Tool(ConvertConfig, convert, "cogvlm.txt --out cogvlm.csv"),
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """`python -m shards captions`"""
+    dispatch(
+        "python -m shards captions",
+        COMMANDS,
+        argv,
+        "Generate captions, or convert published ones.",
+        f"convert {COMMANDS['convert'].example}",
+    )

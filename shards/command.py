@@ -1,6 +1,5 @@
 """Commands: a table of names, one line per error, exit statuses; the options are `options.py`'s."""
 
-import argparse
 import difflib
 import errno
 import functools
@@ -13,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from shards.files import CommonError, InputError, lock_file
 from shards.options import first_line, parse_config
@@ -29,12 +28,17 @@ _WRONG_PATH = (
 
 
 class Module(NamedTuple):
-    """A command that is a function of its words, imported when it is called."""
+    """A command that is imported when it is called: a function of its words, or a `Tool`."""
 
     place: str
-    """`module:function`; a module alone: its `main`."""
+    """`module:name`; a module alone: its `main`."""
     text: str
     """One line of help."""
+
+    def load(self) -> Any:
+        """What `place` names."""
+        module, _, name = self.place.partition(":")
+        return getattr(importlib.import_module(module), name or "main")
 
 
 class Tool(NamedTuple):
@@ -102,11 +106,9 @@ def dispatch(
     name, *rest = argv or ("",)
     if name in commands:
         command = commands[name]
-        if isinstance(command, Tool):
-            command(f"{prog} {name}", rest)
-        else:
-            module, _, function = command.place.partition(":")
-            getattr(importlib.import_module(module), function or "main")(rest)
+        if isinstance(command, Module):
+            command = command.load()
+        command(f"{prog} {name}", rest) if isinstance(command, Tool) else command(rest)
     elif name in ("-h", "--help"):
         print(usage(prog, commands, description, example), end="")
         sys.exit(0)
@@ -158,38 +160,3 @@ def without_local_rank(argv: Sequence[str] | None) -> list[str]:
     comes from the environment."""
     words = sys.argv[1:] if argv is None else argv
     return [word for word in words if not re.fullmatch(r"--local[-_]rank=-?\d+", word)]
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Bad usage, too, is one line on standard error and exit status 2; subcommands inherit it.
-
-    Names are given in full: `--seed` is not taken for `--seeds`, it is refused with that name.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuses what is unknown here, where the options of this (sub)command are at hand."""
-        words = sys.argv[1:] if args is None else args
-        args = [
-            re.sub(r"^--\w+(?==|$)", lambda name: name[0].replace("_", "-"), word) for word in words
-        ]
-        namespace, extras = super().parse_known_args(args, namespace)
-        if extras:
-            self.error(f"unrecognized arguments: {' '.join(extras)}{self._meant(extras)}")
-        return namespace, extras
-
-    def _meant(self, extras: list[str]) -> str:
-        """` (did you mean --seeds?)`"""
-        known = [name for name in self._option_string_actions if name.startswith("--")]
-        for word in (extra.partition("=")[0] for extra in extras if extra.startswith("--")):
-            close = [name for name in known if name.startswith(word)]
-            close += difflib.get_close_matches(word, known, n=1)
-            if close:
-                return f" (did you mean {close[0]}?)"
-        return ""
-
-    def error(self, message: str) -> NoReturn:
-        """Instead of the usage, where to read more."""
-        self.exit(2, f"error: {self.prog}: {message}; see `{self.prog} --help`\n")

@@ -6,20 +6,21 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from shards.corpora import Corpus, ImageFolder, Record, Reject, is_text
 from shards.files import InputError, is_number
 
-SUBSETS = (
+Subset = Literal[
     "merged_balanced",
     "person_sbert_text_text",
     "scene_resnet_place",
     "semantics_clip_text_image",
     "semantics_clip_text_text",
-)
+]
+SUBSETS: tuple[str, ...] = get_args(Subset)
 BLANKS = re.compile(r"[ \t\r\n]*")
 SOURCES = ("guardian", "bbc", "usa_today", "washington_post")
 

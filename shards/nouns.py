@@ -4,15 +4,16 @@ Every caption is counted once, however many pairs it appears in. A noun is a low
 at least three letters that is no stop word.
 """
 
-import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+from shards.command import Tool
 from shards.files import InputError, atomic_path
 from shards.progress import Progress
 from shards.schema import ShardIndex
@@ -22,51 +23,63 @@ MIN_LETTERS = 3
 BATCH = 512
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m shards nouns`."""
-    parser.add_argument("shards", nargs="+", help="shard directories, local or remote")
-    parser.add_argument("--size", type=int, default=1000, help="nouns kept (default: 1000)")
-    parser.add_argument("--out", type=Path, required=True, help="`.json`, or else TSV")
-    parser.add_argument(
-        "--tagger",
-        choices=("spacy", "lexicon"),
-        default="spacy",
-        help="`lexicon` needs no model: words are looked up in a noun list (default: spacy)",
-    )
-    parser.add_argument(
-        "--model", default="en_core_web_sm", help="spaCy model, name or folder (%(default)s)"
-    )
-    parser.add_argument("--proper", action="store_true", help="count proper nouns, too")
+Tagger = Callable[[Iterable[str]], Iterator[list[str]]]
+"""Texts -> the nouns of each."""
 
 
-def run(args: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True)
+class NounsConfig:
+    """Count the nouns of the captions: the entity vocabulary."""
+
+    POSITIONAL: ClassVar = ("shards",)
+    shards: tuple[str, ...]
+    """Shard directories, local or remote."""
+    out: Path
+    """.json, or else TSV."""
+    size: int = 1000
+    """Nouns that are written, the most frequent ones."""
+    tagger: Literal["spacy", "lexicon"] = "spacy"
+    """lexicon needs no model: words are looked up in a noun list."""
+    model: str = "en_core_web_sm"
+    """spaCy model, name or folder."""
+    proper: bool = False
+    """Count proper nouns, too."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"--size {self.size}: must be positive")
+        if self.tagger == "lexicon" and self.proper:
+            raise InputError("--proper needs a model, the lexicon knows no names: --tagger spacy")
+
+
+def write_nouns(config: NounsConfig) -> None:
     """Count and write."""
-    if args.size < 1:
-        raise InputError(f"--size {args.size}: must be positive")
-    if args.tagger == "lexicon" and args.proper:
-        raise InputError("--proper needs a model: the lexicon knows no names; use --tagger spacy")
-    tag = lexicon_tagger() if args.tagger == "lexicon" else spacy_tagger(args.model, args.proper)
-    readers = [ShardReader(location) for location in args.shards]
+    lexicon = config.tagger == "lexicon"
+    tag = lexicon_tagger() if lexicon else spacy_tagger(config.model, config.proper)
+    readers = [ShardReader(location) for location in config.shards]
     texts = unique_captions(readers)
     counts: Counter[str] = Counter()
     for nouns in Progress(tag(texts), total=len(texts), unit="caption", desc="nouns"):
         counts.update(nouns)
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: args.size]
-    if len(ranked) < args.size:
-        print(f"only {len(ranked)} different nouns in {len(texts)} captions ({args.size} asked)")
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: config.size]
+    if len(ranked) < config.size:
+        print(f"only {len(ranked)} different nouns in {len(texts)} captions ({config.size} asked)")
     provenance = {
         "captions": len(texts),
         "shards": [_fingerprint(reader.index) for reader in readers],
-        "tagger": args.tagger,
-        "model": args.model if args.tagger == "spacy" else "spacy-lookups-data",
-        "proper": args.proper,
+        "tagger": config.tagger,
+        "model": "spacy-lookups-data" if lexicon else config.model,
+        "proper": config.proper,
         "spacy": version("spacy"),
     }
-    write_vocabulary(args.out, ranked, provenance)
+    write_vocabulary(config.out, ranked, provenance)
     print(
-        f"{args.out}: {len(ranked)} nouns from {len(texts)} captions; first: "
+        f"{config.out}: {len(ranked)} nouns from {len(texts)} captions; first: "
         + ", ".join(f"{noun} {count}" for noun, count in ranked[:10])
     )
+
+
+NOUNS = Tool(NounsConfig, write_nouns, "shards/train --size 1000 --out entities.tsv")
 
 
 def unique_captions(readers: Iterable[ShardReader]) -> list[str]:
@@ -79,7 +92,7 @@ def unique_captions(readers: Iterable[ShardReader]) -> list[str]:
     return list(captions)
 
 
-def spacy_tagger(model: str, proper: bool):
+def spacy_tagger(model: str, proper: bool) -> Tagger:
     """Texts -> lists of nouns, by a spaCy model's part of speech and lemma."""
     import spacy
 
@@ -103,7 +116,7 @@ def spacy_tagger(model: str, proper: bool):
     return tag
 
 
-def lexicon_tagger():
+def lexicon_tagger() -> Tagger:
     """Texts -> lists of nouns, by looking words up; for machines without a tagger model.
 
     A word is a noun if WordNet's noun list (of `spacy-lookups-data`) has its singular and it is no

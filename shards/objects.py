@@ -4,18 +4,18 @@ Detectors: `yolo` (ultralytics, in a process of its own), `torchvision` (Faster 
 (boxes that somebody else detected, as JSON lines).
 """
 
-import argparse
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from PIL import Image
 
 from shards.boxes import FileDetector
 from shards.columns import write_column
+from shards.command import Tool
 from shards.files import InputError, file_sha256
 from shards.schema import OBJECTS, DetectedObject
 from shards.shard import Sample
@@ -37,41 +37,45 @@ class Detector(Protocol):
         ...
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m shards detect`."""
-    parser.add_argument("shards", type=Path, help="shard directory")
-    parser.add_argument("--detector", choices=tuple(DETECTORS), default="yolo")
-    parser.add_argument(
-        "--weights",
-        help="of yolo: a name, or a file .pt, .onnx, .tflite or .yaml (default: yolo11n.pt); of "
-        "torchvision: a name, which is downloaded (default: COCO_V1), or a file",
-    )
-    parser.add_argument(
-        "--boxes", type=Path, help="of file: JSON lines image_id, objects, size, upright"
-    )
-    parser.add_argument("--keep", type=int, default=5, help="boxes kept per picture (%(default)s)")
-    parser.add_argument("--min-score", type=float, default=0.25, help="(default: %(default)s)")
-    parser.add_argument(
-        "--select",
-        choices=("max_score", "max_area"),
-        default="max_score",
-        help="what makes a box the best one (default: max_score)",
-    )
-    parser.add_argument("--batch", type=int, default=16, help="pictures at a time (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="of yolo, torchvision (default: cpu)")
+@dataclass(frozen=True, kw_only=True)
+class DetectConfig:
+    """Write the objects column: the boxes that a detector finds on every stored picture."""
+
+    POSITIONAL: ClassVar = ("shards",)
+    shards: Path
+    """Shard directory."""
+    detector: Literal["yolo", "torchvision", "file"] = "yolo"
+    """file: boxes that somebody else detected."""
+    weights: str | None = None
+    """Of yolo: a name, or a file .pt, .onnx, .tflite or .yaml (default: yolo11n.pt). Of
+    torchvision: a name, which is downloaded (default: COCO_V1), or a file."""
+    boxes: Path | None = None
+    """Of file: JSON lines image_id, objects, size, upright."""
+    keep: int = 5
+    """Boxes per picture, the best ones."""
+    min_score: float = 0.25
+    """Boxes of less are dropped."""
+    select: Literal["max_score", "max_area"] = "max_score"
+    """What makes a box the best one."""
+    batch: int = 16
+    """Pictures at a time."""
+    device: str = "cpu"
+    """Of yolo, torchvision."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or self.batch < 1 or not 0 <= self.min_score <= 1:
+            raise InputError("--keep and --batch must be positive, --min-score between 0 and 1")
 
 
-def run(args: argparse.Namespace) -> None:
+def detect(config: DetectConfig) -> None:
     """Write the column, shard by shard."""
-    if args.keep < 1 or args.batch < 1 or not 0 <= args.min_score <= 1:
-        raise InputError("--keep and --batch must be positive, --min-score between 0 and 1")
-    reader = ShardReader(args.shards)
-    detector = DETECTORS[args.detector](args)
+    reader = ShardReader(config.shards)
+    detector = DETECTORS[config.detector](config)
     provenance = detector.provenance | {
-        "detector": args.detector,
-        "keep": args.keep,
-        "min_score": args.min_score,
-        "select": args.select,
+        "detector": config.detector,
+        "keep": config.keep,
+        "min_score": config.min_score,
+        "select": config.select,
     }
     pairs = pairs_with_objects = 0
     seen: set[str] = set()
@@ -79,8 +83,8 @@ def run(args: argparse.Namespace) -> None:
         detector.require_match(reader)
 
     print(
-        f"detect: {len(reader):,} pairs in {len(reader.index.shards):,} shards by {args.detector} "
-        f"on {args.device}; writes {args.shards / OBJECTS}",
+        f"detect: {len(reader):,} pairs in {len(reader.index.shards):,} shards by "
+        f"{config.detector} on {config.device}; writes {config.shards / OBJECTS}",
         flush=True,
     )
 
@@ -89,10 +93,10 @@ def run(args: argparse.Namespace) -> None:
         # Pairs share pictures: within a shard, each is looked at once.
         samples = list(reader.samples(shard))
         pictures = {sample.meta.image_id: sample for sample in samples}
-        boxes = _in_batches(detector.detect, list(pictures.values()), args.batch)
+        boxes = _in_batches(detector.detect, list(pictures.values()), config.batch)
         best = {
             image_id: select(
-                clipped(objects, sample.meta.size), args.keep, args.min_score, args.select
+                clipped(objects, sample.meta.size), config.keep, config.min_score, config.select
             )
             for (image_id, sample), objects in zip(pictures.items(), boxes, strict=True)
         }
@@ -101,11 +105,11 @@ def run(args: argparse.Namespace) -> None:
         seen.update(pictures)
         return b"".join(_line(sample.key, best[sample.meta.image_id]) for sample in samples)
 
-    write_column(args.shards, OBJECTS, ".jsonl", compute, provenance, desc="detect")
+    write_column(config.shards, OBJECTS, ".jsonl", compute, provenance, desc="detect")
     if isinstance(detector, FileDetector) and pairs == len(reader):
         detector.tell(len(seen))  # a resumed run has not seen all
     print(
-        f"{args.shards}: objects column complete; {pairs_with_objects} of {pairs} new pairs have "
+        f"{config.shards}: objects column complete; {pairs_with_objects} of {pairs} new pairs have "
         "objects"
     )
 
@@ -190,17 +194,17 @@ class FasterRCNN:
 class TorchvisionDetector:
     """Faster R-CNN."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, config: DetectConfig) -> None:
         import torchvision
 
-        weights = args.weights or "COCO_V1"
-        self.find = FasterRCNN(weights, args.device, args.min_score)
+        weights = config.weights or "COCO_V1"
+        self.find = FasterRCNN(weights, config.device, config.min_score)
         file = Path(weights)
         self.provenance = {
             "model": "fasterrcnn_resnet50_fpn_v2",
             "weights": file_sha256(file) if file.is_file() else weights,
             "torchvision": torchvision.__version__,
-            "batch": args.batch,
+            "batch": config.batch,
         }
 
     def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
@@ -242,18 +246,19 @@ def faster_rcnn(
 class Yolo:
     """ultralytics, behind a pipe; see `shards.yolo`."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        weights = args.weights or "yolo11n.pt"
-        self.process = YoloDetector(weights, args.device, args.min_score)
-        self.provenance = self.process.provenance | {"batch": args.batch}
+    def __init__(self, config: DetectConfig) -> None:
+        weights = config.weights or "yolo11n.pt"
+        self.process = YoloDetector(weights, config.device, config.min_score)
+        self.provenance = self.process.provenance | {"batch": config.batch}
 
     def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
         """See `Detector`."""
         return self.process.detect([sample.image for sample in samples])
 
 
-DETECTORS: dict[str, Callable[[argparse.Namespace], Detector]] = {
+DETECTORS: dict[str, Callable[[DetectConfig], Detector]] = {
     "yolo": Yolo,
     "torchvision": TorchvisionDetector,
-    "file": lambda args: FileDetector(args.boxes),
+    "file": lambda config: FileDetector(config.boxes),
 }
+DETECT = Tool(DetectConfig, detect, "shards/train --detector torchvision")

@@ -369,7 +369,8 @@ def _formatter() -> type:
         breaks what long lists of choices make of an option."""
 
         def format_help(self) -> str:
-            return re.sub(r"<class '(\w+)'>", r"\1", super().format_help())
+            shown = super().format_help()  # a line may end inside
+            return re.sub(r"<class ?(\s*)'(\w+)'>", r"\1\2", shown)
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(
@@ -393,7 +394,7 @@ def _formatter() -> type:
 
 
 def _one_line(message: str) -> str:
-    lines = [line.strip(" -") for line in message.splitlines()]
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     line = " ".join(line for line in lines if line)
     # Of an optional setting jsonargparse tells all that each part of its type has against a value.
     line = re.sub(

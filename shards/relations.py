@@ -12,12 +12,15 @@
 Remake it: `python -m shards.relations ALL.tsv shards/relations.tsv`.
 """
 
-import argparse
 import csv
 import os
 import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from shards.command import Tool, exit_on_input_error
 from shards.files import InputError, atomic_path
 from shards.nouns import read_vocabulary
 
@@ -63,19 +66,28 @@ def choose(properties: Path, size: int) -> list[tuple[str, str]]:
     return [(number, label) for label, number in list(chosen.items())[:size]]
 
 
-def main() -> None:
+@dataclass(frozen=True, kw_only=True)
+class RelationsConfig:
+    """Choose a relation vocabulary among all Wikidata properties."""
+
+    POSITIONAL: ClassVar = ("properties", "out")
+    properties: Path
+    """TSV: id, label, description."""
+    out: Path
+    """TSV: id, label."""
+    size: int = 1000
+    """Relations chosen."""
+
+
+def write_relations(config: RelationsConfig) -> None:
     """Write the list."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("properties", type=Path, help="TSV: id, label, description")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--size", type=int, default=1000)
-    args = parser.parse_args()
-    chosen = choose(args.properties, args.size)
+    chosen = choose(config.properties, config.size)
     header = "# Wikidata properties, CC0; chosen by shards/relations.py"
     lines = [header, *(f"{number}\t{label}" for number, label in chosen)]
-    with atomic_path(args.out) as temporary:
+    with atomic_path(config.out) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    choose_relations = Tool(RelationsConfig, write_relations, "ALL.tsv shards/relations.tsv")
+    exit_on_input_error(choose_relations)("python -m shards.relations", sys.argv[1:])

@@ -1,15 +1,17 @@
 """Rereads a shard directory: every byte, key, count and column. Says what mends what is wrong."""
 
-import argparse
 import io
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from shards.claim import STATE, build_command
+from shards.command import Tool
 from shards.files import InputError, file_sha256, read_json_lines
 from shards.progress import Progress
 from shards.schema import (
@@ -29,29 +31,36 @@ from shards.shard import open_teacher, read_objects
 from shards.stream import ShardReader
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `python -m shards verify`."""
-    parser.add_argument("shards", type=Path, help="shard directory")
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Reread every byte, key, count and column of a shard directory; say what mends it."""
+
+    POSITIONAL: ClassVar = ("shards",)
+    shards: Path
+    """Shard directory."""
 
 
-def run(args: argparse.Namespace) -> None:
-    """Print what was found.
+def verify(config: VerifyConfig) -> None:
+    """Print every problem, or what is there.
 
     Raises:
         InputError: something is wrong.
     """
-    index = read_index(args.shards)
-    problems = list(check(args.shards))
+    directory = config.shards
+    index, problems = read_index(directory), list(check(directory))
     for problem in problems:
         print(problem)
     if problems:
-        raise InputError(f"{args.shards}: {len(problems)} problem(s), listed above")
-    columns = [name for name in COLUMN_COMMANDS if (args.shards / name / COLUMN_NAME).is_file()]
+        raise InputError(f"{directory}: {len(problems)} problem(s), listed above")
+    columns = [name for name in COLUMN_COMMANDS if (directory / name / COLUMN_NAME).is_file()]
     print(
-        f"{args.shards}: complete; {index.rows} rows = {index.samples} samples "
+        f"{directory}: complete; {index.rows} rows = {index.samples} samples "
         f"({index.matched} matched) + {index.rejects} rejects; {len(index.shards)} shards, "
         f"columns: {', '.join(columns) or 'none'}"
     )
+
+
+VERIFY = Tool(VerifyConfig, verify, "shards/train")
 
 
 def check(directory: Path) -> Iterator[str]:

@@ -5,7 +5,6 @@ import, text on stdout) away from us, and our code and shards free of its licenc
 `python -m shards.yolo` is that process: pictures come in and boxes go out through pipes.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -96,22 +95,18 @@ def _environment(offline: bool) -> dict[str, str]:
 
 def main() -> None:
     """The side that answers, until its input ends."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("device")
-    parser.add_argument("min_score", type=float)
-    parser.add_argument("weights")
-    args = parser.parse_args()
+    device, min_score, weights = sys.argv[1:]
     # The pipe is for answers alone: whatever the library prints goes to the log.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    model, version = _load(args.weights)
-    about = {"model": Path(args.weights).name, "ultralytics": version}
+    model, version = _load(weights)
+    about = {"model": Path(weights).name, "ultralytics": version}
     checkpoint = Path(str(getattr(model, "ckpt_path", None) or ""))
     if checkpoint.is_file():
         about["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     print(json.dumps(about), file=answers, flush=True)
     while images := _read_images(sys.stdin.buffer):
-        results = model.predict(images, conf=args.min_score, device=args.device, verbose=False)
+        results = model.predict(images, conf=float(min_score), device=device, verbose=False)
         answer = []
         for result in results:
             boxes = result.boxes

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.cluster.stopping import SIGNALS
-from shards.sample.write import write_sample
+from shards.sample.write import SampleConfig, write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -65,7 +65,7 @@ def losses(run_dir: Path) -> list[dict[str, float]]:
 def world(tmp_path_factory) -> Path:
     """Corpora, shards with objects, a prompter and its teacher column."""
     folder = tmp_path_factory.mktemp("world")
-    write_sample(folder / "corpora", pairs=240, rows=(8, 4, 4), size=32)
+    write_sample(SampleConfig(out=folder / "corpora", pairs=240, rows=(8, 4, 4), size=32))
     corpora = folder / "corpora"
     for split in ("train", "val"):
         shards = str(folder / "shards" / split)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main as shards_command
-from shards.sample.write import write_sample
+from shards.sample.write import SampleConfig, write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -224,7 +224,7 @@ def bench(tmp_path_factory) -> Bench:
     """160 small pairs as shards."""
     folder = tmp_path_factory.mktemp("bench")
     corpora = folder / "corpora"
-    write_sample(corpora, pairs=160, rows=(8, 4, 4), size=32)
+    write_sample(SampleConfig(out=corpora, pairs=160, rows=(8, 4, 4), size=32))
     sources = ["--news-clippings", str(corpora / "news_clippings")]
     sources += ["--visual-news", str(corpora / "visual_news"), "--split", "train"]
     shards = str(folder / "train")

@@ -24,7 +24,7 @@ from shards.files import InputError
 from shards.options import parse_config
 from shards.relations import relation_labels
 from shards.sample.world import CUES
-from shards.sample.write import write_sample
+from shards.sample.write import SampleConfig, write_sample
 
 CONFIG = FusionEncoderConfig(
     vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=24, text_layers=3,
@@ -155,7 +155,7 @@ def test_prompts_that_all_read_alike_are_refused():
 
 
 def test_the_samples_relations_are_read_as_the_words_of_its_captions(tmp_path):
-    write_sample(tmp_path / "sample", pairs=240, rows=(8, 4, 4), size=32)
+    write_sample(SampleConfig(out=tmp_path / "sample", pairs=240, rows=(8, 4, 4), size=32))
     words = [word for cues in CUES.values() for _, word in cues.values()]
     assert relation_labels(tmp_path / "sample/relations.tsv") == words
 

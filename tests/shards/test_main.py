@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main
+from shards.schema import read_index
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,8 +33,6 @@ def test_every_command_has_help(command, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
-        ["build"],
         ["build", "captions", "--images", "x", "--captions", "y"],
         ["build", "captions", "--images", "x", "--captions", "y", "--out", "z"],
         ["build", "newsclippings", "--news-clippings", "x", "--visual-news", "y", "--split", "dev"],
@@ -64,6 +63,23 @@ def test_wrong_usage(arguments, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and "error: " in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["build"], ["captions"]])
+def test_a_command_is_needed(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and "usage: " in capsys.readouterr().out
+
+
+def test_options_are_taken_with_dashes_and_underscores(caption_csv, tmp_path):
+    images, file = caption_csv
+    for name, word in (("a", "--max-side"), ("b", "--max_side")):
+        out = str(tmp_path / name)
+        main(["build", "captions", "--images", str(images), "--captions", str(file),
+              "--out", out, word, "20", "--jobs", "1"])  # fmt: skip
+    first, second = (read_index(tmp_path / name) for name in "ab")
+    assert first.shards == second.shards and first.provenance["options"]["max_side"] == 20
 
 
 @pytest.mark.parametrize("split", ["a/b", "..", "a b", "", "ü"])
