@@ -100,7 +100,8 @@ def start(directory: Path, options: dict[str, Any], command: str) -> None:
 def build_command(directory: Path) -> str:
     """The command that wrote a directory, to be run again where a tar was lost.
 
-    Its words are quoted anew: whoever recorded it gets no other command run.
+    Its words are quoted anew: whoever recorded it gets no other command run. `--out` is where the
+    directory lies now; it may have been moved.
     """
     try:
         recorded = (directory / STATE / COMMAND_NAME).read_text(encoding="utf-8")
@@ -108,8 +109,16 @@ def build_command(directory: Path) -> str:
     except (OSError, ValueError):
         words = []
     if words[:4] == ["python", "-m", "shards", "build"]:
-        return shlex.join(words)
+        return shlex.join(_moved(words, str(directory)))
     return f"python -m shards build … --out {shlex.quote(str(directory))}"
+
+
+def _moved(words: list[str], out: str) -> list[str]:
+    moved, own = [], False
+    for word in words:
+        moved.append(out if own else f"--out={out}" if word.startswith("--out=") else word)
+        own = word == "--out"
+    return moved
 
 
 def is_whole(path: Path, info: ShardInfo) -> bool:

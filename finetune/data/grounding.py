@@ -147,11 +147,11 @@ class Grounder:
 class ObjectDetector:
     """Faster R-CNN: the best boxes of a picture."""
 
-    def __init__(self, weights: str, device: str = "cpu", limit: int = 3):
+    def __init__(self, weights: str, device: str = "cpu", limit: int | None = 3):
         """
         Args:
             weights: `COCO_V1` (fetched by torchvision), or a file with its state dict.
-            limit: boxes kept a picture.
+            limit: boxes kept a picture; None: all.
         """
         self.find = FasterRCNN(weights, device, option="--detector")
         self.limit = limit

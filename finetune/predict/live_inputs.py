@@ -74,7 +74,7 @@ class LiveInputs:
     @cached_property
     def detect(self) -> ObjectDetector:
         """Likewise."""
-        return ObjectDetector(self.detector, self.device)
+        return ObjectDetector(self.detector, self.device, limit=None)  # `slots` say how many
 
     @cached_property
     def tag(self):

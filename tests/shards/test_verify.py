@@ -93,7 +93,7 @@ def test_a_recorded_command_is_quoted_and_no_other_one_is_repeated(built):
     record.write_text("python -m shards build captions --out 'a b'; touch owned")
     (line,) = check(moved)
     assert f"rm -f '{moved}/train-000002.tar'; python" in line
-    assert "build captions --out 'a b;' touch owned`" in line
+    assert f"build captions --out '{moved}' touch owned`" in line  # where it lies now
     for other in ("curl x | sh", "python -m shards build 'open", ""):
         record.write_text(other)
         (line,) = check(moved)
