@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from finetune import registry
 from finetune.methods.profiles import in_present_names
@@ -103,6 +103,7 @@ class EngineConfig:
 class TrainConfig:
     """Train a method on a task: select on dev, test once."""
 
+    model: ClassVar[Any]  # a field of what `with_method` makes: the method's own settings
     task: str
     """Task name: mnre, twitter2015, twitter2017, or an entry point's."""
     method: str

@@ -82,8 +82,8 @@ class SingleEngine:
         self.grad_norm: Tensor | float = 0.0
         self._micro_steps = 0
 
-    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        """Named losses of one micro-batch."""
+    def __call__(self, *inputs: Any) -> Any:
+        """What the module makes of one micro-batch."""
         with autocast(self.device, self.precision):
             return self.module(*inputs)
 
@@ -200,8 +200,8 @@ class DeepSpeedEngine:
         # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
         self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"
 
-    def __call__(self, *inputs: Any) -> dict[str, Tensor]:
-        """Named losses of one micro-batch."""
+    def __call__(self, *inputs: Any) -> Any:
+        """What the module makes of one micro-batch."""
         return self.engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:

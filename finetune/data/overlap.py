@@ -37,7 +37,8 @@ def repetitions(
     A row repeats another where text and entities are the same, whatever its picture.
     """
     first_places: dict[Hashable, int] = {}
-    repeated, contradicting = [], []
+    repeated: list[tuple[int, int]] = []
+    contradicting: list[tuple[int, int]] = []
     for place, row in enumerate(rows):
         first = first_places.setdefault(question(row), place)
         if first != place:

@@ -139,7 +139,7 @@ def relation_row(
     names = ("text", "tokens", "head", "tail", "offsets", *ENDS)
     known = {key: record[key] for key in names if key in record}
     post = parse_post(known, Path(), "relations", offsets, occurrence)
-    if post.head is None:
+    if post.head is None or post.tail is None:
         raise InputError("head and tail are missing")
     return {
         "tokens": list(post.tokens),

@@ -78,7 +78,8 @@ def _line(content: Any) -> str:
 def _read_log(log: Path, header: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(key, digest, result) that an interrupted run has left, up to the first damaged line, from
     which on it is cut off; a log of other settings is started anew."""
-    first, whole = _line(header), []
+    first = _line(header)
+    whole: list[str] = []
     try:
         for _, line in read_lines(log) if log.is_file() else ():
             checksum, _, text = line.partition(" ")

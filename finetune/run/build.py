@@ -33,8 +33,7 @@ def build_method(config: TrainConfig, task: Task) -> tuple[Method, Any]:
             f"--method {config.method} does {', '.join(sorted(method_class.kinds))}; task "
             f"{task.info.name} is of kind {task.info.kind}"
         )
-    random_weights = config.architecture is not None
-    source = Source(config.architecture if random_weights else config.init, random_weights)
+    source = Source(config.architecture or config.init or "", config.architecture is not None)
     method, tokenizer = method_class.build(config.model, task.info, source)
     method.before_training(config)
     return method, tokenizer

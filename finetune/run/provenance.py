@@ -108,7 +108,9 @@ def picture_hashes(task: Task, split: str, cache: Path) -> dict[str, str]:
     return {"state": state.hexdigest(), "content": kept.read_text(encoding="utf-8")}
 
 
-def begin(directory: Path, config: TrainConfig, task: Task, splits: Sequence[LoadedSplit]) -> None:
+def begin(
+    directory: Path, config: TrainConfig, task: Task, splits: Sequence[LoadedSplit | None]
+) -> None:
     """Write `inputs.json` of a seed that begins; of one that goes on, compare with it.
 
     Raises:

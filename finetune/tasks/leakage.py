@@ -103,7 +103,7 @@ def audit_features(
     binary = most_frequent(train_features, [label != none for label in train_labels])
     counts = contingency(train_features, train_labels)
     guesses = [table.get(value, majority) for value in dev_features]
-    related = [binary.get(value, majority != none) for value in dev_features]
+    related = [bool(binary.get(value, majority != none)) for value in dev_features]
     return AuditResult(
         feature=name,
         values=len(counts),
@@ -112,7 +112,7 @@ def audit_features(
         majority_accuracy=_accuracy([majority] * len(dev_labels), dev_labels),
         look_up=_look_up(guesses, dev_labels, none),
         related=_detection(related, [label != none for label in dev_labels]),
-        contingency=_shown(counts),
+        contingency=_table(counts),
     )
 
 
@@ -137,7 +137,7 @@ def _look_up(guesses: Sequence[Hashable], gold: Sequence[str], none: str | None)
     )
 
 
-def _detection(related: Sequence[Hashable], truth: Sequence[bool]) -> Detection:
+def _detection(related: Sequence[bool], truth: Sequence[bool]) -> Detection:
     hits = sum(guess and label for guess, label in zip(related, truth, strict=True))
     scores = prf(hits, sum(related), sum(truth))
     return Detection(_accuracy(related, truth), scores["precision"], scores["recall"])
@@ -179,9 +179,13 @@ def _accuracy(guesses: Sequence[Hashable], gold: Sequence[Hashable]) -> float:
     return 100 * hits / len(gold) if gold else 0.0
 
 
-def _shown(counts: Mapping[Hashable, Counter[Hashable]]) -> dict[str, dict[str, int]]:
+def _table(counts: Mapping[Hashable, Counter[Hashable]]) -> dict[str, dict[str, int]]:
+    """Value -> label -> rows, most frequent first; values beyond `SHOWN_VALUES` as one."""
     order = sorted(counts, key=lambda value: (-counts[value].total(), str(value)))
-    shown = {str(value): dict(counts[value].most_common()) for value in order[:SHOWN_VALUES]}
+    rows = {str(value): counts[value] for value in order[:SHOWN_VALUES]}
     if rest := order[SHOWN_VALUES:]:
-        shown["(others)"] = dict(sum((counts[value] for value in rest), Counter()).most_common())
-    return shown
+        rows["(others)"] = sum((counts[value] for value in rest), Counter())
+    return {
+        value: {str(label): number for label, number in row.most_common()}
+        for value, row in rows.items()
+    }

@@ -18,13 +18,13 @@ def relation_scores(
     A wrong relation on a related row costs precision and recall; a relation on a None row costs
     precision alone. A score whose denominator is zero is zero.
     """
-    gold, predicted = np.asarray(gold), np.asarray(predicted)
+    truth, guesses = np.asarray(gold), np.asarray(predicted)
     negative = -1 if none_id is None else none_id
-    correct = int(((gold == predicted) & (gold != negative)).sum())
-    claimed, related = int((predicted != negative).sum()), int((gold != negative).sum())
+    correct = int(((truth == guesses) & (truth != negative)).sum())
+    claimed, related = int((guesses != negative).sum()), int((truth != negative).sum())
     return {
         **prf(correct, claimed, related),
-        "accuracy": 100 * float((gold == predicted).mean()) if len(gold) else 0.0,
+        "accuracy": 100 * float((truth == guesses).mean()) if len(truth) else 0.0,
     }
 
 
@@ -106,10 +106,10 @@ def bootstrap_interval(
 
 def relation_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
     """(N, 3) int: right and related, predicted as related, related."""
-    gold, predicted = np.asarray(gold), np.asarray(predicted)
-    none = next((name for name in NO_RELATION if name in gold), None)
-    claimed, related = predicted != none, gold != none
-    return np.stack([(gold == predicted) & related, claimed, related], axis=1).astype(np.int64)
+    truth, guesses = np.asarray(gold), np.asarray(predicted)
+    none = next((name for name in NO_RELATION if name in truth), None)
+    claimed, related = guesses != none, truth != none
+    return np.stack([(truth == guesses) & related, claimed, related], axis=1).astype(np.int64)
 
 
 # ---- Named entities ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class RelationRow(Row):
 class Mnre(Task):
     """The folder that holds `ours_rel2id.json`, `txt/` and `img_org/`."""
 
-    SIDE_FILES = ("ours_rel2id.json",)
+    SIDE_FILES: ClassVar[tuple[str, ...]] = ("ours_rel2id.json",)
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,8 +125,8 @@ class Mnre(Task):
 
     def score(self, gold: Sequence[str], predicted: Sequence[str]) -> Mapping[str, float]:
         """Micro precision, recall, F1 without the no-relation label, accuracy over all."""
-        as_ids = [[self.relation2id[name] for name in names] for names in (gold, predicted)]
-        return metrics.relation_scores(*as_ids, none_id=self.none_id)
+        truth, guesses = ([self.relation2id[name] for name in names] for names in (gold, predicted))
+        return metrics.relation_scores(truth, guesses, none_id=self.none_id)
 
 
 def read_relations(path: Path) -> dict[str, int]:

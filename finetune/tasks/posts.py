@@ -165,7 +165,8 @@ def parse_post(
     else:
         text, tokens, places, spans = _from_tokens(record["tokens"], entities)
     image = _picture(record.get("image"), base)
-    return Post(text, tokens, places, *spans, image, caption, record.get("id"))
+    head, tail = spans
+    return Post(text, tokens, places, head, tail, image, caption, record.get("id"))
 
 
 def with_ends(record: dict[str, Any], name: str) -> Any:

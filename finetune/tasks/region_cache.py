@@ -96,9 +96,8 @@ def write_regions(
 
 def rounded(regions: Iterable[Region]) -> tuple[Region, ...]:
     """Boxes to a hundredth of a pixel, as caches hold them."""
-    return tuple(
-        replace(region, box=tuple(round(side, 2) for side in region.box)) for region in regions
-    )
+    corners = ((region, [round(side, 2) for side in region.box]) for region in regions)
+    return tuple(replace(region, box=(x1, y1, x2, y2)) for region, (x1, y1, x2, y2) in corners)
 
 
 def regions_to_json(regions: Iterable[Region | None], kind: str) -> list[dict[str, Any] | None]:

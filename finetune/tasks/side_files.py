@@ -150,7 +150,8 @@ def read_scores(path: str | Path) -> SideInput:
     The published files have one line a row but name only the picture, so where the rows of one
     picture differ, nobody can tell which line belongs to which; `notes` counts such pictures.
     """
-    path, values, differing = Path(path), {}, set()
+    path, differing = Path(path), set()
+    values: dict[str, float] = {}
     for where, line in read_lines(path):
         image_id, _, number = line.partition("\t")
         score = finite_number(number)
@@ -204,7 +205,7 @@ def read_generated_boxes(path: str | Path) -> SideInput:
     values: dict[int, tuple[Box, ...]] = {}
     for row, boxes in _row_keyed(path):
         try:
-            rounded = [tuple(float(side) for side in box) for box in boxes]
+            rounded: list[Any] = [tuple(float(side) for side in box) for box in boxes]
         except (TypeError, ValueError):
             raise InputError(f"{path}: row {row}: expected boxes (x1, y1, x2, y2)") from None
         if not all(len(box) == 4 and all(map(math.isfinite, box)) for box in rounded):

@@ -7,7 +7,7 @@ order mark inside a text are characters like others; half a character or a NUL i
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any, Literal, get_args
 
@@ -175,7 +175,7 @@ def locate(
     Raises:
         InputError: one line without a place.
     """
-    choices = [
+    choices: list[list[Span | None]] = [
         [None] if value is None else list(_places(value, text, name, offsets, occurrence))
         for value, name in zip(values, names, strict=True)
     ]
@@ -187,7 +187,7 @@ def locate(
     return list(min(product(*choices), key=_apart)) if choices else []
 
 
-def _apart(spans: Sequence[Span | None]) -> tuple[bool, int]:
+def _apart(spans: Iterable[Span | None]) -> tuple[bool, int]:
     """What to make small: whether two spans share characters, and the gap between them."""
     ordered = sorted(span for span in spans if span)
     gaps = [second[0] - first[1] for first, second in pairwise(ordered)]

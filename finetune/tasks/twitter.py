@@ -98,7 +98,7 @@ class Twitter(Task):
             return_attention_mask=False,
         )
         label_ids = {label: number for number, label in enumerate(self.info.labels)}
-        columns: dict[str, list[np.ndarray]] = {
+        columns: dict[str, Any] = {
             name: [] for name in ("input_ids", "word_starts", "word_mask", "labels")
         }
         for index, row in enumerate(rows):
@@ -231,7 +231,9 @@ Block = tuple[int, list[str], list[str], str | None]
 
 
 def _conll_blocks(path: Path) -> Iterator[Block]:
-    first, tokens, tags, image_id = 0, [], [], None
+    first, image_id = 0, None
+    tokens: list[str] = []
+    tags: list[str] = []
     for number, line in _lines(path):
         where = f"{path}:{number}"
         if not line:
