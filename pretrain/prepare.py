@@ -1,8 +1,5 @@
 """What a run needs before its first step: its configuration on disk, model, tokenizer, teacher."""
 
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +19,7 @@ from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank, encode_prompts
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
-from shards.files import CommonError, InputError, write_json
+from shards.files import CommonError, InputError, replace_folder, write_json
 from shards.nouns import read_vocabulary
 from shards.redact import without_secrets
 from shards.relations import relation_labels
@@ -126,10 +123,8 @@ def run_tokenizer(
         if resumes and any(folder.glob("tokenizer*")):
             return
         tokenizer = make()
-        with tempfile.TemporaryDirectory(dir=run_dir) as temporary:
-            tokenizer.save_pretrained(f"{temporary}/{folder.name}")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(f"{temporary}/{folder.name}", folder)
+        with replace_folder(folder) as temporary:
+            tokenizer.save_pretrained(temporary)
 
     distributed.on_main(write)
     return hub.load_tokenizer(folder)

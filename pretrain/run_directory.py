@@ -92,7 +92,7 @@ def remember_inputs(
                 f"{run_dir}: {', '.join(changed)} changed after this run began; put the old files "
                 "back to resume it, or give another --run_dir"
             )
-    write_json(path, digests)
+    write_json(path, digests, checksum=True)
 
 
 def _digest(content: Any) -> str:

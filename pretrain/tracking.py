@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pretrain.flops import peak_flops
-from shards.files import atomic_path
+from shards.files import InputError, atomic_path, is_number, parse_object
 from shards.progress import Progress
 from shards.redact import without_secrets
 
@@ -50,9 +50,18 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; a last line cut off by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line.endswith("}")]
+    """The lines of a metrics file; a last line cut off by a kill is left out.
+
+    Raises:
+        InputError: another one is damaged; names it.
+    """
+    lines, values = path.read_bytes().split(b"\n"), []
+    for number, line in enumerate(lines[:-1], start=1):
+        if line.endswith(b"}") or number < len(lines) - 1:
+            values.append(parse_object(line, f"{path}: line {number}", "remove this line"))
+            if not is_number(values[-1].get("step")):
+                raise InputError(f"{path}: line {number}: no step; remove this line")
+    return values
 
 
 class Reporter:

@@ -16,11 +16,13 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_CRC = "_crc32"
 LEFTOVERS = ".*.tmp"
 """Files and folders that a killed process leaves."""
 _ASIDE = ".old.tmp"
@@ -135,8 +137,14 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(errno.ENOSPC, "cannot be written; is the disk full?", str(path)) from error
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON atomically."""
+def write_json(path: str | os.PathLike[str], content: Any, *, checksum: bool = False) -> None:
+    """Write JSON atomically.
+
+    Args:
+        checksum: whether an object gets one, which whoever reads it with `read_json` checks.
+    """
+    if checksum:
+        content = with_crc32(content)
     with atomic_path(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
@@ -249,6 +257,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def with_crc32(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object and, as its last key, the crc32 of what it says, however it is spaced."""
+    plain = json.loads(json.dumps(content))
+    return {**plain, _CRC: f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"}
+
+
 def parse_object(content: bytes | str, name: str, advice: str = "") -> dict[str, Any]:
     """A JSON object, or an `InputError` that says where it is not one and what to do."""
     ending = f"; {advice}" if advice else ""
@@ -258,6 +272,9 @@ def parse_object(content: bytes | str, name: str, advice: str = "") -> dict[str,
         raise InputError(f"{name}: not valid JSON ({error}){ending}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{name}: not a JSON object{ending}")
+    checksum = fields.pop(_CRC, None)
+    if checksum is not None and with_crc32(fields)[_CRC] != checksum:
+        raise InputError(f"{name}: not what was written (its {_CRC} differs){ending}")
     return fields
 
 

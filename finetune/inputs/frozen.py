@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.inputs.pictures import ImageStore
+from finetune.inputs.pictures import ImageStore, new_array
 from finetune.inputs.spec import FrozenVision, See, Wanted
 from finetune.inputs.split import LoadedSplit
 from pretrain import distributed
+from shards.files import atomic_path, lock_file
 from shards.progress import Progress
 
 FIELDS = {
@@ -68,16 +69,20 @@ def see_once(store: ImageStore, tower: FrozenVision) -> np.ndarray:
 
 
 def _see_all(pixels: np.ndarray, see: See, target: Path) -> None:
-    part, log = target.with_suffix(".part"), target.with_suffix(".done")
-    done = int(log.read_text()) if log.is_file() and part.is_file() else 0
     shape = (len(pixels), see(pixels[:1]).shape[1])
-    features = np.lib.format.open_memmap(
-        part, mode="r+" if done else "w+", dtype=np.float16, shape=shape
-    )
-    starts = range(done, len(pixels), CHUNK)
-    for start in Progress(starts, unit="chunk", samples=CHUNK, desc="features"):
-        features[start : start + CHUNK] = see(pixels[start : start + CHUNK])
-        features.flush()
-        log.write_text(str(start + CHUNK))
-    part.rename(target)
-    log.unlink(missing_ok=True)
+    part, log = target.with_suffix(".part"), target.with_suffix(".done")
+    with lock_file(target):
+        if target.is_file():  # another run was faster
+            return
+        done = int(log.read_text() or 0) if log.is_file() and part.is_file() else 0
+        features = (
+            np.lib.format.open_memmap(part, mode="r+") if done else new_array(part, shape, "f2")
+        )
+        starts = range(done, len(pixels), CHUNK)
+        for start in Progress(starts, unit="chunk", samples=CHUNK, desc="features"):
+            features[start : start + CHUNK] = see(pixels[start : start + CHUNK])
+            features.flush()
+            with atomic_path(log) as temporary:
+                temporary.write_text(str(start + CHUNK))
+        part.rename(target)
+        log.unlink(missing_ok=True)

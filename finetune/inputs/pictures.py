@@ -8,10 +8,8 @@ A name may be a `Part` of a picture; its file is decoded once for all parts.
 """
 
 import hashlib
-import json
+import math
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from PIL import Image
 
 from finetune.tasks.base import Box
 from pretrain import distributed
-from shards.files import InputError
+from shards.files import InputError, read_json, replace_folder, write_json
 from shards.images import RejectedImage, decoded
 from shards.progress import Progress
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 BLANK = 127
 """Every channel of a blank picture."""
 
@@ -98,6 +96,11 @@ class ImageStore:
     """Names asked for that the folder lacks."""
     undecodable: tuple[Name, ...]
     """Names that exist but are no readable picture."""
+    sums: np.ndarray | None = None
+    """(F,) of `sums_of`, as when they were decoded: of a store on disk, checked at the first look
+    at a picture."""
+    unseen: np.ndarray | None = None
+    """(F,) whether that is to come."""
 
     @property
     def size(self) -> int:
@@ -113,10 +116,26 @@ class ImageStore:
         """(B, …, 3, S, S) uint8 of positions `index` (B, …); zeros where it is -1."""
         present = index >= 0
         if present.all():
-            return np.asarray(self.pixels[index])
-        values = np.zeros((*index.shape, *self.pixels.shape[1:]), dtype=np.uint8)
-        values[present] = self.pixels[index[present]]
+            values = np.asarray(self.pixels[index])
+        else:
+            values = np.zeros((*index.shape, *self.pixels.shape[1:]), dtype=np.uint8)
+            values[present] = self.pixels[index[present]]
+        if self.sums is not None and self.unseen is not None and present.any():
+            fresh = present & self.unseen[index]
+            if fresh.any():
+                self._check(values[fresh], index[fresh])
         return values
+
+    def _check(self, pixels: np.ndarray, index: np.ndarray) -> None:
+        assert self.sums is not None and self.unseen is not None
+        wrong = sums_of(pixels) != self.sums[index]
+        if wrong.any():
+            place = Path(getattr(self.pixels, "filename", self.folder))
+            raise InputError(
+                f"{place}: picture {index[wrong][0]} is not what was decoded; remove "
+                f"{place.parent}: it is made again"
+            )
+        self.unseen[index] = False
 
     def require(self, allowed: int = 0) -> None:
         """Refuse more than `allowed` absent pictures.
@@ -138,6 +157,14 @@ class ImageStore:
                 f"supply them, allow that many with --max_missing {absent} (they are then masked), "
                 "or switch vision off with --images none"
             )
+
+
+def sums_of(pixels: np.ndarray) -> np.ndarray:
+    """(N, …) uint8 -> (N,) sums modulo 2^64 of each one's words of up to 8 bytes: a flipped bit or
+    a lost block changes it, at the speed of memory."""
+    flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+    words = flat.view(f"u{math.gcd(8, flat.shape[1])}")
+    return np.add.reduce(words, axis=1, dtype=np.uint64)
 
 
 def file_of(name: Name) -> str:
@@ -173,10 +200,21 @@ def open_store(
     directory = cache / f"{signature[:20]}-{size}"
     if not (directory / "index.json").is_file():
         _build(directory, folder, distinct, size, resize)
-    index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+    index = read_json(directory / "index.json", f"remove {directory}: it is made again")
+    try:
+        pixels = np.load(directory / "pixels.npy", mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"{directory / 'pixels.npy'}: damaged ({error}); remove {directory}: it is made again"
+        ) from None
+    sums = np.array(index["sums"], dtype=np.uint64)
+    if (pixels.dtype, *pixels.shape[1:]) != (np.uint8, 3, size, size) or len(pixels) < len(sums):
+        raise InputError(f"{directory}: not the pictures of its index; remove it: it is made again")
     return ImageStore(
         folder=folder,
-        pixels=np.load(directory / "pixels.npy", mmap_mode="r"),
+        pixels=pixels,
+        sums=sums,
+        unseen=np.ones(len(sums), dtype=bool),
         position={name: i for i, name in enumerate(map(_from_json, index["names"]))},
         missing=tuple(map(_from_json, index["missing"])),
         undecodable=tuple(map(_from_json, index["undecodable"])),
@@ -237,14 +275,9 @@ def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resi
     absent = [file for file in parts if not (folder / file).is_file()]
     missing = [name for file in absent for name in parts.pop(file)]
     present = sum(map(len, parts.values()))
-    building = directory.parent / f".building-{secrets.token_hex(6)}"
-    building.mkdir()  # with the umask's mode: mkdtemp's is the owner's alone, and caches are shared
-    try:
-        shape = (present, 3, size, size)
+    with replace_folder(directory) as building:
         # An empty array cannot be memory-mapped; no picture at all is one unused row.
-        pixels = np.lib.format.open_memmap(
-            building / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, shape[0]), *shape[1:])
-        )
+        pixels = new_array(building / "pixels.npy", (max(1, present), 3, size, size), "u1")
         decoded: list[Name] = []
         undecodable: list[Name] = []
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
@@ -265,15 +298,22 @@ def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resi
             "names": _to_json(decoded),
             "missing": _to_json(missing),
             "undecodable": _to_json(undecodable),
+            "sums": sums_of(pixels[: len(decoded)]).tolist() if decoded else [],
         }
-        (building / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        try:
-            building.rename(directory)
-        except OSError:  # another run was faster with the same store
-            if not (directory / "index.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        write_json(building / "index.json", index, checksum=True)
+
+
+def new_array(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """A memory-mapped `.npy` file of zeros, its place on the disk taken at once: of a sparse file
+    on a full disk, the process would learn by SIGBUS.
+
+    Raises:
+        OSError: it does not fit.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _decode(path: Path, parts: Sequence[Name], size: int, resize: str) -> np.ndarray | None:

@@ -154,5 +154,5 @@ def of_seed(directory: Path, labels: Sequence[str]) -> Calibration | None:
         return None
     fitted = calibrate(*answers, source)
     with contextlib.suppress(OSError):  # somebody else's run: fit again next time
-        write_json(path, asdict(fitted))
+        write_json(path, asdict(fitted), checksum=True)
     return fitted

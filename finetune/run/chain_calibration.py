@@ -125,7 +125,7 @@ def keep_calibration(
         nll_after=loss(temperature),
         source=digest(directory),
     )
-    write_json(directory / FILE, asdict(fitted))
+    write_json(directory / FILE, asdict(fitted), checksum=True)
 
 
 def of_seed(directory: Path) -> ChainCalibration | None:

@@ -23,10 +23,11 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.reading import checked, damaged, read_object
 from pretrain.checkpoint.card import card as card_of
 from pretrain.checkpoint.card import hardware, table
+from pretrain.checkpoint.checksums import check_member
 from pretrain.checkpoint.hub import digest, load_strictly, save_directory, save_model_directory
 from pretrain.checkpoint.strict import check_values, member
 from pretrain.model.fusion_encoder import FusionEncoder
-from shards.files import InputError, write_json
+from shards.files import InputError, read_json, write_json
 
 FORMAT_VERSION = 1
 HEAD_NAME = "head.safetensors"
@@ -164,6 +165,11 @@ def read_description(directory: Path) -> Description:
             raise InputError(
                 f"{directory / name}: not the tokenizer that the model was saved with; {REMEDY}"
             )
+    check_member(path, strictly=True)
+    if (labels := directory / "labels.json").is_file():
+        expected_labels = {label: i for i, label in enumerate(info.labels)}
+        if read_json(labels, REMEDY) != expected_labels:
+            raise InputError(f"{labels}: not the labels of {path.name}; {REMEDY}")
     return Description(content["method"], config, info, inputs)
 
 

@@ -24,9 +24,8 @@ def run_training(config: TrainConfig) -> None:
     from pretrain.checkpoint.remote import store
 
     local = replace(config, out=local_out(config.out))
-    with (
-        distributed.held(Path(local.out)) if config.sweep else nullcontext()
-    ):  # its points lie below
+    # A run holds its own directory; the points of a sweep lie below this one.
+    with distributed.held(Path(local.out)) if config.sweep else nullcontext():
         result = sweep(local, run) if config.sweep else run(local)
     if not distributed.is_main():
         return

@@ -55,7 +55,7 @@ def _run(config: TrainConfig, task: Task) -> dict[str, Any]:
             per_seed.append(SeedRun(config, task, seed, directory).run())
     result = summarise(config, task, per_seed)
     if distributed.is_main():
-        write_json(out / "result.json", result)
+        write_json(out / "result.json", result, checksum=True)
     distributed.barrier()
     return result
 

@@ -125,7 +125,7 @@ def begin(
     pictures = config.images == "required" and any(split.dataset.pictures for split in loaded)
     inputs = inputs_of(config, task, side, pictures=pictures)
     if distributed.is_main():
-        write_json(directory / FILE, asdict(inputs))
+        write_json(directory / FILE, asdict(inputs), checksum=True)
 
 
 def kept_inputs(directory: Path) -> Inputs | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from finetune.protocols import METRICS, seed_files
 from finetune.tasks.base import Task
 from finetune.tasks.reading import checked, damaged, is_row, read_object
-from shards.files import InputError, atomic_path, read_json_lines
+from shards.files import InputError, atomic_path, read_json_lines, with_crc32
 
 Results = Mapping[str, Mapping[str, Any]]
 """Run name -> content of its `result.json`."""
@@ -64,7 +64,7 @@ class Predictions:
                 record = {"row": row, "gold": self.gold[i], "pred": self.answers[i]}
                 if self.probabilities is not None:
                     record["scores"] = self.probabilities[i]
-                lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(with_crc32(record), ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Predictions":

@@ -5,7 +5,6 @@ epoch are functions of (seed, epoch), so a run that was cut off ends like one th
 """
 
 import itertools
-import json
 import logging
 import pickle
 import shutil
@@ -30,8 +29,9 @@ from finetune.run.evaluate import predict
 from finetune.run.losses import READ_LOSS_EVERY, EpochLosses
 from finetune.tasks.base import Task
 from pretrain import distributed
+from pretrain.checkpoint.zero import check_trained
 from pretrain.tracking import MetricsLog
-from shards.files import InputError, write_json
+from shards.files import InputError, disk_errors, read_json, write_json
 from shards.progress import Progress as StepProgress
 
 LOG = logging.getLogger(__name__)
@@ -233,10 +233,11 @@ class SeedRun:
     def save_progress(self) -> None:
         """State after a whole epoch; the previous one goes once this one is complete."""
         root, tag = self.directory / "resume", f"epoch-{self.progress.epoch}"
-        self.engine.save(root, tag)
+        with disk_errors(root):
+            self.engine.save(root, tag)
         distributed.barrier()
         if distributed.is_main():
-            write_json(root / "progress.json", asdict(self.progress))
+            write_json(root / "progress.json", asdict(self.progress), checksum=True)
             for old in root.glob("epoch-*"):
                 if old.name != tag:
                     shutil.rmtree(old)
@@ -247,7 +248,9 @@ class SeedRun:
         if not path.is_file():
             return Progress()
         try:
-            progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+            progress = Progress(**read_json(path))
+            for state in (path.parent / f"epoch-{progress.epoch}").rglob("*.pt"):
+                check_trained(state)
             self.engine.load(path.parent, f"epoch-{progress.epoch}")
         except DAMAGED as error:
             reason = str(error).strip().partition("\n")[0]
@@ -296,6 +299,6 @@ class SeedRun:
             "side_inputs": list(dict.fromkeys(str(path) for s in splits for path in s.files)),
         }
         if distributed.is_main():
-            write_json(self.directory / "result.json", result)
+            write_json(self.directory / "result.json", result, checksum=True)
             shutil.rmtree(self.directory / "resume", ignore_errors=True)
         return result

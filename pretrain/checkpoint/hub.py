@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pretrain.checkpoint.card import encoder_card
+from pretrain.checkpoint.checksums import check_member, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.foreign import check_settings, check_tokenizer
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
@@ -37,6 +38,7 @@ from shards.files import InputError, read_json, replace_folder, write_json
 
 T = TypeVar("T")
 Source = str | os.PathLike[str]
+TOKENIZER_NAMES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 __all__ = [  # besides what is defined here
     "CONFIG_NAME",
     "WEIGHTS_NAME",
@@ -54,6 +56,13 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     directory = Path(source)
     if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
+    for name in (
+        "tokenizer.json",
+        "vocab.txt",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+    ):
+        check_member(directory / name)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if not isinstance(source, ModelDirectory) and (directory / CONFIG_NAME).is_file():
         source = ModelDirectory.open(directory)
@@ -192,6 +201,7 @@ def save_directory(out: Source, write: Callable[[Path], None]) -> None:
     if is_remote(str(out)):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder))
+            write_checksums(Path(folder))
             store(Path(folder), str(out))
         return
     out = Path(out)
@@ -199,6 +209,7 @@ def save_directory(out: Source, write: Callable[[Path], None]) -> None:
         raise InputError(f"{out}: exists and is no model directory; choose another place")
     with replace_folder(out) as temporary:
         write(temporary)
+        write_checksums(temporary)
 
 
 def save_encoder(out: Source, encoder: FusionEncoder, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pretrain.checkpoint.checksums import check_member
 from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.fusion_encoder import FusionEncoderConfig
@@ -111,6 +112,8 @@ def read_transformers(model_class: type[Model], directory: Path, **options: Any)
         raise InputError(f"{directory}: model_type is {kind!r}, not {expected!r}")
     check_settings(content, config_class, str(directory / CONFIG_NAME))
     check_shards(directory)
+    for path in directory.glob("*.safetensors"):
+        check_member(path)
     if not any(directory.glob("*.safetensors")):
         for pickled in directory.glob("pytorch_model*.bin"):
             load_pickle(pickled)  # refuses in one line what `transformers` would refuse in twenty
@@ -162,4 +165,4 @@ def member(directory: Path, name: str) -> Path:
         raise InputError(
             f"{path}: a link out of the directory (to {path.resolve()}); copy the file"
         )
-    return path
+    return check_member(path)

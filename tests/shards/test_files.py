@@ -249,3 +249,24 @@ def test_lines_name_what_is_wrong(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         list(read_lines(path))
+
+
+def test_json_with_a_checksum_names_every_flipped_bit(tmp_path):
+    """Each bit of the file: an error, or the same content."""
+    path, content = tmp_path / "a.json", {"f1": 12.5, "rows": [1, None], "b": {"é": "x"}}
+    write_json(path, content, checksum=True)
+    whole = path.read_bytes()
+    assert read_json(path) == content
+    refused = 0
+    for place in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            read = read_json(path)
+        except InputError as error:
+            assert str(error).startswith(f"{path}: ")
+            refused += 1
+            continue
+        assert {key: read[key] for key in content} == content
+    assert refused > 4 * len(whole)

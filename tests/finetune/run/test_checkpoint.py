@@ -16,7 +16,7 @@ INPUTS = {"images": "none", "max_length": 40}
 
 
 @pytest.fixture
-def saved(tmp_path, mnre_folder, tiny_model):
+def written(tmp_path, mnre_folder, tiny_model):
     """An untrained `hvpnet`, which has settings of every type, floats and counters in its head."""
     task = Mnre(mnre_folder).info
     method_class = registry.load("methods", "hvpnet")
@@ -29,6 +29,13 @@ def saved(tmp_path, mnre_folder, tiny_model):
         out, method, tokenizer, name="hvpnet", config=config, task=task, inputs=INPUTS, card="#\n"
     )
     return out
+
+
+@pytest.fixture
+def saved(written):
+    """As older code wrote it, without checksums: each check is seen by itself."""
+    (written / "checksums.json").unlink()
+    return written
 
 
 def refused(directory, *names):
@@ -146,3 +153,21 @@ def test_another_tokenizer(saved):
     del description["tokenizer"]  # a run that is older than the record
     (saved / "method.json").write_text(json.dumps(description))
     assert read_description(saved).method == "hvpnet"
+
+
+def test_a_flipped_bit_in_any_file_is_named(written, caplog):
+    """Tensors and what only we write: an error; text that people edit: a warning."""
+    names = {path.name for path in written.iterdir() if path.suffix in (".safetensors", ".json")}
+    assert {"model.safetensors", "head.safetensors", "method.json", "labels.json"} <= names
+    for name in names - {"checksums.json"}:
+        path, content = written / name, (written / name).read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        caplog.clear()
+        said = ""
+        try:
+            load_method(written)
+        except InputError as error:
+            said = str(error)
+        assert said or name in caplog.text, name
+        path.write_bytes(content)
+    load_method(written)
