@@ -226,7 +226,7 @@ class PretrainConfig:
     seed: int = 42
     """Seed of weights, sample order, augmentation and dropout."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Architecture; null: as in `model.init`, else as in BERT-base and ViT-B/16, cut after 6."""
+    """Architecture; null: as in `model.init`, else as in BERT-base and ViT-B/16."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Objectives."""
     prompter: PrompterConfig = field(default_factory=PrompterConfig)

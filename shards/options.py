@@ -151,8 +151,9 @@ def check_bounds(path: Path) -> None:
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                line = event.start_mark.line + 1
-                raise InputError(f"{path}: line {line}: nested deeper than {DEEPEST} levels")
+                mark = event.start_mark
+                line = f"line {mark.line + 1}: " if mark else ""
+                raise InputError(f"{path}: {line}nested deeper than {DEEPEST} levels")
     except (yaml.YAMLError, UnicodeDecodeError):
         return  # the parser says what is wrong with it
 

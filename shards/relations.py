@@ -90,4 +90,4 @@ def write_relations(config: RelationsConfig) -> None:
 
 if __name__ == "__main__":
     choose_relations = Tool(RelationsConfig, write_relations, "ALL.tsv shards/relations.tsv")
-    exit_on_input_error(choose_relations)("python -m shards.relations", sys.argv[1:])
+    exit_on_input_error(choose_relations.__call__)("python -m shards.relations", sys.argv[1:])

@@ -11,4 +11,4 @@ def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:
     """Let threads sleep while they wait, unless the user says otherwise: on a machine with other
     work a spinning one burns the core that the thread it waits for needs."""
     if not any(environ.get(name) for name in SETTINGS):
-        environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+        environ.update({"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"})

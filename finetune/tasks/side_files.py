@@ -94,7 +94,9 @@ def read_captions(path: str | Path) -> SideInput:
         values[image_id] = text.strip()
     empty = sum(not text for text in values.values())
     filler = [text for text in values.values() if _one_word_again(text)]
-    notes = (f"{empty} of {len(values)} captions are empty",) if empty else ()
+    notes: tuple[str, ...] = ()
+    if empty:
+        notes += (f"{empty} of {len(values)} captions are empty",)
     if filler:
         notes += (
             f"{len(filler)} of {len(values)} captions say one word again and again, such as "
