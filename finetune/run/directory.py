@@ -45,6 +45,8 @@ def _run(config: TrainConfig, task: Task) -> dict[str, Any]:
     per_seed = []
     for seed in config.seed_list:
         directory = out / f"seed-{seed}"
+        if distributed.is_main():
+            sweep(directory)
         finished = directory / "result.json"
         if finished.is_file():
             per_seed.append(read_seed(finished))

@@ -19,7 +19,7 @@ from tiny_mnre import write_mnre
 SHOWN = re.compile(r"^error: [^\n]+$", re.MULTILINE)
 TIMES = re.compile(
     rb'("(?:seconds|samples_per_second|data_wait_percent|teraflops|memory_gib|mfu_percent)": )'
-    rb"[-+.e0-9]+|\d+(?:\.\d+)? (?:s|seconds|samples/s)\b"
+    rb"[-+.e0-9]+|\"_crc32\": \"\w+\"|\d+(?:\.\d+)? (?:s|seconds|samples/s)\b"
 )
 """What no two runs share."""
 STUDY = """
