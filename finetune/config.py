@@ -32,10 +32,10 @@ class TaskOptions:
         """The task."""
         return registry.load("tasks", self.task)(self.data)
 
-    def splits(self, some: Sequence[str] = ()) -> list[str]:
-        """`some`, or where none are named all that the folder has."""
+    def splits(self, names: Sequence[str] = ()) -> list[str]:
+        """`names`, or where none are named all that the folder has."""
         task = self.open()
-        return list(some) or [split for split in SPLITS if task.split_file(split)]
+        return list(names) or [split for split in SPLITS if task.split_file(split)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,15 +140,15 @@ def audit_source(
 
     def values(split: str, name: str) -> list[Hashable]:
         try:
-            found = [features[split][name](row) for row in rows[split]]
+            column = [features[split][name](row) for row in rows[split]]
         except KeyError as error:
             raise InputError(
                 f"{name}: no entry for {error.args[0]!r} in {split}; complete the file"
             ) from None
         if shuffle is None:
-            return found
-        order = np.random.Generator(np.random.PCG64(shuffle)).permutation(len(found))
-        return [found[i] for i in order]
+            return column
+        order = np.random.Generator(np.random.PCG64(shuffle)).permutation(len(column))
+        return [column[i] for i in order]
 
     gold = {split: [label_of(answer) for answer in task.gold(rows[split])] for split in rows}
     results: dict[str, list[AuditResult]] = {split: [] for split in rows if split != "train"}
@@ -217,14 +217,14 @@ def run(config: AuditConfig) -> dict[str, list[AuditResult]]:
     if config.overlap:
         print("\n".join(overlap(task, rows)))
     for source in sources:
-        for split, found in audit_source(task, rows, source, config.shuffle).items():
-            results[split] += found
-    for split, found in results.items() if sources else ():
+        for split, verdicts in audit_source(task, rows, source, config.shuffle).items():
+            results[split] += verdicts
+    for split, verdicts in results.items() if sources else ():
         print(f"fitted on train, scored on {split}:")
-        for result in found:
+        for result in verdicts:
             print(f"  {result}")
     if config.out:
-        content = {s: [result.to_dict() for result in found] for s, found in results.items()}
+        content = {s: [result.to_dict() for result in verdicts] for s, verdicts in results.items()}
         audit = {"threshold": THRESHOLD, "shuffle": config.shuffle, "splits": content}
         write_json(config.out, audit)
     return results
@@ -237,5 +237,5 @@ def main(argv: Sequence[str]) -> None:
     example = f"{prog} --data DATA/mnre --crops --phrases"
     config = parse_config(AuditConfig, argv, prog=prog, example=example)
     results = run(config)
-    if config.strict and any(result.flagged for found in results.values() for result in found):
+    if config.strict and any(result.flagged for split in results.values() for result in split):
         sys.exit(1)

@@ -63,8 +63,8 @@ class Matcher:
         """
         best = self.find(crop)
         if best is None or best.score < accept:
-            found = [match for scaled in _scaled(crop) if (match := self.find(scaled))]
-            best = max([*found, *([best] if best else [])], key=lambda m: m.score, default=None)
+            matches = [match for scaled in _scaled(crop) if (match := self.find(scaled))]
+            best = max([*matches, *([best] if best else [])], key=lambda m: m.score, default=None)
         return best if best is not None and best.score >= accept else None
 
 

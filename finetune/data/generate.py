@@ -77,13 +77,13 @@ def paint_all(
 def _same_settings(record: Path, settings: Mapping[str, Any]) -> None:
     if record.is_file():
         try:
-            found = dict(json.loads(record.read_text(encoding="utf-8")))
+            before = dict(json.loads(record.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise InputError(
                 f"{record}: damaged; remove it if its folder's pictures are whole"
             ) from None
-        if found != settings:
-            changed = [key for key in settings if found.get(key) != settings[key]]
+        if before != settings:
+            changed = [key for key in settings if before.get(key) != settings[key]]
             raise InputError(
                 f"{record.parent}: made with another {', '.join(changed)}; choose another "
                 "--generated, or give the same settings"
@@ -120,8 +120,8 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        found = pipeline(list(prompts), num_inference_steps=steps, generator=generators)
-        return found.images
+        output = pipeline(list(prompts), num_inference_steps=steps, generator=generators)
+        return output.images
 
     return paint
 
@@ -182,17 +182,17 @@ class Clip:
         import torch
 
         for start in range(0, len(files), 32):
-            some = slice(start, start + 32)
+            batch = slice(start, start + 32)
             inputs = self.processor(
-                text=list(texts[some]),
-                images=[decoded(path) for path in files[some]],
+                text=list(texts[batch]),
+                images=[decoded(path) for path in files[batch]],
                 return_tensors="pt",
                 padding=True,
                 truncation=True,
             ).to(self.device)
             with torch.inference_mode():
-                found = self.model(**inputs)
-            yield torch.stack([found.image_embeds, found.text_embeds]).float().cpu().numpy()
+                output = self.model(**inputs)
+            yield torch.stack([output.image_embeds, output.text_embeds]).float().cpu().numpy()
 
 
 def write_scores(

@@ -39,11 +39,11 @@ def keywords(row: Any, tag: Tagger | None, limit: int = 4) -> list[Keyword]:
     """
     spans = {kind: getattr(row, kind) for kind in ("head", "tail") if hasattr(row, kind)}
     tokens: Sequence[str] = row.tokens
-    found = [(_name(tokens[start:end]), kind) for kind, (start, end) in spans.items()]
+    phrases = [(_name(tokens[start:end]), kind) for kind, (start, end) in spans.items()]
     if tag is not None:
-        found += [(phrase, "noun") for phrase in nouns(tokens, tag(tokens), list(spans.values()))]
+        phrases += [(phrase, "noun") for phrase in nouns(tokens, tag(tokens), list(spans.values()))]
     first: dict[str, Keyword] = {}
-    for phrase, kind in found:
+    for phrase, kind in phrases:
         if phrase:
             first.setdefault(phrase.lower(), (phrase, kind))
     return list(first.values())[:limit]
@@ -135,11 +135,11 @@ class Grounder:
             target_sizes=[(picture.height, picture.width)] * len(phrases),
         )
         regions = []
-        for (phrase, kind), found in zip(phrases, results, strict=True):
-            for index in found["scores"].argsort(descending=True).tolist():
-                box = clip(found["boxes"][index].tolist(), picture.size)
+        for (phrase, kind), result in zip(phrases, results, strict=True):
+            for index in result["scores"].argsort(descending=True).tolist():
+                box = clip(result["boxes"][index].tolist(), picture.size)
                 if box is not None:  # boxes wholly outside the picture: take the next best
-                    regions.append(Region(box, float(found["scores"][index]), phrase, kind))
+                    regions.append(Region(box, float(result["scores"][index]), phrase, kind))
                     break
         return regions
 

@@ -31,14 +31,14 @@ class SpanEncoder:
         from tqdm import tqdm
 
         posts = sorted({row.tokens for row in rows}, key=len)
-        wanted: dict[tuple[str, ...], list[tuple[int, int]]] = {post: [] for post in posts}
+        places_of: dict[tuple[str, ...], list[tuple[int, int]]] = {post: [] for post in posts}
         for number, row in enumerate(rows):
-            wanted[row.tokens] += [(number, 0), (number, 1)]
+            places_of[row.tokens] += [(number, 0), (number, 1)]
         vectors = torch.zeros(len(rows), 2, 3 * self.bert.config.hidden_size)
         for start in tqdm(range(0, len(posts), chunk), desc="posts", disable=None):
-            some = posts[start : start + chunk]
-            words, states = self._read(some)
-            places = [(i, *place) for i, post in enumerate(some) for place in wanted[post]]
+            batch = posts[start : start + chunk]
+            words, states = self._read(batch)
+            places = [(i, *place) for i, post in enumerate(batch) for place in places_of[post]]
             spans = [(rows[n].head, rows[n].tail)[which] for _, n, which in places]
             index = torch.tensor([i for i, _, _ in places])
             first, end = torch.tensor(spans).T
@@ -118,22 +118,22 @@ def learn(
             f"types learned: {int(known.sum())} relations of train name types (/per/org/…); too "
             f"few for {folds} folds"
         )
-    vectors = {split: encode(some) for split, some in rows.items()}
+    vectors = {split: encode(of_split) for split, of_split in rows.items()}
     models = []
     for k in range(folds):
         chosen = known & (fold != k)
         models.append(
             softmax_regression(vectors["train"][chosen].flatten(0, 1), truth[chosen].flatten() - 1)
         )
-    found = {}
+    types = {}
     for split, values in vectors.items():
         scores = torch.stack([model(values) for model in models])  # (folds, N, 2, 4)
         own = scores[fold, torch.arange(len(train))] if split == "train" else scores.mean(0)
-        found[split] = own.argmax(-1) + 1
-    accuracy = (found["train"] == truth)[known].float().mean().item()
+        types[split] = own.argmax(-1) + 1
+    accuracy = (types["train"] == truth)[known].float().mean().item()
     pairs = {
         split: [(TYPES[head], TYPES[tail]) for head, tail in ids.tolist()]
-        for split, ids in found.items()
+        for split, ids in types.items()
     }
     return pairs, accuracy
 

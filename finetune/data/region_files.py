@@ -15,14 +15,14 @@ def pictures(folder: Path, names: Iterable[str | None], max_missing: int) -> dic
     Raises:
         InputError: more than `max_missing` are not.
     """
-    wanted = dict.fromkeys(name for name in names if name is not None)
-    absent = [name for name in wanted if not (folder / name).is_file()]
+    distinct = dict.fromkeys(name for name in names if name is not None)
+    absent = [name for name in distinct if not (folder / name).is_file()]
     if len(absent) > max_missing:
         raise InputError(
-            f"{folder}: {len(absent)} of {len(wanted)} pictures are missing, first {absent[0]}; "
+            f"{folder}: {len(absent)} of {len(distinct)} pictures are missing, first {absent[0]}; "
             f"supply them, or leave their rows out with --max-missing {len(absent)}"
         )
-    return {name: folder / name for name in wanted if name not in set(absent)}
+    return {name: folder / name for name in distinct if name not in set(absent)}
 
 
 def finish(out: Path, header: Mapping[str, Any], entries: Mapping[Any, Regions]) -> None:

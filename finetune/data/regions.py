@@ -123,19 +123,19 @@ def ground(
     folder = task.image_folder(split)
 
     def look(work: tuple[Path, Sequence[str]]) -> dict[str, Any]:
-        path, wanted = work
+        path, phrases = work
         picture = decoded(path)
-        found = grounder(picture, [(phrase, "") for phrase in wanted])
-        return {"size": picture.size, "regions": regions_to_json(found, "vg")}
+        regions = grounder(picture, [(phrase, "") for phrase in phrases])
+        return {"size": picture.size, "regions": regions_to_json(regions, "vg")}
 
     present = pictures(folder, asked, config.max_missing)
     work = {name: (path, list(asked[name])) for name, path in present.items()}
     out = config.out / f"regions_vg_{split}.jsonl"
-    found = resumable(out, header, work, look, reads=lambda item: item[:1])
+    values = resumable(out, header, work, look, reads=lambda item: item[:1])
     entries = {}
     for row in rows:
-        if row.image_id in found:
-            whole = entry(row.image_id, found[row.image_id], out)
+        if row.image_id in values:
+            whole = entry(row.image_id, values[row.image_id], out)
             by_phrase = {region.text: region for region in whole.regions}
             regions = (
                 Region(by_phrase[phrase].box, by_phrase[phrase].score, phrase, kind)
@@ -153,8 +153,8 @@ def detect(config: BuildConfig, task: Task, rows: Mapping[str, Sequence[Row]]) -
     detector = ObjectDetector(config.detector, config.device, config.num_detected)
     header = {"tool": "regions build", **detector.provenance, "leaky": False}
     work: dict[str, Path] = {}
-    for split, some in rows.items():
-        names = [row.image_id for row in some]
+    for split, of_split in rows.items():
+        names = [row.image_id for row in of_split]
         work |= pictures(task.image_folder(split), names, config.max_missing)
 
     def look(path: Path) -> dict[str, Any]:
@@ -162,8 +162,8 @@ def detect(config: BuildConfig, task: Task, rows: Mapping[str, Sequence[Row]]) -
         return {"size": picture.size, "regions": regions_to_json(detector(picture), "od")}
 
     out = config.out / "regions_od.jsonl"
-    found = resumable(out, header, work, look, reads=lambda path: (path,))
-    finish(out, header, {name: entry(name, value, out) for name, value in found.items()})
+    values = resumable(out, header, work, look, reads=lambda path: (path,))
+    finish(out, header, {name: entry(name, value, out) for name, value in values.items()})
 
 
 # ---- recover ------------------------------------------------------------------------------------
@@ -192,11 +192,11 @@ def recover(config: RecoverConfig) -> None:
             "leaky": True,
         }
         out = config.out / f"regions_vg_{split}.jsonl"
-        found = resumable(
+        values = resumable(
             out, header, work, find_crops, config.workers, lambda item: (item[0], *item[1])
         )
-        lost = [name for value in found.values() for name in value["lost"]]
-        entries = {row.row: found[str(row.row)] for row in rows if str(row.row) in found}
+        lost = [name for value in values.values() for name in value["lost"]]
+        entries = {row.row: values[str(row.row)] for row in rows if str(row.row) in values}
         finish(
             out,
             {**header, "lost": len(lost)},

@@ -113,9 +113,9 @@ def source_of(
     if kind == "vg":
         cache.require_rows(len(wanted.original))
         for row in wanted.original:
-            if row.image_id not in (None, shown := cache.values[row.row].image_id):
+            if row.image_id not in (None, cached := cache.values[row.row].image_id):
                 raise InputError(
-                    f"{cache.path}: row {row.row} shows {shown}, but {row.image_id} in the data: "
+                    f"{cache.path}: row {row.row} shows {cached}, but {row.image_id} in the data: "
                     "made from another order or version of the file; make the regions again"
                 )
     sizes = picture_sizes(cache.values)
@@ -204,5 +204,5 @@ def community_crops(
 
 def with_trace(loaded: LoadedSplit, mask: np.ndarray) -> LoadedSplit:
     """With the filled slots on the audit's record: which, not how many, as a model sees them."""
-    patterns = ["".join("01"[int(there)] for there in row) for row in mask]
+    patterns = ["".join("01"[int(filled_slot)] for filled_slot in row) for row in mask]
     return loaded.with_traces({"regions: slots": patterns})

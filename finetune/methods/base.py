@@ -192,8 +192,8 @@ def layers_above(names: Iterable[str]) -> dict[str, int]:
     height: dict[str, int] = {}
     names = list(names)
     for name in names:
-        if found := re.search(r"^(.*)\.(?:layer|blocks)\.(\d+)\.", name):
-            stack, index = found[1], int(found[2])
+        if match := re.search(r"^(.*)\.(?:layer|blocks)\.(\d+)\.", name):
+            stack, index = match[1], int(match[2])
             places[name] = stack, index
             height[stack] = max(height.get(stack, 0), index + 1)
     fusion = sum(layers for stack, layers in height.items() if stack.endswith("fusion"))

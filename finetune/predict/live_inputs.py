@@ -122,9 +122,9 @@ class LiveInputs:
             post.image: None for post in posts if post.image and post.caption is None
         }
         names = iter(list(silent))
-        while some := list(islice(names, CAPTIONED)):
+        while batch := list(islice(names, CAPTIONED)):
             pictures = {}
-            for path in some:
+            for path in batch:
                 with suppress(RejectedImage):
                     pictures[path] = captioned(path)
             if pictures:

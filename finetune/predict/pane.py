@@ -70,48 +70,49 @@ def answer(
     record = {k: positions(v) if k != "caption" else v for k, v in record.items()}
     post = parse_post({"text": text or "", "image": image, **record}, Path(), extract.task)
     (post,) = extract.run.with_captions([post])  # once, not of every covered picture
-    (found,) = extract.answer([post], top_k=5)
-    if "error" in found:
-        raise InputError(found["error"])
+    (prediction,) = extract.answer([post], top_k=5)
+    if "error" in prediction:
+        raise InputError(prediction["error"])
     marked = ((post.head, "head"), (post.tail, "tail"))
     spans = [(*post.characters(span), name) for span, name in marked if span]
     pane = Pane(spans=pieces(text, spans))
     # A post with entities marked has one relation; without, every pair of the entities found.
-    if "entities" in found:
-        show_entities(pane, extract, text, found)
-    if "relations" in found:
-        related = [pair for pair in found["relations"] if pair["related"]]
-        pane.note += f", {len(related)} of {len(found['relations'])} pairs related"
+    if "entities" in prediction:
+        show_entities(pane, extract, text, prediction)
+    if "relations" in prediction:
+        related = [pair for pair in prediction["relations"] if pair["related"]]
+        pane.note += f", {len(related)} of {len(prediction['relations'])} pairs related"
         pane.bars = {
             f"{p['head']['text']} → {p['tail']['text']}: {p['relation']}": p["probability"]
             for p in sorted(related, key=lambda p: -p["probability"])[:5]
         }
-    if "top" in found:
-        pane.bars = {entry["relation"]: entry["probability"] for entry in found["top"]}
+    if "top" in prediction:
+        pane.bars = {entry["relation"]: entry["probability"] for entry in prediction["top"]}
         if look and image:
-            losses = occlusion.occlusion(extract, post, found["relation"])
-            loss, share = 100 * occlusion.strongest(losses)["loss"], 100 * found["probability"]
+            losses = occlusion.occlusion(extract, post, prediction["relation"])
+            loss, share = 100 * occlusion.strongest(losses)["loss"], 100 * prediction["probability"]
             if loss < 0.05:
                 pane.note = "No part of the picture speaks for this answer."
             else:
                 pane.note = (
-                    f"Without the framed part of the picture, {found['relation']} would lose "
+                    f"Without the framed part of the picture, {prediction['relation']} would lose "
                     f"{loss:.1f} of {share:.1f} %."
                 )
                 pane.picture = occlusion.overlay(decoded(image, max_pixels), losses)
     return pane
 
 
-def show_entities(pane: Pane, extract: Extractor, text: str, found: dict[str, Any]) -> None:
+def show_entities(pane: Pane, extract: Extractor, text: str, prediction: dict[str, Any]) -> None:
     """The entities in the text, a colour a type, and how many there are."""
-    named = [(entity, scored(entity)) for entity in found["entities"]]
+    named = [(entity, scored(entity)) for entity in prediction["entities"]]
     pane.spans = pieces(text, [(e["start"], e["end"], name) for e, name in named])
     labels = (extract.ner or extract.run).info.labels  # O, B-x, I-x, B-y, …
     colors = {label[2:]: COLORS[(i - 1) // 2 % len(COLORS)] for i, label in enumerate(labels)}
     pane.colors = {name: colors[entity["type"]] for entity, name in named}
     pane.note = f"{len(named)} entities"
-    if found.get("cut"):
-        pane.note += f"; the last {found['words_not_read']} words are beyond what this run reads"
+    if prediction.get("cut"):
+        unread = prediction["words_not_read"]
+        pane.note += f"; the last {unread} words are beyond what this run reads"
 
 
 def scored(entity: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ def build(report: Report, config: ReportConfig, pretraining: sections.Lines) -> 
     Raises:
         InputError: none of the runs has what `--looks` or `--states` is to show.
     """
-    found = []
+    page: list[Section] = []
     parts = report.parts()
     asked = [ask(part, config) for part in parts]
     for option in asked[0]:
@@ -89,17 +89,17 @@ def build(report: Report, config: ReportConfig, pretraining: sections.Lines) -> 
             raise InputError(f"--{option}: {asked[0][option][1][0]}")
     for number, (part, answers) in enumerate(zip(parts, asked, strict=True)):
         leaky = any(result["leaky"] for result in part.results.values())
-        there = [section for some, _ in answers.values() for section in some]
-        for section in of_runs(part) + there:
+        insides = [section for own, _ in answers.values() for section in own]
+        for section in of_runs(part) + insides:
             title = f"{section.title}: *leaky* runs" if leaky else section.title
-            found.append(replace(section, title=title))
-        for option, (some, reasons) in answers.items():
-            if not some:
+            page.append(replace(section, title=title))
+        for option, (own, reasons) in answers.items():
+            if not own:
                 runs = "leaky runs" if leaky else "runs that are not leaky"
                 LOG.warning("--%s: nothing of the %s (%s)", option, runs, reasons[0])
         if number == 0:
-            found += sections.audit(report) + sections.studies(report, config.study)
-    return found + sections.pretraining(report, pretraining)
+            page += sections.audit(report) + sections.studies(report, config.study)
+    return page + sections.pretraining(report, pretraining)
 
 
 def ask(report: Report, config: ReportConfig) -> dict[str, tuple[list[Section], list[str]]]:
@@ -110,21 +110,21 @@ def ask(report: Report, config: ReportConfig) -> dict[str, tuple[list[Section], 
         model_sections as insides,  # torch: a report of files alone does not need it
     )
 
-    found = {}
+    answers = {}
     if config.looks:
-        found["looks"] = insides.looks(report, config.looks)
+        answers["looks"] = insides.looks(report, config.looks)
     if config.states:
-        found["states"] = insides.fused_states(report, config.states)
-    return found
+        answers["states"] = insides.fused_states(report, config.states)
+    return answers
 
 
 def of_runs(report: Report) -> list[Section]:
     """What the files say of runs that may stand beside each other."""
-    found = sections.runs(report, training_curves(report.runs))
-    found += sections.few_labels(report) + sections.views(report)
+    page = sections.runs(report, training_curves(report.runs))
+    page += sections.few_labels(report) + sections.views(report)
     for task in report.tasks:
-        found += sections.relations(report, task) + sections.published(report, task)
-    return found + sections.calibrated(report)
+        page += sections.relations(report, task) + sections.published(report, task)
+    return page + sections.calibrated(report)
 
 
 # ---- Reading -------------------------------------------------------------------------------------
@@ -143,13 +143,13 @@ def training_curves(runs: Mapping[str, Path]) -> dict[str, list[dict[str, float]
     """Label -> metrics of each seed of each run."""
     from pretrain.tracking import read_metrics  # torch, which parsing does without
 
-    found = {}
+    curves = {}
     for name, run in runs.items():
         paths = seed_files(run, "metrics.jsonl")
         for path in paths:
             label = name if len(paths) == 1 else f"{name} {path.parent.name}"
-            found[label] = read_metrics(path)
-    return found
+            curves[label] = read_metrics(path)
+    return curves
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:

@@ -133,13 +133,13 @@ def states(config: StatesConfig) -> None:
     from finetune.report.papers.promu import collect, panels
 
     require_extra("sklearn", "figures", "figures states draws t-SNE")
-    found = collect(
+    pairs_of_states = collect(
         config.run, config.data, config.split, config.number, config.regions, config.seed
     )
-    shown = panels(found, config.seed)
-    for pairs, panel in zip(found, shown, strict=True):
+    drawings = panels(pairs_of_states, config.seed)
+    for pairs, panel in zip(pairs_of_states, drawings, strict=True):
         print(f"{' and '.join(pairs.names)}, {len(pairs.first)} rows: {panel['note']}")
-    figures.states(shown, config.out)
+    figures.states(drawings, config.out)
     config.done()
 
 
@@ -203,12 +203,12 @@ def sample_number(config: SampleNumberConfig) -> None:
     """DGF-PT, Figure 4."""
     answers, results = read_relations(config.runs)
     train = tables.train_counts(results)
-    found = dgfpt.binned(answers, train, dgfpt.edges(config.edges))
-    if not any(found.values()):
+    bins = dgfpt.binned(answers, train, dgfpt.edges(config.edges))
+    if not any(bins.values()):
         raise InputError(f"--edges {config.edges}: test has no relation with so many training rows")
     single = dgfpt.points(answers, train)
-    print("\n".join(dgfpt.lines(found)))
-    dgfpt.draw(found, single, config.out)
+    print("\n".join(dgfpt.lines(bins)))
+    dgfpt.draw(bins, single, config.out)
     config.done()
 
 
@@ -233,15 +233,15 @@ def read_relations(
 
 def study(config: StudyFigureConfig) -> None:
     """Curves over the columns of a study's tables."""
-    shown = series.read_study(config.study).tables
+    selected = series.read_study(config.study).tables
     if config.table:
-        titles = [table["title"] for table in shown]
-        shown = [table for table in shown if table["title"] in config.table]
+        titles = [table["title"] for table in selected]
+        selected = [table for table in selected if table["title"] in config.table]
         if missing := set(config.table) - set(titles):
             raise InputError(
                 f"{config.study}: no table {sorted(missing)[0]!r}; there are {', '.join(titles)}"
             )
-    figures.study(shown, config.out)
+    figures.study(selected, config.out)
     config.done()
 
 

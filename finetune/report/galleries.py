@@ -58,8 +58,8 @@ def hardest(run: Path, result: Mapping[str, Any], most: int = MOST) -> list[Case
             return []
         picture = task.image_folder("test") / row.image_id if row.image_id else None
         text = with_entities(row.tokens, row.head, row.tail)
-        there = picture if picture and picture.is_file() else None
-        cases.append(Case(number, text, gold, answer, probability, there))
+        image = picture if picture and picture.is_file() else None
+        cases.append(Case(number, text, gold, answer, probability, image))
     return cases
 
 

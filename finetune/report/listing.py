@@ -29,11 +29,11 @@ def methods() -> Iterator[tuple[str, str]]:
 def described(kind: str, name: str) -> str:
     """What another package's class says of itself, or why it cannot be used."""
     try:
-        found = registry.load(kind, name)
+        cls = registry.load(kind, name)
     except InputError as error:
         return f"BROKEN: {error}"
-    kinds = f" [{', '.join(sorted(found.kinds))}]" if kind == "methods" else ""
-    return f"{first_line(inspect.getmodule(found)) or first_line(found)}{kinds}"
+    kinds = f" [{', '.join(sorted(cls.kinds))}]" if kind == "methods" else ""
+    return f"{first_line(inspect.getmodule(cls)) or first_line(cls)}{kinds}"
 
 
 def tasks() -> Iterator[tuple[str, str]]:

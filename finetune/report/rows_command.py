@@ -76,15 +76,15 @@ def tweets(config: TweetsConfig) -> None:
     }
     rows = registry.load("tasks", names.pop())(config.data).read(BY_OPTION[config.split])
     check_same_rows(answers, {row.row: row.relation for row in rows}, config)
-    said = {
+    labels = {
         name: dict(zip(given.rows, given.answers, strict=True)) for name, given in answers.items()
     }
-    found = dgfpt.tweets(rows, said)
-    shown = [post for post in found if config.all or post.disputed()]
-    for post in shown:
+    posts = dgfpt.tweets(rows, labels)
+    printed = [post for post in posts if config.all or post.disputed()]
+    for post in printed:
         print("\n".join(dgfpt.post_lines(post)))
     print(
-        f"{len(shown)} of {len(found)} posts"
+        f"{len(printed)} of {len(posts)} posts"
         + ("" if config.all else ": those on which the runs disagree")
     )
 

@@ -90,9 +90,9 @@ def numbers(columns: Sequence[str]) -> list[float] | None:
     for column in columns:
         if column in NUMBERS:
             values.append(NUMBERS[column])
-        elif found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\S*)", column):
-            values.append(float(found[1]))
-            units.add(found[2])
+        elif number := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(\S*)", column):
+            values.append(float(number[1]))
+            units.add(number[2])
         else:
             return None
     if "all" in columns and units != {"%"}:
@@ -103,11 +103,11 @@ def numbers(columns: Sequence[str]) -> list[float] | None:
 def few_labels(results: Results) -> list[Series]:
     """Test F1 over shares of train, of runs that differ in nothing else, or in how long they train;
     none of a single share."""
-    found, shares = shares_of_train(results)
+    curves, shares = shares_of_train(results)
     columns = [percent(share) for share in shares]
     runs = {
         name: {percent(share): point for share, point in line.items()}
-        for name, line in named(found).items()
+        for name, line in named(curves).items()
     }
     axis = [100 * share for share in shares]
     return (
@@ -127,14 +127,14 @@ def strengths(results: Results) -> list[Series]:
     for name, result in results.items():
         if len({view.get("tool") for view in result["views"]}) == 1:
             tools.setdefault(result["views"][0].get("tool"), {})[name] = result
-    return [found for tool, runs in tools.items() if (found := strength(tool, runs, results))]
+    return [curves for tool, runs in tools.items() if (curves := strength(tool, runs, results))]
 
 
 def strength(tool: str, runs: Results, results: Results) -> Series | None:
     """The series of one tool."""
     params = {name: result["views"][0].get("params", {}) for name, result in runs.items()}
-    values = {key: {found.get(key) for found in params.values()} for key in first(params)}
-    varying = [key for key, some in values.items() if len(some) > 1]
+    values = {key: {settings.get(key) for settings in params.values()} for key in first(params)}
+    varying = [key for key, distinct in values.items() if len(distinct) > 1]
     if len(varying) != 1 or not all(isinstance(v, int | float) for v in values[varying[0]]):
         return None
     name_of = percent if varying[0] in SHARES else "{:g}".format
@@ -146,27 +146,27 @@ def strength(tool: str, runs: Results, results: Results) -> Series | None:
         for name, result in results.items()
         if not result["views"] and identity(result, "view") in changed
     ]
-    shown = named(lines(placed, "view"))
+    curves = named(lines(placed, "view"))
     columns = [name_of(value) for value in sorted(values[varying[0]])]
-    if any(untouched in line for line in shown.values()):
+    if any(untouched in line for line in curves.values()):
         columns = ["none", *columns] if tool in NOISE else [*columns, "all"]
     return {
         "title": f"{tool}, {varying[0].replace('_', ' ')}",
         "columns": columns,
         "axis": numbers(columns),
-        "runs": shown,
+        "runs": curves,
     }
 
 
-def named(found: Mapping[tuple[str, ...], Line]) -> dict[str, dict[Any, tuple]]:
+def named(curves: Mapping[tuple[str, ...], Line]) -> dict[str, dict[Any, tuple]]:
     """Lines, as a series has them, by what tells them apart; the task is not said where it is
     one."""
-    one_task = len({key[0] for key in found}) == 1
+    one_task = len({key[0] for key in curves}) == 1
     return {
         ", ".join(key[1:] if one_task else key): {
             column: (f1["mean"], f1["sd"]) for column, f1 in line.items()
         }
-        for key, line in found.items()
+        for key, line in curves.items()
     }
 
 

@@ -67,8 +67,10 @@ class Cell:
 
 def folder_name(*parts: str) -> str:
     """Words with dashes between them."""
-    kept = ("".join(c if c.isalnum() or c in ".+" else " " for c in part) for part in parts if part)
-    return "--".join("-".join(part.split()) for part in kept)
+    plain = (
+        "".join(c if c.isalnum() or c in ".+" else " " for c in part) for part in parts if part
+    )
+    return "--".join("-".join(words.split()) for words in plain)
 
 
 # ---- The file ------------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ def fraction_table(results: Results) -> pages.Table | None:
     """Runs that differ in the share of labels, and at most in how long they train, side by side."""
     lines, shares = shares_of_train(results)
     rows = [
-        [", ".join(key), *(mean_and_sd(found[s]) if s in found else "–" for s in shares)]
-        for key, found in lines.items()
+        [", ".join(key), *(mean_and_sd(f1[s]) if s in f1 else "–" for s in shares)]
+        for key, f1 in lines.items()
     ]
     return pages.Table(["runs", *map(percent, shares)], rows, numeric=1) if rows else None
 
@@ -145,7 +145,7 @@ def relation_tables(results: Results, answers: Mapping[str, Sequence[Predictions
 
     def line(name: str, score: Any, *known: str) -> list[str]:
         """A row: a score of each seed's answers, mean of a run."""
-        values = (mean([score(a) for a in some]) for some in answers.values())
+        values = (mean([score(a) for a in seeds]) for seeds in answers.values())
         return [name, *(known or ("", "")), *(f"{value:.2f}" for value in values)]
 
     def over_labels(average: Any) -> Any:
@@ -166,7 +166,7 @@ def relation_tables(results: Results, answers: Mapping[str, Sequence[Predictions
 
     bins = [
         [label, str(int(scores["support"]))]
-        + [f"{mean([binned(a)[label]['f1'] for a in some]):.2f}" for some in answers.values()]
+        + [f"{mean([binned(a)[label]['f1'] for a in seeds]):.2f}" for seeds in answers.values()]
         for label, scores in binned(next(iter(answers.values()))[0]).items()
         if scores["support"]
     ]

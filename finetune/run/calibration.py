@@ -147,8 +147,8 @@ def of_seed(directory: Path, labels: Sequence[str]) -> Calibration | None:
         return None
     content = predictions.read_bytes()
     source = hashlib.sha256(content).hexdigest()
-    if path.is_file() and (kept := read_kept(path, Calibration, source)) is not None:
-        return kept
+    if path.is_file() and (stored := read_kept(path, Calibration, source)) is not None:
+        return stored
     answers = read_answers(predictions, labels)
     if answers is None:
         return None

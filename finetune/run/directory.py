@@ -113,20 +113,20 @@ def with_defaults(before: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
     A method's own settings are left as they are: what a new one replaces may have been another.
     """
-    found = dict(before)
+    settings = dict(before)
     for entry in fields(config):
         value = getattr(config, entry.name)
         if entry.name in ("optim", "engine"):
-            found[entry.name] = with_defaults(found.get(entry.name) or {}, value)
+            settings[entry.name] = with_defaults(settings.get(entry.name) or {}, value)
         elif entry.default is not MISSING:
-            found.setdefault(entry.name, entry.default)
-    return found
+            settings.setdefault(entry.name, entry.default)
+    return settings
 
 
 def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of `result.json`; figures in percent, beside the hashes of what they came of."""
-    kept = [provenance.kept_inputs(Path(config.out) / f"seed-{seed}") for seed in config.seed_list]
-    inputs = next((one for one in kept if one), None)
+    seeds = (Path(config.out) / f"seed-{seed}" for seed in config.seed_list)
+    inputs = next(filter(None, map(provenance.kept_inputs, seeds)), None)
     if inputs is None:  # seeds of older code, whose run has no `result.json` yet
         side = [Path(path) for path in per_seed[0]["side_inputs"]]
         inputs = provenance.inputs_of(config, task, side, pictures=False)

@@ -97,15 +97,15 @@ def picture_hashes(task: Task, split: str, cache: Path) -> dict[str, str]:
         path = folder / name
         stat = path.stat() if path.is_file() else None
         state.update(f"\n{name}\t{(stat.st_size, stat.st_mtime_ns) if stat else None}".encode())
-    kept = cache / f"pictures-{state.hexdigest()[:20]}.sha256"
-    if not kept.is_file():
+    cached = cache / f"pictures-{state.hexdigest()[:20]}.sha256"
+    if not cached.is_file():
         content = hashlib.sha256()
         for name in names:
             path = folder / name
             content.update(f"\n{name}\t{digest(path) if path.is_file() else None}".encode())
-        with atomic_path(kept) as temporary:
+        with atomic_path(cached) as temporary:
             temporary.write_text(content.hexdigest(), encoding="utf-8")
-    return {"state": state.hexdigest(), "content": kept.read_text(encoding="utf-8")}
+    return {"state": state.hexdigest(), "content": cached.read_text(encoding="utf-8")}
 
 
 def begin(
@@ -182,5 +182,5 @@ def fields_read(dataset: Dataset) -> dict[str, list[str]]:
     """What a seed's rows come with, by the fields of a batch: `columns`, and those `pictures` of
     which any row has one."""
     pictures = dataset.pictures.items()
-    seen = sorted(name for name, shown in pictures if (shown.index >= 0).any())
+    seen = sorted(name for name, picture in pictures if (picture.index >= 0).any())
     return {"columns": sorted(dataset.columns), "pictures": seen}

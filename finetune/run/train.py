@@ -139,8 +139,8 @@ class SeedRun:
 
     def evaluate(self) -> dict[str, float]:
         """Scores on dev; keeps the weights where the protocol prefers them."""
-        found = predict(self.method, self.task, self.dev_split, self.engine.precision)
-        scores = found.score(self.task)
+        predictions = predict(self.method, self.task, self.dev_split, self.engine.precision)
+        scores = predictions.score(self.task)
         self.keep_if_best(scores["f1"])
         return {f"dev_{name}": value for name, value in scores.items()}
 

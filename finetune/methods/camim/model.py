@@ -76,11 +76,11 @@ class CamimTmr(tmr.Tmr):
             blank = self.blank(batch)
             return [self.aligned(blank, None, batch, k, text) for k, text in enumerate(described)]
         streams = []
-        for k, (shown, description) in enumerate(zip(looks, described, strict=True)):
-            pictures = shown.whole[:, None]
-            if shown.regions is not None:
-                pictures = torch.cat([pictures, shown.regions], dim=1)
-            streams.append(self.aligned(self.reduce(pictures), shown, batch, k, description))
+        for k, (look, description) in enumerate(zip(looks, described, strict=True)):
+            pictures = look.whole[:, None]
+            if look.regions is not None:
+                pictures = torch.cat([pictures, look.regions], dim=1)
+            streams.append(self.aligned(self.reduce(pictures), look, batch, k, description))
         return streams
 
     def blank(self, batch: Batch) -> Tensor:
@@ -106,7 +106,7 @@ class CamimTmr(tmr.Tmr):
     def aligned(
         self,
         pictures: Tensor,
-        shown: Look | None,
+        look: Look | None,
         batch: Batch,
         k: int,
         description: tuple[Tensor, Tensor, Tensor | None],
@@ -124,14 +124,14 @@ class CamimTmr(tmr.Tmr):
             counted = torch.cat([positions, mask], dim=1)
         whole = rows[:, 0]
         objects = objects_counted = for_objects = seen = None
-        if shown is not None and rows.shape[1] > 1:
+        if look is not None and rows.shape[1] > 1:
             # Regions are summed over their rows first, so each asks the phrases once.
             of_rows = None if counted is None else counted[:, None].expand(rows.shape[:3])[:, 1:]
             objects = pooled(rows[:, 1:], of_rows, mean)
-            objects_counted = shown.regions_seen if settings.mask_absent else None
+            objects_counted = look.regions_seen if settings.mask_absent else None
             for_objects = torch.tanh(pooled(objects, objects_counted, mean=True))
-        if shown is not None and settings.mask_absent:
-            seen = shown.seen
+        if look is not None and settings.mask_absent:
+            seen = look.seen
         shortcuts = torch.tanh(pooled(whole, counted, mean)), for_objects
         scores = tmr.source_scores(batch, k, seen)
         return Streams(whole, counted, objects, objects_counted, shortcuts, scores)
@@ -259,10 +259,10 @@ class CamimHvpnet(hvpnet.Hvpnet):
         if visual is not None and self.settings.hvp_cam_mode == "residual":
             # `restore` begins at zero, so training begins at plain HVPNeT.
             restored = tokens + restored
-        seen, shown = pooled(rows[:, :, :TOKENS].mean(2), present, mean=True), present
+        seen, slots_filled = pooled(rows[:, :, :TOKENS].mean(2), present, mean=True), present
         if rows.shape[2] > TOKENS and mask is not None:
             # Words of a caption fill slots only where its picture does.
-            there = present if self.settings.absent != "attend" else torch.ones_like(present)
-            of_picture = there[..., None].expand(-1, -1, TOKENS)
-            shown = torch.cat([of_picture, there[..., None] & mask[:, None]], dim=2)
-        return self.prefix(restored, shown), seen
+            slots_read = present if self.settings.absent != "attend" else torch.ones_like(present)
+            of_picture = slots_read[..., None].expand(-1, -1, TOKENS)
+            slots_filled = torch.cat([of_picture, slots_read[..., None] & mask[:, None]], dim=2)
+        return self.prefix(restored, slots_filled), seen

@@ -129,15 +129,15 @@ class DualGate(nn.Module):
             gated = gated + self.local_gate(pooled, *objects)[1][:, None]
         return self.mlp(gated) + states
 
-    def global_gate(self, image: Tensor, shown: Tensor) -> Tensor:
-        """γ (B, D) of h̄_i (B, D); ones where no picture is `shown` (B,)."""
-        return torch.where(shown[:, None], torch.tanh(self.image_gate(image)), 1.0)
+    def global_gate(self, image: Tensor, present: Tensor) -> Tensor:
+        """γ (B, D) of h̄_i (B, D); ones where no picture is `present` (B,)."""
+        return torch.where(present[:, None], torch.tanh(self.image_gate(image)), 1.0)
 
-    def local_gate(self, pooled: Tensor, objects: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
-        """α (B, K) and β (B, D) of h_o (B, K, D); zeros where no object is `shown` (B, K)."""
-        shares = object_shares(pooled, objects, shown, self.alpha).to(objects.dtype)
+    def local_gate(self, pooled: Tensor, objects: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """α (B, K) and β (B, D) of h_o (B, K, D); zeros where no object is `present` (B, K)."""
+        shares = object_shares(pooled, objects, present, self.alpha).to(objects.dtype)
         seen = self.object_gate(torch.einsum("bk,bkd->bd", shares, objects))
-        return shares, torch.where(shown.any(1)[:, None], seen, 0.0)
+        return shares, torch.where(present.any(1)[:, None], seen, 0.0)
 
 
 class TypeQuestions(nn.Module):
@@ -171,11 +171,11 @@ class TypeDecoder(nn.Module):
     def forward(self, states: Tensor, mask: Tensor, questions: Tensor) -> Tensor:
         """(B, L, D), (B, L), (B, 3, D) -> r (B, D)."""
         states = self.dropout(torch.cat([states, questions], dim=1))
-        shown = torch.cat([mask, mask.new_ones(questions.shape[:2])], dim=1)
-        length = shown.shape[1]
+        positions = torch.cat([mask, mask.new_ones(questions.shape[:2])], dim=1)
+        length = positions.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         own = torch.eye(length, dtype=torch.bool, device=mask.device)  # never a row without a key
-        seen = ((seen & shown[:, None]) | own)[:, None]  # (B, 1, S, S)
+        seen = ((seen & positions[:, None]) | own)[:, None]  # (B, 1, S, S)
         hidden = torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, HIDDEN)
         for layer in self.layers:  # GPT's layers take an additive mask alone; the others, too
             out = layer(states, attention_mask=hidden)

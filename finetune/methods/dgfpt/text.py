@@ -212,10 +212,10 @@ class Prefix(nn.Module):
 
     def mask(self, filled: Tensor) -> Tensor:
         """(B,) bool, whether the slots hold something -> (B, n + 2) bool."""
-        shown = filled.new_ones(len(filled), len(self.words) + 2)
-        shown[:, self.first] = filled
-        shown[:, self.second + 1] = filled
-        return shown
+        mask = filled.new_ones(len(filled), len(self.words) + 2)
+        mask[:, self.first] = filled
+        mask[:, self.second + 1] = filled
+        return mask
 
 
 # ---- One pass ------------------------------------------------------------------------------------

@@ -161,8 +161,8 @@ class FocalMRE(Method):
         if self.config.fill != "mask" or self.config.input == "original":
             return seen
         start = 0 if kind == "vg" else self.region_slots.get("vg", 0)
-        there = batch.require("region_mask")[:, start : start + self.region_slots[kind]]
-        return seen & (there if copies == there.shape[1] else there.any(dim=1, keepdim=True))
+        filled = batch.require("region_mask")[:, start : start + self.region_slots[kind]]
+        return seen & (filled if copies == filled.shape[1] else filled.any(dim=1, keepdim=True))
 
     # ------------------------------------------------------------------ pictures
 
@@ -173,18 +173,18 @@ class FocalMRE(Method):
             return plain[:, None]
         cropped = config.input == "cropped"
         regions = batch.require("region_pixels" if cropped else "region_boxes")
-        there = batch.require("region_mask")
+        filled = batch.require("region_mask")
         if config.fill == "repeat":
-            places, there = repeated(there, list(self.region_slots.values()))
+            places, filled = repeated(filled, list(self.region_slots.values()))
             regions = regions[torch.arange(len(regions), device=regions.device)[:, None], places]
         if cropped:
-            return torch.where(there[:, :, None, None, None], regions, plain[:, None])
+            return torch.where(filled[:, :, None, None, None], regions, plain[:, None])
         style, width = config.style, config.frame_width
         if config.merge == "none":
-            return draw(plain, regions, there, self.colors, style=style, width=width)
+            return draw(plain, regions, filled, self.colors, style=style, width=width)
         numbers = list(self.region_slots.values())
         numbers = [sum(numbers)] if config.merge == "all" else numbers
-        boxes, marked = regions.split(numbers, dim=1), there.split(numbers, dim=1)
+        boxes, marked = regions.split(numbers, dim=1), filled.split(numbers, dim=1)
         parts = zip(boxes, marked, self.colors.split(numbers), strict=True)
         copies = [draw_together(plain, *part, style=style, width=width) for part in parts]
         return torch.stack(copies, dim=1)
@@ -234,24 +234,24 @@ def inputs_of(config: FocalMREConfig) -> frozenset[str]:
     return frozenset(["image", *regions[config.input]])
 
 
-def repeated(there: Tensor, numbers: list[int]) -> tuple[Tensor, Tensor]:
+def repeated(filled: Tensor, numbers: list[int]) -> tuple[Tensor, Tensor]:
     """Filled slots as they are; empty ones take the regions of their kind in turn.
 
     Args:
-        there: (B, R) bool, which are filled. numbers: slots of each kind.
+        filled: (B, R) bool, which are filled. numbers: slots of each kind.
 
     Returns:
         (B, R) int64, the slot whose region each slot shows; (B, R) bool, whether there is any.
     """
-    places, filled, start = [], [], 0
-    for part in there.split(numbers, dim=1):
+    places, parts, start = [], [], 0
+    for part in filled.split(numbers, dim=1):
         count = part.sum(dim=1, keepdim=True).clamp(min=1)
-        own = torch.arange(part.shape[1], device=there.device).expand_as(part)
+        own = torch.arange(part.shape[1], device=filled.device).expand_as(part)
         regions = (~part).to(torch.uint8).argsort(dim=1, stable=True)  # filled slots, then others
         places.append(start + torch.where(part, own, regions.gather(1, own % count)))
-        filled.append(part.any(dim=1, keepdim=True).expand_as(part))
+        parts.append(part.any(dim=1, keepdim=True).expand_as(part))
         start += part.shape[1]
-    return torch.cat(places, dim=1), torch.cat(filled, dim=1)
+    return torch.cat(places, dim=1), torch.cat(parts, dim=1)
 
 
 def attention(size: int, width: int, config: FocalMREConfig) -> FocalAttention:

@@ -189,8 +189,8 @@ def look(
     maps = iter(last_maps(vision, pictures, one_pass))
     wholes = [next(maps) for _ in whole]
     return [
-        Look(shown, seen, None if cut[0] is None else next(maps), cut[1])
-        for shown, (_, seen), cut in zip(wholes, whole, regions, strict=True)
+        Look(maps_of_whole, seen, None if cut[0] is None else next(maps), cut[1])
+        for maps_of_whole, (_, seen), cut in zip(wholes, whole, regions, strict=True)
     ]
 
 

@@ -193,13 +193,13 @@ class Tmr(Method):
         settings = self.settings
         mean = settings.pool == "mean"
         streams = []
-        for k, shown in enumerate(looks):
-            whole, objects, counted = self.reduce(shown.whole), None, None
-            if shown.regions is not None:
-                positions = shown.regions.mean(2) if mean else shown.regions.sum(2)
+        for k, source in enumerate(looks):
+            whole, objects, counted = self.reduce(source.whole), None, None
+            if source.regions is not None:
+                positions = source.regions.mean(2) if mean else source.regions.sum(2)
                 objects = self.reduce(positions)
-                counted = shown.regions_seen if settings.mask_absent else None
-            scores = source_scores(batch, k, shown.seen if settings.mask_absent else None)
+                counted = source.regions_seen if settings.mask_absent else None
+            scores = source_scores(batch, k, source.seen if settings.mask_absent else None)
             shortcuts: tuple[Tensor | None, Tensor | None] = (None, None)
             if settings.version == "v2":
                 shortcuts = (

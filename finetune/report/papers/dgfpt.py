@@ -48,16 +48,18 @@ def binned(
         answers: of each seed of each run.
         train: relation -> its number of training rows.
     """
-    found = {}
-    for name, some in answers.items():
-        seeds = [metrics.scores_by_frequency(a.gold, a.answers, train, between) for a in some]
-        found[name] = {
+    bins = {}
+    for name, predictions in answers.items():
+        seeds = [
+            metrics.scores_by_frequency(a.gold, a.answers, train, between) for a in predictions
+        ]
+        bins[name] = {
             label: {key: mean([seed[label][key] for seed in seeds]) for key in SCORES}
             | {"support": seeds[0][label]["support"]}
             for label in seeds[0]
             if seeds[0][label]["support"]
         }
-    return found
+    return bins
 
 
 def points(
@@ -70,25 +72,25 @@ def points(
     """
     return {
         name: sorted(
-            ((label, train.get(label, 0), found["f1"]) for label, found in scores.items()),
+            ((label, train.get(label, 0), values["f1"]) for label, values in scores.items()),
             key=lambda point: (point[1], point[0]),
         )
         for name, scores in relation_f1(answers).items()
     }
 
 
-def lines(found: Mapping[str, Bins]) -> list[str]:
+def lines(bins_of_runs: Mapping[str, Bins]) -> list[str]:
     """The bins of every run as text, a line each."""
-    said = [f"{'training rows':>14}  {'test':>5}  {'P':>6}  {'R':>6}  {'F1':>6}  run"]
-    for name, bins in found.items():
+    texts = [f"{'training rows':>14}  {'test':>5}  {'P':>6}  {'R':>6}  {'F1':>6}  run"]
+    for name, bins in bins_of_runs.items():
         for label, scores in bins.items():
             values = "  ".join(f"{scores[key]:6.2f}" for key in SCORES)
-            said.append(f"{label:>14}  {scores['support']:5.0f}  {values}  {name}")
-    return said
+            texts.append(f"{label:>14}  {scores['support']:5.0f}  {values}  {name}")
+    return texts
 
 
 def draw(
-    found: Mapping[str, Bins],
+    bins_of_runs: Mapping[str, Bins],
     single: Mapping[str, Sequence[tuple[str, int, float]]],
     path: Path,
 ) -> None:
@@ -97,13 +99,13 @@ def draw(
 
     figure = Figure(figsize=(PAPER, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1)
-    labels = list(dict.fromkeys(label for bins in found.values() for label in bins))
-    for number, name in enumerate(found):
+    labels = list(dict.fromkeys(label for bins in bins_of_runs.values() for label in bins))
+    for number, name in enumerate(bins_of_runs):
         look: dict[str, Any] = {"color": LINES[number % len(LINES)]}
         look |= {"marker": MARKS[number % len(MARKS)]}
-        shown = [label for label in labels if label in found[name]]
-        heights = [found[name][label]["f1"] for label in shown]
-        places = [labels.index(label) for label in shown]
+        filled = [label for label in labels if label in bins_of_runs[name]]
+        heights = [bins_of_runs[name][label]["f1"] for label in filled]
+        places = [labels.index(label) for label in filled]
         above.plot(places, heights, **look, markersize=4, linewidth=1.2, label=name)
         rows, f1 = ([point[i] for point in single[name]] for i in (1, 2))
         below.scatter(rows, f1, s=10, linewidths=0, **look)
@@ -129,7 +131,7 @@ class Pair:
     head: str
     tail: str
     gold: str
-    said: Mapping[str, str]
+    answers: Mapping[str, str]
     """Run -> its answer."""
 
 
@@ -143,7 +145,7 @@ class Tweet:
 
     def disputed(self) -> bool:
         """Whether the runs say different things of a pair."""
-        return any(len(set(pair.said.values())) > 1 for pair in self.pairs)
+        return any(len(set(pair.answers.values())) > 1 for pair in self.pairs)
 
 
 def tweets(rows: Iterable[RelationRow], answers: Mapping[str, Mapping[int, str]]) -> list[Tweet]:
@@ -155,8 +157,8 @@ def tweets(rows: Iterable[RelationRow], answers: Mapping[str, Mapping[int, str]]
     posts: dict[tuple[tuple[str, ...], str | None], list[Pair]] = {}
     for row in rows:
         head, tail = (" ".join(row.tokens[slice(*span)]) for span in (row.head, row.tail))
-        said = {name: given[row.row] for name, given in answers.items()}
-        pair = Pair(row.row, head, tail, row.relation, said)
+        labels = {name: given[row.row] for name, given in answers.items()}
+        pair = Pair(row.row, head, tail, row.relation, labels)
         posts.setdefault((row.tokens, row.image_id), []).append(pair)
     return [Tweet(" ".join(words), image, pairs) for (words, image), pairs in posts.items()]
 
@@ -165,9 +167,9 @@ def post_lines(tweet: Tweet) -> list[str]:
     """As text: the post, then a line a pair; a star before an answer that is wrong."""
     texts = [f"{tweet.text}  [{tweet.image_id or 'no picture'}]"]
     for pair in tweet.pairs:
-        said = "  ".join(
+        labels = "  ".join(
             f"{name}: {'' if answer == pair.gold else '*'}{answer}"
-            for name, answer in pair.said.items()
+            for name, answer in pair.answers.items()
         )
-        texts.append(f"  {pair.row}: {pair.head} → {pair.tail}  gold: {pair.gold}  {said}")
+        texts.append(f"  {pair.row}: {pair.head} → {pair.tail}  gold: {pair.gold}  {labels}")
     return texts
