@@ -11,11 +11,8 @@ from transformers import (
 
 from finetune.inputs.batch import Batch
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
-from finetune.methods.mkgformer.vision import (
-    Layout,
-    VisionTower,
-    drawn,
-)
+from finetune.methods.mkgformer.vision import Layout, VisionTower
+from finetune.methods.mkgformer.weights import drawn
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
 

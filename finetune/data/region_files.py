@@ -1,10 +1,14 @@
-"""Pictures in, region caches out: what the tools of `python -m finetune regions` share."""
+"""The files that the tools of `python -m finetune regions` read and write."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.data.resumable import log_path
+from finetune.tasks import side_files
+from finetune.tasks.reading import not_empty, parse_record, read_lines
 from finetune.tasks.region_cache import Regions, regions_from_json, write_regions
 from shards.files import InputError
 
@@ -38,3 +42,37 @@ def entry(name: str, value: Mapping[str, Any], out: Path) -> Regions:
     """A line of the log of `out` as the entry of a picture."""
     regions = regions_from_json(value["regions"], value["size"], str(log_path(out)))
     return Regions(name, tuple(value["size"]), regions)
+
+
+def crop_names(folder: Path, split: str) -> Mapping[int, Sequence[str]]:
+    """Row -> crop files: from `txt/mre_{split}_dict.pth`, else from the names in `img_vg`."""
+    if any((folder / "txt").glob("mre_*_dict.pth")):
+        path = side_files.find(folder, "txt/mre_{split}_dict.pth", split)
+        return side_files.read_crop_names(path).values
+    names: dict[int, list[str]] = defaultdict(list)
+    for path in sorted((folder / "img_vg" / split / "crops").glob("*_pred_yolo_crop_*.png")):
+        row, _, _ = path.name.partition("_")
+        if not row.isdecimal():
+            raise InputError(f"{path}: expected a name like 12_pred_yolo_crop_3.png: row, query")
+        names[int(row)].append(path.name)
+    if not names:
+        raise InputError(f"{folder}: neither txt/mre_{split}_dict.pth nor img_vg/{split}/crops")
+    return names
+
+
+def read_objects(path: Path) -> dict[str, Regions]:
+    """`{"image_id", "size", "objects": [{"box", "score", "label"}]}` lines, as `shards` writes."""
+    entries: dict[str, Regions] = {}
+    for where, line in read_lines(path):
+        record = parse_record(json.loads, line, where)
+        if not isinstance(record, dict) or not {"image_id", "size", "objects"} <= record.keys():
+            raise InputError(f"{where}: expected an object with image_id, size and objects")
+        name, size = record["image_id"], record["size"]
+        if not isinstance(name, str) or not name or name in entries:
+            raise InputError(f"{where}: image_id {name!r} is no file name, or comes twice")
+        if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
+            raise InputError(f"{where}: size must be [width, height] in pixels")
+        regions = regions_from_json(record["objects"], size, where)
+        best_first = sorted(regions, key=lambda region: -region.score)
+        entries[name] = Regions(name, tuple(size), tuple(best_first))
+    return not_empty(entries, path)

@@ -7,7 +7,6 @@
 A run that was interrupted goes on where it stopped. `tasks/region_cache.py` has the format.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,12 @@ from PIL import Image
 
 from finetune.config import Split, TaskOptions
 from finetune.data import crop_matching
-from finetune.data.region_files import entry, finish, pictures
+from finetune.data.region_files import crop_names, entry, finish, pictures, read_objects
 from finetune.data.resumable import resumable
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
-from finetune.tasks.reading import not_empty, parse_record, read_lines
-from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
+from finetune.tasks.region_cache import Region, Regions, regions_to_json
 from shards.command import Tool, dispatch, exit_on_input_error
-from shards.files import InputError
 from shards.images import decoded
 
 GENERATED_SIZE = (768, 768)
@@ -206,22 +203,6 @@ def recover(config: RecoverConfig) -> None:
             print(f"{out}: {len(lost)} crops not found in their pictures, first: {lost[0]}")
 
 
-def crop_names(folder: Path, split: str) -> Mapping[int, Sequence[str]]:
-    """Row -> crop files: from `txt/mre_{split}_dict.pth`, else from the names in `img_vg`."""
-    if any((folder / "txt").glob("mre_*_dict.pth")):
-        path = side_files.find(folder, "txt/mre_{split}_dict.pth", split)
-        return side_files.read_crop_names(path).values
-    names: dict[int, list[str]] = defaultdict(list)
-    for path in sorted((folder / "img_vg" / split / "crops").glob("*_pred_yolo_crop_*.png")):
-        row, _, _ = path.name.partition("_")
-        if not row.isdecimal():
-            raise InputError(f"{path}: expected a name like 12_pred_yolo_crop_3.png: row, query")
-        names[int(row)].append(path.name)
-    if not names:
-        raise InputError(f"{folder}: neither txt/mre_{split}_dict.pth nor img_vg/{split}/crops")
-    return names
-
-
 def find_crops(work: tuple[Path, Sequence[Path]]) -> dict[str, Any]:
     """The regions of one row's crops in its picture, and the names of those not found."""
     path, crops = work
@@ -265,24 +246,6 @@ def import_boxes(config: ImportConfig) -> None:
         finish(config.out / f"regions_generated_{split}.jsonl", header, entries)
         for note in boxes.notes:
             print(f"{path}: {note}")
-
-
-def read_objects(path: Path) -> dict[str, Regions]:
-    """`{"image_id", "size", "objects": [{"box", "score", "label"}]}` lines, as `shards` writes."""
-    entries: dict[str, Regions] = {}
-    for where, line in read_lines(path):
-        record = parse_record(json.loads, line, where)
-        if not isinstance(record, dict) or not {"image_id", "size", "objects"} <= record.keys():
-            raise InputError(f"{where}: expected an object with image_id, size and objects")
-        name, size = record["image_id"], record["size"]
-        if not isinstance(name, str) or not name or name in entries:
-            raise InputError(f"{where}: image_id {name!r} is no file name, or comes twice")
-        if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
-            raise InputError(f"{where}: size must be [width, height] in pixels")
-        regions = regions_from_json(record["objects"], size, where)
-        best_first = sorted(regions, key=lambda region: -region.score)
-        entries[name] = Regions(name, tuple(size), tuple(best_first))
-    return not_empty(entries, path)
 
 
 # ---- command -------------------------------------------------------------------------------------

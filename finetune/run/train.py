@@ -6,11 +6,9 @@ epoch are functions of (seed, epoch), so a run that was cut off ends like one th
 
 import itertools
 import logging
-import pickle
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +25,14 @@ from finetune.run.build import build_engine, build_method, set_seed
 from finetune.run.chain_calibration import chain_of, keep_calibration, recorded
 from finetune.run.evaluate import predict
 from finetune.run.losses import READ_LOSS_EVERY, EpochLosses
+from finetune.run.progress import Progress
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.checkpoint.zero import check_trained
 from pretrain.tracking import MetricsLog
-from shards.files import InputError, disk_errors, read_json, write_json
+from shards.files import InputError, write_json
 from shards.progress import Progress as StepProgress
 
 LOG = logging.getLogger(__name__)
-DAMAGED = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
-"""What reading a cut or foreign checkpoint raises."""
-
-
-@dataclass
-class Progress:
-    """Where a seed stands; written after every epoch."""
-
-    epoch: int = 0
-    """Whole epochs done."""
-    step: int = 0
-    """Optimiser steps done."""
-    best_epoch: int = 0
-    best_f1: float | None = None
-    seconds: float = 0.0
 
 
 class SeedRun:
@@ -81,7 +64,7 @@ class SeedRun:
         if not len(self.train_split):
             raise InputError(f"--fraction {config.fraction}: no training row is left")
         self.engine, self.epochs = build_engine(config, self.method, len(self.train_split))
-        self.progress = self.resume()
+        self.progress = Progress.resume(directory, self.engine)
         self.log: MetricsLog | None = None
 
     def load(self, split: str) -> LoadedSplit:
@@ -108,7 +91,7 @@ class SeedRun:
                 progress.epoch += 1
                 self.one_epoch()
                 progress.seconds = time.monotonic() - started
-                self.save_progress()
+                progress.save(self.directory, self.engine)
         if self.log:
             self.log.close()
         distributed.barrier()  # the chosen weights are on disk
@@ -229,37 +212,6 @@ class SeedRun:
         if not patience or progress.best_f1 is None:
             return False
         return progress.epoch - progress.best_epoch >= patience
-
-    def save_progress(self) -> None:
-        """State after a whole epoch; the previous one goes once this one is complete."""
-        root, tag = self.directory / "resume", f"epoch-{self.progress.epoch}"
-        with disk_errors(root):
-            self.engine.save(root, tag)
-        distributed.barrier()
-        if distributed.is_main():
-            write_json(root / "progress.json", asdict(self.progress), checksum=True)
-            for old in root.glob("epoch-*"):
-                if old.name != tag:
-                    shutil.rmtree(old)
-
-    def resume(self) -> Progress:
-        """Load the last whole epoch of an interrupted seed, if there is one."""
-        path = self.directory / "resume" / "progress.json"
-        if not path.is_file():
-            return Progress()
-        try:
-            progress = Progress(**read_json(path))
-            for state in (path.parent / f"epoch-{progress.epoch}").rglob("*.pt"):
-                check_trained(state)
-            self.engine.load(path.parent, f"epoch-{progress.epoch}")
-        except DAMAGED as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"{path.parent}: cannot go on from there ({reason}); remove {self.directory} to "
-                "train this seed anew"
-            ) from None
-        LOG.info("%s: goes on after epoch %d", self.directory, progress.epoch)
-        return progress
 
     def finish(self) -> dict[str, Any]:
         """Reload the chosen epoch from disk; score dev and, this once, test."""

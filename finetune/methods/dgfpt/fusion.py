@@ -171,11 +171,11 @@ class TypeDecoder(nn.Module):
     def forward(self, states: Tensor, mask: Tensor, questions: Tensor) -> Tensor:
         """(B, L, D), (B, L), (B, 3, D) -> r (B, D)."""
         states = self.dropout(torch.cat([states, questions], dim=1))
-        positions = torch.cat([mask, mask.new_ones(questions.shape[:2])], dim=1)
-        length = positions.shape[1]
+        counted = torch.cat([mask, mask.new_ones(questions.shape[:2])], dim=1)
+        length = counted.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         own = torch.eye(length, dtype=torch.bool, device=mask.device)  # never a row without a key
-        seen = ((seen & positions[:, None]) | own)[:, None]  # (B, 1, S, S)
+        seen = ((seen & counted[:, None]) | own)[:, None]  # (B, 1, S, S)
         hidden = torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, HIDDEN)
         for layer in self.layers:  # GPT's layers take an additive mask alone; the others, too
             out = layer(states, attention_mask=hidden)

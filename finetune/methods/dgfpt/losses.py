@@ -1,4 +1,4 @@
-"""DGF-PT, the joint objective beside classification (§4.4). Both are as the text explains them; as
+"""DGF-PT, the joint objective (§4.4). Consistency and contrast are as the text explains them; as
 printed, eqs. 11 and 12 push the wrong way, and stay here as switches.
 
 B: rows, L: text positions, C: relations, D: hidden size.
@@ -8,6 +8,31 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from finetune.methods.dgfpt.config import DgfptConfig
+
+
+def joint(
+    config: DgfptConfig,
+    logits: Tensor,
+    labels: Tensor,
+    before: Tensor | None,
+    compared: tuple[Tensor, Tensor, Tensor] | None,
+) -> Tensor:
+    """λ_d L_d + λ_s L_s + λ_c L_c (§4.4).
+
+    Args:
+        logits, labels: (B, C) and (B,). before: (B, C) before fusion; None: without L_s.
+        compared: what `contrast` compares; None: without L_c.
+    """
+    total = config.class_weight * torch.nn.functional.cross_entropy(logits, labels)
+    if before is not None:
+        total = total + config.consistency_weight * consistency(
+            logits, before, config.consistency, config.consistency_detach
+        )
+    if compared is not None:
+        total = total + config.contrast_weight * contrast(*compared, config.contrast, config.margin)
+    return total
 
 
 def consistency(

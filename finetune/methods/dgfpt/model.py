@@ -30,7 +30,7 @@ from finetune.methods.dgfpt.fusion import (
     select_object,
     signature_penalties,
 )
-from finetune.methods.dgfpt.losses import consistency, contrast, same_posts
+from finetune.methods.dgfpt.losses import joint, same_posts
 from finetune.methods.dgfpt.text import (
     Layout,
     Part,
@@ -45,6 +45,7 @@ from finetune.methods.dgfpt.text import (
     pieces,
     read,
     text_towers,
+    unmasked,
 )
 from finetune.methods.dgfpt.vision import TimmTower, Vision, load_vision
 from finetune.tasks.base import TaskInfo
@@ -178,8 +179,15 @@ class Dgfpt(Method):
             fused = self.fuse(plain, self.pool(plain, text), objects, image)
             fused = fused + self.caption_term(batch)
         logits, before = self.classify(fused, plain, text, image, parts, questions, batch)
-        logits = logits + self.penalties[types[:, 0], types[:, 1]]
-        return MethodOutput(logits, self.loss(logits, before, fused, plain, text, batch))
+        penalty = self.penalties[types[:, 0], types[:, 1]]
+        logits, before = logits + penalty, None if before is None else before + penalty
+        if batch.labels is None:
+            return MethodOutput(logits, None)
+        compared = None
+        if self.fuse is not None and self.config.contrast_weight:
+            posts = same_posts(text.ids, text.mask)
+            compared = self.pool(plain, text), self.pool(fused, text), posts
+        return MethodOutput(logits, joint(self.config, logits, batch.labels, before, compared))
 
     def see(self, batch: Batch) -> Seen | None:
         """The pictures as input vectors; None: vision is off."""
@@ -199,17 +207,17 @@ class Dgfpt(Method):
         entities = [masked_mean(words, span) for span in (text.head, text.tail)]
         segments = {"T": (words, text.mask)}
         if "Pe" in self.prefixes:
-            segments["Pe"] = shown(self.prefixes["Pe"](*entities))
+            segments["Pe"] = unmasked(self.prefixes["Pe"](*entities))
         if "Po" in self.prefixes:
             segments["Po"] = self.object_prefix(entities, None if seen is None else seen.objects)
         if seen is not None:
             segments |= {"I": seen.image} | ({"O": seen.objects} if seen.objects else {})
-        begin, *end = (shown(row.expand(len(words), 1, -1)) for row in self.words(self.ends))
+        begin, *end = (unmasked(row.expand(len(words), 1, -1)) for row in self.words(self.ends))
         parts = {"begin": begin} | {
             name: segments[name] for name in self.config.order if name in segments
         }
         if self.decoder is None:
-            parts["questions"] = shown(questions)
+            parts["questions"] = unmasked(questions)
         if end:
             parts["end"] = end[0]
         layout = lay_out(parts, self.config.positions)
@@ -286,38 +294,3 @@ class Dgfpt(Method):
         picture = None if image is None else (image[0] * image[1][:, None]).repeat(count, 1)
         logits = self.predict(relation, picture, *entities)
         return (*logits.chunk(count),) if compared else (logits, None)
-
-    def loss(
-        self,
-        logits: Tensor,
-        before: Tensor | None,
-        fused: Tensor,
-        plain: Tensor,
-        text: Text,
-        batch: Batch,
-    ) -> Tensor | None:
-        """λ_d L_d + λ_s L_s + λ_c L_c (§4.4); None without labels."""
-        if batch.labels is None:
-            return None
-        config = self.config
-        total = config.class_weight * nn.functional.cross_entropy(logits, batch.labels)
-        if before is not None:
-            types = batch.require("entity_types")
-            penalty = self.penalties[types[:, 0], types[:, 1]]
-            total = total + config.consistency_weight * consistency(
-                logits, before + penalty, config.consistency, config.consistency_detach
-            )
-        if self.fuse is not None and config.contrast_weight:
-            total = total + config.contrast_weight * contrast(
-                self.pool(plain, text),
-                self.pool(fused, text),
-                same_posts(text.ids, text.mask),
-                config.contrast,
-                config.margin,
-            )
-        return total
-
-
-def shown(embeds: Tensor) -> Part:
-    """(B, n, D) with nothing masked."""
-    return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)

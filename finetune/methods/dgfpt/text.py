@@ -224,6 +224,11 @@ Part = tuple[Tensor, Tensor]
 """(B, n, D) embeddings, (B, n) bool mask"""
 
 
+def unmasked(embeds: Tensor) -> Part:
+    """(B, n, D) with nothing masked."""
+    return embeds, torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Segments side by side."""

@@ -31,14 +31,8 @@ from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.layers import RelationHead, TaggingHead, TaskHead, load_text_encoder
 from finetune.methods.mkgformer.config import MKGformerConfig
-from finetune.methods.mkgformer.vision import (
-    STORED,
-    Layout,
-    VisionTower,
-    find_tower,
-    saved_tower,
-    side,
-)
+from finetune.methods.mkgformer.vision import Layout, VisionTower, side
+from finetune.methods.mkgformer.weights import STORED, find_tower, saved_tower
 from finetune.tasks.base import TaskInfo
 from shards.files import InputError
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.__main__ import main
+from finetune.run.progress import Progress
 from finetune.run.provenance import kept_inputs
 from finetune.run.train import SeedRun
 
@@ -86,16 +87,16 @@ def test_a_picture(tmp_path, mnre_folder, model, capsys):
 
 def test_a_seed_that_goes_on(tmp_path, mnre_folder, model, capsys, monkeypatch):
     """Its hashes are those of its start."""
-    save = SeedRun.save_progress
+    save = Progress.save
 
-    def dying(self):
-        save(self)
+    def dying(self, *where):
+        save(self, *where)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SeedRun, "save_progress", dying)
+    monkeypatch.setattr(Progress, "save", dying)
     with pytest.raises(SystemExit):
         train(mnre_folder, tmp_path / "run", model)
-    monkeypatch.setattr(SeedRun, "save_progress", save)
+    monkeypatch.setattr(Progress, "save", save)
     path = mnre_folder / "txt/ours_train.txt"
     content = path.read_text()
     cut(path)

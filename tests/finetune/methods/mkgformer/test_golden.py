@@ -18,10 +18,7 @@ from transformers import (
 
 from finetune.methods.mkgformer import names
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
-from finetune.methods.mkgformer.vision import (
-    Layout,
-    VisionTower,
-)
+from finetune.methods.mkgformer.vision import Layout, VisionTower
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
 from shards.files import InputError

@@ -16,13 +16,8 @@ from transformers import (
 from finetune.methods.base import Source
 from finetune.methods.mkgformer import names
 from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig, vision_layer
-from finetune.methods.mkgformer.vision import (
-    Layout,
-    VisionTower,
-    fusion_vit,
-    read_clip,
-    resize_table,
-)
+from finetune.methods.mkgformer.vision import Layout, VisionTower, resize_table
+from finetune.methods.mkgformer.weights import fusion_vit, read_clip
 from finetune.run.checkpoint import load_method, save_method
 from pretrain.checkpoint.hub import load_fusion
 from shards.files import InputError
