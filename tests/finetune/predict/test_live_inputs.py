@@ -1,6 +1,5 @@
 """Regions of new posts: as many as the method was trained with."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +28,7 @@ def test_as_many_objects_as_slots(monkeypatch, tmp_path, slots):
             return [boxes]
 
     monkeypatch.setattr(grounding, "FasterRCNN", Twelve)
-    row = Row(row=0, image_id=str(Path(tmp_path / "1.jpg")), tokens=("a",))
+    row = Row(row=0, image_id=str(tmp_path / "1.jpg"))
     _, detected = LiveInputs().find_regions({"od": slots}, [row])
     (regions,) = detected.values()
     assert [region.score for region in regions.regions] == [box.score for box in boxes[:slots]]
