@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 from pretrain.checkpoint.convert_config import ConvertConfig
 from shards.command import exit_on_input_error, without_local_rank
-from shards.files import lock_file
+from shards.locks import lock_file
 from shards.options import parse_config
 
 EXAMPLES = """

@@ -1,7 +1,6 @@
 """Rank, world size, and collectives that keep gradients."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.files import CommonError, InputError, lock
+from shards.files import CommonError, InputError
+from shards.locks import lock
 
 T = TypeVar("T")
 
@@ -107,28 +107,14 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 @contextmanager
-def held(run_dir: Path, patience: float = 0.0) -> Iterator[None]:
+def held(run_dir: Path) -> Iterator[None]:
     """The run directory is this job's alone; the main process holds its lock.
 
-    Args:
-        patience: seconds to wait for another process that holds it.
-
     Raises:
-        InputError: another process still holds it; of several processes each raises it.
+        InputError: another process holds it; of several processes each raises it.
     """
     with ExitStack() as stack:
-
-        def take() -> None:
-            deadline = time.monotonic() + patience
-            while True:
-                try:
-                    return stack.enter_context(lock(run_dir))
-                except InputError:
-                    if time.monotonic() >= deadline:
-                        raise
-                time.sleep(0.5)
-
-        on_main(take)
+        on_main(lambda: stack.enter_context(lock(run_dir)))
         yield
 
 

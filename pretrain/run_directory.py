@@ -18,9 +18,6 @@ _FREE = (
     *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
     *("optim.nonfinite", "extend"),
 )
-PATIENCE_SECONDS = 12.0
-"""For a run that was killed: longer than PyTorch's loader workers, which hold what their parent
-held, take to notice that it is gone (5 s)."""
 
 
 def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int]) -> str:

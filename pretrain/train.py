@@ -22,7 +22,7 @@ from pretrain.data.pairs import open_reader, train_batches
 from pretrain.model.promu import Promu
 from pretrain.optim import adamw, layerwise_groups, linear_schedule
 from pretrain.prepare import build_model, check_teacher, pair_dataset, prepare_teacher, settle
-from pretrain.run_directory import PATIENCE_SECONDS, remember_config, remember_inputs
+from pretrain.run_directory import remember_config, remember_inputs
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
@@ -43,7 +43,7 @@ def train(config: PretrainConfig) -> Path | None:
             f"engine.compile: not under ZeRO-3 ({config.engine.deepspeed}), which moves weights "
             "while layers run; take launch/zero2.json, or set engine.compile to false"
         )
-    with Liveness(), distributed.held(Path(config.run_dir), PATIENCE_SECONDS):
+    with Liveness(), distributed.held(Path(config.run_dir)):
         return _train(config, kind)
 
 

@@ -10,7 +10,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from shards.files import atomic_path, file_sha256, lock, sweep, write_json
+from shards.files import atomic_path, file_sha256, sweep, write_json
+from shards.locks import lock
 from shards.progress import Progress
 from shards.schema import COLUMN_NAME, ColumnIndex, ColumnShard, parse_column, read_index
 

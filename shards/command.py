@@ -14,7 +14,8 @@ from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-from shards.files import CommonError, InputError, lock_file
+from shards.files import CommonError, InputError
+from shards.locks import lock_file
 from shards.options import first_line, parse_config
 from shards.redact import without_secrets
 

@@ -15,10 +15,9 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ LEFTOVERS = ".*.tmp"
 _ASIDE = ".old.tmp"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 class InputError(ValueError):
@@ -188,59 +186,6 @@ def _hold(handle: int) -> bool:
     except OSError as error:
         return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True
-
-
-@contextmanager
-def lock(folder: str | os.PathLike[str], name: str = ".lock") -> Iterator[None]:
-    """Hold an output folder: a second process that wants it is told who holds it.
-
-    The lock ends with the process, however it ends; the file goes with the lock.
-
-    Args:
-        folder: made if it is not there.
-        name: of the lock's file, where a folder holds several outputs, `.OUT.lock` for instance.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _locked(path)
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def lock_file(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
-    """`lock` of an output that is one file, or a folder that is replaced as a whole: the lock's
-    file lies beside it."""
-    path = Path(path)
-    return lock(path.parent, f".{path.name}.lock")
-
-
-def _locked(path: Path) -> int:
-    """An open, locked handle of the file that bears this name now."""
-    while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:  # a file system without locks: as before there were any
-                return handle
-            holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-            os.close(handle)
-            raise InputError(
-                f"{path.parent}: {holder} is writing here; wait until it ends, or choose another "
-                "place"
-            ) from error
-        with suppress(FileNotFoundError):  # its holder may have removed it before we locked it
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
-        os.close(handle)
 
 
 def file_sha256(path: Path) -> str | None:

@@ -31,8 +31,9 @@ import numpy as np
 
 from shards.claim import STATE, claim, is_whole, require_same_input, start
 from shards.corpora import Corpus, Record, Reject
-from shards.files import InputError, atomic_path, file_sha256, lock, read_json, sweep, write_json
+from shards.files import InputError, atomic_path, file_sha256, read_json, sweep, write_json
 from shards.images import RejectedImage, picture_orientation, stored_image
+from shards.locks import lock
 from shards.processes import end_with
 from shards.progress import Progress
 from shards.schema import (

@@ -13,7 +13,8 @@ from finetune.inputs.pictures import ImageStore, new_array
 from finetune.inputs.spec import FrozenVision, See, Wanted
 from finetune.inputs.split import LoadedSplit
 from pretrain import distributed
-from shards.files import atomic_path, lock_file
+from shards.files import atomic_path
+from shards.locks import lock_file
 from shards.progress import Progress
 
 FIELDS = {

@@ -303,7 +303,7 @@ def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resi
         write_json(building / "index.json", index, checksum=True)
 
 
-def new_array(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
+def new_array(path: Path, shape: tuple[int, ...], kind: str) -> np.memmap:
     """A memory-mapped `.npy` file of zeros, its place on the disk taken at once: of a sparse file
     on a full disk, the process would learn by SIGBUS.
 

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, ClassVar, Literal
 from tqdm import tqdm
 
 from finetune.tasks.posts import TABLES, BadPost, parse_line, read_post, record_of
-from shards.files import InputError, file_sha256, lock_file, read_json, write_json
+from shards.files import InputError, file_sha256, read_json, write_json
+from shards.locks import lock_file
 from shards.options import parse_config
 from shards.tables import Refused, read_table
 

@@ -35,7 +35,8 @@ from typing import Any, ClassVar
 import yaml
 
 from finetune.report.study_tables import write_report
-from shards.files import InputError, lock, replace_folder
+from shards.files import InputError, replace_folder
+from shards.locks import lock
 from shards.options import check_bounds, near, parse_config
 from shards.processes import end_with
 

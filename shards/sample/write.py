@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shards.command import Tool
-from shards.files import InputError, lock_file, replace_folder, write_json
+from shards.files import InputError, replace_folder, write_json
+from shards.locks import lock_file
 from shards.sample.mnre import write_mnre
 from shards.sample.news import write_news
 from shards.sample.pictures import PEOPLE

@@ -22,7 +22,8 @@ from pretrain.run_directory import remember_config
 from pretrain.tracking import read_metrics
 from pretrain.train import train
 from shards.corpora import captions
-from shards.files import InputError, lock
+from shards.files import InputError
+from shards.locks import lock
 from shards.options import parse_config
 from shards.write import build
 
@@ -232,8 +233,7 @@ def test_a_finished_run_is_trained_longer(finished, pair_shards, tmp_path, capsy
     assert start(run_dir, pair_shards, *longer) == run_dir / "model"  # finished, extend or not
 
 
-def test_a_second_process_on_a_run_directory_is_refused(pair_shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("pretrain.train.PATIENCE_SECONDS", 0.0)
+def test_a_second_process_on_a_run_directory_is_refused(pair_shards, tmp_path):
     with (
         lock(tmp_path / "run"),
         pytest.raises(InputError, match=rf"run: pid {os.getpid()} on .* is writing here"),

@@ -16,6 +16,7 @@ FINETUNE_MAY = (
     *("pretrain.optim", "pretrain.distributed", "pretrain.tracking"),
     *(
         "shards.files",
+        "shards.locks",
         "shards.processes",
         "shards.progress",
         "shards.command",

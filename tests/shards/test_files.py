@@ -15,7 +15,6 @@ from shards import files
 from shards.files import (
     InputError,
     atomic_path,
-    lock,
     read_json,
     read_json_lines,
     read_lines,
@@ -23,6 +22,7 @@ from shards.files import (
     sweep,
     write_json,
 )
+from shards.locks import lock
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -142,7 +142,7 @@ def test_sweep_removes_what_is_dead_and_leaves_what_is_alive(tmp_path):
 
 HOLD = """
 import sys
-from shards.files import lock
+from shards.locks import lock
 with lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -19,7 +19,8 @@ import webdataset
 from shards import write
 from shards.columns import write_column
 from shards.corpora import captions
-from shards.files import InputError, lock
+from shards.files import InputError
+from shards.locks import lock
 from shards.newsclippings import newsclippings
 from shards.schema import read_index
 from shards.write import build, shard_count

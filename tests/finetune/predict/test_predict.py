@@ -30,7 +30,8 @@ from finetune.tasks.mnre import Mnre
 from finetune.tasks.posts import APART, WHOLE_TAGS, parse_post
 from finetune.tasks.region_cache import Region
 from finetune.tasks.twitter import bio_labels, read_rows
-from shards.files import InputError, lock_file
+from shards.files import InputError
+from shards.locks import lock_file
 
 ENTITIES = TaskInfo("twitter2017", "entities", bio_labels())
 
