@@ -10,12 +10,6 @@ from finetune.config import TaskOptions
 Scope = Literal["train", "dev", "test", "train+dev", "all"]
 
 
-def check_share(name: str, value: Fraction) -> None:
-    """Refuse what is no share."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"--{name} {value}: not a share in [0, 1]")
-
-
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig(TaskOptions):
     """What every view asks for."""
@@ -31,7 +25,8 @@ class ViewConfig(TaskOptions):
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: not a whole number")
         for name in ("ratio", "keep", "p_modify"):
-            check_share(name, getattr(self, name, Fraction(0)))
+            if not 0 <= getattr(self, name, 0) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: not a share in [0, 1]")
         for name in ("num_grounded", "num_detected"):
             if (getattr(self, name, None) or 0) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: not a whole number")

@@ -10,17 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finetune.data import view_options as options
 from finetune.data import view_rules
-from finetune.data.view_options import (
-    AlignNoise,
-    AugNoise,
-    ImageDrop,
-    KeepFraction,
-    KShot,
-    RegionGrid,
-    Scope,
-    ViewConfig,
-)
 from finetune.inputs.view import Change, View, write_view
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, SideInput, Task
@@ -38,33 +29,33 @@ SCOPES = {
 }
 
 
-def draw(config: ViewConfig, task: Task, split: str) -> View:
+def draw(config: options.ViewConfig, task: Task, split: str) -> View:
     """The view of one split that the options describe."""
     rows = task.read(split)
     caches = _caches(config.region_cache, rows, split)
     grounded, detected = (cache.values if cache else {} for cache in caches)
     seed = config.seed
     match config:
-        case AlignNoise():
+        case options.AlignNoise():
             lent = grounded if config.regions and config.vg == "donor" else None
             changes = view_rules.align_noise(
                 rows, config.ratio, seed, unit=config.unit, grounded=lent
             )
             if config.vg == "reground":
                 changes = _reground(config, changes, rows, task.image_folder(split))
-        case AugNoise():
+        case options.AugNoise():
             chance = {"both": config.p_modify, "modify": 1, "delete": 0}[config.ops]
             changes = view_rules.aug_noise(
                 rows, grounded, detected, config.ratio, seed, p_modify=float(chance),
                 num_grounded=config.num_grounded, num_detected=config.num_detected,
             )  # fmt: skip
-        case KeepFraction():
+        case options.KeepFraction():
             changes = view_rules.fraction(rows, config.ratio, seed, stratified=config.stratified)
-        case KShot():
+        case options.KShot():
             changes = view_rules.kshot(rows, config.k, seed, include_none=config.include_none)
-        case ImageDrop():
+        case options.ImageDrop():
             changes = view_rules.image_drop(rows, config.keep, seed)
-        case RegionGrid():
+        case options.RegionGrid():
             changes = view_rules.region_grid(
                 rows, grounded, detected, config.num_grounded, config.num_detected
             )
@@ -89,7 +80,7 @@ def _caches(
 
 
 def _header(
-    config: ViewConfig, split: str, task: Task, caches: Sequence[SideInput]
+    config: options.ViewConfig, split: str, task: Task, caches: Sequence[SideInput]
 ) -> dict[str, Any]:
     """What decided the view; nothing of where its files lie, so that it is the same anywhere."""
     paths = [path for path in [task.split_file(split)] if path] + [cache.path for cache in caches]
@@ -105,7 +96,7 @@ def _header(
 
 
 def _reground(
-    config: AlignNoise, changes: Mapping[int, Change], rows: Sequence[Any], folder: Path
+    config: options.AlignNoise, changes: Mapping[int, Change], rows: Sequence[Any], folder: Path
 ) -> dict[int, Change]:
     """The receiving row's own phrases, looked for in the wrong picture."""
     from finetune.data.grounding import Grounder, keywords, spacy_tagger
@@ -125,7 +116,7 @@ def _reground(
 # ---- command -------------------------------------------------------------------------------------
 
 
-def write(config: ViewConfig) -> dict[Path, str]:
+def write(config: options.ViewConfig) -> dict[Path, str]:
     """Write the manifest of every split of the scope that there is; path -> what it holds.
 
     Raises:
@@ -147,7 +138,7 @@ def write(config: ViewConfig) -> dict[Path, str]:
     return written
 
 
-def run(config: ViewConfig) -> None:
+def run(config: options.ViewConfig) -> None:
     """Write, and say what."""
     for path, text in write(config).items():
         print(f"{path}: {text}")
@@ -159,15 +150,17 @@ def run(config: ViewConfig) -> None:
 
 _DATA = "--data DATA/mnre"
 TOOLS = {
-    "align-noise": Tool(AlignNoise, run, f"{_DATA} --ratio 0.05 --out views/align-05", True),
-    "aug-noise": Tool(
-        AugNoise, run, f"{_DATA} --ratio 0.05 --regions DATA/mnre --out views/aug", True
+    "align-noise": Tool(
+        options.AlignNoise, run, f"{_DATA} --ratio 0.05 --out views/align-05", True
     ),
-    "fraction": Tool(KeepFraction, run, f"{_DATA} --ratio 0.05 --out views/fraction", True),
-    "kshot": Tool(KShot, run, f"{_DATA} --k 5 --out views/kshot", True),
-    "image-drop": Tool(ImageDrop, run, f"{_DATA} --keep 0.4 --out views/image-drop", True),
+    "aug-noise": Tool(
+        options.AugNoise, run, f"{_DATA} --ratio 0.05 --regions DATA/mnre --out views/aug", True
+    ),
+    "fraction": Tool(options.KeepFraction, run, f"{_DATA} --ratio 0.05 --out views/fraction", True),
+    "kshot": Tool(options.KShot, run, f"{_DATA} --k 5 --out views/kshot", True),
+    "image-drop": Tool(options.ImageDrop, run, f"{_DATA} --keep 0.4 --out views/image-drop", True),
     "region-grid": Tool(
-        RegionGrid,
+        options.RegionGrid,
         run,
         f"{_DATA} --regions DATA/mnre --num-grounded 2 --num-detected 1 --out views/grid",
         True,
@@ -176,7 +169,7 @@ TOOLS = {
 """Name -> options, what writes it, example."""
 
 
-def default_scope(name: str) -> Scope:
+def default_scope(name: str) -> options.Scope:
     """The splits that this tool changes where `--scope` is not given."""
     config_class: Any = TOOLS[name].config
     return config_class.scope
