@@ -32,7 +32,7 @@ def test_top_level_is_the_design_card():
         "tests",
         "docker",
     }
-    tools = {"LICENSE", ".gitignore", ".ci"}
+    tools = {"LICENSE", ".gitignore", ".ci", "findings"}
     assert {name.split("/")[0] for name in tracked()} <= card | tools
 
 
