@@ -69,5 +69,5 @@ def test_mkgformers_former_preset(preset, profile, tmp_path):
     claim(tmp_path / "run", config)
     before["model"]["preset"] = "modern" if preset == "legacy" else "legacy"
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(before))
-    with pytest.raises(InputError, match="another model"):
+    with pytest.raises(InputError, match=r"other settings: model\.p"):
         claim(tmp_path / "run", config)

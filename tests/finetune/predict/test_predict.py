@@ -460,6 +460,7 @@ def reading_captions(run):
     description = json.loads(path.read_text())
     description["inputs"] |= {"captions": "caption", "max_caption_length": 8}
     path.write_text(json.dumps(description))
+    path.with_name("checksums.json").unlink()
     return run
 
 

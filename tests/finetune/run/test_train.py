@@ -33,7 +33,7 @@ def test_result_and_files(tmp_path, mnre_folder, tiny_model, method):
     result = train(mnre_folder, tmp_path / "run", tiny_model, "--seeds", "1,2", method=method)
     assert list(result) == [
         *("task", "method", "protocol", "leaky", "images", "views", "dev", "test"),
-        *("per_seed", "provenance"),
+        *("per_seed", "provenance", "_crc32"),
     ]
     assert (result["task"], result["method"], result["leaky"]) == ("mnre", method, False)
     assert result["images"] == ("required" if method == "promu" else "none")
@@ -122,7 +122,7 @@ def test_other_settings_need_another_directory(tmp_path, mnre_folder, tiny_model
     with pytest.raises(SystemExit) as stopped:
         train(mnre_folder, tmp_path / "run", tiny_model, "--fraction", "0.5")
     assert stopped.value.code == 2
-    assert "another fraction" in capsys.readouterr().err
+    assert "fraction 1.0 there, 0.5 now" in capsys.readouterr().err
 
 
 def test_without_test_split(tmp_path, mnre_folder, tiny_model, caplog):

@@ -116,6 +116,7 @@ def test_a_bert_and_a_clip_saved_and_loaded(tmp_path, bert, clip):
             picture_states(again.eval().encoder, batch.pixel_values),
             picture_states(method.encoder, batch.pixel_values),
         )
+    (tmp_path / "run" / "checksums.json").unlink()
     (tmp_path / "run" / "vision.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match=r"its picture tower cannot be loaded"):
         FocalMRE.build(FocalMREConfig(), TASK, Source(str(tmp_path / "run")))
