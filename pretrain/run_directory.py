@@ -35,10 +35,14 @@ def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int])
         # Beside a tokenizer that is given, the size of a vocabulary to learn says nothing.
         given = config.model.init or config.model.tokenizer
         free = (*_FREE, "model.vocab_size") if given else _FREE
-        before = without_secrets(path.read_text(encoding="utf-8"))
-        old, new = (_flat(yaml.safe_load(content)) for content in (before, text))
+        before = without_secrets(path.read_text(encoding="utf-8", errors="replace"))
+        new = _flat(yaml.safe_load(text))
+        try:
+            old = _flat(yaml.safe_load(before))
+            steps, more = old["optim.steps"], new["optim.steps"]
+        except (yaml.YAMLError, AttributeError, KeyError):
+            raise InputError(f"{path}: damaged; give another --run_dir or remove it") from None
         changed = {key for key in new if old.get(key) != new[key] and not key.startswith(free)}
-        steps, more = old["optim.steps"], new["optim.steps"]
         if config.extend and more > steps:
             changed.discard("optim.steps")
             extension = (

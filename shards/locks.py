@@ -19,7 +19,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.E
 
 
 @contextmanager
-def lock(folder: str | os.PathLike[str], name: str = ".lock") -> Iterator[None]:
+def lock(
+    folder: str | os.PathLike[str], name: str = ".lock", *, wait: bool = False
+) -> Iterator[None]:
     """Hold an output folder: a second process that wants it is told who holds it.
 
     The lock ends with the process, however it ends; the file goes with the lock.
@@ -27,13 +29,14 @@ def lock(folder: str | os.PathLike[str], name: str = ".lock") -> Iterator[None]:
     Args:
         folder: made if it is not there.
         name: of the lock's file, where a folder holds several outputs, `.OUT.lock` for instance.
+        wait: until it is free, for what several processes share, such as a cache.
 
     Raises:
         InputError: another process holds it.
     """
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _locked(path)
+    handle = _locked(path, wait)
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -43,14 +46,14 @@ def lock(folder: str | os.PathLike[str], name: str = ".lock") -> Iterator[None]:
         os.close(handle)
 
 
-def lock_file(path: str | os.PathLike[str]) -> AbstractContextManager[None]:
+def lock_file(path: str | os.PathLike[str], *, wait: bool = False) -> AbstractContextManager[None]:
     """`lock` of an output that is one file, or a folder that is replaced as a whole: the lock's
     file lies beside it."""
     path = Path(path)
-    return lock(path.parent, f".{path.name}.lock")
+    return lock(path.parent, f".{path.name}.lock", wait=wait)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, wait: bool) -> int:
     """An open, locked handle of the file that bears this name now."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -62,7 +65,7 @@ def _locked(path: Path) -> int:
                 return handle
             holder = os.pread(handle, 200, 0).decode(errors="replace")
             os.close(handle)
-            if _is_gone(holder) and time.monotonic() < deadline:
+            if wait or (_is_gone(holder) and time.monotonic() < deadline):
                 time.sleep(0.2)
                 continue
             raise InputError(

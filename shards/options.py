@@ -285,10 +285,13 @@ def _split(argv: list[str], config_class: type) -> tuple[list[str], list[str]]:
 
 
 def _values(words: Sequence[str], name: str) -> list[str]:
-    """What stands behind each `--name`."""
-    values = [word.partition("=")[2] for word in words if word.startswith(f"--{name}=")]
-    pairs = itertools.pairwise(words)
-    return values + [value for word, value in pairs if word == f"--{name}"]
+    """What stands behind each `--name`, in order."""
+    pairs = itertools.pairwise([*words, ""])
+    return [
+        value if word == f"--{name}" else word.partition("=")[2]
+        for word, value in pairs
+        if word.partition("=")[0] == f"--{name}"
+    ]
 
 
 def _is_option(word: str) -> bool:

@@ -106,8 +106,9 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
         if b"\0" in content[:1000] and encoding == "utf-8":
             raise InputError(f"{path}: holds zero bytes; try --encoding utf-16-le, or utf-16-be")
     try:
+        encoding = codecs.lookup(encoding).name
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-        return content.decode(encoding, errors), encoding
+        return content.decode(encoding, errors).removeprefix("\ufeff"), encoding
     except LookupError as error:
         raise InputError(f"--encoding {encoding}: unknown; for example utf-8 or cp1252") from error
     except UnicodeDecodeError as error:
@@ -171,7 +172,8 @@ def _rows(
         if '"' in line:
             fields, span, reason = _quoted(lines, at, delimiter)
             own = fields[place] if len(fields) > place else ""
-            for other in range(at + 1, at + span):
+            # A table of one column has texts of several lines, each of which looks like a row.
+            for other in range(at + 1, at + span) if number > 1 else ():
                 # A quote that somebody forgot ends at the next one, rows further on.
                 inner = _fields(lines[other], delimiter)
                 if inner and len(inner) == number and _alike(inner[place], own):

@@ -72,7 +72,7 @@ def see_once(store: ImageStore, tower: FrozenVision) -> np.ndarray:
 def _see_all(pixels: np.ndarray, see: See, target: Path) -> None:
     shape = (len(pixels), see(pixels[:1]).shape[1])
     part, log = target.with_suffix(".part"), target.with_suffix(".done")
-    with lock_file(target):
+    with lock_file(target, wait=True):
         if target.is_file():  # another run was faster
             return
         done = int(log.read_text() or 0) if log.is_file() and part.is_file() else 0

@@ -88,8 +88,6 @@ def save_method(
         }
         write_json(folder / "method.json", description)
         write_json(folder / "labels.json", {label: i for i, label in enumerate(task.labels)})
-        for path in folder.iterdir():  # safetensors writes for the owner alone
-            path.chmod(0o644)
 
     save_directory(directory, write)
 

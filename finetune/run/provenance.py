@@ -52,7 +52,8 @@ def inputs_of(config: TrainConfig, task: Task, side: Iterable[Path], *, pictures
     loaded = [split for split in SPLITS if pictures and task.split_file(split)]
     return Inputs(
         data=str(task.folder.resolve()),
-        files={str(path): digest(path) for path in paths if path.is_file()},
+        # Absolute, but links stay: a hub's cache names its files by links.
+        files={str(path.absolute()): digest(path) for path in paths if path.is_file()},
         pictures={split: picture_hashes(task, split, config.cache_dir) for split in loaded},
         versions=versions(),
     )
@@ -153,9 +154,11 @@ def changes(before: Inputs, task: Task, cache: Path) -> list[str]:
         for path, hashed in before.files.items()
         if Path(path).is_file() and digest(Path(path)) != hashed
     ]
-    known = {Path(path).resolve() for path in before.files}
-    splits = [path for split in SPLITS if (path := task.split_file(split))]
-    changed += [str(path) for path in splits if path.resolve() not in known]
+    # Older runs hold paths as they were typed: from another folder these tell nothing.
+    if all(Path(path).is_absolute() or Path(path).exists() for path in before.files):
+        known = {Path(path).resolve() for path in before.files}
+        splits = [path for split in SPLITS if (path := task.split_file(split))]
+        changed += [str(path) for path in splits if path.resolve() not in known]
     for split, hashes in before.pictures.items():
         if task.split_file(split) and task.image_folder(split).is_dir():
             now = picture_hashes(task, split, cache)

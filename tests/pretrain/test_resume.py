@@ -233,6 +233,13 @@ def test_a_finished_run_is_trained_longer(finished, pair_shards, tmp_path, capsy
     assert start(run_dir, pair_shards, *longer) == run_dir / "model"  # finished, extend or not
 
 
+@pytest.mark.parametrize("content", [b"", b"a: 1", b"a: [", b"\xff", b"[1]"])
+def test_damaged_settings_are_named(run, pair_shards, content):
+    (run / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.yaml: damaged"):
+        start(run, pair_shards)
+
+
 def test_a_second_process_on_a_run_directory_is_refused(pair_shards, tmp_path):
     with (
         lock(tmp_path / "run"),

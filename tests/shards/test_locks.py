@@ -46,3 +46,16 @@ def test_they_are_not_waited_for_without_end(tmp_path, monkeypatch):
     os.waitpid(holder, 0)
     with pytest.raises(InputError, match="is writing here"), lock(tmp_path):
         pass
+
+
+def test_what_is_shared_is_waited_for(tmp_path):
+    if (other := os.fork()) == 0:
+        with lock(tmp_path):
+            time.sleep(1.0)
+        os._exit(0)
+    while not (tmp_path / ".lock").is_file():
+        time.sleep(0.01)
+    since = time.monotonic()
+    with lock(tmp_path, wait=True):
+        assert time.monotonic() - since > 0.2
+    os.waitpid(other, 0)

@@ -131,6 +131,8 @@ def test_look_ahead_reads_the_command_line_then_the_last_file(tmp_path):
     assert look_ahead("text", ["--text", "three", *files], Options) == "three"
     assert look_ahead("text", ["--text=", *files], Options) == ""
     assert look_ahead("first", files, Options) is None
+    for words in (["--text", "one", "--text=two"], ["--text=one", "--text", "two"]):
+        assert look_ahead("text", words, Options) == "two"
 
 
 @pytest.mark.parametrize(

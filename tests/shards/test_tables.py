@@ -60,6 +60,21 @@ def test_a_text_over_several_lines_is_one_row(tmp_path):
     assert captions(read(tmp_path, content)) == {2: "Hello,\nworld, you\n\nthere", 6: 'a "b" c'}
 
 
+def test_texts_of_several_lines_may_be_the_only_column(tmp_path):
+    path = tmp_path / "posts.csv"
+    path.write_text('text\n"Bob is\nin Oslo"\nAnn\n')
+    rows = read_table(path, ["text"]).accepted()
+    assert [row.fields["text"] for row in rows] == ["Bob is\nin Oslo", "Ann"]
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "UTF8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_text(tmp_path, encoding):
+    path = tmp_path / "posts.csv"
+    path.write_bytes("text\nÅse\n".encode("utf-8-sig") + b"\xff\n")
+    table = read_table(path, ["text"], encoding=encoding)
+    assert table.columns == ("text",) and len(table.refused) == 1
+
+
 @pytest.mark.parametrize("name", DELIMITERS)
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_delimiters_and_line_ends_are_detected(tmp_path, name, end):

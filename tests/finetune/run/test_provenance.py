@@ -114,6 +114,18 @@ def test_a_damaged_record(tmp_path, mnre_folder, model, capsys):
     refused(capsys, run, "inputs.json: damaged")
 
 
+def test_the_same_data_from_another_folder(tmp_path, mnre_folder, model, monkeypatch):
+    """A run whose paths were typed relative to where it was trained."""
+    monkeypatch.chdir(mnre_folder.parent)
+    train(mnre_folder.name, tmp_path / "run", model)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run/seed-1/pred_dev.jsonl"
+    before = path.read_bytes()
+    path.unlink()
+    main(f"evaluate {tmp_path}/run --data {mnre_folder} --split dev".split())
+    assert path.read_bytes() == before
+
+
 def test_evaluate_on_other_data(tmp_path, mnre_folder, model):
     """Other data, other files: what the run itself answered stays to the byte."""
     run = tmp_path / "run"
