@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,11 +62,26 @@ class FusionProcessor:
         self,
         text: str | Sequence[str] | None = None,
         images: Picture | Sequence[Picture] | None = None,
-        **options: Any,
+        *,
+        return_tensors: Literal["pt"] = "pt",
+        padding: Literal[True] = True,
+        truncation: Literal[True] = True,
     ) -> BatchEncoding:
         """`input_ids` and `attention_mask` of `texts`, `pixel_values` of `pixels`: what
-        `FusionEncoder.forward` takes. Always tensors: options such as `return_tensors="pt"` are
-        not needed."""
+        `FusionEncoder.forward` takes.
+
+        Args:
+            return_tensors, padding, truncation: as other processors take them; this one always
+                gives tensors, pads to the longest text and cuts at the last position.
+
+        Raises:
+            InputError: another value of these than the only one there is.
+        """
+        if (return_tensors, padding, truncation) != ("pt", True, True):
+            raise InputError(
+                "the processor gives padded tensors, cut at the last position: only "
+                "return_tensors='pt', padding=True, truncation=True are known to it"
+            )
         inputs: dict[str, Tensor] = {}
         if images is not None:
             if isinstance(images, str | os.PathLike | Image.Image | Tensor):

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ _CRC = "_crc32"
 LEFTOVERS = ".*.tmp"
 """Files and folders that a killed process leaves."""
 _ASIDE = ".old.tmp"
+_OLD = 24 * 3600.0  # seconds
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -52,6 +54,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     What killed processes have left of the same name goes.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary, handle = _begin(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -151,10 +155,14 @@ def write_json(path: str | os.PathLike[str], content: Any, *, checksum: bool = F
 def sweep(directory: Path, pattern: str = LEFTOVERS) -> None:
     """Remove what killed processes left in a folder; what a live one holds stays."""
     for path in directory.glob(pattern):
-        handle = None
-        with suppress(OSError):
+        try:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        if handle is None or _hold(handle):  # held until it is gone
+        except OSError:  # gone, or another user's
+            continue
+        held = _hold(handle)  # until it is gone
+        if held is None:  # nobody can tell whether it lives: what is young may
+            held = time.time() - os.fstat(handle).st_mtime > _OLD
+        if held:
             name, _, rest = path.name[1:].rpartition(_ASIDE)[0].rpartition(".")
             if name and rest and not (directory / name).exists():
                 os.rename(path, directory / name)  # killed between both renames of `_swap`
@@ -162,8 +170,7 @@ def sweep(directory: Path, pattern: str = LEFTOVERS) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        if handle is not None:
-            os.close(handle)
+        os.close(handle)
 
 
 def _begin(path: Path, flags: int) -> tuple[Path, int]:
@@ -174,17 +181,17 @@ def _begin(path: Path, flags: int) -> tuple[Path, int]:
             temporary.mkdir()
         with suppress(FileNotFoundError):  # swept before it was held
             handle = os.open(temporary, flags, 0o666)
-            if _hold(handle) and temporary.exists():
+            if _hold(handle) is not False and temporary.exists():
                 return temporary, handle
             os.close(handle)
 
 
-def _hold(handle: int) -> bool:
-    """Lock it; False where another process has done so, True where there are no locks."""
+def _hold(handle: int) -> bool | None:
+    """Lock it; False where another process has done so, None where there are no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
 
 

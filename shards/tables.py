@@ -109,11 +109,11 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
         encoding = codecs.lookup(encoding).name
         errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
         return content.decode(encoding, errors).removeprefix("\ufeff"), encoding
-    except LookupError as error:
-        raise InputError(f"--encoding {encoding}: unknown; for example utf-8 or cp1252") from error
     except UnicodeDecodeError as error:
         byte = f"byte 0x{content[error.start]:02x} at position {error.start}"
         raise InputError(f"{path}: {byte} is no {encoding}; give another --encoding") from error
+    except (LookupError, UnicodeError) as error:
+        raise InputError(f"--encoding {encoding}: unknown; for example utf-8 or cp1252") from error
 
 
 def _split(text: str) -> list[str]:

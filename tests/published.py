@@ -86,9 +86,9 @@ def write_detector(path: Path, lent: Path | None) -> None:
 def write_corpora(work: Path, *, rows: tuple[int, int, int]) -> list[str]:
     """`SAMPLE/` as `shards sample` draws it; `NC/` with the four sub-splits; `VN`, `MNRE` with the
     community's crop lists and TMR's phrases, `TWITTER`. Returns the words of all captions."""
-    from shards.sample.write import write_sample
+    from shards.sample.write import SampleConfig, write_sample
 
-    write_sample(work / "SAMPLE", pairs=160, rows=rows, size=64)
+    write_sample(SampleConfig(out=work / "SAMPLE", pairs=160, rows=rows, size=64))
     for split in ("train", "val", "test"):
         name = f"data/merged_balanced/{split}.json"
         content = json.loads((work / "SAMPLE/news_clippings" / name).read_text())

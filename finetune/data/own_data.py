@@ -134,7 +134,7 @@ def relation_row(
 ) -> dict[str, Any]:
     """A line of `tasks/relations.py`."""
     relation, image = record.get("relation"), _image(record)
-    if not isinstance(relation, str) or not relation:
+    if not isinstance(relation, str) or not (relation := relation.strip()):
         raise InputError("relation is missing; where there is none, say None")
     names = ("text", "tokens", "head", "tail", "offsets", *ENDS)
     known = {key: record[key] for key in names if key in record}

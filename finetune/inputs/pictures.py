@@ -23,6 +23,7 @@ from finetune.tasks.base import Box
 from pretrain import distributed
 from shards.files import InputError, read_json, replace_folder, write_json
 from shards.images import RejectedImage, decoded
+from shards.locks import lock_file
 from shards.progress import Progress
 
 FORMAT_VERSION = 5
@@ -198,8 +199,11 @@ def open_store(
     distinct = sorted(set(names), key=_sort_key)
     signature = _signature(folder, distinct, size, resize)
     directory = cache / f"{signature[:20]}-{size}"
-    if not (directory / "index.json").is_file():
-        _build(directory, folder, distinct, size, resize)
+    built = directory / "index.json"
+    if not built.is_file():
+        with lock_file(directory, wait=True):
+            if not built.is_file():  # another run may have built it meanwhile
+                _build(directory, folder, distinct, size, resize)
     index = read_json(directory / "index.json", f"remove {directory}: it is made again")
     try:
         pixels = np.load(directory / "pixels.npy", mmap_mode="r")

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 from tqdm import tqdm
 
 from finetune.tasks.posts import TABLES, BadPost, parse_line, read_post, record_of
-from shards.files import InputError, file_sha256, read_json, write_json
+from shards.files import InputError, file_sha256, parse_object, read_json, write_json
 from shards.locks import lock_file
 from shards.options import parse_config
 from shards.tables import Refused, read_table
@@ -213,6 +213,8 @@ class Done:
         for name in ("run", "ner"):
             if source := getattr(config, name):
                 settings[f"{name}_sha256"] = identity(source)
+        if out.exists() and not state.is_file():
+            raise InputError(f"{out}: no answers of this command; give another --out")
         if out.exists() or partial.exists():
             before = read_json(state, f"remove {out if out.exists() else partial} to answer anew")
             # An option that came later was not set then.
@@ -233,7 +235,9 @@ class Done:
                 if not line.endswith(b"\n"):
                     break
                 rows, end = rows + 1, end + len(line)
-                bad += b'"error": ' in line and "error" in json.loads(line)
+                if b'"error": ' in line:
+                    where = f"{path}: line {rows}"
+                    bad += "error" in parse_object(line, where, f"remove {path} to answer anew")
         if path == partial:
             os.truncate(partial, end)
         return Done(out, rows, bad, finished=path == out)

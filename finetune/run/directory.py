@@ -20,6 +20,7 @@ from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from shards.files import InputError, atomic_path, sweep, write_json
 from shards.options import dump_config
+from shards.redact import without_secrets
 
 LOG = logging.getLogger(__name__)
 
@@ -71,10 +72,10 @@ def existing_folder(path: str) -> Path:
 
 def claim(out: Path, config: TrainConfig) -> None:
     """Write `config.yaml`, or refuse a directory that holds a run with other settings."""
-    path, text = out / "config.yaml", dump_config(config)
+    path, text = out / "config.yaml", without_secrets(dump_config(config))
     if path.is_file() and any(out.glob("seed-*")):  # nothing was trained yet: free to change
         try:
-            before = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            before = dict(yaml.safe_load(without_secrets(path.read_text(encoding="utf-8"))))
             before = with_defaults(before, config)
             method = registry.load("methods", config.method)
             before["model"] = in_present_names(method.Config, before.get("model") or {})
@@ -144,7 +145,7 @@ def summarise(config: TrainConfig, task: Task, per_seed: list[dict[str, Any]]) -
         "test": aggregate([seed["test"] for seed in per_seed]) if tested else None,
         "per_seed": per_seed,
         "provenance": {
-            "config": yaml.safe_load(dump_config(config)),
+            "config": yaml.safe_load(without_secrets(dump_config(config))),
             "kind": task.info.kind,
             "data": inputs.files,
             "pictures": {split: hashes["content"] for split, hashes in inputs.pictures.items()},

@@ -80,6 +80,8 @@ class _AutoEncoder:
 
     @classmethod
     def from_pretrained(cls, source: str, **options: Any) -> Any:
+        import torch
+
         from pretrain.model.fusion_encoder import FusionEncoder
         from shards.files import InputError
 
@@ -90,4 +92,6 @@ class _AutoEncoder:
         if unknown := sorted(key for key, value in options.items() if value is not None):
             raise InputError(f"{source}: AutoModel's {', '.join(unknown)}: not known to this model")
         encoder = FusionEncoder.from_pretrained(source, **ours)
-        return encoder if dtype in (None, "auto") else encoder.to(dtype)
+        if dtype in (None, "auto"):
+            return encoder
+        return encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)

@@ -1,5 +1,6 @@
 """Whole or not there: atomic files and folders, locks between processes, careful readers."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -270,3 +271,26 @@ def test_json_with_a_checksum_names_every_flipped_bit(tmp_path):
             continue
         assert {key: read[key] for key in content} == content
     assert refused > 4 * len(whole)
+
+
+def test_without_locks_only_what_is_old_is_swept(tmp_path, monkeypatch):
+    """As on a network file system: nobody can tell whether a young temporary is being written."""
+    young, old = tmp_path / ".a.12345678.tmp", tmp_path / ".b.12345678.tmp"
+    for path in (young, old):
+        path.write_text("")
+    os.utime(old, (1, 1))
+
+    def no_locks(handle, flags):
+        raise OSError(errno.EBADF, "no locks here")
+
+    monkeypatch.setattr("shards.files.fcntl.flock", no_locks)
+    sweep(tmp_path)
+    assert young.exists() and not old.exists()
+    with atomic_path(tmp_path / "c") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "c").read_text() == "whole"
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder"), atomic_path(tmp_path):
+        pass

@@ -1,6 +1,7 @@
 """What is said of a run directory that holds another run."""
 
-from finetune.run.directory import differences
+from finetune.config import parse_train
+from finetune.run.directory import claim, differences
 
 
 def test_every_differing_setting_is_named_with_both_values():
@@ -12,3 +13,12 @@ def test_every_differing_setting_is_named_with_both_values():
         'model null there, {"gate": "none"} now',
     ]
     assert differences(now, now) == []
+
+
+def test_secrets_of_urls_are_not_recorded(tmp_path):
+    words = ["--task=mnre", "--method=mtb", "--data=d", f"--out={tmp_path}", "--images=none"]
+    config = parse_train([*words, "--init=https://me:s3cret@host/model"])
+    claim(tmp_path, config)
+    assert "s3cret" not in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "seed-1").mkdir()
+    claim(tmp_path, config)
