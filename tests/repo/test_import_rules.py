@@ -17,6 +17,7 @@ FINETUNE_MAY = (
     *(
         "shards.files",
         "shards.locks",
+        "shards.redact",
         "shards.processes",
         "shards.progress",
         "shards.command",
