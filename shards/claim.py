@@ -91,6 +91,7 @@ def require_same_input(
 
 
 def start(directory: Path, options: dict[str, Any], command: str) -> None:
+    """Write what a build that begins was asked for; the folder counts as unfinished from now on."""
     write_json(directory / STATE / OPTIONS_NAME, json.loads(json.dumps(options)))
     (directory / INDEX_NAME).unlink(missing_ok=True)  # it would call a broken folder complete
     with atomic_path(directory / STATE / COMMAND_NAME) as temporary:

@@ -22,65 +22,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.files import CommonError, InputError
+from shards.synonyms import SYNONYMS
 
 Config = TypeVar("Config")
 
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "learning_rate": ("lr",),
-    "peak_lr": ("lr",),
-    "batch_size": ("global_batch_size", "global_size", "batch"),
-    "train_batch_size": ("global_batch_size", "global_size"),
-    "per_device_train_batch_size": ("global_batch_size", "micro_size"),
-    "micro_batch_size": ("micro_size",),
-    "gradient_accumulation_steps": ("accumulation",),
-    "num_train_epochs": ("epochs", "steps"),
-    "num_epochs": ("epochs", "steps"),
-    "epochs": ("steps",),
-    "steps": ("epochs",),
-    "max_steps": ("steps", "min_steps"),
-    "num_steps": ("steps", "min_steps"),
-    "total_steps": ("steps", "min_steps"),
-    "warmup": ("warmup_ratio",),
-    "warmup_ratio": ("warmup",),
-    "warmup_steps": ("warmup", "warmup_ratio"),
-    "wd": ("weight_decay",),
-    "l2": ("weight_decay",),
-    "max_grad_norm": ("clip",),
-    "grad_clip": ("clip",),
-    "gradient_clipping": ("clip",),
-    "adam_epsilon": ("eps",),
-    "early_stopping_patience": ("patience",),
-    "output_dir": ("run_dir", "out"),
-    "output": ("run_dir", "out"),
-    "save_dir": ("run_dir", "out"),
-    "run_dir": ("out",),
-    "out": ("run_dir",),
-    "model_name_or_path": ("init", "run", "model"),
-    "pretrained": ("init",),
-    "checkpoint": ("init", "run"),
-    "weights": ("init",),
-    "dataset": ("data", "data.train"),
-    "data_dir": ("data", "data.train"),
-    "train_file": ("data", "data.train"),
-    "seed": ("seeds",),
-    "seeds": ("seed",),
-    "fp16": ("precision",),
-    "bf16": ("precision",),
-    "dtype": ("precision",),
-    "mixed_precision": ("precision",),
-    "num_workers": ("workers", "jobs"),
-    "workers": ("jobs",),
-    "jobs": ("workers",),
-    "max_seq_length": ("max_length",),
-    "max_seq_len": ("max_length",),
-    "gradient_checkpointing": ("activation_checkpointing",),
-    "logging_steps": ("log.every",),
-    "save_steps": ("checkpoint.every",),
-    "eval_steps": ("validate_every", "evaluate_every"),
-    "save_total_limit": ("keep",),
-    "k": ("top_k",),
-}
-"""What the field calls a setting -> what it is called here, the likeliest first."""
 LARGEST, DEEPEST = 1 << 20, 20
 """Bytes of a configuration file, and levels that it nests."""
 OWN = {"help", "config", "print_config"}
@@ -259,7 +204,11 @@ def _split(argv: list[str], config_class: type) -> tuple[list[str], list[str]]:
             raise InputError(f"unrecognized arguments: --{name}{_meant(name, kinds)}")
         elif kind is bool:
             if not equals:  # a plain word behind it is its value, unless it may be a positional one
-                own = words and not _is_option(words[0]) and (words[0] in SWITCH or not places)
+                own = (
+                    words
+                    and not _is_option(words[0])
+                    and (words[0].lower() in SWITCH or not places)
+                )
                 value = words.pop(0) if own else "true"
             values[name] = [SWITCH.get(value.lower(), value)]
         elif equals or not words or _is_option(words[0]):

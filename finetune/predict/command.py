@@ -24,6 +24,7 @@ from finetune.tasks.posts import TABLES, BadPost, parse_line, read_post, record_
 from shards.files import InputError, file_sha256, parse_object, read_json, write_json
 from shards.locks import lock_file
 from shards.options import parse_config
+from shards.redact import without_secrets
 from shards.tables import Refused, read_table
 
 LOG = logging.getLogger(__name__)
@@ -58,8 +59,7 @@ class PredictConfig:
     """With --text: what the picture shows, for runs that read captions."""
     input: str | None = None
     """Instead of --text: a file of posts, one JSON object a line, or .csv, .tsv with these columns
-    (`finetune/tasks/posts.py`);
-    pictures are relative to its folder."""
+    (`finetune/tasks/posts.py`); pictures are relative to its folder."""
     out: str | None = None
     """With --input: where the answers go, resumable; none: standard output."""
     ner: str | None = None
@@ -213,6 +213,7 @@ class Done:
         for name in ("run", "ner"):
             if source := getattr(config, name):
                 settings[f"{name}_sha256"] = identity(source)
+        settings = {k: without_secrets(v) if isinstance(v, str) else v for k, v in settings.items()}
         if out.exists() and not state.is_file():
             raise InputError(f"{out}: no answers of this command; give another --out")
         if out.exists() or partial.exists():
