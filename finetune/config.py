@@ -40,7 +40,7 @@ class TaskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimisation; defaults as in the PROMU paper."""
+    """Optimisation; `finetune list --settings METHOD` says what papers state."""
 
     optimizer: Literal["adamw", "bertadam"] = "adamw"
     """bertadam: without bias correction, so with larger first steps (released TMR and CAMIM)."""

@@ -3,8 +3,8 @@
 `relations.tsv` ships with the package; `choose` made it, by this rule:
 
 1. from all properties whose value is an item (label and description in English, CC0);
-2. drop those about Wikidata, Wikimedia, identifiers, or words rather than things: the label matches
-   `LABEL` or the description `DESCRIPTION`;
+2. drop those about Wikidata (its sandbox too), Wikimedia, identifiers, or words rather than things:
+   the label matches `LABEL` or the description `DESCRIPTION`;
 3. drop labels of more than `MAX_WORDS` words, and the later of two equal labels;
 4. keep the 1,000 of the lowest number. Without statement counts, age is the best sign of common
    use that the list holds: `place of birth` is P19, `BAMID film rating` P9086.
@@ -26,7 +26,7 @@ from shards.nouns import read_vocabulary
 
 SHIPPED = Path(__file__).with_name("relations.tsv")
 LABEL = re.compile(
-    r"wiki|commons\b|categor(y|ies)\b|template|identifier|\bIDs?\b|\bproperty\b|deprecated|lexeme"
+    r"wiki|sandbox|commons\b|categor(y|ies)\b|template|identifier|\bIDs?\b|\bproperty\b|deprecated|lexeme"
     r"|\bsense\b|grammatical|\blist of\b|list related|is a list|statement (disputed|supported)"
     r"|preferred rank|infobox|file$|model item|has list|main (topic|thesaurus)",
     re.IGNORECASE,

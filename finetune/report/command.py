@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from finetune.protocols import seed_files
-from finetune.report import pages, sections
+from finetune.report import entity_sections, pages, sections
 from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
@@ -124,7 +124,8 @@ def of_runs(report: Report) -> list[Section]:
     page = sections.runs(report, training_curves(report.runs))
     page += sections.few_labels(report) + sections.views(report)
     for task in report.tasks:
-        page += sections.relations(report, task) + sections.published(report, task)
+        page += sections.relations(report, task) + entity_sections.entities(report, task)
+        page += sections.published(report, task)
     return page + sections.calibrated(report)
 
 

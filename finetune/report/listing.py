@@ -1,20 +1,31 @@
-"""`python -m finetune list`: what there is, with the figures to expect."""
+"""`python -m finetune list`: what there is, with the figures to expect; `--settings METHOD`: its
+settings beside what its paper states."""
 
+import csv
 import inspect
+import itertools
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import yaml
 
 from finetune import registry
+from finetune.config import OptimConfig, TrainConfig
 from finetune.data.views import TOOLS, default_scope
+from finetune.methods.profiles import Profiled
 from finetune.protocols import PROTOCOLS
 from finetune.report.study import STUDIES
 from shards.files import InputError
 from shards.options import first_line, parse_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+PAPERS = Path(__file__).parent / "papers" / "settings.tsv"
+"""method, setting, what the paper (or its released code) has, where it says so."""
+TRAINING = ("max_length", "max_caption_length", "captions", "seeds", "bootstrap", "protocol")
+"""Of `finetune train`, beside `optim` and `model`."""
 
 
 def methods() -> Iterator[tuple[str, str]]:
@@ -97,6 +108,55 @@ def header(path: Path) -> list[str]:
     return [" ".join(p.split()) for p in "\n".join(lines).split("\n\n")]
 
 
+def settings_of(method: str) -> Iterator[tuple[str, str, str, str]]:
+    """(setting, default, the paper's value, source) of what shapes its training.
+
+    The default is that of `--config mnre/METHOD` (entities alone: `twitter2015/METHOD`) where one
+    is shipped, else of `finetune train`.
+
+    Raises:
+        InputError: no such method.
+    """
+    registry.place_of("methods", method)
+    values = {name: getattr(TrainConfig, name) for name in TRAINING}
+    own = registry.load_config(method)()
+    own = own.settled() if isinstance(own, Profiled) else own
+    values |= flat({"model": asdict(own), "optim": asdict(OptimConfig())})
+    paths = (CONFIGS / task / f"{method}.yaml" for task in ("mnre", "twitter2015"))
+    if path := next((path for path in paths if path.is_file()), None):
+        values |= flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    with PAPERS.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["method"] == method]
+    stated = {row["setting"]: (row["paper"], row["source"]) for row in rows}
+    names = [name for name in values if "." in name or name in TRAINING]
+    for name in [*names, *(name for name in stated if name not in names)]:
+        yield name, str(values.get(name, "–")), *stated.get(name, ("not stated", ""))
+
+
+def settings_table(method: str) -> str:
+    """`settings_of`, in columns of at most 80 characters together."""
+    rows = [("setting", "default", "paper", "source"), *settings_of(method)]
+    widths = (27, 14, 16, 20)
+    lines = []
+    for row in rows:
+        cells = [
+            textwrap.wrap(text, width) or [""] for text, width in zip(row, widths, strict=True)
+        ]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            line = " ".join(part.ljust(width) for part, width in zip(parts, widths, strict=True))
+            lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        named = before + key
+        result |= flat(value, f"{named}.") if isinstance(value, Mapping) else {named: value}
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListConfig:
     """Methods, tasks, views, studies, and configurations with expected figures."""
@@ -104,6 +164,9 @@ class ListConfig:
     POSITIONAL: ClassVar = ("what",)
     what: tuple[str, ...] = ()
     """Some of methods, tasks, views, protocols, studies, configs; none: all."""
+    settings: str | None = None
+    """Instead: every setting of this method, its default, the paper's value and where that is
+    stated."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.what) - SECTIONS.keys():
@@ -111,7 +174,10 @@ class ListConfig:
 
 
 def run(config: ListConfig) -> None:
-    """Print each section."""
+    """Print each section, or the settings of a method."""
+    if config.settings is not None:
+        print(settings_table(config.settings))
+        return
     for section in config.what or SECTIONS:
         print(section)
         for name, text in SECTIONS[section]():

@@ -1,6 +1,6 @@
 """Any known checkpoint -> model directory, and back out: what `python -m pretrain convert` does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from pretrain.checkpoint.sources import READERS, detect
 from pretrain.model.promu import Promu
 from pretrain.prompter.load import write_clip
 from shards.files import InputError, atomic_path
+
+State = Mapping[str, torch.Tensor]
+"""What was written."""
 
 
 def convert(config: ConvertConfig) -> None:
@@ -40,11 +43,11 @@ def convert(config: ConvertConfig) -> None:
         "tensors": f"{len(imported.state)}, float32",
         "parameters": f"{sum(tensor.numel() for tensor in imported.state.values()):,}",
     }
-    _WRITERS[config.target](config.out, imported, tokenizer, facts)
+    state = _WRITERS[config.target](config.out, imported, tokenizer, facts)
     for note in imported.notes:
         print(note)
-    parameters = facts["parameters"]
-    print(f"{len(imported.state)} tensors, float32, {parameters} parameters -> {config.out}")
+    parameters = sum(tensor.numel() for tensor in state.values())
+    print(f"{len(state)} tensors, float32, {parameters:,} parameters -> {config.out}")
     report_digest(config.out)
 
 
@@ -71,34 +74,38 @@ def check(imported: Imported, name: str) -> None:
     strict.check_fits(expected, imported.state, name)
 
 
-def _write_model(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+def _write_model(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> State:
     card = imported.card or conversion_card(facts, imported.notes)
     hub.save_model_directory(
         out, config=imported.config, state=imported.state, tokenizer=tokenizer, card=card
     )
+    return imported.state
 
 
-def _write_promu(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+def _write_promu(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> State:
     state = authors.to_promu(imported.config, imported.state)
     with atomic_path(out) as temporary:
         torch.save(state, temporary)
+    return state
 
 
-def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
-    encoder = towers.encoder_of(imported)
+def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> State:
+    text = hub.stack_text_layers(towers.encoder_of(imported))
 
     def write(folder: Path) -> None:
-        hub.stack_text_layers(encoder).save_pretrained(folder)
+        text.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     hub.save_directory(out, write)
+    return text.state_dict()
 
 
-def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> None:
+def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> State:
     hub.save_directory(out, partial(towers.write_timm, imported=imported))
+    return {name: t for name, t in imported.state.items() if name.startswith("vision.")}
 
 
-_WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], None]] = {
+_WRITERS: dict[str, Callable[[str, Imported, Any, dict[str, Any]], State]] = {
     "model": _write_model,
     "promu": _write_promu,
     "bert": _write_bert,

@@ -426,7 +426,7 @@ def test_clip_as_prompter(tokenizer_dir, tmp_path, capsys):
 
 
 @torch.inference_mode()
-def test_towers_out(references, bert_dir, vit_dir, tmp_path):
+def test_towers_out(references, bert_dir, vit_dir, tmp_path, capsys):
     run(bert_dir, tmp_path / "ours", "--vision", vit_dir, "--text-layers", 2)
     run(tmp_path / "ours", tmp_path / "bert", "--to", "bert")
     run(tmp_path / "ours", tmp_path / "timm", "--to", "timm")
@@ -434,6 +434,7 @@ def test_towers_out(references, bert_dir, vit_dir, tmp_path):
     original = references[0].bert.state_dict()
     assert bert.keys() == original.keys()
     assert all(torch.equal(bert[name], original[name]) for name in bert)
+    assert f"{len(bert)} tensors, float32" in capsys.readouterr().out  # of the BERT alone
     out, source = (
         timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
         for folder in (tmp_path / "timm", vit_dir)

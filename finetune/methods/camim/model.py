@@ -3,8 +3,9 @@
 Zhang et al., "Caption-Aware Multimodal Relation Extraction with Mutual Information Maximization"
 (MM 2024), on TMR and on HVPNeT. The released code holds the first only; the second follows two
 sentences of the paper and is **our construction** (`CamimHvpnet`). Profile `fixed` reads the module
-as the paper does, `legacy` as the released code. Without pictures (`--images none`) captions stand
-for them: a picture's positions become one learned vector, which the caption then informs.
+as Eqs. 5 to 14 do, `legacy` as the released code; fusion and head are TMR's in both, as in that
+code, not those of Eqs. 15 to 19 (README.md). Without pictures (`--images none`) captions stand for
+them: a picture's positions become one learned vector, which the caption then informs.
 
 B: rows, M: pictures of a source, P: positions of a picture, W: words, D: hidden size.
 """
