@@ -2,10 +2,9 @@
 """:"
 # Fine-tuning under any launcher. This file is valid shell and valid Python, so that all of
 #   deepspeed launch/finetune.sh …      bash launch/finetune.sh …      torchrun launch/finetune.sh …
-# work: a launcher runs it with Python, a shell runs the three lines below.
+# work: a launcher runs it with Python, a shell the two lines below.
 [ -n "${LOCAL_RANK:-}" ] && exec python -u "$0" "$@"
-# A free port, so that two jobs on one machine do not meet.
-exec deepspeed --master_port "$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')" "$0" "$@"
+exec deepspeed "$0" "$@"
 : <<"# end of Python" #"""
 import sys
 from pathlib import Path

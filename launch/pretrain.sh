@@ -6,13 +6,11 @@
 #   bash launch/pretrain.sh --hostfile HOSTS …   = deepspeed --hostfile HOSTS launch/pretrain.sh …
 # with this shell's environment taken along (.deepspeed_env). More ways: launch/README.md.
 [ -n "${LOCAL_RANK:-}" ] && exec python -u "$0" "$@"
-hosts=() # on one machine a free port, so that two jobs do not meet
+hosts=()
 if [ "${1:-}" = --hostfile ]; then
     PYTHONPATH="$(dirname "$0")/..:${PYTHONPATH:-}" python -m pretrain.cluster.nodes "$2" || exit
     hosts=(--hostfile "$2")
     shift 2
-else
-    hosts=(--master_port "$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')")
 fi
 exec deepspeed "${hosts[@]}" "$0" "$@"
 : <<"# end of Python" #"""

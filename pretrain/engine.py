@@ -56,13 +56,16 @@ def _init_deepspeed() -> None:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    from pretrain.cluster.port import own_port
+
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # the import sets its own
     if get_accelerator().device_name() == "cpu":
         # A collective for CPU inference, compiled at start-up by all ranks at once, for a minute
         # or more, with a compiler that need not be there. Training uses gloo's.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = get_accelerator().communication_backend_name()
-    deepspeed.init_distributed(backend, auto_mpi_discovery=False)
+    with own_port():
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False)
 
 
 class SingleEngine:

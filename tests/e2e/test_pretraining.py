@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -101,18 +100,10 @@ def undisturbed(world) -> Path:
     return run_dir
 
 
-def free_port() -> str:
-    """Not the launchers' default, which another run on this machine may hold."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-PORT = ["--master_port", free_port()]
 WAYS = {
     "bash": ["bash", "launch/pretrain.sh"],
-    "deepspeed": ["deepspeed", *PORT, "--num_accelerators", "2", "launch/pretrain.sh"],
-    "torchrun": ["torchrun", *PORT, "--nproc-per-node", "2", "-m", "pretrain"],
+    "deepspeed": ["deepspeed", "--num_accelerators", "2", "launch/pretrain.sh"],
+    "torchrun": ["torchrun", "--nproc-per-node", "2", "-m", "pretrain"],
 }
 
 
@@ -261,7 +252,7 @@ def test_resumed_on_other_ranks_and_stage(before, after, world, undisturbed):
     run_dir = world / f"elastic-{before}-{after}"
 
     def start(ranks: int, stage: int) -> list[str]:
-        launcher = ["deepspeed", *PORT, "--num_accelerators", str(ranks), "launch/pretrain.sh"]
+        launcher = ["deepspeed", "--num_accelerators", str(ranks), "launch/pretrain.sh"]
         options = ["--checkpoint.every", "5", "--engine.deepspeed", f"launch/zero{stage}.json"]
         return [*launcher, *arguments(world, run_dir), *options]
 

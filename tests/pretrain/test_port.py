@@ -1,0 +1,65 @@
+"""Jobs of DeepSpeed's launcher on one machine do not meet at its default port."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = """
+import sys
+from pretrain import distributed, engine
+from shards.command import exit_on_input_error
+
+@exit_on_input_error
+def main():
+    engine.start("deepspeed")
+    print("met", distributed.all_objects(sys.argv[1]), flush=True)
+
+main()
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start two ranks that tell each other the job's name."""
+    (tmp_path / "job.py").write_text(JOB)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        "TMPDIR": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def starter(name: str, *options: str) -> subprocess.Popen:
+        command = ["deepspeed", "--no_local_rank", "--num_accelerators", "2", *options]
+        return subprocess.Popen([*command, str(tmp_path / "job.py"), name], env=environment,
+                                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                text=True)  # fmt: skip
+
+    return starter
+
+
+def test_two_jobs_at_once_meet_their_own_ranks(start, tmp_path):
+    jobs = {name: start(name) for name in ("one", "two")}
+    for name, job in jobs.items():
+        said = job.communicate(timeout=300)[0]
+        assert job.returncode == 0, said
+        assert said.count(f"met ['{name}', '{name}']") == 2, said
+    assert not list((tmp_path / f"fusion-mre-{os.getuid()}").iterdir())
+
+
+def test_a_named_port_that_is_taken_is_told_in_one_line(start):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        job = start("one", "--master_port", port)
+        said = job.communicate(timeout=300)[0]
+    assert job.returncode == 2, said
+    assert said.count(f"error: port {port} of this machine is taken") == 1, said
+    assert "Traceback" not in said
