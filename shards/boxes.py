@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from shards.files import InputError, is_number
 from shards.images import SIDEWAYS, turned_box
+from shards.records import Parsed, Refused, read_records, refuse
 from shards.schema import DetectedObject, PairMeta
 from shards.shard import Sample
 from shards.stream import ShardReader
-from shards.tables import JsonRow, Refused, read_json_table, refuse
 
 
 class Line(NamedTuple):
@@ -45,7 +45,7 @@ class FileDetector:
         self.path, self.lines = path, dict[str, Line]()
         self.matched: set[str] = set()
         """Pictures met so far that have a line."""
-        rows = read_json_table(path)
+        rows = read_records(path)
         self.provenance: dict[str, Any] = {"boxes": hashlib.sha256(path.read_bytes()).hexdigest()}
         refused = []
         for row in rows:
@@ -53,7 +53,7 @@ class FileDetector:
             refused += [problem] if problem else []
         refuse(path, refused, len(rows))
 
-    def _take(self, row: JsonRow) -> Refused | None:
+    def _take(self, row: Parsed) -> Refused | None:
         image_id, objects = row.fields.get("image_id"), row.fields.get("objects")
         size, upright = row.fields.get("size"), row.fields.get("upright")
         if type(image_id) is int:  # as VisualNews itself writes its ids

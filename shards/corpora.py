@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shards.files import InputError
-from shards.tables import Refused, TableRow, read_table
+from shards.records import Refused
+from shards.tables import TableRow, read_table
 
 
 class Record(NamedTuple):

@@ -1,7 +1,7 @@
-"""The one door for delimited and JSON-lines files: nothing in them is lost without a line.
+"""The one door for delimited files: nothing in them is lost without a line.
 
-Every row of a file is either accepted or refused with its line number and the reason, all of them
-at once: `rows = accepted + refused`. Delimiter and encoding are detected, or named by the caller.
+Every row is either accepted or refused with its line number and the reason, all of them at once:
+`rows = accepted + refused`. Delimiter and encoding are detected, or named by the caller.
 """
 
 import codecs
@@ -9,13 +9,12 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-from shards.files import InputError, parse_object
+from shards.files import InputError
+from shards.records import Refused, accepted
 
 DELIMITERS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
-MOST_LISTED = 20
-"""Refused rows that a message lists before it only counts."""
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
          (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 
@@ -27,13 +26,6 @@ class TableRow(NamedTuple):
     """Where it begins, from 1."""
     fields: dict[str, str]
     """By column."""
-
-
-class Refused(NamedTuple):
-    """A row that cannot be read."""
-
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -57,8 +49,7 @@ class Table:
         Raises:
             InputError: lists the refused ones.
         """
-        refuse(self.path, self.refused, len(self.rows))
-        return [row for row in self.rows if isinstance(row, TableRow)]
+        return accepted(self.path, self.rows)
 
 
 def read_table(
@@ -217,42 +208,3 @@ def _bad_byte(text: str, encoding: str) -> str:
         byte = f"byte 0x{ord(text[error.start]) - 0xDC00:02x}"
         return f"{byte} is no {encoding.removesuffix('-sig').upper()}; --encoding names another"
     return ""
-
-
-class JsonRow(NamedTuple):
-    """An accepted line of a JSON-lines file."""
-
-    line: int
-    fields: dict[str, Any]
-
-
-def read_json_table(path: str | Path) -> list[JsonRow | Refused]:
-    """Every line of a file of JSON objects that is not empty, accepted or refused."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    rows: list[JsonRow | Refused] = []
-    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(JsonRow(number, parse_object(line, "line")))
-        except InputError as error:
-            rows.append(Refused(number, str(error).removeprefix("line: ")))
-    return rows
-
-
-def refuse(path: str | Path, refused: Sequence[Refused], rows: int) -> None:
-    """An `InputError` that lists the refused rows, if there are any."""
-    if len(refused) == 1:
-        raise InputError(f"{path}: line {refused[0].line}: {refused[0].reason}")
-    if refused:
-        raise InputError(f"{path}: {len(refused)} of {rows} rows cannot be read:{listed(refused)}")
-
-
-def listed(refused: Sequence[Refused]) -> str:
-    """The first rows, a line each, then how many more there are."""
-    lines = [f"\n  line {row.line}: {row.reason}" for row in refused[:MOST_LISTED]]
-    more = len(refused) - MOST_LISTED
-    return "".join(lines) + (f"\n  and {more} more" if more > 0 else "")

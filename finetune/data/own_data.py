@@ -33,7 +33,8 @@ from finetune.tasks.spans import Occurrence, Offsets, check_record, place_span
 from finetune.tasks.splits import SPLITS
 from shards.command import Tool, dispatch
 from shards.files import InputError, atomic_path
-from shards.tables import JsonRow, Refused, read_json_table, read_table, refuse
+from shards.records import Parsed, Refused, parse_records, read_records
+from shards.tables import read_table
 
 ENTITY_LISTS = ("entities", "label", "labels")
 """What a post calls its entities; the first that is there counts."""
@@ -43,7 +44,7 @@ def check(task: Task) -> list[str]:
     """What there is to say about a task's folder.
 
     Raises:
-        InputError: naming file and line of the first damage.
+        InputError: a split with lines that are no rows: lists them.
     """
     rows = {split: task.read(split) for split in SPLITS if task.split_file(split)}
     if not rows:
@@ -87,34 +88,23 @@ def convert(
     Raises:
         InputError: lists the posts that cannot be read, with file, line and reason.
     """
-    posts = records(source, kind, delimiter, encoding)
-    rows: list[dict[str, Any]] = []
-    refused: list[Refused] = []
-    for post in posts:
-        if isinstance(post, Refused):
-            refused.append(post)
-            continue
-        try:
-            check_record(post.fields)
-            if kind == "relations":
-                rows.append(relation_row(post.fields, offsets, occurrence))
-            else:
-                rows.append(entities_row(post.fields, offsets))
-        except InputError as error:
-            refused.append(Refused(post.line, str(error)))
-    refuse(source, refused, len(posts))
-    if len(rows) != len(posts):
-        raise InputError(f"{source}: {len(posts)} posts, but {len(rows)} rows")
-    return rows
+
+    def row(_: int, fields: dict[str, Any]) -> dict[str, Any]:
+        check_record(fields)
+        if kind == "relations":
+            return relation_row(fields, offsets, occurrence)
+        return entities_row(fields, offsets)
+
+    return parse_records(source, records(source, kind, delimiter, encoding), row)
 
 
 def records(
     source: Path, kind: str, delimiter: str | None = None, encoding: str | None = None
-) -> Sequence[JsonRow | Refused]:
+) -> Sequence[Parsed | Refused]:
     """Each post of a JSON-lines file, or of a table whose header names what `kind` needs; an empty
     cell is a field left out."""
     if source.suffix.lower() not in TABLES:
-        return read_json_table(source)
+        return read_records(source)
     columns = ("relation", "text") if kind == "relations" else ("text",)
     table = read_table(source, columns, delimiter=delimiter, encoding=encoding)
     needed = ("head", "head_start") if kind == "relations" else ENTITY_LISTS
@@ -124,7 +114,7 @@ def records(
             f"{', '.join(table.columns)}"
         )
     return [
-        row if isinstance(row, Refused) else JsonRow(row.line, record_of(row.fields))
+        row if isinstance(row, Refused) else Parsed(row.line, record_of(row.fields))
         for row in table.rows
     ]
 

@@ -1,6 +1,5 @@
 """The files that the tools of `python -m finetune regions` read and write."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from finetune.data.resumable import log_path
 from finetune.tasks import side_files
-from finetune.tasks.reading import not_empty, parse_record, read_lines
+from finetune.tasks.reading import not_empty
 from finetune.tasks.region_cache import Regions, regions_from_json, write_regions
 from shards.files import InputError
+from shards.records import parse_records, read_records
 
 
 def pictures(folder: Path, names: Iterable[str | None], max_missing: int) -> dict[str, Path]:
@@ -40,7 +40,10 @@ def finish(out: Path, header: Mapping[str, Any], entries: Mapping[Any, Regions])
 
 def entry(name: str, value: Mapping[str, Any], out: Path) -> Regions:
     """A line of the log of `out` as the entry of a picture."""
-    regions = regions_from_json(value["regions"], value["size"], str(log_path(out)))
+    try:
+        regions = regions_from_json(value["regions"], value["size"])
+    except InputError as error:
+        raise InputError(f"{log_path(out)}: {name}: {error}") from None
     return Regions(name, tuple(value["size"]), regions)
 
 
@@ -63,16 +66,17 @@ def crop_names(folder: Path, split: str) -> Mapping[int, Sequence[str]]:
 def read_objects(path: Path) -> dict[str, Regions]:
     """`{"image_id", "size", "objects": [{"box", "score", "label"}]}` lines, as `shards` writes."""
     entries: dict[str, Regions] = {}
-    for where, line in read_lines(path):
-        record = parse_record(json.loads, line, where)
-        if not isinstance(record, dict) or not {"image_id", "size", "objects"} <= record.keys():
-            raise InputError(f"{where}: expected an object with image_id, size and objects")
+
+    def add(_: int, record: dict[str, Any]) -> None:
+        if not {"image_id", "size", "objects"} <= record.keys():
+            raise InputError("expected an object with image_id, size and objects")
         name, size = record["image_id"], record["size"]
         if not isinstance(name, str) or not name or name in entries:
-            raise InputError(f"{where}: image_id {name!r} is no file name, or comes twice")
+            raise InputError(f"image_id {name!r} is no file name, or comes twice")
         if not isinstance(size, list) or [type(side) for side in size] != [int, int]:
-            raise InputError(f"{where}: size must be [width, height] in pixels")
-        regions = regions_from_json(record["objects"], size, where)
-        best_first = sorted(regions, key=lambda region: -region.score)
-        entries[name] = Regions(name, tuple(size), tuple(best_first))
+            raise InputError("size must be [width, height] in pixels")
+        best_first = sorted(regions_from_json(record["objects"], size), key=lambda r: -r.score)
+        entries[name] = Regions(name, (size[0], size[1]), tuple(best_first))
+
+    parse_records(path, read_records(path), add)
     return not_empty(entries, path)

@@ -15,12 +15,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from finetune.tasks.base import Row
-from finetune.tasks.reading import is_row, parse_record, read_lines
+from finetune.tasks.reading import is_row, read_with_header
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
 from shards.files import InputError, atomic_path
+from shards.records import parse_records
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 KEYS = {"row", "drop", "img_id", "vg", "od", "no_image"}
@@ -161,41 +162,34 @@ def read_view(path: str | Path) -> View:
     """Read a manifest.
 
     Raises:
-        InputError: naming file and line of the first damage.
+        InputError: no view, or lists every damaged line.
     """
     path = Path(path)
     changes: dict[int, Change] = {}
-    header: dict[str, Any] | None = None
-    for where, line in read_lines(path):
-        record = parse_record(json.loads, line, where)
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected an object")
-        if header is None:
-            header = record
-            if header.get("split") not in ("train", "val", "test"):
-                raise InputError(f"{where}: no header line with tool and split: not a view")
-            continue
+    header, records = read_with_header(path, "split", Literal["train", "val", "test"])
+
+    def add(_: int, record: dict[str, Any]) -> None:
         row = record.get("row")
         if not is_row(row) or row in changes:
-            raise InputError(f"{where}: no row number, or row {row} a second time")
-        changes[row] = _change(record, where)
-    if header is None:
-        raise InputError(f"{path}: empty; expected a header line")
+            raise InputError(f"no row number, or row {row} a second time")
+        changes[row] = _change(record)
+
+    parse_records(path, records, add)
     return View(header["split"], changes, header)
 
 
-def _change(record: dict[str, Any], where: str) -> Change:
+def _change(record: dict[str, Any]) -> Change:
     if unknown := record.keys() - KEYS:
-        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}")
+        raise InputError(f"unknown key {sorted(unknown)[0]!r}")
     for key in ("drop", "no_image"):
         if not isinstance(record.get(key, False), bool):
-            raise InputError(f"{where}: {key} must be true or false")
+            raise InputError(f"{key} must be true or false")
     image_id = record.get("img_id")
     if not (image_id is None or (isinstance(image_id, str) and image_id)):
-        raise InputError(f"{where}: img_id must be a file name")
+        raise InputError("img_id must be a file name")
     regions = {
         # The picture's size is not known here.
-        kind: regions_from_json(record[kind], None, where, gaps=True)
+        kind: regions_from_json(record[kind], None, gaps=True)
         for kind in ("vg", "od")
         if kind in record
     }

@@ -24,8 +24,9 @@ from finetune.tasks.posts import TABLES, BadPost, parse_line, read_post, record_
 from shards.files import InputError, file_sha256, parse_object, read_json, write_json
 from shards.locks import lock_file
 from shards.options import parse_config
+from shards.records import Refused
 from shards.redact import without_secrets
-from shards.tables import Refused, read_table
+from shards.tables import read_table
 
 LOG = logging.getLogger(__name__)
 SINGLE = ("head", "tail", "head_span", "tail_span", "image", "caption")

@@ -113,7 +113,7 @@ class Task(ABC):
         """All rows of a split in file order (subclasses of `Row`).
 
         Raises:
-            InputError: one line naming file and line for the first thing that is wrong.
+            InputError: lists every line that is no row, with what is wrong.
         """
 
     @abstractmethod

@@ -4,7 +4,6 @@ Files: `txt/ours_{train,val,test}.txt` (one Python literal a line), `ours_rel2id
 `img_org/{split}/`. Published crop files are keyed by the number of the line, not by picture.
 """
 
-import ast
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,10 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
-from finetune.tasks.spans import check_text
+from finetune.tasks.spans import check_text, read_span
 from finetune.tasks.splits import FILE_NAMES
-from shards.files import InputError, read_lines
+from shards.files import InputError
+from shards.records import parse_records, python_literal, read_records
 
 LOG = logging.getLogger(__name__)
 
@@ -76,15 +76,16 @@ class Mnre(Task):
             raise InputError(
                 f"{self.folder}/txt/ours_{split}.txt: missing; give a folder with MNRE's layout"
             )
-        rows, renamed = [], []
-        lines = [line for _, line in read_lines(path, "convert the file")]
-        while lines and not lines[-1].strip():  # further up, one would shift the rows' numbers
-            lines.pop()
-        for number, line in enumerate(lines):
-            row, same_names = parse_line(line, number, path, self.relation2id)
-            rows.append(row)
+        renamed: list[int] = []
+
+        def parse(row: int, fields: Any) -> RelationRow:
+            relation_row, same_names = parse_row(row, fields, self.relation2id)
             if not same_names:
-                renamed.append(number + 1)
+                renamed.append(row + 1)
+            return relation_row
+
+        # An empty line further up would shift the numbers that community files count by.
+        rows = parse_records(path, read_records(path, python_literal, gaps=False), parse)
         if not rows:
             raise InputError(f"{path}: empty; expected one row a line")
         if renamed:
@@ -143,53 +144,36 @@ def read_relations(path: Path) -> dict[str, int]:
     return dict(sorted(content.items(), key=lambda item: item[1]))
 
 
-def parse_line(
-    line: str, number: int, path: Path, relation2id: Mapping[str, int]
-) -> tuple[RelationRow, bool]:
-    """One line of a split, and whether both names equal their tokens.
+def parse_row(row: int, fields: Any, relation2id: Mapping[str, int]) -> tuple[RelationRow, bool]:
+    """The row of a line, and whether both names equal their tokens.
 
     Raises:
-        InputError: names file and line; for whatever would make a row ambiguous.
+        InputError: whatever would make a row ambiguous; without a place, which the caller knows.
     """
-
-    def fail(what: str) -> InputError:
-        return InputError(f"{path}:{number + 1}: {what}; correct or remove this line")
-
-    try:
-        fields = ast.literal_eval(line.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        raise fail("not a Python literal") from None
     if not isinstance(fields, dict):
-        raise fail("not a dict")
+        raise InputError("not a dict")
     if absent := [key for key in ("token", "h", "t", "img_id", "relation") if key not in fields]:
-        raise fail(f"key {absent[0]!r} is missing")
+        raise InputError(f"key {absent[0]!r} is missing")
     tokens, image, relation = fields["token"], fields["img_id"], fields["relation"]
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise fail("'token' is not a list of str")
-    try:
-        check_text(tokens, "'token'")
-    except InputError as error:
-        raise fail(str(error)) from None
+        raise InputError("'token' is not a list of str")
+    check_text(tokens, "'token'")
     if not isinstance(image, str) or not image or "/" in image or "\x00" in image:
-        raise fail("'img_id' is not a file name")
+        raise InputError("'img_id' is not a file name")
     if not isinstance(relation, str) or relation not in relation2id:
-        raise fail(f"relation {relation!r} is not in ours_rel2id.json")
+        raise InputError(f"relation {relation!r} is not in ours_rel2id.json")
     spans, same_names = [], True
     for key in ("h", "t"):
         entity = fields[key]
         span = entity.get("pos") if isinstance(entity, dict) else None
-        if not isinstance(span, list | tuple) or [type(end) for end in span] != [int, int]:
-            raise fail(f"{key!r} is not a dict with 'pos': [start, end]")
-        start, end = span
-        if not 0 <= start < end <= len(tokens):
-            raise fail(f"{key!r} span [{start}, {end}) is empty or outside {len(tokens)} tokens")
+        start, end = read_span(span, len(tokens), f"{key!r} pos", "tokens")
         spans.append((start, end))
         same_names &= entity.get("name") == " ".join(tokens[start:end])
-    row = RelationRow(
-        row=number, image_id=image, tokens=tuple(tokens), head=spans[0], tail=spans[1],
+    relation_row = RelationRow(
+        row=row, image_id=image, tokens=tuple(tokens), head=spans[0], tail=spans[1],
         relation=relation,
     )  # fmt: skip
-    return row, same_names
+    return relation_row, same_names
 
 
 def mark_entities(tokens: Sequence[str], head: Span, tail: Span) -> list[str]:

@@ -1,42 +1,31 @@
-"""How the files beside the rows are read: strictly.
+"""How JSON and the files beside the rows are read: strictly; lines, by `shards/records.py`.
 
-Each damage is an `InputError` of one line that names file and line, or key. Nothing is executed.
+Each damage is an `InputError` that names file and line, or key. Nothing is executed.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from shards.files import InputError, read_json
+from shards.records import Parsed, read_records
 
 AnyKey = TypeVar("AnyKey")
 
 
-def with_header(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
-    """The header object of a `.jsonl` file, and (place, object) of each later line."""
+def read_with_header(path: Path, key: str, hint: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The header object of a `.jsonl` file, and the records below it.
 
-    def records() -> Iterator[tuple[str, dict[str, Any]]]:
-        for where, line in lines:
-            record = parse_record(json.loads, line, where)
-            if not isinstance(record, dict):
-                raise InputError(f"{where}: expected an object")
-            yield where, record
-
-    lines = read_lines(path)
-    _, header = next(records(), ("", {}))
-    if not isinstance(header.get("leaky"), bool):
-        raise InputError(f"{path}:1: no header line that says whether the file is leaky")
-    return header, records()
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """("file:line", text) of each line that is not blank."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", line.removesuffix("\r")
+    Args:
+        key, hint: what the header must hold, as `checked` takes it.
+    """
+    records = read_records(path)
+    header = records[0].fields if records and isinstance(records[0], Parsed) else {}
+    if not fits(header.get(key), hint):
+        raise InputError(f"{path}: line 1: no header that says {key}")
+    return header, records[1:]
 
 
 def read_text(path: Path) -> str:
@@ -48,14 +37,6 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8; convert the file") from None
-
-
-def parse_record(parser: Callable[[str], Any], line: str, where: str) -> Any:
-    """`parser(line)`. Raises: InputError naming `where` for a line that does not parse."""
-    try:
-        return parser(line)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise InputError(f"{where}: cannot be parsed: {line[:60]!r}") from None
 
 
 def read_object(path: Path, expected: Mapping[str, Any], remedy: str) -> dict[str, Any]:

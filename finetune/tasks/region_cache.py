@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.tasks.base import Box, Key, SideInput
-from finetune.tasks.reading import is_row, not_empty, with_header
+from finetune.tasks.reading import is_row, not_empty, read_with_header
 from shards.files import InputError, atomic_path
+from shards.records import parse_records
 
 
 @dataclass(frozen=True)
@@ -50,20 +51,24 @@ def read_regions(path: str | Path) -> SideInput:
     """A cache keyed by row (`vg`) or by picture (`od`); values are `Regions`.
 
     Raises:
-        InputError: naming file and line of the first damage.
+        InputError: lists every damaged line.
     """
-    path, values = Path(path), {}
-    header, records = with_header(path)
+    path = Path(path)
+    values: dict[Key, Regions] = {}
+    header, records = read_with_header(path, "leaky", bool)
     kinds = set()
-    for where, record in records:
+
+    def add(_: int, record: dict[str, Any]) -> None:
         kind = "vg" if "vg" in record else "od"
         kinds.add(kind)
-        key = record.get("row") if kind == "vg" else record.get("img_id")
+        key: Any = record.get("row") if kind == "vg" else record.get("img_id")
         if (kind == "vg" and not is_row(key)) or len(kinds) > 1:
-            raise InputError(f"{where}: expected row and vg, or img_id and od, the same throughout")
+            raise InputError("expected row and vg, or img_id and od, the same throughout")
         if key in values:
-            raise InputError(f"{where}: {key!r} a second time")
-        values[key] = _regions(record, kind, where)
+            raise InputError(f"{key!r} a second time")
+        values[key] = _regions(record, kind)
+
+    parse_records(path, records, add)
     return SideInput(
         path=path,
         keyed_by="image" if kinds == {"od"} else "row",
@@ -118,7 +123,7 @@ def regions_to_json(regions: Iterable[Region | None], kind: str) -> list[dict[st
 
 
 def regions_from_json(
-    records: Any, size: Sequence[int] | None, where: str, *, gaps: bool = False
+    records: Any, size: Sequence[int] | None, *, gaps: bool = False
 ) -> tuple[Any, ...]:
     """The other way round, checked: four finite numbers, positive area, inside the picture.
 
@@ -127,10 +132,10 @@ def regions_from_json(
         gaps: whether null, an empty place, may stand among them.
 
     Raises:
-        InputError: beginning with `where`.
+        InputError: without a place, which the caller knows.
     """
     if not isinstance(records, list):
-        raise InputError(f"{where}: expected a list of regions")
+        raise InputError("expected a list of regions")
     regions: list[Region | None] = []
     for record in records:
         if gaps and record is None:
@@ -138,26 +143,26 @@ def regions_from_json(
             continue
         box = record.get("box") if isinstance(record, dict) else None
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise InputError(f"{where}: a region's box is four finite numbers, not {box!r}")
+            raise InputError(f"a region's box is four finite numbers, not {box!r}")
         x1, y1, x2, y2 = box
         if not (x1 < x2 and y1 < y2):
-            raise InputError(f"{where}: box {box} is empty; expected [x1, y1, x2, y2]")
+            raise InputError(f"box {box} is empty; expected [x1, y1, x2, y2]")
         if min(x1, y1) < -1 or (size and (x2 > size[0] + 1 or y2 > size[1] + 1)):
-            raise InputError(f"{where}: box {box} leaves its picture; boxes are absolute pixels")
+            raise InputError(f"box {box} leaves its picture; boxes are absolute pixels")
         score, text = record.get("score"), record.get("phrase", record.get("label"))
         if not _is_number(score) or not isinstance(text, str):
-            raise InputError(f"{where}: a region needs a score and a phrase or label")
+            raise InputError("a region needs a score and a phrase or label")
         regions.append(Region(tuple(box), score, text, record.get("kind", "object")))
     return tuple(regions)
 
 
-def _regions(record: dict[str, Any], kind: str, where: str) -> Regions:
+def _regions(record: dict[str, Any], kind: str) -> Regions:
     image_id, size = record.get("img_id"), record.get("size")
     if not isinstance(image_id, str) or not image_id:
-        raise InputError(f"{where}: img_id is missing")
+        raise InputError("img_id is missing")
     if not isinstance(size, list) or [type(side) for side in size] != [int, int] or min(size) < 1:
-        raise InputError(f"{where}: size must be [width, height] in pixels, not {size!r}")
-    return Regions(image_id, tuple(size), regions_from_json(record.get(kind), size, where))
+        raise InputError(f"size must be [width, height] in pixels, not {size!r}")
+    return Regions(image_id, (size[0], size[1]), regions_from_json(record.get(kind), size))
 
 
 def _is_number(value: Any) -> bool:

@@ -9,17 +9,16 @@ a file in the folder `images`, or null. The relations are those that `train.json
 `/per/loc/…` where a method should know the types of the entities that a relation connects.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import NO_RELATION
-from finetune.tasks.mnre import MARKERS, Mnre, RelationRow, Span
-from finetune.tasks.reading import parse_record, read_lines
-from finetune.tasks.spans import check_text
+from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
+from finetune.tasks.spans import check_record, read_span
 from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
+from shards.records import parse_records, read_records
 
 KEYS = {"tokens", "head", "tail", "image", "relation"}
 
@@ -52,7 +51,7 @@ class OwnRelations(Mnre):
         """All rows in file order.
 
         Raises:
-            InputError: naming file and line of the first damage.
+            InputError: lists every line that is no row.
         """
         path = self.split_file(split)
         if path is None:
@@ -60,39 +59,29 @@ class OwnRelations(Mnre):
                 f"{self.folder}: no {split}.jsonl in it; `python -m finetune data convert` "
                 "makes one of your posts"
             )
-        rows = [self._row(row, *place) for row, place in enumerate(read_lines(path))]
+        rows = parse_records(path, read_records(path), self._row)
         if not rows:
             raise InputError(f"{path}: empty; expected one row a line")
         return rows
 
-    def _row(self, row: int, where: str, line: str) -> RelationRow:
-        fields = parse_record(json.loads, line, where)
-        if not isinstance(fields, dict) or not KEYS - {"image"} <= fields.keys() <= KEYS:
-            raise InputError(f"{where}: expected an object with {', '.join(sorted(KEYS))}")
+    def _row(self, row: int, fields: Any) -> RelationRow:
+        if not KEYS - {"image"} <= fields.keys() <= KEYS:
+            raise InputError(f"expected an object with {', '.join(sorted(KEYS))}")
         tokens, relation, image = fields["tokens"], fields["relation"], fields.get("image")
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
-            raise InputError(f"{where}: tokens must be a list of non-empty strings")
-        check_text(fields, where)
+            raise InputError("tokens must be a list of non-empty strings")
+        check_record(fields)
         if not isinstance(relation, str) or not relation:
-            raise InputError(f"{where}: relation must be a name")
+            raise InputError("relation must be a name")
         if self.relation2id and relation not in self.relation2id:
-            raise InputError(f"{where}: relation {relation!r} does not occur in train")
+            raise InputError(f"relation {relation!r} does not occur in train")
         if not (image is None or (isinstance(image, str) and image and "/" not in image)):
-            raise InputError(f"{where}: image must be a file name or null")
+            raise InputError("image must be a file name or null")
         return RelationRow(
             row=row,
             image_id=image,
             tokens=tuple(tokens),
-            head=_span(fields["head"], len(tokens), f"{where}: head"),
-            tail=_span(fields["tail"], len(tokens), f"{where}: tail"),
+            head=read_span(fields["head"], len(tokens), "head", "tokens"),
+            tail=read_span(fields["tail"], len(tokens), "tail", "tokens"),
             relation=relation,
         )
-
-
-def _span(value: Any, length: int, where: str) -> Span:
-    if not isinstance(value, list) or [type(place) for place in value] != [int, int]:
-        raise InputError(f"{where} must be [start, end) in tokens, not {value!r}")
-    start, end = value
-    if not 0 <= start < end <= length:
-        raise InputError(f"{where} [{start}, {end}) is empty or outside {length} tokens")
-    return start, end

@@ -23,7 +23,6 @@ entities: they say no more than the text does.
 Region caches have a file of their own, `region_cache.py`; how lines are read, `reading.py`.
 """
 
-import ast
 import json
 import math
 from collections.abc import Iterator
@@ -36,13 +35,12 @@ from finetune.tasks.reading import (
     is_row,
     keyed_lists,
     not_empty,
-    parse_record,
-    read_lines,
     read_text,
-    with_header,
+    read_with_header,
 )
 from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
+from shards.records import json_object, parse_records, python_literal, read_records
 
 _MNRE = "are in the MNRE archive (data.tar.gz) that MKGformer's and HVPNeT's READMEs link"
 ORIGINS = {
@@ -80,18 +78,21 @@ def find(folder: str | Path, pattern: str, split: str, *others: str) -> Path:
 
 def read_captions(path: str | Path) -> SideInput:
     """`{'img_id': …, 'text': …}` a line, Python literal (CAMIM) or JSON; outer blanks are cut."""
-    path, values = Path(path), {}
-    parse = json.loads if path.suffix == ".jsonl" else ast.literal_eval
-    for where, line in read_lines(path):
-        record = parse_record(parse, line, where)
+    path = Path(path)
+    values: dict[str, str] = {}
+
+    def add(_: int, record: Any) -> None:
         if not isinstance(record, dict) or not {"img_id", "text"} <= record.keys():
-            raise InputError(f"{where}: expected an object with img_id and text")
+            raise InputError("expected an object with img_id and text")
         image_id, text = record["img_id"], record["text"]
         if not isinstance(image_id, str) or not image_id or not isinstance(text, str):
-            raise InputError(f"{where}: img_id and text must be strings")
+            raise InputError("img_id and text must be strings")
         if image_id in values:
-            raise InputError(f"{where}: a second caption of {image_id}; keep one")
+            raise InputError(f"a second caption of {image_id}; keep one")
         values[image_id] = text.strip()
+
+    parser = json_object if path.suffix == ".jsonl" else python_literal
+    parse_records(path, read_records(path, parser), add)
     empty = sum(not text for text in values.values())
     filler = [text for text in values.values() if _one_word_again(text)]
     notes: tuple[str, ...] = ()
@@ -154,14 +155,17 @@ def read_scores(path: str | Path) -> SideInput:
     """
     path, differing = Path(path), set()
     values: dict[str, float] = {}
-    for where, line in read_lines(path):
-        image_id, _, number = line.partition("\t")
+
+    def add(_: int, line: str) -> None:
+        image_id, _tab, number = line.partition("\t")
         score = finite_number(number)
         if not image_id or score is None:
-            raise InputError(f"{where}: expected img_id<TAB>number, found {line[:60]!r}")
+            raise InputError(f"expected img_id<TAB>number, found {line[:60]!r}")
         if values.setdefault(image_id, score) != score:
             differing.add(image_id)
         values[image_id] = score
+
+    parse_records(path, read_records(path, str), add)
     notes = (f"{len(differing)} pictures have several scores",) if differing else ()
     return SideInput(path=path, keyed_by="image", values=not_empty(values, path), notes=notes)
 
@@ -223,15 +227,19 @@ def read_generated_boxes(path: str | Path) -> SideInput:
 
 def read_types(path: str | Path) -> SideInput:
     """Row -> (head type, tail type), from `{"row", "head", "tail"}` lines after a header line."""
-    path, values = Path(path), {}
-    header, records = with_header(path)
-    for where, record in records:
-        types = record.get("head"), record.get("tail")
-        if not is_row(record.get("row")) or not all(isinstance(t, str) and t for t in types):
-            raise InputError(f"{where}: expected row, head and tail")
-        if record["row"] in values:
-            raise InputError(f"{where}: row {record['row']} a second time")
-        values[record["row"]] = types
+    path = Path(path)
+    values: dict[int, tuple[str, str]] = {}
+    header, records = read_with_header(path, "leaky", bool)
+
+    def add(_: int, record: dict[str, Any]) -> None:
+        row, head, tail = (record.get(key) for key in ("row", "head", "tail"))
+        if not is_row(row) or not all(isinstance(text, str) and text for text in (head, tail)):
+            raise InputError("expected row, head and tail")
+        if row in values:
+            raise InputError(f"row {row} a second time")
+        values[row] = str(head), str(tail)
+
+    parse_records(path, records, add)
     return SideInput(
         path=path,
         keyed_by="row",
@@ -243,14 +251,17 @@ def read_types(path: str | Path) -> SideInput:
 
 def read_features(path: str | Path) -> SideInput:
     """Row -> any JSON value, from `{"row", "feature"}` lines: something for the audit to judge."""
-    path, values = Path(path), {}
-    for where, line in read_lines(path):
-        record = parse_record(json.loads, line, where)
-        if not isinstance(record, dict) or not is_row(record.get("row")):
-            raise InputError(f"{where}: expected an object with row and feature")
+    path = Path(path)
+    values: dict[int, Any] = {}
+
+    def add(_: int, record: dict[str, Any]) -> None:
+        if not is_row(record.get("row")):
+            raise InputError("expected an object with row and feature")
         if "feature" not in record or record["row"] in values:
-            raise InputError(f"{where}: no feature, or row {record['row']} a second time")
+            raise InputError(f"no feature, or row {record['row']} a second time")
         values[record["row"]] = record["feature"]
+
+    parse_records(path, read_records(path), add)
     return SideInput(path=path, keyed_by="row", values=not_empty(values, path))
 
 

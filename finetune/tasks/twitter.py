@@ -12,13 +12,14 @@ orphan `I-` tags of 2015 stay.
 `tags` are BIO over any types; `image` is a file name in the picture folder, or null. The task is
 called `entities`. For relations in your own posts see `relations.py`.
 
-Every damage is an `InputError` naming file and line; no row is skipped or repaired in silence.
+Every damage is named with its line, all of a file at once; no row is skipped or repaired.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,11 +27,14 @@ import numpy as np
 
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
-from finetune.tasks.spans import check_text
+from finetune.tasks.spans import check_record, check_text
 from finetune.tasks.splits import FILE_NAMES
 from shards.files import InputError
+from shards.records import Parsed, Refused, accepted, parse_records, read_records
 
 TYPES = ("MISC", "PER", "ORG", "LOC")
+Types = frozenset[str] | None
+"""What tags may name; None: anything."""
 TAG_PATTERN = re.compile(r"O|[BI]-[^\s-]\S*")
 
 
@@ -192,17 +196,15 @@ def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NER
         types: the entity types that tags may name; None accepts any.
 
     Raises:
-        InputError: naming the file and line of the first damage.
+        InputError: lists every tweet or line that is no row.
     """
     path = Path(path)
     allowed = None if types is None else frozenset(types)
-    blocks = _json_blocks(path) if path.suffix == ".jsonl" else _conll_blocks(path)
-    rows = []
-    for row, (line, tokens, tags, image_id) in enumerate(blocks):
-        for offset, tag in enumerate(tags):
-            _check_tag(tag, allowed, f"{path}:{line + offset * (path.suffix == '.txt')}")
-        check_text([image_id, tokens, tags], f"{path}:{line}")
-        rows.append(NERRow(row=row, image_id=image_id, tokens=tuple(tokens), tags=tuple(tags)))
+    if path.suffix == ".jsonl":
+        rows = parse_records(path, read_records(path), partial(_json_row, types=allowed))
+    else:
+        tweets = enumerate(_tweets(path))
+        rows = accepted(path, [_tweet(row, lines, allowed) for row, lines in tweets])
     if not rows:
         raise InputError(f"{path}: no tweet in it")
     return rows
@@ -213,82 +215,67 @@ def entity_types(rows: Iterable[NERRow]) -> tuple[str, ...]:
     return tuple(sorted({tag[2:] for row in rows for tag in row.tags if tag != "O"}))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text without its end). Only \\n ends a line: U+2028 and others are words."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            yield number, line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError:
-            raise InputError(f"{path}:{number}: not UTF-8; convert the file") from None
+def _tweets(path: Path) -> Iterator[list[Parsed | Refused]]:
+    """The lines between empty ones."""
+    lines = read_records(path, str, gaps=False)
+    for empty, tweet in groupby(lines, lambda line: isinstance(line, Parsed) and not line.fields):
+        if not empty:
+            yield list(tweet)
 
 
-Block = tuple[int, list[str], list[str], str | None]
-"""Line of the first word, tokens, tags, image file name."""
-
-
-def _conll_blocks(path: Path) -> Iterator[Block]:
-    first, image_id = 0, None
+def _tweet(row: int, lines: Sequence[Parsed | Refused], types: Types) -> NERRow | Refused:
+    image_id: str | None = None
     tokens: list[str] = []
     tags: list[str] = []
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        if not line:
-            if tokens:
-                yield first, tokens, tags, image_id
-            elif image_id is not None:
-                raise InputError(f"{where}: a tweet without words (IMGID, then an empty line)")
-            first, tokens, tags, image_id = 0, [], [], None
-        elif line.startswith("IMGID:"):
-            if image_id is not None:
-                raise InputError(f"{where}: IMGID inside a tweet: the empty line before it is lost")
-            if not re.fullmatch(r"[\w.-]+", line[6:]):
-                raise InputError(f"{where}: IMGID:{line[6:]!r} is not a picture's id")
-            image_id = f"{line[6:]}.jpg"
-        elif image_id is None:
-            raise InputError(f"{where}: a word before the tweet's IMGID line: {line[:40]!r}")
-        else:
-            token, tab, tag = line.partition("\t")
+    number = 0
+    try:
+        for line in lines:
+            if isinstance(line, Refused):
+                return line
+            number, text = line
+            if text.startswith("IMGID:"):
+                if image_id is not None:
+                    raise InputError("IMGID inside a tweet: the empty line before it is lost")
+                if not re.fullmatch(r"[\w.-]+", text[6:]):
+                    raise InputError(f"IMGID:{text[6:]!r} is not a picture's id")
+                image_id = f"{text[6:]}.jpg"
+                continue
+            if image_id is None:
+                raise InputError(f"a word before the tweet's IMGID line: {text[:40]!r}")
+            token, tab, tag = text.partition("\t")
             if not tab or not token.strip() or not tag:
-                raise InputError(f"{where}: expected word<TAB>tag, found {line[:40]!r}")
-            first = first or number
+                raise InputError(f"expected word<TAB>tag, found {text[:40]!r}")
+            check_text(text, "the line")
+            tags.append(_checked_tag(f"{tag[:2]}MISC" if tag[2:] == "OTHER" else tag, types))
             tokens.append(token)
-            tags.append(f"{tag[:2]}MISC" if tag[2:] == "OTHER" else tag)
-    if tokens:
-        yield first, tokens, tags, image_id
-    elif image_id is not None:
-        raise InputError(f"{path}: ends after an IMGID line: the file is cut")
+        if not tokens:
+            raise InputError("a tweet without words: an empty line too early, or the file is cut")
+    except InputError as error:
+        return Refused(number, str(error))
+    return NERRow(row=row, image_id=image_id, tokens=tuple(tokens), tags=tuple(tags))
 
 
-def _json_blocks(path: Path) -> Iterator[Block]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON ({error})") from None
-        if not isinstance(fields, dict) or not {"tokens", "tags"} <= fields.keys():
-            raise InputError(f"{where}: expected an object with tokens, tags and image")
-        if unknown := fields.keys() - {"tokens", "tags", "image"}:
-            raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}")
-        tokens, tags, image = fields["tokens"], fields["tags"], fields.get("image")
-        for name, words in (("tokens", tokens), ("tags", tags)):
-            if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
-                raise InputError(f"{where}: {name} must be a list of non-empty strings")
-        if not tokens or len(tokens) != len(tags):
-            raise InputError(f"{where}: {len(tokens)} tokens but {len(tags)} tags")
-        if not (image is None or (isinstance(image, str) and image)):
-            raise InputError(f"{where}: image must be a file name or null")
-        yield number, tokens, tags, image
+def _json_row(row: int, fields: dict[str, Any], types: Types) -> NERRow:
+    if not {"tokens", "tags"} <= fields.keys():
+        raise InputError("expected an object with tokens, tags and image")
+    if unknown := fields.keys() - {"tokens", "tags", "image"}:
+        raise InputError(f"unknown key {sorted(unknown)[0]!r}")
+    check_record(fields)
+    tokens, tags, image = fields["tokens"], fields["tags"], fields.get("image")
+    for name, words in (("tokens", tokens), ("tags", tags)):
+        if not isinstance(words, list) or not all(isinstance(w, str) and w for w in words):
+            raise InputError(f"{name} must be a list of non-empty strings")
+    if not tokens or len(tokens) != len(tags):
+        raise InputError(f"{len(tokens)} tokens but {len(tags)} tags")
+    if not (image is None or (isinstance(image, str) and image)):
+        raise InputError("image must be a file name or null")
+    checked_tags = tuple(_checked_tag(tag, types) for tag in tags)
+    return NERRow(row=row, image_id=image, tokens=tuple(tokens), tags=checked_tags)
 
 
-def _check_tag(tag: str, types: frozenset[str] | None, where: str) -> None:
+def _checked_tag(tag: str, types: Types) -> str:
     if not TAG_PATTERN.fullmatch(tag):
-        raise InputError(f"{where}: tag {tag!r} is not O, B-<type> or I-<type>")
+        raise InputError(f"tag {tag!r} is not O, B-<type> or I-<type>")
     if types is not None and tag != "O" and tag[2:] not in types:
-        raise InputError(f"{where}: unknown type in {tag!r}; expected {', '.join(sorted(types))}")
+        raise InputError(f"unknown type in {tag!r}; expected {', '.join(sorted(types))}")
+    return tag

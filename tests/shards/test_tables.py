@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.files import InputError
-from shards.tables import (
-    DELIMITERS,
-    Refused,
-    listed,
-    read_json_table,
-    read_table,
-)
+from shards.records import Refused, listed, parse_records, python_literal, read_records
+from shards.tables import DELIMITERS, read_table
 
 COLUMNS = ("image", "caption")
 
@@ -137,11 +132,41 @@ def test_json_lines_are_accepted_or_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     good = json.dumps({"t": "a\u2028b"}, ensure_ascii=False)
     path.write_bytes(f"\ufeff{good}\n\n[1]\n{{\n{good}".encode() + b"\n{\xff}\n")
-    rows = read_json_table(path)
+    rows = read_records(path)
     assert [row.line for row in rows] == [1, 3, 4, 5, 6]
     assert [row.fields["t"] for row in rows if not isinstance(row, Refused)] == ["a\u2028b"] * 2
     refused = [row.reason.partition(" (")[0] for row in rows if isinstance(row, Refused)]
-    assert refused == ["not a JSON object", "not valid JSON", "not valid JSON"]
+    assert refused == [
+        "not a JSON object",
+        "not valid JSON",
+        "byte 0xff at position 1 is no UTF-8; convert the file",
+    ]
+
+
+def test_all_damaged_lines_are_listed_with_what_the_reader_finds(tmp_path):
+    """A bad byte, a line that does not parse and one that the reader refuses, in one message."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf1\r\n\xff\n(\n-4\n5\n \r\n\n")
+
+    def positive(row: int, number: int) -> tuple[int, int]:
+        if number < 0:
+            raise InputError(f"{number} is negative")
+        return row, number
+
+    records = read_records(path, python_literal)
+    assert [record.line for record in records] == [1, 2, 3, 4, 5]
+    with pytest.raises(InputError) as caught:
+        parse_records(path, records, positive)
+    assert str(caught.value).split("\n  ") == [
+        f"{path}: 3 of 5 rows cannot be read:",
+        "line 2: byte 0xff at position 0 is no UTF-8; convert the file",
+        "line 3: not a Python literal",
+        "line 4: -4 is negative",
+    ]
+    path.write_text("1\n\n5\n\n")
+    assert parse_records(path, read_records(path, python_literal), positive) == [(0, 1), (1, 5)]
+    whole = read_records(path, python_literal, gaps=False)
+    assert whole == [(1, 1), (2, "not a Python literal"), (3, 5)]
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=12)

@@ -356,7 +356,7 @@ def test_import_objects_damage(corpus, tmp_path, capsys, damage):
     with pytest.raises(SystemExit) as stop:
         main(["import", "--data", str(corpus[0]), "--out", str(tmp_path), "--objects", str(file)])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {file}:2:")
+    assert capsys.readouterr().err.startswith(f"error: {file}: line 2: ")
 
 
 def test_recover_command_on_the_sample(shared_data, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from finetune.tasks.mnre import MARKERS, Mnre, mark_entities, parse_line, shorten
+from finetune.tasks.mnre import MARKERS, Mnre, mark_entities, shorten
 from shards.files import InputError
 
 GOOD = {
@@ -18,20 +18,24 @@ GOOD = {
 RELATIONS = {"None": 0, "/per/per/couple": 1}
 
 
-def parse(tmp_path, line):
-    return parse_line(line, 6, tmp_path / "ours_val.txt", RELATIONS)
+def read(tmp_path, *lines):
+    (tmp_path / "txt").mkdir()
+    (tmp_path / "ours_rel2id.json").write_text(json.dumps(RELATIONS))
+    (tmp_path / "txt/ours_val.txt").write_text("".join(f"{line}\n" for line in lines))
+    return Mnre(tmp_path).read("val")
 
 
 def test_good_line(tmp_path):
-    row, same_names = parse(tmp_path, repr(GOOD) + "\n")
+    *_, row = read(tmp_path, *[repr(GOOD)] * 7)
     assert (row.row, row.image_id, row.relation) == (6, "1.jpg", "/per/per/couple")
-    assert (row.head, row.tail, same_names) == ((3, 4), (5, 6), True)
+    assert (row.head, row.tail) == ((3, 4), (5, 6))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("", "not a Python literal"),
+        (" ", "not a Python literal"),
         ("{'token': [", "not a Python literal"),
         ("__import__('os').system('true')", "not a Python literal"),
         ("{'a'}.pop()", "not a Python literal"),
@@ -51,13 +55,19 @@ def test_good_line(tmp_path):
         (repr(GOOD | {"img_id": "../../etc/passwd"}), "'img_id' is not a file name"),
         (repr(GOOD | {"relation": "/per/per/rival"}), "relation '/per/per/rival' is not in"),
         (repr(GOOD | {"relation": 1}), "relation 1 is not in"),
-        (repr(GOOD | {"h": [3, 4]}), "'h' is not a dict with 'pos'"),
-        (repr(GOOD | {"h": {"name": "Ann"}}), "'h' is not a dict with 'pos'"),
-        (repr(GOOD | {"h": {"name": "Ann", "pos": [3]}}), "'h' is not a dict with 'pos'"),
-        (repr(GOOD | {"h": {"name": "Ann", "pos": ["3", "4"]}}), "'h' is not a dict with 'pos'"),
-        (repr(GOOD | {"h": {"name": "Ann", "pos": [True, 4]}}), "'h' is not a dict with 'pos'"),
-        (repr(GOOD | {"t": {"name": "Bob", "pos": [5, 5]}}), "'t' span [5, 5) is empty"),
-        (repr(GOOD | {"t": {"name": "Bob", "pos": [6, 5]}}), "'t' span [6, 5) is empty"),
+        (repr(GOOD | {"h": [3, 4]}), "'h' pos must be [start, end)"),
+        (repr(GOOD | {"h": {"name": "Ann"}}), "'h' pos must be [start, end)"),
+        (repr(GOOD | {"h": {"name": "Ann", "pos": [3]}}), "'h' pos must be [start, end)"),
+        (
+            repr(GOOD | {"h": {"name": "Ann", "pos": ["3", "4"]}}),
+            "'h' pos must be [start, end) in tokens",
+        ),
+        (
+            repr(GOOD | {"h": {"name": "Ann", "pos": [True, 4]}}),
+            "'h' pos must be [start, end) in tokens",
+        ),
+        (repr(GOOD | {"t": {"name": "Bob", "pos": [5, 5]}}), "'t' pos [5, 5) is empty"),
+        (repr(GOOD | {"t": {"name": "Bob", "pos": [6, 5]}}), "'t' pos [6, 5) is empty"),
         (repr(GOOD | {"t": {"name": "Bob", "pos": [5, 7]}}), "outside 6 tokens"),
         (repr(GOOD | {"t": {"name": "Bob", "pos": [-1, 2]}}), "outside 6 tokens"),
         ("(" * 500 + ")" * 500, "not a Python literal"),
@@ -66,9 +76,24 @@ def test_good_line(tmp_path):
 def test_damaged_line(tmp_path, line, message):
     """One line: file, line number counted from 1, what is wrong."""
     with pytest.raises(InputError) as error:
-        parse(tmp_path, line)
+        read(tmp_path, *[repr(GOOD)] * 6, line, repr(GOOD))
     text = str(error.value)
-    assert "ours_val.txt:7: " in text and message in text and "\n" not in text
+    assert "ours_val.txt: line 7: " in text and message in text and "\n" not in text
+
+
+def test_all_damaged_lines_are_listed_at_once(tmp_path):
+    """The first twenty with their reasons, then a count."""
+    damaged = [repr(GOOD | {"img_id": ""}), "(", repr(GOOD | {"h": {"pos": [3, 9]}})] * 8
+    with pytest.raises(InputError) as error:
+        read(tmp_path, repr(GOOD), *damaged, repr(GOOD))
+    first, *lines = str(error.value).split("\n  ")
+    assert first == f"{tmp_path}/txt/ours_val.txt: 24 of 26 rows cannot be read:"
+    assert lines[:3] == [
+        "line 2: 'img_id' is not a file name",
+        "line 3: not a Python literal",
+        "line 4: 'h' pos [3, 9) is empty or outside 6 tokens",
+    ]
+    assert len(lines) == 21 and lines[-1] == "and 4 more"
 
 
 @pytest.mark.parametrize(

@@ -84,14 +84,14 @@ def test_damage_names_the_line(tmp_path, name):
     write(tmp_path, ROW, DAMAGE[name])
     with pytest.raises(InputError) as caught:
         OwnRelations(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}:2")
+    assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}: line 2: ")
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_relation_and_empty_file(tmp_path):
     write(tmp_path, ROW)
     write(tmp_path, ROW, ROW | {"relation": "works in"}, split="val")
-    with pytest.raises(InputError, match=r"val\.jsonl:2: relation 'works in' does not occur"):
+    with pytest.raises(InputError, match=r"val\.jsonl: line 2: relation 'works in' does not occur"):
         OwnRelations(tmp_path).read("val")
     write(tmp_path)
     with pytest.raises(InputError, match="empty"):

@@ -193,7 +193,7 @@ def test_damaged_text(tmp_path, name):
     with pytest.raises(InputError) as caught:
         reader(path)
     text = str(caught.value)
-    assert text.startswith(f"{path}:{line}:" if line else f"{path}:") and "\n" not in text
+    assert text.startswith(f"{path}: line {line}: " if line else f"{path}:") and "\n" not in text
 
 
 BOX = {"box": [1, 2, 3, 4], "score": 0.5, "phrase": "x", "kind": "head"}
@@ -229,7 +229,7 @@ def test_damaged_region_cache(tmp_path, name):
     path = write(tmp_path, "\n".join(lines), "regions_vg_val.jsonl")
     with pytest.raises(InputError) as caught:
         read_regions(path)
-    assert str(caught.value).startswith(f"{path}:3:") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: line 3: ") and "\n" not in str(caught.value)
 
 
 class Evil:

@@ -62,8 +62,8 @@ def test_words_without_pieces_and_unicode_line_ends_are_words(tmp_path):
 DAMAGE = {
     "word before IMGID": ("Bob\tB-PER\n\n", 1, "before the tweet's IMGID"),
     "lost empty line": (GOOD.replace("\n\nIMGID", "\nIMGID"), 5, "inside a tweet"),
-    "no words": ("IMGID:1\n\nIMGID:2\nx\tO\n\n", 2, "without words"),
-    "cut after IMGID": (GOOD + "IMGID:19", None, "cut"),
+    "no words": ("IMGID:1\n\nIMGID:2\nx\tO\n\n", 1, "without words"),
+    "cut after IMGID": (GOOD + "IMGID:19", 10, "cut"),
     "empty id": (GOOD.replace("IMGID:18", "IMGID:"), 6, "picture's id"),
     "id with a folder": (GOOD.replace("IMGID:18", "IMGID:../18"), 6, "picture's id"),
     "no tab": (GOOD.replace("in\tO", "in O"), 3, "word<TAB>tag"),
@@ -76,10 +76,10 @@ DAMAGE = {
     "lower case tag": (GOOD.replace("in\tO", "in\to"), 3, "is not O"),
     "BIOES tag": (GOOD.replace("B-LOC", "S-LOC"), 4, "is not O"),
     "tag with a blank": (GOOD.replace("B-LOC", "B-LOC "), 4, "type"),
-    "not UTF-8": (GOOD.encode().replace(b"Oslo", b"Osl\xff"), 4, "not UTF-8"),
+    "not UTF-8": (GOOD.encode().replace(b"Oslo", b"Osl\xff"), 4, "0xff at position 3 is no UTF-8"),
     "empty file": ("", None, "no tweet"),
     "only empty lines": ("\n\n\n", None, "no tweet"),
-    "binary": (b"\x89PNG\r\n\x1a\n\x00\x00", 1, "not UTF-8"),
+    "binary": (b"\x89PNG\r\n\x1a\n\x00\x00", 1, "0x89 at position 0 is no UTF-8"),
 }
 
 
@@ -91,7 +91,18 @@ def test_damage_names_the_line(tmp_path, name):
         read_rows(path)
     text = str(caught.value)
     assert message in text and "\n" not in text
-    assert text.startswith(f"{path}:{line}:" if line else str(path))
+    assert text.startswith(f"{path}: line {line}: " if line else str(path))
+
+
+def test_every_damaged_tweet_is_listed(tmp_path):
+    """One line a tweet, whatever else is wrong with it; the sound ones between are counted."""
+    damaged = ["IMGID:1\nBob\tB-PER\nin\n", "x\tO\ny\tO\n", "IMGID:3\nx\tQ\n"]
+    damaged.insert(1, "IMGID:2\nok\tO\n")
+    with pytest.raises(InputError) as caught:
+        read_rows(write(tmp_path, "\n".join(damaged)))
+    first, *lines = str(caught.value).split("\n  ")
+    assert first.endswith(": 3 of 4 rows cannot be read:")
+    assert [line.partition(": ")[0] for line in lines] == ["line 3", "line 8", "line 12"]
 
 
 OWN = {"tokens": ["Bob", "in", "Oslo"], "tags": ["B-PERSON", "O", "B-PLACE"], "image": "17.png"}
@@ -127,7 +138,7 @@ def test_own_damage_names_the_line(tmp_path, name):
     path = write(tmp_path, json.dumps(OWN) + "\n" + OWN_DAMAGE[name] + "\n", "train.jsonl")
     with pytest.raises(InputError) as caught:
         read_rows(path, types=None)
-    assert str(caught.value).startswith(f"{path}:2") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: line 2: ") and "\n" not in str(caught.value)
 
 
 def test_split_names(tmp_path):
