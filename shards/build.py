@@ -12,8 +12,8 @@ from typing import Literal
 from shards import corpora, newsclippings, write
 from shards.command import Tool, dispatch
 from shards.files import InputError, read_json_lines
+from shards.records import MOST_LISTED
 from shards.schema import REJECTS_NAME, ShardIndex
-from shards.tables import MOST_LISTED
 
 
 @dataclass(frozen=True, kw_only=True)
