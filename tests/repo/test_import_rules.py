@@ -23,6 +23,7 @@ FINETUNE_MAY = (
         "shards.command",
         "shards.options",
         "shards.images",
+        "shards.records",
         "shards.tables",
         "shards.objects",
         "shards.captions",
