@@ -94,9 +94,13 @@ TASKS = {
 
 def known(kind: str) -> dict[str, str]:
     """`"methods"` or `"tasks"`: name -> "module:Class", ours and those of entry points."""
-    ours = TASKS if kind == "tasks" else {name: entry.place for name, entry in METHODS.items()}
     theirs = {entry.name: entry.value for entry in entry_points(group=f"fusion_mre.{kind}")}
-    return theirs | ours
+    return theirs | ours(kind)
+
+
+def ours(kind: str) -> dict[str, str]:
+    """The same of this package alone: nothing installed is searched."""
+    return TASKS if kind == "tasks" else {name: entry.place for name, entry in METHODS.items()}
 
 
 def place_of(kind: str, name: str) -> str:
@@ -105,6 +109,8 @@ def place_of(kind: str, name: str) -> str:
     Raises:
         InputError: no such name; says which there are.
     """
+    if place := ours(kind).get(name):
+        return place
     places = known(kind)
     if name not in places:
         close = difflib.get_close_matches(name, places, n=1)

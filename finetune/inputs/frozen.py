@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.inputs.pictures import ImageStore, new_array
+from finetune.inputs.picture_store import new_array
+from finetune.inputs.pictures import ImageStore
 from finetune.inputs.spec import FrozenVision, See, Wanted
 from finetune.inputs.split import LoadedSplit
 from pretrain import distributed
@@ -57,8 +58,9 @@ def add_visual_features(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
 def see_once(store: ImageStore, tower: FrozenVision) -> np.ndarray:
     """(pictures, F) float16 of a whole store; of several processes one computes them."""
     place = getattr(store.pixels, "filename", None)
-    if place is None:  # blank pictures: nothing on disk
-        return tower()(store.pixels)
+    if place is None:  # blank pictures, and those of posts: nothing on disk
+        see, starts = tower(), range(0, len(store.pixels), CHUNK)
+        return np.concatenate([see(store.pixels[start : start + CHUNK]) for start in starts])
     target = Path(place).with_name(f"features-{tower.identity}.npy")
     if not distributed.is_main():
         distributed.barrier()

@@ -1,32 +1,24 @@
-"""Pictures decoded once into a memory-mapped uint8 store; every epoch reads from there.
+"""Pictures as squares of pixels: the named files of one folder, decoded once.
 
-One store holds the named files of one folder at one size: `pixels.npy` (F, 3, S, S) uint8 and
-`index.json` (names, what was missing or undecodable, how the store was made). It is rebuilt when
-a file, the names, the size or the way of resizing changes. No picture ever stands in for another.
-
-A name may be a `Part` of a picture; its file is decoded once for all parts.
+A name may be a `Part` of a picture; its file is decoded once for all parts. No picture ever stands
+in for another. Those of a data set lie on the disk (`picture_store.py`), those of posts in memory.
 """
 
-import hashlib
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from finetune.tasks.base import Box
-from pretrain import distributed
-from shards.files import InputError, read_json, replace_folder, write_json
+from shards.files import InputError
 from shards.images import RejectedImage, decoded
-from shards.locks import lock_file
-from shards.progress import Progress
 
-FORMAT_VERSION = 5
 BLANK = 127
 """Every channel of a blank picture."""
 
@@ -90,7 +82,7 @@ class ImageStore:
 
     folder: Path
     pixels: np.ndarray
-    """(F, 3, S, S) uint8, memory-mapped"""
+    """(F, 3, S, S) uint8, of a store on disk memory-mapped; one unused row where F would be 0"""
     position: Mapping[Name, int]
     """Index into `pixels`"""
     missing: tuple[Name, ...]
@@ -184,140 +176,53 @@ def blank_store(folder: Path, names: Iterable[Name], *, size: int) -> ImageStore
     )
 
 
-def open_store(
-    folder: Path, names: Iterable[Name], *, size: int, resize: str, cache: Path
-) -> ImageStore:
-    """The store of these files, built first where `cache` does not hold it yet.
-
-    Args:
-        folder: where the files lie.
-        names: files inside `folder`, or parts of them; repeated ones count once.
-        size: side of the squares in pixels.
-        resize: a key of `RESIZERS`.
-        cache: directory for stores; safe to delete, safe to share between runs.
-    """
-    distinct = sorted(set(names), key=_sort_key)
-    signature = _signature(folder, distinct, size, resize)
-    directory = cache / f"{signature[:20]}-{size}"
-    built = directory / "index.json"
-    if not built.is_file():
-        with lock_file(directory, wait=True):
-            if not built.is_file():  # another run may have built it meanwhile
-                _build(directory, folder, distinct, size, resize)
-    index = read_json(directory / "index.json", f"remove {directory}: it is made again")
-    try:
-        pixels = np.load(directory / "pixels.npy", mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(
-            f"{directory / 'pixels.npy'}: damaged ({error}); remove {directory}: it is made again"
-        ) from None
-    sums = np.array(index["sums"], dtype=np.uint64)
-    if (pixels.dtype, *pixels.shape[1:]) != (np.uint8, 3, size, size) or len(pixels) < len(sums):
-        raise InputError(f"{directory}: not the pictures of its index; remove it: it is made again")
+def decode_images(folder: Path, names: Iterable[Name], *, size: int, resize: str) -> ImageStore:
+    """These files in memory; arguments as `picture_store.open_store` takes them."""
+    parts, missing = by_file(folder, names)
+    pixels: list[np.ndarray] = []
+    present: list[Name] = []
+    undecodable: list[Name] = []
+    for cuts, squares in decode_files(folder, parts, size, resize):
+        if squares is None:
+            undecodable += cuts
+        else:
+            present += cuts
+            pixels.append(squares)
     return ImageStore(
         folder=folder,
-        pixels=pixels,
-        sums=sums,
-        unseen=np.ones(len(sums), dtype=bool),
-        position={name: i for i, name in enumerate(map(_from_json, index["names"]))},
-        missing=tuple(map(_from_json, index["missing"])),
-        undecodable=tuple(map(_from_json, index["undecodable"])),
+        pixels=np.concatenate(pixels or [np.zeros((1, 3, size, size), dtype=np.uint8)]),
+        position={name: i for i, name in enumerate(present)},
+        missing=tuple(missing),
+        undecodable=tuple(undecodable),
     )
 
 
-def open_images(
-    folder: Path, names: Iterable[Name], *, size: int, resize: str, cache: Path
-) -> ImageStore:
-    """`open_store`; of several processes one decodes, the others find its work."""
-    if not distributed.is_main():
-        distributed.barrier()
-    store = open_store(folder, names, size=size, resize=resize, cache=cache)
-    if distributed.is_main():
-        distributed.barrier()
-    return store
-
-
-def _sort_key(name: Name) -> tuple[str, tuple[float, ...]]:
-    return file_of(name), name.box if isinstance(name, Part) else ()
-
-
-def _to_json(names: Collection[Name]) -> list[Any]:
-    return [[name.file, *name.box] if isinstance(name, Part) else name for name in names]
-
-
-def _from_json(record: Any) -> Name:
-    return record if isinstance(record, str) else Part(record[0], tuple(record[1:]))
-
-
-def _signature(folder: Path, names: Sequence[Name], size: int, resize: str) -> str:
-    """Changes with whatever changes the pixels: a file's size or time, the names, the resizing."""
-    digest = hashlib.sha256(f"{FORMAT_VERSION} {folder.resolve()} {size} {resize}".encode())
-    try:
-        present = {entry.name: entry.stat() for entry in os.scandir(folder) if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        present = {}
-    for name in names:
-        file = file_of(name)
-        stat = present.get(file) if "/" not in file else _stat(folder / file)
-        state = (stat.st_size, stat.st_mtime_ns) if stat else "missing"
-        digest.update(f"\n{name}\t{state}".encode())
-    return digest.hexdigest()
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resize: str) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
+def by_file(folder: Path, names: Iterable[Name]) -> tuple[dict[str, list[Name]], list[Name]]:
+    """File -> what is wanted of it, each name once, in order; and names whose file is absent."""
     parts: dict[str, list[Name]] = {}
-    for name in names:
+    for name in sorted(set(names), key=sort_key):
         parts.setdefault(file_of(name), []).append(name)
     absent = [file for file in parts if not (folder / file).is_file()]
-    missing = [name for file in absent for name in parts.pop(file)]
-    present = sum(map(len, parts.values()))
-    with replace_folder(directory) as building:
-        # An empty array cannot be memory-mapped; no picture at all is one unused row.
-        pixels = new_array(building / "pixels.npy", (max(1, present), 3, size, size), "u1")
-        decoded: list[Name] = []
-        undecodable: list[Name] = []
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
-            arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
-            bar = Progress(arrays, total=len(parts), unit="picture", desc=f"decode {folder.name}")
-            for cuts, squares in zip(parts.values(), bar, strict=True):
-                if squares is None:
-                    undecodable += cuts
-                else:
-                    pixels[len(decoded) : len(decoded) + len(cuts)] = squares
-                    decoded += cuts
-        pixels.flush()
-        index = {
-            "format": FORMAT_VERSION,
-            "folder": str(folder),
-            "size": size,
-            "resize": resize,
-            "names": _to_json(decoded),
-            "missing": _to_json(missing),
-            "undecodable": _to_json(undecodable),
-            "sums": sums_of(pixels[: len(decoded)]).tolist() if decoded else [],
-        }
-        write_json(building / "index.json", index, checksum=True)
+    return parts, [name for file in absent for name in parts.pop(file)]
 
 
-def new_array(path: Path, shape: tuple[int, ...], kind: str) -> np.memmap:
-    """A memory-mapped `.npy` file of zeros, its place on the disk taken at once: of a sparse file
-    on a full disk, the process would learn by SIGBUS.
+def decode_files(
+    folder: Path, parts: Mapping[str, list[Name]], size: int, resize: str
+) -> Iterator[tuple[list[Name], np.ndarray | None]]:
+    """The names of each file, and their squares (names, 3, S, S) uint8; None: no readable
+    picture."""
+    if len(parts) == 1:  # a single post: threads would cost more than they bring
+        for file, names in parts.items():
+            yield names, _decode(folder / file, names, size, resize)
+        return
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
+        arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
+        yield from zip(parts.values(), arrays, strict=True)
 
-    Raises:
-        OSError: it does not fit.
-    """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
+
+def sort_key(name: Name) -> tuple[str, tuple[float, ...]]:
+    """The order of a store: by file, then by box."""
+    return file_of(name), name.box if isinstance(name, Part) else ()
 
 
 def _decode(path: Path, parts: Sequence[Name], size: int, resize: str) -> np.ndarray | None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from finetune.inputs.pictures import ImageStore, Name, blank_store, open_images
+from finetune.inputs.picture_store import open_images
+from finetune.inputs.pictures import ImageStore, Name, blank_store, decode_images
 from finetune.inputs.split import InputOptions, LoadedSplit
 from finetune.tasks.base import Row, SideInput, Task
 
@@ -114,6 +115,9 @@ class Wanted:
         if options.images == "blank":
             return blank_store(folder, names, size=side)
         resize = self.spec.image_resize
-        store = open_images(folder, names, size=side, resize=resize, cache=options.cache)
+        if options.cache is None:
+            store = decode_images(folder, names, size=side, resize=resize)
+        else:
+            store = open_images(folder, names, size=side, resize=resize, cache=options.cache)
         store.require(options.max_missing)
         return store

@@ -29,8 +29,8 @@ class InputOptions:
     max_caption_length: int = 0
     types: str | None = None
     """Folder of `types_{split}.jsonl`; None: every entity's type is unknown."""
-    cache: Path
-    """Where decoded pictures lie."""
+    cache: Path | None
+    """Where decoded pictures lie; None: in memory, as those of posts do."""
     max_missing: int = 0
     """So many pictures of a split may be absent."""
     views: Mapping[str, Sequence[View]] = field(default_factory=dict)

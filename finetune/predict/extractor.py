@@ -11,10 +11,11 @@
 The run behind it, and how a post becomes its inputs: `finished_run.py`.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice, permutations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from shards.files import InputError
 from shards.images import upright_rgb
 
 CHUNK = 256
-"""Posts whose pictures are decoded at a time: what memory and temporary disk hold."""
+"""Posts whose pictures are decoded at a time."""
 
 
 class Extractor:
@@ -97,12 +98,12 @@ class Extractor:
         words = {"text": text} if isinstance(text, str) else {"tokens": list(text)}
         record: dict[str, Any] = {**words, "head": head, "tail": tail, "caption": caption}
         record["offsets"] = offsets
-        with tempfile.TemporaryDirectory(prefix="picture-") as folder:
-            if isinstance(image, Image.Image):
-                upright_rgb(image).save(Path(folder) / "given.png")
-                image = Path(folder) / "given.png"
-            record["image"] = image
-            post = parse_post(record, Path(), self.task)
+        picture = image if isinstance(image, Image.Image) else None
+        with TemporaryDirectory(prefix="picture-") if picture else nullcontext("") as folder:
+            if picture is not None:  # as a BMP: no bit is lost, and nothing is squeezed
+                image = Path(folder) / "given.bmp"
+                upright_rgb(picture).save(image)
+            post = parse_post(record | {"image": image}, Path(), self.task)
             (answer,) = self.answer([post], top_k)
         if "error" in answer:
             raise InputError(answer["error"])

@@ -5,8 +5,9 @@ training and evaluation: the task's `encode`, `inputs.load_split`, `evaluate.pre
 """
 
 import logging
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 
 from finetune import registry
 from finetune.inputs.load import load_split
+from finetune.inputs.spec import FrozenVision, InputSpec, See
 from finetune.inputs.split import InputOptions
+from finetune.methods.base import Method
 from finetune.predict.live_inputs import LiveInputs, check_needs, reads_captions
 from finetune.run import calibration, chain_calibration
 from finetune.run.chain_calibration import chain_of
@@ -30,42 +33,76 @@ from shards.files import InputError
 from shards.images import RejectedImage, decoded
 
 LOG = logging.getLogger(__name__)
-MOST_ROWS = 2048
-"""Posts, or pairs of their entities, whose pictures are decoded at a time."""
+MOST_ROWS = 512
+"""Posts, or pairs of their entities, whose pictures and regions are held at a time."""
 Question = tuple[Post, Span | None, Span | None]
 """A post, and head and tail (tokens) where a relation is asked for."""
 
 
-def posts_task(info: TaskInfo, rows: Sequence[Row], folder: Path) -> Task:
-    """A task of the run's class whose one split is these rows, without labels.
+def posts_task(info: TaskInfo) -> Callable[[Sequence[Row]], Task]:
+    """Rows -> a task of the run's class whose one split they are, without labels.
 
-    Args:
-        folder: an empty one; rows name their pictures by whole paths.
+    Rows name their pictures by whole paths.
     """
     task_class: Any = registry.load("tasks", info.name)
 
     class Posts(task_class):  # type: ignore[misc]  # a class known when the run is
         """Reads nothing: the rows are given."""
 
-        def __init__(self) -> None:
-            self.folder, self.info = folder, info
+        def __init__(self, rows: Sequence[Row]) -> None:
+            self.folder, self.info, self.rows = Path("/"), info, rows
             self.relation2id = {label: i for i, label in enumerate(info.labels)}
 
         def split_file(self, split: str) -> Path | None:
             return Path("the post")
 
         def image_folder(self, split: str) -> Path:
-            return folder
+            return self.folder
 
         def read(self, split: str) -> list[Row]:
-            return list(rows)
+            return list(self.rows)
 
         def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> dict[str, Column]:
             columns = super().encode(rows, tokenizer, max_length)
             del columns["labels"]  # placeholders: nobody knows them
             return columns
 
-    return Posts()
+    return Posts
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """A frozen tower that stays loaded from one post to the next."""
+
+    tower: FrozenVision
+
+    @property
+    def identity(self) -> str:
+        """The tower's."""
+        return self.tower.identity
+
+    @cached_property
+    def see(self) -> See:
+        """Built when the first picture comes."""
+        return self.tower()
+
+    def __call__(self) -> See:
+        """The tower at work."""
+        return self.see
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a method reads, as `load_split` asks it, looked up once."""
+
+    spec: InputSpec
+
+    @staticmethod
+    def of(method: Method) -> "Reads":
+        """Of a method that does not change any more."""
+        spec = method.spec
+        tower = None if spec.frozen_vision is None else AtHand(spec.frozen_vision)
+        return Reads(replace(spec, frozen_vision=tower))
 
 
 class Run:
@@ -78,6 +115,7 @@ class Run:
         self.live, self.batch_size = live, batch_size
         self.precision = pick_precision(precision)
         self.inputs = check_needs(self.method, seed.description.inputs, live, source)
+        self.reads, self.task = Reads.of(self.method), posts_task(self.info)
         self.temperature = 1.0
         if self.info.kind == "relation":
             fitted = calibration.of_seed(self.directory, self.info.labels)
@@ -127,20 +165,18 @@ class Run:
         if len(questions) > MOST_ROWS:
             return self.answers(questions[:half]) + self.answers(questions[half:])
         try:
-            with tempfile.TemporaryDirectory(prefix="posts-") as scratch:
-                return [*self._answers(questions, Path(scratch))]
+            return self._answers(questions)
         except InputError as error:
             if len(questions) == 1:
                 return [Bad(reason(error, questions[0][0]))]
             return self.answers(questions[:half]) + self.answers(questions[half:])
 
-    def _answers(self, questions: Sequence[Question], scratch: Path) -> list[tuple[Any, Any]]:
+    def _answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any] | Bad]:
         rows = [self.row(number, question) for number, question in enumerate(questions)]
-        posts, slots = [post for post, _, _ in questions], self.method.spec.region_slots
+        posts, slots = [post for post, _, _ in questions], self.reads.spec.region_slots
         given = self.live.make(self.inputs, slots, rows, posts)
-        task = posts_task(self.info, rows, scratch)
-        options = InputOptions(**self.inputs, cache=scratch / "cache")
-        loaded = load_split(task, "test", self.tokenizer, self.method, options, given)
+        task, options = self.task(rows), InputOptions(**self.inputs, cache=None)
+        loaded = load_split(task, "test", self.tokenizer, self.reads, options, given)
         predictions = predict(
             self.method, task, loaded, self.precision, self.batch_size, entity_scores=True
         )

@@ -22,7 +22,8 @@ from PIL import Image
 from finetune.config import OptimConfig
 from finetune.inputs.batch import Batch, Dataset
 from finetune.inputs.load import load_split
-from finetune.inputs.pictures import RESIZERS, open_store
+from finetune.inputs.picture_store import open_store
+from finetune.inputs.pictures import RESIZERS
 from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig

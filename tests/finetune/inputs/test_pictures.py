@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.inputs.pictures import RESIZERS, Part, blank_store, open_store
+from finetune.inputs.picture_store import open_store
+from finetune.inputs.pictures import RESIZERS, Part, blank_store
 from shards.files import InputError
 
 
@@ -69,7 +70,7 @@ def test_built_once_and_again_when_a_file_changes(folder, tmp_path, monkeypatch)
     names = ["a.png", "b.png"]
     first = store(folder, names, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.inputs.pictures._build", lambda *a: pytest.fail("built again"))
+        patch.setattr("finetune.inputs.picture_store._build", lambda *a: pytest.fail("built again"))
         assert (store(folder, names[::-1], tmp_path).pixels == first.pixels).all()
     Image.new("RGB", (9, 9), (1, 2, 3)).save(folder / "a.png")
     os.utime(folder / "a.png", (1, 1))
