@@ -24,8 +24,8 @@ its own, so a finished run can be the `--init` of the next. Everything else is n
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from finetune.inputs.batch import Batch
 from finetune.inputs.spec import FrozenVision, InputSpec, Provider
+from finetune.methods.towers.encode_once import EncodeOnce
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
 from pretrain.checkpoint.directory import ModelDirectory
@@ -94,6 +95,8 @@ class Method(nn.Module):
     region_slots: Mapping[str, int] = {}
     longest_text: int | None = None
     longest_caption: int | None = None
+    memory: EncodeOnce | None = None
+    """What `once` keeps within `one_pass`."""
 
     encoder: nn.Module
 
@@ -153,10 +156,20 @@ class Method(nn.Module):
             return [[None] * len(row_entities) for row_entities in entities]
         return head.entity_scores(output, batch, entities)
 
-    def one_pass(self) -> AbstractContextManager[None]:
-        """Surrounds a pass over a split at evaluation: the weights stand still, so that a method
-        may keep what several rows share."""
-        return nullcontext()
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Surrounds a pass over a split at evaluation: the weights stand still, and `once` keeps
+        what several rows share."""
+        self.memory = EncodeOnce()
+        try:
+            yield
+        finally:
+            self.memory = None
+
+    def once(self, encode: Callable[..., Tensor], *inputs: Tensor, name: str = "") -> Tensor:
+        """`encode(*inputs)` row by row; within `one_pass`, of equal rows (N, …) once. `name` tells
+        encoders apart whose inputs have the same shapes."""
+        return encode(*inputs) if self.memory is None else self.memory(encode, *inputs, name=name)
 
     def before_training(self, run: Any) -> None:
         """Called once before the optimizer is made; `run`: the TrainConfig."""

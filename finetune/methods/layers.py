@@ -35,6 +35,11 @@ def load_fusion_encoder(source: Source, task: TaskInfo) -> tuple[FusionEncoder, 
     return encoder, tokenizer
 
 
+def word_states(encoder: BertModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, L) ids and mask -> (B, L, D)."""
+    return encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
 def entity_states(states: Tensor, head_start: Tensor, tail_start: Tensor) -> Tensor:
     """States of the two opening markers side by side: (B, L, D) -> (B, 2D), head first."""
     rows = torch.arange(len(states), device=states.device)

@@ -50,10 +50,12 @@ class Promu(Method):
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits of relations or words; without pictures the fusion layers read the text alone."""
-        fused = self.encoder(
-            batch.pixel_values, batch.input_ids, batch.attention_mask, batch.image_mask
-        ).fused_embeds  # (B, L+1+K, D), text first
-        return self.head(fused[:, : batch.input_ids.shape[1]], batch)
+        encoder, text_mask, picture = self.encoder, batch.attention_mask, None
+        text = encoder.encode_text(batch.input_ids, text_mask)
+        if batch.pixel_values is not None:
+            picture = self.once(encoder.encode_image, batch.pixel_values)
+        fused = encoder.fuse(text, text_mask, picture, batch.image_mask)  # (B, L+1+K, D)
+        return self.head(fused[:, : text.shape[1]], batch)
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
         """Relation ids, or the tag ids of each sentence."""

@@ -63,8 +63,8 @@ def main(styles: list[str]) -> None:
     every, once = [], []
     for _ in range(TIMES):
         every.append(seconds(lambda: tower(copies)))
-        encoder = EncodeOnce(tower)
-        once.append(seconds(lambda encoder=encoder: encoder(copies)))
+        encoder = EncodeOnce()
+        once.append(seconds(lambda encoder=encoder: encoder(tower, copies)))
     every_time, once_time = statistics.median(every), statistics.median(once)
     print(
         f"evaluation of {len(copies)} copies, {encoder.encoded} distinct: all {every_time:.2f} s, "

@@ -4,6 +4,8 @@ B: rows, W: words, D: hidden size.
 """
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,10 @@ from transformers import BertModel
 from finetune.inputs.batch import Batch
 from finetune.methods.camim.caption_aware import mutual_information, pool_sentence
 from finetune.methods.camim.config import CamimSettings
+from finetune.methods.layers import word_states
 
+Once = Callable[..., Tensor]
+"""`Method.once`"""
 CAPTION_LENGTH = 40
 """Word pieces of a caption as released, and of a sentence that describes a generated picture."""
 
@@ -25,23 +30,24 @@ def caption_encoder(encoder: BertModel, settings: CamimSettings) -> BertModel | 
 
 
 def read(
-    encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings
+    encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings, once: Once
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
     if not settings.mask_words:  # as released: exactly 40
         missing = max(0, CAPTION_LENGTH - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
-    words = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    words = once(partial(word_states, encoder), ids, mask, name="described")
     sentence = pool_sentence(words, mask, settings.sentence or "mean_masked")
     return sentence, words, mask if settings.mask_words else None
 
 
 def read_caption(
-    encoder: BertModel, batch: Batch, settings: CamimSettings
+    encoder: BertModel, batch: Batch, settings: CamimSettings, once: Once
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same of the batch's captions."""
-    return read(encoder, batch.require("caption_ids"), batch.require("caption_mask"), settings)
+    ids, mask = batch.require("caption_ids"), batch.require("caption_mask")
+    return read(encoder, ids, mask, settings, once)
 
 
 def information_loss(

@@ -94,7 +94,7 @@ class CamimTmr(tmr.Tmr):
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """What `read` gives for the captions and, where there is a second source, the sentences."""
         settings, encoder = self.settings, self.caption_encoder or self.encoder
-        described = [read_caption(encoder, batch, settings)]
+        described = [read_caption(encoder, batch, settings, self.once)]
         if self.head.sources == 1:
             return described
         ids, mask = (field[:, :CAPTION_LENGTH] for field in (batch.input_ids, batch.attention_mask))
@@ -102,7 +102,7 @@ class CamimTmr(tmr.Tmr):
             words = text[:, : mask.shape[1]]
             vector = pool_sentence(words, mask, settings.sentence or "mean_masked")
             return [*described, (vector, words, mask)]
-        return [*described, read(encoder, ids, mask, settings)]
+        return [*described, read(encoder, ids, mask, settings, self.once)]
 
     def aligned(
         self,
@@ -254,7 +254,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
             tokens, present = visual
             positions = cast(nn.Linear, self.reduce)(tokens)
         encoder = self.caption_encoder or self.encoder
-        sentence, words, mask = read_caption(encoder, batch, self.settings)
+        sentence, words, mask = read_caption(encoder, batch, self.settings, self.once)
         rows = self.aware(positions, sentence, words, mask)  # (B, M, 4, D), all_rows: 4 + W
         restored = self.restore(rows)
         if visual is not None and self.settings.hvp_cam_mode == "residual":

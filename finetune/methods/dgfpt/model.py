@@ -191,7 +191,7 @@ class Dgfpt(Method):
 
     def see(self, batch: Batch) -> Seen | None:
         """The pictures as input vectors; None: vision is off."""
-        features = self.vision and self.vision.features(batch, self.encoder)
+        features = self.vision and self.vision.features(batch, self.encoder, self.once)
         if not features or self.look is None:
             return None
         pictures, objects = features
@@ -261,11 +261,14 @@ class Dgfpt(Method):
             ids = torch.cat([self.ends.expand(len(ids), 1), ids], dim=1)
             mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         with torch.no_grad():
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            states = read(self.encoder, self.words(ids), mask, positions)
+            states = self.once(self.read_alone, ids, mask)
         words = mask & ~torch.isin(ids, self.ends)
         term = self.caption(masked_mean(states, words)) * words.any(1, keepdim=True)
         return self.config.caption_weight * term[:, None]
+
+    def read_alone(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """A text without prefixes: (B, L) ids and mask -> (B, L, D)."""
+        return read(self.encoder, self.words(ids), mask, (mask.cumsum(1) - 1).clamp(min=0))
 
     def classify(
         self,

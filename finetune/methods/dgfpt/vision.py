@@ -9,6 +9,7 @@ B: rows, K: objects, N: pictures, S: their side, F: feature width.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,19 +103,22 @@ class Vision(nn.Module):
     frozen: TimmTower | None = None
     """What sees the pictures before the first step."""
 
-    def features(self, batch: Batch, encoder: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    def features(
+        self, batch: Batch, encoder: nn.Module, once: Callable[..., Tensor]
+    ) -> tuple[Tensor, Tensor | None] | None:
         """(B, F) of the pictures, (B, K, F) of the objects (None: there is no slot for one); None
-        where vision is off."""
+        where vision is off. once: `Method.once`."""
         if batch.pixel_values is None:
             return None
         pixels = [batch.pixel_values[:, None]]
         if batch.region_pixels is not None:
             pixels.append(batch.region_pixels)
-        seen = self.see(torch.cat(pixels, dim=1).flatten(0, 1), encoder)
+        see = partial(self.see, encoder)
+        seen = once(see, torch.cat(pixels, dim=1).flatten(0, 1))
         seen = seen.unflatten(0, (len(batch), -1))
         return seen[:, 0], None if batch.region_pixels is None else seen[:, 1:]
 
-    def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
+    def see(self, encoder: nn.Module, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> (N, F)."""
         raise NotImplementedError
 
@@ -128,7 +132,9 @@ class SeenBefore(Vision):
         with torch.device("meta"):
             self.width, self.size = tower.measure(tower.build(random_weights=True).net)
 
-    def features(self, batch: Batch, encoder: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    def features(
+        self, batch: Batch, encoder: nn.Module, once: Callable[..., Tensor]
+    ) -> tuple[Tensor, Tensor | None] | None:
         """The features that `finetune/inputs/frozen.py` has put in the place of pixels."""
         if batch.image_features is None:
             return None
@@ -144,7 +150,7 @@ class TimmTrained(Vision):
         self.tower = tower.build(random_weights=random_weights)
         self.width, self.size = tower.measure(self.tower.net)
 
-    def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
+    def see(self, encoder: nn.Module, pixels: Tensor) -> Tensor:
         """As `PixelTower`."""
         return self.tower(pixels)
 
@@ -157,7 +163,7 @@ class OfEncoder(Vision):
         self.width, self.size = encoder.config.vision_hidden_size, encoder.config.image_size
         self.pool = encoder.config.vision_pool
 
-    def see(self, pixels: Tensor, encoder: nn.Module) -> Tensor:
+    def see(self, encoder: nn.Module, pixels: Tensor) -> Tensor:
         """Class token, or mean patch, as the encoder's own projection reads it."""
         tokens = cast(FusionEncoder, encoder).encode_image(pixels)
         return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(1)

@@ -11,8 +11,8 @@ markers), K: patches, D: hidden size, V: width of the picture's states.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -24,7 +24,6 @@ from finetune.methods.focalmre.attention import FocalAttention
 from finetune.methods.focalmre.config import FocalMREConfig
 from finetune.methods.focalmre.frames import draw, draw_together
 from finetune.methods.layers import marker_states, relation_loss
-from finetune.methods.towers.encode_once import EncodeOnce
 from finetune.methods.towers.pair import (
     Towers,
     load_towers,
@@ -79,7 +78,6 @@ class FocalMRE(Method):
         colors = torch.tensor([config.color, config.color_detected], dtype=torch.uint8)
         numbers = torch.tensor([config.num_grounded, config.num_detected])
         self.register_buffer("colors", colors.repeat_interleave(numbers, dim=0), persistent=False)
-        self.once: EncodeOnce | None = None
 
     @classmethod
     def build(
@@ -192,17 +190,8 @@ class FocalMRE(Method):
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, R, 3, S, S) uint8 -> (B, R, 1+K, V)."""
         flat = pictures.flatten(0, 1)
-        states = self.once(flat) if self.once else picture_states(self.encoder, flat)
+        states = self.once(partial(picture_states, self.encoder), flat)
         return states.unflatten(0, pictures.shape[:2])
-
-    @contextmanager
-    def one_pass(self) -> Iterator[None]:
-        """Within it every distinct copy is encoded once: rows of a tweet share most of theirs."""
-        self.once = EncodeOnce(lambda pixels: picture_states(self.encoder, pixels))
-        try:
-            yield
-        finally:
-            self.once = None
 
     @torch.inference_mode()
     def glance(self, batch: Batch, positions: Literal["entities", "all"] = "entities") -> Glance:

@@ -145,7 +145,8 @@ class Hvpnet(Method):
         if self.vision.training and self.settings.freeze:
             # As released: the whole pictures, the first crops, … each with their own statistics.
             return torch.stack([self._tokens(part) for part in pixels.unbind(1)], dim=1), present
-        return self._tokens(pixels.flatten(0, 1)).unflatten(0, present.shape), present
+        tokens = self.once(self._tokens, pixels.flatten(0, 1))
+        return tokens.unflatten(0, present.shape), present
 
     @property
     def frozen_vision(self) -> "FrozenPyramid":

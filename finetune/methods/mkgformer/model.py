@@ -18,6 +18,7 @@ relations, so this head is ours.
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -139,16 +140,25 @@ class MKGformer(Method):
         seen_mask = None
         if self.config.mask_slots:
             seen_mask = self.vision.token_mask(present, None if image is None else batch.image_mask)
+        masks = [] if seen_mask is None else [seen_mask]
+        seen = self.once(self.see_alone, seen, *masks)
         return self.head(self.encode(ids, mask, seen, seen_mask), batch)
+
+    def see_alone(self, seen: Tensor, seen_mask: Tensor | None = None) -> Tensor:
+        """The vision layers below those that read the text; arguments as of `encode`."""
+        own_keys = None if seen_mask is None else seen_mask[:, None, None, :]
+        for block in islice(self.vision.layers, self.first):
+            seen = vision_layer(block, seen, own_keys)
+        return seen
 
     def encode(
         self, ids: Tensor, mask: Tensor, seen: Tensor | None = None, seen_mask: Tensor | None = None
     ) -> Tensor:
-        """Both towers, layer by layer; in each step vision first.
+        """The text tower, and beside its last layers those of the vision tower, which go first.
 
         Args:
             ids: (B, L). mask: (B, L) bool, False = padding.
-            seen: (B, K, D) embedded visual tokens; None: text alone.
+            seen: (B, K, D) as `see_alone` gives them; None: text alone.
             seen_mask: (B, K) bool, False = hidden; None: all are seen.
 
         Returns:
@@ -168,17 +178,18 @@ class MKGformer(Method):
             own = read.new_ones(seen.shape[:2]) if seen_mask is None else seen_mask
             both_keys = torch.cat([read, own], dim=1)[:, None, None, :]
         prefix = None
-        for i, (layer, block) in enumerate(
-            zip(self.encoder.encoder.layer, self.vision.layers, strict=True)
-        ):
-            if i < self.first:
-                seen = vision_layer(block, seen, own_keys)
-                text, prefix = text_layer(layer, text, text_keys)
-            else:
-                seen = vision_layer(block, seen, both_keys, prefix)
-                fusion = cast(nn.Linear, self.fusion[i - self.first])
-                extra = partial(self.correlate, fusion, seen, own_keys)
-                text, prefix = text_layer(layer, text, text_keys, extra)
+        for layer in islice(self.encoder.encoder.layer, self.first):
+            text, prefix = text_layer(layer, text, text_keys)
+        joined = zip(
+            islice(self.encoder.encoder.layer, self.first, None),
+            islice(self.vision.layers, self.first, None),
+            self.fusion,
+            strict=True,
+        )
+        for layer, block, fusion in joined:
+            seen = vision_layer(block, seen, both_keys, prefix)
+            extra = partial(self.correlate, cast(nn.Linear, fusion), seen, own_keys)
+            text, prefix = text_layer(layer, text, text_keys, extra)
         return text
 
     def correlate(

@@ -4,6 +4,7 @@ B: rows, L: word pieces, P: positions of a picture's last map, R: regions, C: it
 D: hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from finetune.inputs.batch import Batch
 from finetune.methods.layers import attend
 from finetune.methods.towers.resnet import ResNetPyramid
+
+See = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -164,13 +167,14 @@ class TmrHead(SourceFusion):
 
 
 def look(
-    vision: ResNetPyramid, batch: Batch, *, generated: bool, bgr255: bool, one_pass: bool
+    vision: ResNetPyramid, batch: Batch, see: See, *, generated: bool, bgr255: bool, one_pass: bool
 ) -> list[Look]:
     """What the sources show; all pictures go through the vision tower together.
 
     Absent pictures are zeros after normalisation: the mean colour.
 
     Args:
+        see: (N, 3, S, S) -> `vision`'s last map.
         generated: the batch holds generated pictures: the second source.
         bgr255: whole pictures blue-green-red from 0 to 255, as released, not normalised.
         one_pass: all through the tower together, not each kind with batch statistics of its own.
@@ -186,7 +190,7 @@ def look(
 
     pictures = [(raw if bgr255 else vision.normalise)(*item) for item in whole]
     pictures += [vision.normalise(cut, seen) for cut, seen in regions if cut is not None]
-    maps = iter(last_maps(vision, pictures, one_pass))
+    maps = iter(last_maps(see, pictures, one_pass))
     wholes = [next(maps) for _ in whole]
     return [
         Look(maps_of_whole, seen, None if cut[0] is None else next(maps), cut[1])
@@ -215,15 +219,15 @@ def look_up(batch: Batch, channels: int, *, generated: bool) -> list[Look]:
     return looks
 
 
-def last_maps(vision: ResNetPyramid, pictures: list[Tensor], one_pass: bool) -> list[Tensor]:
+def last_maps(see: See, pictures: list[Tensor], one_pass: bool) -> list[Tensor]:
     """The last map of each of (…, 3, S, S), as (…, P, C)."""
     flat = [tensor.flatten(0, -4) for tensor in pictures]
     if one_pass:
-        maps = vision(torch.cat(flat))[-1].split([len(tensor) for tensor in flat])
+        maps = see(torch.cat(flat)).split([len(tensor) for tensor in flat])
     else:  # wholes, then regions, of each the generated ones first: as released, which matters to
         # running statistics alone
         order = sorted(range(len(flat)), key=lambda i: (pictures[i].dim(), -i))
-        seen = {i: vision(flat[i])[-1] for i in order}
+        seen = {i: see(flat[i]) for i in order}
         maps = [seen[i] for i in range(len(flat))]
     return [
         last.flatten(2).transpose(1, 2).unflatten(0, tensor.shape[:-3])

@@ -15,6 +15,7 @@ D: hidden size, K: sources (the original, then the generated one).
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
-from finetune.methods.layers import load_text_encoder, marker_states, relation_loss
+from finetune.methods.layers import load_text_encoder, marker_states, relation_loss, word_states
 from finetune.methods.tmr import tagging as tmr_tagging
 from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.fusion import Look, Streams, TmrHead, look, look_up, pooled
@@ -127,6 +128,10 @@ class Tmr(Method):
         looks = [] if batch.image_mask is None else self.look(batch)
         return self.relate(batch, looks) if self.is_relation else self.tag(batch, looks)
 
+    def last_map(self, pixels: Tensor) -> Tensor:
+        """Normalised (N, 3, S, S) -> (N, C, S / 32, S / 32)."""
+        return cast(ResNetPyramid, self.vision)(pixels)[-1]
+
     @property
     def is_relation(self) -> bool:
         """Whether the labels are relations, not the tags of words."""
@@ -142,6 +147,7 @@ class Tmr(Method):
         looks = look(
             self.vision,
             batch,
+            partial(self.once, self.last_map),
             generated=generated,
             bgr255=settings.whole_norm == "bgr255",
             one_pass=bool(settings.one_pass),
@@ -184,7 +190,8 @@ class Tmr(Method):
         text, text_mask = encode_text(self.encoder, batch, length)
         if self.settings.phrases == "sentence":
             return text, text_mask, text, text_mask
-        phrases, phrase_mask = encode_phrases(self.encoder, batch)
+        ids, phrase_mask = batch.require("phrase_ids"), batch.require("phrase_mask")
+        phrases = self.once(partial(word_states, self.encoder), ids, phrase_mask, name="phrases")
         attended = None if self.settings.phrase_encoding == "wordpiece5" else phrase_mask
         return text, text_mask, phrases, attended
 
@@ -257,13 +264,7 @@ def encode_text(
         missing = max(0, length - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
-    states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    states = word_states(encoder, ids, mask)
     if length is not None and ids.shape[1] > length:  # on a GPU, padded to a round number
         mask = mask | (torch.arange(ids.shape[1], device=ids.device) < length)
     return states, None if ids.shape[1] == length else mask
-
-
-def encode_phrases(encoder: BertModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The phrases (B, Lp, D) and their mask, which is all True for `lookup6`."""
-    ids, mask = batch.require("phrase_ids"), batch.require("phrase_mask")
-    return encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask

@@ -199,6 +199,29 @@ def test_padding_and_company_change_nothing(tmp_path, tasks, tiny_model, name, k
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
+def test_what_rows_share_is_encoded_once(tmp_path, tasks, tiny_model, monkeypatch, name, kind):
+    """Pictures, regions, captions, phrases: within a pass, what was there before is not encoded
+    again, in other company neither; the logits are the same."""
+    task = tasks[kind]
+    monkeypatch.setitem(SETTINGS, "dgfpt", {"vision": "init", "caption_weight": 0.5})
+    (method, tokenizer), _ = build(name, task, tiny_model)
+    method.eval()
+    method.needs -= {"visual_features"}  # those are computed once for all passes
+    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    first, later = (split.dataset.collate(np.array(rows)) for rows in ([0, 1, 2], [2, 0, 1, 2]))
+    with torch.inference_mode():
+        expected = method(first).logits, method(later).logits
+        with method.one_pass():
+            logits = (method(first).logits,)
+            encoded = method.memory.encoded
+            logits += (method(later).logits,)
+            assert method.memory.encoded == encoded
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert method.memory is None
+    assert (encoded > 0) == bool(method.needs), "nothing but texts with markers goes round `once`"
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
     """The reloaded method gives the same logits; a foreign tensor is refused by name."""
     from safetensors.torch import load_file, save_file

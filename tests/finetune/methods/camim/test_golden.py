@@ -52,7 +52,7 @@ def authors(golden):
     crops["gen"][0, 2] = 0
     crops["ori"][1, 1:] = 0
     wholes = [golden.pictures(f"image_{name}", rows) for name in ("ori", "gen")]
-    maps = last_maps(vision, [*wholes, crops["ori"], crops["gen"]], True)
+    maps = last_maps(lambda pixels: vision(pixels)[-1], [*wholes, crops["ori"], crops["gen"]], True)
     seen = torch.ones(rows, dtype=torch.bool)
     return method, batch, [Look(maps[0], seen, maps[2]), Look(maps[1], seen, maps[3])]
 

@@ -10,7 +10,6 @@ from parts_focalmre import TASK, build, some_batch, with_mask
 from finetune.inputs.load import load_split
 from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
-from finetune.methods.focalmre import model as focalmre
 from finetune.methods.focalmre.model import FocalMRE, FocalMREConfig
 from finetune.methods.towers.encode_once import EncodeOnce, fingerprints
 from finetune.run.evaluate import predict
@@ -74,10 +73,10 @@ def test_every_distinct_copy_is_encoded_once(tiny_model):
         alone = method(batch).logits
         with method.one_pass():
             torch.testing.assert_close(method(batch).logits, alone, atol=1e-5, rtol=1e-5)
-            assert method.once.encoded == distinct
+            assert method.memory.encoded == distinct
             torch.testing.assert_close(method(batch).logits, alone, atol=1e-5, rtol=1e-5)
-            assert method.once.encoded == distinct
-    assert method.once is None
+            assert method.memory.encoded == distinct
+    assert method.memory is None
 
 
 def test_a_pass_over_a_split(tmp_path, mnre_folder, tiny_model, monkeypatch):
@@ -104,11 +103,11 @@ def test_a_pass_over_a_split(tmp_path, mnre_folder, tiny_model, monkeypatch):
     made = []
 
     class Recorded(EncodeOnce):
-        def __init__(self, encode):
-            super().__init__(encode)
+        def __init__(self):
+            super().__init__()
             made.append(self)
 
-    monkeypatch.setattr(focalmre, "EncodeOnce", Recorded)
+    monkeypatch.setattr("finetune.methods.base.EncodeOnce", Recorded)
     found = predict(method, task, split, "fp32", micro_batch_size=7)
     assert [once.encoded for once in made] == [distinct] and distinct < len(copies) / 1.5
     with torch.inference_mode():
@@ -124,14 +123,14 @@ def test_encode_once_forgets_the_oldest():
         return pictures.float().flatten(1)[:, None]
 
     pictures = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
-    once = EncodeOnce(encode, capacity=3)
+    once = EncodeOnce(capacity=3 * pictures[0].numel() * 4)  # of float32
     for part in (pictures[:3], pictures[[0, 3, 3]], pictures[[0, 1]], pictures):
-        assert torch.equal(once(part), part.float().flatten(1)[:, None])
+        assert torch.equal(once(encode, part), part.float().flatten(1)[:, None])
     # 1 was the oldest when 3 came; the last call finds 3, 0 and 1 of six.
     assert calls == [3, 1, 1, 3] and once.encoded == 8
     keys = fingerprints(pictures)
-    assert len(set(keys.tolist())) == 6
-    assert torch.equal(keys, fingerprints(pictures.clone()))
+    assert len(set(keys)) == 6
+    assert keys == fingerprints(pictures.clone())
     pictures[0, 0, 0, 0] ^= 1
     assert fingerprints(pictures)[0] != keys[0]
 

@@ -86,7 +86,7 @@ def inputs(golden):
 
 
 def logits(method, ids, mask, vg, od):
-    states = method.encode(ids, mask, method.vision.embed(vg, od))
+    states = method.encode(ids, mask, method.see_alone(method.vision.embed(vg, od)))
     rows = torch.arange(len(ids))
     pair = [states[rows, (ids == marker).int().argmax(1)] for marker in (30522, 30524)]
     return method.head.classifier(torch.cat(pair, dim=-1))

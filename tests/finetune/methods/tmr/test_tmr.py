@@ -65,7 +65,7 @@ def authors_looks(golden, vision):
     crops["ori"][1, 1:] = 0
     wholes = [golden.pictures(f"image_{name}", rows) for name in ("ori", "gen")]
     seen = torch.ones(rows, dtype=torch.bool)
-    maps = last_maps(vision, [*wholes, crops["ori"], crops["gen"]], True)
+    maps = last_maps(lambda pixels: vision(pixels)[-1], [*wholes, crops["ori"], crops["gen"]], True)
     return [Look(maps[0], seen, maps[2]), Look(maps[1], seen, maps[3])]
 
 
@@ -348,7 +348,9 @@ def test_running_statistics_as_released():
     for pictures in (generated, original, generated_crops.flatten(0, 1), crops.flatten(0, 1)):
         theirs(pictures)
     expected = theirs.state_dict()
-    found = last_maps(ours, [original, generated, crops, generated_crops], False)
+    found = last_maps(
+        lambda pixels: ours(pixels)[-1], [original, generated, crops, generated_crops], False
+    )
     assert [tuple(one.shape[:-2]) for one in found] == [(2,), (2,), (2, 3), (2, 3)]
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
