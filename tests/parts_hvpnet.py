@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.twitter import bio_labels
+from pretrain.model.bert import Bert
 
 GOLDEN = Path(__file__).parent / "finetune/golden"
 
@@ -32,4 +33,4 @@ def bert(layers=3, width=24, heads=4, words=60):
         vocab_size=words, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=2 * width, max_position_embeddings=40,
     )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False).eval()
+    return Bert(config).eval()

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from transformers import (
     BertConfig,
-    BertModel,
 )
 
 from finetune.inputs.batch import Batch
@@ -15,6 +14,7 @@ from finetune.methods.mkgformer.vision import Layout, VisionTower
 from finetune.methods.mkgformer.weights import drawn
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
+from pretrain.model.bert import Bert
 
 RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 
@@ -22,12 +22,12 @@ RELATION = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 TINY = {"vg_size": 32, "od_size": 16, "vision_patch": 8, "vision": "random"}
 
 
-def bert(layers: int = 4, words: int = 60, width: int = 32) -> BertModel:
+def bert(layers: int = 4, words: int = 60, width: int = 32) -> Bert:
     config = BertConfig(
         vocab_size=words, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
         intermediate_size=2 * width, max_position_embeddings=96,
     )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False)
+    return Bert(config)
 
 
 def tiny(task: TaskInfo = RELATION, **settings) -> MKGformer:

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from transformers import BertModel
-
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import BertCrfConfig
 from finetune.methods.layers import TaggingHead, load_text_encoder
 from finetune.tasks.base import TaskInfo
+from pretrain.model.bert import Bert
 
 
 class BertCrf(Method):
@@ -17,7 +16,7 @@ class BertCrf(Method):
     Config = BertCrfConfig
     kinds = frozenset({"entities"})
 
-    def __init__(self, encoder: BertModel, task: TaskInfo, config: BertCrfConfig) -> None:
+    def __init__(self, encoder: Bert, task: TaskInfo, config: BertCrfConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = TaggingHead(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import MethodOutput, Source
@@ -16,14 +15,15 @@ from finetune.methods.crf import LinearChainCRF, PieceTags
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
 from pretrain.checkpoint.hub import load_fusion, load_text_tower
+from pretrain.model.bert import Bert
 from pretrain.model.fusion_encoder import FusionEncoder
 
 
-def load_text_encoder(source: Source, task: TaskInfo) -> tuple[BertModel, Any]:
+def load_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert, Any]:
     """A text-only BERT without pooler, with word rows for the task's special tokens."""
     encoder, tokenizer = load_text_tower(source.directory, random_weights=source.random_weights)
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
-        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer
 
 
@@ -35,7 +35,7 @@ def load_fusion_encoder(source: Source, task: TaskInfo) -> tuple[FusionEncoder, 
     return encoder, tokenizer
 
 
-def word_states(encoder: BertModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def word_states(encoder: Bert, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """(B, L) ids and mask -> (B, L, D)."""
     return encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.inputs.spec import Provider, Wanted
@@ -22,6 +21,7 @@ from finetune.methods.config import MTBConfig
 from finetune.methods.layers import RelationHead, load_text_encoder, marker_states
 from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
+from pretrain.model.bert import Bert
 
 MOST_CROPS = 4
 
@@ -46,7 +46,7 @@ class MTB(Method):
     Config = MTBConfig
     providers: Mapping[str, Provider] = {"crop_count": CROP_COUNT}
 
-    def __init__(self, encoder: BertModel, task: TaskInfo, config: MTBConfig) -> None:
+    def __init__(self, encoder: Bert, task: TaskInfo, config: MTBConfig) -> None:
         super().__init__()
         self.encoder = encoder
         size = encoder.config.hidden_size

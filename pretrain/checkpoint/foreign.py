@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from shards.files import InputError, read_json
 
-CHECKED = ("bert", "vit", "clip", "clip_text_model", "clip_vision_model")
+CHECKED = ("bert", "roberta", "xlm-roberta", "electra", "vit", "clip", "clip_text_model",
+           "clip_vision_model")  # fmt: skip
 """Kinds of which every field of `config.json` is accounted for."""
 _ONLY: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", None),  # transformers 5 drops the tables of the others

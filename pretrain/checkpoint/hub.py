@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.checksums import check_member, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.foreign import check_settings, check_tokenizer
+from pretrain.checkpoint.foreign import check_tokenizer
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
 from pretrain.checkpoint.strict import (
     CONFIG_NAME,
@@ -29,9 +29,10 @@ from pretrain.checkpoint.strict import (
     check_size,
     digest,
     load_strictly,
-    read_transformers,
     read_weights,
 )
+from pretrain.checkpoint.text import read_bert
+from pretrain.model.bert import ARCHITECTURES, Bert
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import LossConfig, Promu
 from shards.files import InputError, read_json, replace_folder, write_json
@@ -115,31 +116,21 @@ def fusion_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
 
 def load_text_tower(
     source: Source, *, revision: str | None = None, random_weights: bool = False
-) -> tuple[BertModel, PreTrainedTokenizerBase]:
-    """A BERT without pooler: of a fusion model directory, or any Hugging Face BERT.
+) -> tuple[Bert, PreTrainedTokenizerBase]:
+    """A BERT without pooler: of a fusion model directory, or any Hugging Face BERT or its kin.
 
     A fusion encoder of layout `split` is one BERT cut in two: its text and fusion layers are
     stacked again. Of the other layouts it is the text tower.
     """
     directory = ModelDirectory.open(source, revision=revision)
-    if directory.kind == "bert":
-        check_settings(directory.config, BertConfig, str(directory.path / CONFIG_NAME))
-        bert = (
-            BertModel(BertConfig.from_pretrained(directory.path), add_pooling_layer=False)
-            if random_weights
-            else read_bert(directory.path)
-        )
+    if directory.kind in ARCHITECTURES:
+        bert = read_bert(directory.path, random_weights=random_weights)
         return bert, load_tokenizer(directory)
     encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
     return stack_text_layers(encoder), tokenizer
 
 
-def read_bert(directory: Path) -> BertModel:
-    """A Hugging Face BERT without pooler, float32; errors as in `read_transformers`."""
-    return read_transformers(BertModel, directory, add_pooling_layer=False)
-
-
-def stack_text_layers(encoder: FusionEncoder) -> BertModel:
+def stack_text_layers(encoder: FusionEncoder) -> Bert:
     """All BERT layers of an encoder as one text-only BERT (weights shared, not copied)."""
     config = encoder.config
     layers = list(encoder.text.encoder.layer)

@@ -6,13 +6,12 @@ Everything here raises `InputError` with one line that names the file and lists 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pretrain.checkpoint.checksums import check_member
 from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
@@ -21,9 +20,12 @@ from pretrain.model.fusion_encoder import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
 from shards.files import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound="PreTrainedModel")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -10,11 +10,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import create_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from transformers import BertModel
 
 from pretrain.checkpoint.authors import Imported, cut_after
 from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, check_fits, load_strictly
 from pretrain.checkpoint.tables import bert_table, to_ours
+from pretrain.model.bert import Bert
 from pretrain.model.config import Layout
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards.files import InputError, write_json
@@ -34,7 +34,7 @@ def read_vit(source: str) -> VisionTransformer:
 
 
 def from_towers(
-    bert: BertModel,
+    bert: Bert,
     vit: VisionTransformer,
     *,
     text_layers: int | None = None,
@@ -61,7 +61,7 @@ def from_towers(
 
 
 def bert_architecture(
-    bert: BertModel, *, text_layers: int | None, layout: Layout
+    bert: Bert, *, text_layers: int | None, layout: Layout
 ) -> FusionEncoderConfig:
     """Our description of a BERT."""
     config = bert.config
@@ -201,7 +201,7 @@ def _check_vit(encoder: FusionEncoder, vit: VisionTransformer) -> None:
 
 
 @torch.inference_mode()
-def _check_bert(encoder: FusionEncoder, bert: BertModel) -> None:
+def _check_bert(encoder: FusionEncoder, bert: Bert) -> None:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, encoder.config.vocab_size, (1, 8), generator=random)
     mask = torch.ones_like(ids)

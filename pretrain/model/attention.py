@@ -6,43 +6,28 @@ pass. Here one, in the training precision, and a mask of bytes are kept, in half
 """
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-NAME = "fused_everywhere"
-"""What `attn_implementation` of a `transformers` configuration is set to."""
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """(B, H, L, d) query, key, value -> (B, L, H, d), as `transformers` calls an attention.
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """(B, H, L, d), (B, H, K, d) twice -> (B, L, H, d); scale 1/√d.
 
-    attention_mask: bool, broadcast to (B, H, L, L), True = may be looked at; None: everything. One
-    to be added, or causal attention, is left to torch.
+    Args:
+        mask: bool, broadcasting to (B, H, L, K), True = may be looked at; None: everything.
+        dropout: of the attention weights.
     """
-    plain = attention_mask.dtype == torch.bool if attention_mask is not None else True
-    plain &= not (kwargs.get("is_causal") or getattr(module, "is_causal", False))
-    if not (plain and dropout and query.device.type == "cpu") or torch.compiler.is_compiling():
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-    scale = scaling or 1 / math.sqrt(query.shape[-1])
-    out = _DropoutAttention.apply(query, key, value, attention_mask, dropout, scale)
-    return out.transpose(1, 2).contiguous(), None
+    if not dropout or query.device.type != "cpu" or torch.compiler.is_compiling():
+        out = scaled_dot_product_attention(query, key, value, mask, dropout)
+    else:
+        scale = 1 / math.sqrt(query.shape[-1])
+        out = _DropoutAttention.apply(query, key, value, mask, dropout, scale)
+    return out.transpose(1, 2).contiguous()
 
 
 class _DropoutAttention(torch.autograd.Function):
@@ -78,7 +63,3 @@ class _DropoutAttention(torch.autograd.Function):
             None,
             None,
         )
-
-
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -132,9 +132,7 @@ class FusionEncoderConfig:
         """The `transformers` configuration of `num_layers` of our BERT layers."""
         from transformers import BertConfig
 
-        from pretrain.model import attention
-
-        config = BertConfig(
+        return BertConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             num_hidden_layers=num_layers,
@@ -145,8 +143,6 @@ class FusionEncoderConfig:
             attention_probs_dropout_prob=self.attention_dropout,
             layer_norm_eps=self.layer_norm_eps,
         )
-        config._attn_implementation = attention.NAME
-        return config
 
 
 @dataclass(frozen=True, kw_only=True)

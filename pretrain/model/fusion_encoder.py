@@ -12,17 +12,18 @@ import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import BertModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.bert.modeling_bert import BertEncoder
 
+from pretrain.model.bert import Bert, Layers, draw
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
+from pretrain.model.vit import PlainViT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["MODEL_TYPE", "FusionEncoder", "FusionEncoderConfig", "FusionOutput"]
 
@@ -39,34 +40,27 @@ class FusionOutput:
     """(B, L+1+K, D): text positions, class token, patches row by row; (B, L, D) without picture."""
 
 
-class _Vision(VisionTransformer):
-    """The tower is called, not its method: ZeRO-3 gathers `cls_token` and `pos_embed` on calls."""
-
-    def forward(self, pixel_values: Tensor) -> Tensor:  # type: ignore[override]  # no mask here
-        return self.forward_features(pixel_values)
-
-
 class FusionEncoder(Embedder):
     """Text tower, vision tower, fusion layers, and the two contrastive projections."""
 
     def __init__(self, config: FusionEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.text = BertModel(config.bert_config(config.text_layers), add_pooling_layer=False)
-        self.vision = _Vision(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.vision_hidden_size,
-            depth=config.vision_layers,
-            num_heads=config.vision_heads,
-            num_classes=0,
-            norm_layer=partial(nn.LayerNorm, eps=config.vision_norm_eps),
+        self.text = Bert(config.bert_config(config.text_layers))
+        self.vision = PlainViT(
+            config.image_size,
+            config.patch_size,
+            config.vision_hidden_size,
+            config.vision_layers,
+            config.vision_heads,
+            config.vision_norm_eps,
         )
         widths = config.vision_hidden_size, config.hidden_size
         self.bridge = nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths)
         if config.fusion_layers and config.encoder_layout != "shared_twice":
-            self.fusion = BertEncoder(config.bert_config(config.fusion_layers))
-            self.fusion.apply(self.text._init_weights)
+            layers = config.bert_config(config.fusion_layers)
+            self.fusion = Layers(layers)
+            self.fusion.apply(partial(draw, layers.initializer_range))
         self.text_proj = nn.Linear(config.hidden_size, config.projection_size)
         self.vision_proj = nn.Linear(config.vision_hidden_size, config.projection_size)
         statistics = torch.tensor([config.image_mean, config.image_std]) * 255
@@ -90,12 +84,9 @@ class FusionEncoder(Embedder):
 
     def checkpoint_activations(self) -> None:
         """While training, keep the inputs of layers alone and compute the rest again backwards."""
-        self.vision.set_grad_checkpointing()
-        for layer in self.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.gradient_checkpointing = True
-                again = partial(checkpoint, use_reentrant=False)
-                layer._gradient_checkpointing_func = again  # type: ignore[assignment]  # undeclared
+        for stack in self.modules():
+            if isinstance(stack, Layers | PlainViT):
+                stack.checkpointing = True
 
     def compile_layers(self) -> None:
         """`torch.compile` the stacks of layers: for the first length of captions, and once more,
@@ -108,9 +99,7 @@ class FusionEncoder(Embedder):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) ids and mask -> (B, L, D)."""
-        # As heads × positions: of (B, L), `transformers` would ask the device whether all are True.
-        mask = attention_mask.bool()[:, None, None, :]
-        return self.text(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return self.text(input_ids, attention_mask).last_hidden_state
 
     def encode_image(self, pixel_values: Tensor, *, normalized: bool = False) -> Tensor:
         """(B, 3, H, W) -> (B, 1+K, Dv). uint8 is normalised here, the one place.
@@ -154,7 +143,7 @@ class FusionEncoder(Embedder):
             mask = torch.cat([mask, seen], dim=1)
         shared = self.config.encoder_layout == "shared_twice"
         layers = self.text.encoder if shared else self.fusion
-        return layers(states, attention_mask=mask[:, None, None, :]).last_hidden_state
+        return layers(states, mask[:, None, None, :])
 
     # ------------------------------------------------------------------ contrastive features
 
@@ -198,7 +187,7 @@ class FusionEncoder(Embedder):
 
     def resize_token_embeddings(self, num_tokens: int) -> None:
         """Grow or cut the word table; new rows are drawn like BERT's."""
-        self.text.resize_token_embeddings(num_tokens, mean_resizing=False)
+        self.text.resize_token_embeddings(num_tokens)
         self.config = FusionEncoderConfig(**asdict(self.config) | {"vocab_size": num_tokens})
 
     @classmethod
@@ -230,7 +219,7 @@ class FusionEncoder(Embedder):
         return encoder.eval()
 
     def save_pretrained(
-        self, out: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase
+        self, out: str | os.PathLike[str], tokenizer: "PreTrainedTokenizerBase"
     ) -> None:
         """Write a model directory (or, at an fsspec URL, upload one) with a minimal card."""
         from pretrain.checkpoint.hub import save_encoder
@@ -238,7 +227,7 @@ class FusionEncoder(Embedder):
         save_encoder(out, self, tokenizer)
 
     def push_to_hub(
-        self, repo_id: str, tokenizer: PreTrainedTokenizerBase, *, private: bool = False
+        self, repo_id: str, tokenizer: "PreTrainedTokenizerBase", *, private: bool = False
     ) -> str:
         """Upload as a model directory; returns the URL of the commit."""
         from pretrain.checkpoint.hub import push_to_hub, save_encoder

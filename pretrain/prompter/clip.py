@@ -5,14 +5,17 @@ training open): it has seen far more pairs than NewsCLIPpings holds.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPModel
 
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ClipEncoder(nn.Module):
     pixel_statistics: Tensor
 
     def __init__(
-        self, clip: CLIPModel, *, image_mean: tuple[float, ...], image_std: tuple[float, ...]
+        self, clip: "CLIPModel", *, image_mean: tuple[float, ...], image_std: tuple[float, ...]
     ) -> None:
         super().__init__()
         self.clip = clip

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import table
@@ -40,6 +40,8 @@ def load_prompter(source: hub.Source, *, revision: str | None = None) -> Prompte
 
 def read_clip(directory: Path) -> ClipEncoder:
     """A `transformers` CLIP with the pixel statistics of its own preprocessor, float32."""
+    from transformers import CLIPModel  # its modelling code takes two seconds to import
+
     path = directory / _PREPROCESSOR
     if not path.is_file():
         raise InputError(f"{directory}: a CLIP without {_PREPROCESSOR} (its pixel statistics)")

@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
-from transformers import BertConfig, DynamicCache
+from transformers import BertConfig, BertModel, DynamicCache
 
 from finetune.config import OptimConfig
 from finetune.inputs.load import load_split
@@ -157,7 +157,9 @@ class Released(nn.Module):
 
     def __init__(self, method: Hvpnet, markers: list[int]) -> None:
         super().__init__()
-        self.bert, self.resnet, self.markers = method.encoder, method.vision.net, markers
+        self.resnet, self.markers = method.vision.net, markers
+        self.bert = BertModel(method.encoder.config, add_pooling_layer=False)
+        self.bert.load_state_dict(method.encoder.state_dict(), assign=True)
         self.bert.set_attn_implementation("eager")
         self.resnet.requires_grad_(True)
         self.encoder_conv, self.classifier = method.prefix.encode, method.head.classifier
@@ -244,7 +246,6 @@ def agree(folder: Path, model: Path, vision: str) -> float:
     )
     with torch.inference_mode():
         _, logits = network(ids, mask, label, picture, crops)
-        method.encoder.set_attn_implementation("sdpa")
         method.prefix.absent = "attend"
         pictures = torch.cat([picture[:, None], crops], dim=1)
         tokens = method.eval()._tokens(pictures.flatten(0, 1)).unflatten(0, (4, 1 + CROPS))

@@ -79,6 +79,22 @@ def test_nor_does_what_only_looks(tmp_path):
     assert all(said.startswith("fusion-mre ") for _, _, said in answers[-4:])
 
 
+def test_a_post_needs_no_modelling_code_of_others():
+    """What answers a post: the imports of `predict`, and of the methods that most runs are of.
+    Behind these names stand torch's compiler, scipy and torchvision: three seconds."""
+    heavy = ("transformers.modeling_utils", "transformers.masking_utils", "timm", "torchvision",
+             "torch._dynamo", "scipy", "sklearn", "deepspeed", "spacy", "matplotlib")  # fmt: skip
+    lines = ["from finetune import registry", "import finetune.predict.serve"]
+    methods = ("mtb", "bert_crf", "promu", "focalmre")
+    lines += [f"registry.load('methods', {name!r})" for name in methods]
+    lines.append(f"import sys; print(sorted(sys.modules.keys() & set({heavy!r})))")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n"
+
+
 def test_the_settings_of_a_method_are_those_of_its_class():
     for name, entry in registry.METHODS.items():
         method = registry.load("methods", name)

@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.camim.caption_aware import mutual_information, pool_sentence
 from finetune.methods.camim.config import CamimSettings
 from finetune.methods.layers import word_states
+from pretrain.model.bert import Bert
 
 Once = Callable[..., Tensor]
 """`Method.once`"""
@@ -22,7 +22,7 @@ CAPTION_LENGTH = 40
 """Word pieces of a caption as released, and of a sentence that describes a generated picture."""
 
 
-def caption_encoder(encoder: BertModel, settings: CamimSettings) -> BertModel | None:
+def caption_encoder(encoder: Bert, settings: CamimSettings) -> Bert | None:
     """The second BERT, begun from the same weights; None where it is shared or unused."""
     if settings.share_bert or not settings.use_cam:
         return None
@@ -30,7 +30,7 @@ def caption_encoder(encoder: BertModel, settings: CamimSettings) -> BertModel | 
 
 
 def read(
-    encoder: BertModel, ids: Tensor, mask: Tensor, settings: CamimSettings, once: Once
+    encoder: Bert, ids: Tensor, mask: Tensor, settings: CamimSettings, once: Once
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
     if not settings.mask_words:  # as released: exactly 40
@@ -43,7 +43,7 @@ def read(
 
 
 def read_caption(
-    encoder: BertModel, batch: Batch, settings: CamimSettings, once: Once
+    encoder: Bert, batch: Batch, settings: CamimSettings, once: Once
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same of the batch's captions."""
     ids, mask = batch.require("caption_ids"), batch.require("caption_mask")

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import MethodOutput, Source
@@ -35,6 +34,7 @@ from finetune.methods.tmr import model as tmr
 from finetune.methods.tmr.fusion import Look, Streams, pooled
 from finetune.methods.towers.resnet import TOKENS, ResNetPyramid
 from finetune.tasks.base import TaskInfo
+from pretrain.model.bert import Bert
 
 # ------------------------------------------------------------------ on TMR
 
@@ -49,7 +49,7 @@ class CamimTmr(tmr.Tmr):
 
     def __init__(
         self,
-        encoder: BertModel,
+        encoder: Bert,
         vision: ResNetPyramid | None,
         task: TaskInfo,
         config: CamimTmrConfig,
@@ -184,7 +184,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
     head: RelationHead
 
     def __init__(
-        self, encoder: BertModel, vision: ResNetPyramid, task: TaskInfo, config: CamimHvpnetConfig
+        self, encoder: Bert, vision: ResNetPyramid, task: TaskInfo, config: CamimHvpnetConfig
     ) -> None:
         second = caption_encoder(encoder, config)
         super().__init__(encoder, vision, task, config)

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.hvpnet.config import HvpnetConfig
 from finetune.methods.hvpnet.inputs import PROVIDERS
-from finetune.methods.hvpnet.prefix import VisualPrefix, encode_with_prefix, prepare_for_prefix
+from finetune.methods.hvpnet.prefix import VisualPrefix, encode_with_prefix
 from finetune.methods.hvpnet.released import Recipe
 from finetune.methods.layers import (
     PieceTaggingHead,
@@ -35,6 +34,7 @@ from finetune.methods.towers.resnet import (
 )
 from finetune.methods.towers.timm_model import drawn_at_random
 from finetune.tasks.base import TaskInfo
+from pretrain.model.bert import Bert
 
 
 class Hvpnet(Method):
@@ -43,13 +43,13 @@ class Hvpnet(Method):
     Config = HvpnetConfig
     providers = PROVIDERS
     kinds = frozenset({"relation", "entities"})
-    encoder: BertModel
+    encoder: Bert
     vision: ResNetPyramid
     settings: HvpnetConfig
     head: TaskHead
 
     def __init__(
-        self, encoder: BertModel, vision: ResNetPyramid, task: TaskInfo, config: HvpnetConfig
+        self, encoder: Bert, vision: ResNetPyramid, task: TaskInfo, config: HvpnetConfig
     ) -> None:
         super().__init__()
         self.given, self.settings = config, config.settled(task.kind)
@@ -61,7 +61,6 @@ class Hvpnet(Method):
         self.region_slots = {"vg": config.regions} if config.regions else {}
         self.image_resize = config.resize
         self.encoder = encoder
-        prepare_for_prefix(encoder)
         sizes = encoder.config
         self.vision = vision.requires_grad_(not config.freeze)
         if not config.freeze and not config.vision_random:

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel, DynamicCache
 
 from finetune.methods.towers.resnet import TOKENS
+from pretrain.model.bert import Bert
 
 SLICES = 4
 """The prompt encoder's output is cut into so many slices, which each layer's gates mix."""
@@ -101,31 +101,15 @@ class VisualPrefix(nn.Module):
 
 
 def encode_with_prefix(
-    bert: BertModel, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None
+    bert: Bert, input_ids: Tensor, attention_mask: Tensor, prefix: Prefix | None
 ) -> Tensor:
     """States of the text (B, L, D); keys and values of each layer are [prefix ; text].
 
-    The prefix has no positions: the text's begin at 0 (`transformers` would begin after the cache).
+    The prefix has no positions: the text's begin at 0.
     """
     if prefix is None:
-        return bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return bert(input_ids, attention_mask).last_hidden_state
     text = attention_mask.bool()[:, None].expand(-1, prefix.mask.shape[1], -1)  # (B, H, L)
     mask = torch.cat([prefix.mask, text], dim=-1)[:, :, None]  # (B, H, 1, P + L)
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    cache = DynamicCache(list(zip(prefix.keys, prefix.values, strict=True)))
-    return bert(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-    ).last_hidden_state
-
-
-def prepare_for_prefix(bert: BertModel) -> None:
-    """Let each layer find its own prefix, and take boolean masks.
-
-    The layers of a fusion model, stacked from two towers, would be numbered twice from 0.
-    """
-    bert.set_attn_implementation("sdpa")
-    for number, layer in enumerate(bert.encoder.layer):
-        layer.attention.self.layer_idx = number
+    before = list(zip(prefix.keys, prefix.values, strict=True))
+    return bert(input_ids, mask, prefix=before).last_hidden_state

@@ -24,8 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import BertConfig, BertModel, CLIPVisionConfig
-from transformers.models.bert.modeling_bert import BertLayer
+from transformers import BertConfig, CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from finetune.inputs.batch import Batch
@@ -35,6 +34,7 @@ from finetune.methods.mkgformer.config import MKGformerConfig
 from finetune.methods.mkgformer.vision import Layout, VisionTower, side
 from finetune.methods.mkgformer.weights import STORED, find_tower, saved_tower
 from finetune.tasks.base import TaskInfo
+from pretrain.model.bert import Bert, Layer
 from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
@@ -49,13 +49,13 @@ class MKGformer(Method):
     needs = frozenset({"region_pixels"})
     kinds = frozenset({"relation", "entities"})
     towers = ("encoder.", "vision.")
-    encoder: BertModel
+    encoder: Bert
     vision: VisionTower
     head: TaskHead
 
     def __init__(
         self,
-        encoder: BertModel,
+        encoder: Bert,
         vision: VisionTower,
         task: TaskInfo,
         config: MKGformerConfig,
@@ -167,7 +167,7 @@ class MKGformer(Method):
         text = self.encoder.embeddings(input_ids=ids)
         text_keys = mask[:, None, None, :]
         if seen is None:
-            for layer in self.encoder.encoder.layer:
+            for layer in self.encoder.encoder.layers:
                 text, _ = text_layer(layer, text, text_keys)
             return text
         own_keys = None if seen_mask is None else seen_mask[:, None, None, :]
@@ -178,10 +178,10 @@ class MKGformer(Method):
             own = read.new_ones(seen.shape[:2]) if seen_mask is None else seen_mask
             both_keys = torch.cat([read, own], dim=1)[:, None, None, :]
         prefix = None
-        for layer in islice(self.encoder.encoder.layer, self.first):
+        for layer in islice(self.encoder.encoder.layers, self.first):
             text, prefix = text_layer(layer, text, text_keys)
         joined = zip(
-            islice(self.encoder.encoder.layer, self.first, None),
+            islice(self.encoder.encoder.layers, self.first, None),
             islice(self.vision.layers, self.first, None),
             self.fusion,
             strict=True,
@@ -213,7 +213,7 @@ class MKGformer(Method):
 
 
 def text_layer(
-    layer: BertLayer,
+    layer: Layer,
     states: Tensor,
     keys: Tensor,
     extra: Callable[[Tensor], Tensor] | None = None,

@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
 
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
@@ -33,6 +32,7 @@ from finetune.methods.tmr.released import LENGTHS, empty_regions
 from finetune.methods.towers.resnet import FrozenMaps, ResNetPyramid, load_resnet
 from finetune.methods.towers.timm_model import drawn_at_random
 from finetune.tasks.base import TaskInfo
+from pretrain.model.bert import Bert
 
 
 class Tmr(Method):
@@ -41,13 +41,13 @@ class Tmr(Method):
     Config = TmrConfig
     kinds = frozenset({"relation", "entities"})
     towers: tuple[str, ...] = ("encoder.", "vision.")
-    encoder: BertModel
+    encoder: Bert
     vision: ResNetPyramid | None
     settings: TmrConfig
     head: TmrHead | tmr_tagging.TmrTaggingHead
 
     def __init__(
-        self, encoder: BertModel, vision: ResNetPyramid | None, task: TaskInfo, config: TmrConfig
+        self, encoder: Bert, vision: ResNetPyramid | None, task: TaskInfo, config: TmrConfig
     ) -> None:
         super().__init__()
         self.settings = config = config.settled(task.kind)
@@ -251,9 +251,7 @@ def source_scores(batch: Batch, k: int, seen: Tensor | None) -> Tensor:
     return scores if seen is None else scores * seen[:, None]
 
 
-def encode_text(
-    encoder: BertModel, batch: Batch, length: int | None
-) -> tuple[Tensor, Tensor | None]:
+def encode_text(encoder: Bert, batch: Batch, length: int | None) -> tuple[Tensor, Tensor | None]:
     """The sentence (B, L, D), and the mask of what is attended to (None: all of it).
 
     Args:

@@ -16,18 +16,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.models import create_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import BertModel, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from finetune.methods.base import Source
 from finetune.methods.layers import load_fusion_encoder, load_text_encoder
-from finetune.methods.towers import timm_model
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.hub import load_strictly, resolve
 from pretrain.checkpoint.strict import read_config, read_transformers
+from pretrain.model.bert import Bert
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
 from shards.files import InputError, write_json
 
@@ -50,14 +46,18 @@ class PictureTower(nn.Module):
     @property
     def width(self) -> int:
         """V"""
-        timm = isinstance(self.net, VisionTransformer)
-        return self.net.embed_dim if timm else self.net.config.hidden_size
+        return self.net.embed_dim if self.is_timm else self.net.config.hidden_size
+
+    @property
+    def is_timm(self) -> bool:
+        """Else it is of `transformers`."""
+        return self.description["library"] == "timm"
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> (N, 1+K, V), class token first."""
         mean, std = self.pixel_statistics
         pixels = (pixels.to(mean.dtype) - mean) / std
-        if isinstance(self.net, VisionTransformer):
+        if self.is_timm:
             states = self.net.forward_features(pixels)
             patches = states[:, self.net.num_prefix_tokens :]  # registers are left out
             return torch.cat([states[:, :1], patches], dim=1)
@@ -68,7 +68,7 @@ class PictureTower(nn.Module):
 class TwoTowers(nn.Module):
     """A BERT and a picture tower of different origin."""
 
-    def __init__(self, text: BertModel, vision: PictureTower) -> None:
+    def __init__(self, text: Bert, vision: PictureTower) -> None:
         super().__init__()
         self.text, self.vision = text, vision
 
@@ -187,9 +187,13 @@ def stored_tower(directory: Path, described: dict[str, Any], random_weights: boo
     path = directory / WEIGHTS
     try:
         if described["library"] == "timm":
+            from timm.models import create_model  # takes two seconds to import, as the next
+
             name, arguments = described["architecture"], described["model_args"]
             net = create_model(name, pretrained=False, num_classes=0, **arguments)
         else:
+            from transformers import CLIPVisionConfig, CLIPVisionModel
+
             net = CLIPVisionModel(CLIPVisionConfig(**described["config"]))
         tower = PictureTower(net, described)
         if not random_weights:
@@ -203,6 +207,10 @@ def stored_tower(directory: Path, described: dict[str, Any], random_weights: boo
 def _timm_tower(
     source: str, name: str, arguments: dict[str, Any], random_weights: bool
 ) -> PictureTower:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from finetune.methods.towers import timm_model
+
     net = timm_model.create(
         source, random_weights=random_weights, name=name, can_be_random=False, num_classes=0
     )
@@ -226,6 +234,9 @@ def _timm_tower(
 
 
 def _clip_tower(source: str, directory: Path, random_weights: bool) -> PictureTower:
+    from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
+
     whole = read_config(directory)["model_type"] == "clip"
     if random_weights:
         net = CLIPVisionModel(CLIPVisionConfig.from_pretrained(directory))

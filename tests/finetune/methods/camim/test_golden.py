@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from finetune.inputs.batch import Batch
 from finetune.methods.camim import model as camim
@@ -17,6 +17,7 @@ from finetune.methods.tmr.fusion import Look, last_maps
 from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
+from pretrain.model.bert import Bert
 from shards.files import InputError
 
 
@@ -25,7 +26,7 @@ def authors(golden):
     inputs, rows = golden["inputs"], golden["inputs"]["B"]
     task = TaskInfo("mnre", "relation", tuple(map(str, range(23))), MARKERS)
     with torch.device("meta"):
-        bert = BertModel(BertConfig(vocab_size=30526), add_pooling_layer=False)
+        bert = Bert(BertConfig(vocab_size=30526))
     bert.to_empty(device="cpu")
     bert.embeddings.position_ids = torch.arange(512)[None]
     bert.embeddings.token_type_ids = torch.zeros(1, 512, dtype=torch.long)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from parts_camim import TINY, naive
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from finetune.inputs.batch import Batch
 from finetune.methods.camim import model as camim
@@ -18,6 +18,7 @@ from finetune.methods.tmr.fusion import Look
 from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
+from pretrain.model.bert import Bert
 
 INFO = TaskInfo("mnre", "relation", ("None", "a", "b"), MARKERS)
 
@@ -49,7 +50,7 @@ def small_bert():
         vocab_size=60, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
         intermediate_size=24, max_position_embeddings=48,
     )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False)
+    return Bert(config)
 
 
 def read_one(encoder, ids, mask, at_most=None):

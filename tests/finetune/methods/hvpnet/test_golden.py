@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from parts_hvpnet import ENTITIES, GOLDEN, close
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from finetune.inputs.batch import Batch
 from finetune.methods.hvpnet import names
@@ -18,6 +18,7 @@ from finetune.methods.hvpnet.prefix import encode_with_prefix
 from finetune.methods.towers.resnet import load_resnet, prompt_tokens
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
+from pretrain.model.bert import Bert
 
 
 def draw(name, shape, kind):
@@ -58,7 +59,7 @@ def authors(task, golden, **settings):
             state[name] = torch.zeros(shape, dtype=torch.long)
     words = state["bert.embeddings.word_embeddings.weight"].shape[0]
     with torch.device("meta"):  # all weights follow
-        encoder = BertModel(BertConfig(vocab_size=words), add_pooling_layer=False)
+        encoder = Bert(BertConfig(vocab_size=words))
     encoder.to_empty(device="cpu")
     encoder.embeddings.position_ids = torch.arange(512)[None]
     encoder.embeddings.token_type_ids = torch.zeros(1, 512, dtype=torch.long)

@@ -12,7 +12,6 @@ import torch
 from parts_mkgformer import image
 from transformers import (
     BertConfig,
-    BertModel,
     CLIPVisionConfig,
 )
 
@@ -21,6 +20,7 @@ from finetune.methods.mkgformer.model import MKGformer, MKGformerConfig
 from finetune.methods.mkgformer.vision import Layout, VisionTower
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
+from pretrain.model.bert import Bert
 from shards.files import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden/mkgformer.json"
@@ -50,7 +50,7 @@ def authors(golden):
     """Profile `legacy` at full size, with the golden weights through the converter."""
     torch.manual_seed(0)
     with torch.device("meta"):
-        encoder = BertModel(BertConfig(vocab_size=30526), add_pooling_layer=False)
+        encoder = Bert(BertConfig(vocab_size=30526))
     config = MKGformerConfig(profile="legacy")
     sizes = CLIPVisionConfig(
         hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,

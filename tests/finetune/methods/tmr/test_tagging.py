@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel
+from transformers import BertConfig
 
 from finetune.__main__ import main
 from finetune.config import OptimConfig
@@ -25,6 +25,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.twitter import Twitter2015, Twitter2017, bio_labels
 from pretrain import convert
 from pretrain.data.tokenizer import learn_tokenizer
+from pretrain.model.bert import Bert
 from shards.files import InputError
 from shards.sample.twitter import write_twitter
 
@@ -36,12 +37,11 @@ TASK = TaskInfo("twitter2017", "entities", bio_labels())
 
 
 def tiny_bert():
-    return BertModel(
+    return Bert(
         BertConfig(
             vocab_size=50, hidden_size=SIZE, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=24, max_position_embeddings=128,
-        ),
-        add_pooling_layer=False,
+        )
     )  # fmt: skip
 
 

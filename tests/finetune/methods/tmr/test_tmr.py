@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertTokenizerFast
 
 from finetune.inputs.batch import Batch
 from finetune.inputs.load import load_split
@@ -27,6 +27,7 @@ from finetune.methods.towers.resnet import load_resnet
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
+from pretrain.model.bert import Bert
 from shards.files import InputError
 
 TINY = {"vision": "resnet10t", "vision_random": True, "vision_width": 4, "image_size": 32}
@@ -73,7 +74,7 @@ def authors(golden, method_class, config, convert):
     """Our method with the authors' weights, sent through the table of names."""
     task = TaskInfo("mnre", "relation", tuple(map(str, range(23))), MARKERS)
     with torch.device("meta"):
-        bert = BertModel(BertConfig(vocab_size=30526), add_pooling_layer=False)
+        bert = Bert(BertConfig(vocab_size=30526))
     bert.to_empty(device="cpu")
     bert.embeddings.position_ids = torch.arange(512)[None]
     bert.embeddings.token_type_ids = torch.zeros(1, 512, dtype=torch.long)

@@ -1,0 +1,107 @@
+"""A published BERT, RoBERTa, XLM-R or ELECTRA -> our layers, strictly."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pretrain.checkpoint.foreign import check_settings, check_shards, unwrapped
+from pretrain.checkpoint.strict import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    check_fits,
+    check_values,
+    member,
+    read_config,
+)
+from pretrain.checkpoint.untrusted import load_pickle
+from pretrain.model.bert import ARCHITECTURES, Bert
+from shards.files import InputError, read_json
+
+_LEFT = re.compile(r"embeddings\.(position_ids|token_type_ids)$|(?!embeddings|encoder\.)")
+"""Tensors of a checkpoint that no layer of ours has: buffers, poolers and heads."""
+
+
+def read_bert(directory: Path, *, random_weights: bool = False) -> Bert:
+    """The model of a local directory without pooler and heads, float32.
+
+    Args:
+        random_weights: its sizes alone, freshly drawn.
+
+    Raises:
+        InputError: another kind of model, a pickle that would run code, or tensors that are
+            missing, foreign, misshapen, not finite.
+    """
+    from transformers import AutoConfig
+
+    content = read_config(directory)
+    family = content.get("model_type")
+    if family not in ARCHITECTURES:
+        raise InputError(f"{directory}: model_type is {family!r}, none of {list(ARCHITECTURES)}")
+    settings = AutoConfig.for_model(family)
+    check_settings(content, type(settings), str(directory / CONFIG_NAME))
+    try:
+        config = type(settings).from_dict(content)
+        if random_weights:
+            return Bert(config)
+        with torch.device("meta"):
+            bert = Bert(config)
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{directory / CONFIG_NAME}: {reason}") from error
+    state = read_tensors(directory)
+    named = {_present_name(name, family): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in named.items() if not _LEFT.match(name)}
+    expected = bert.state_dict()
+    if missing := sorted(expected.keys() - state.keys()):
+        raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")
+    check_fits(expected, state, str(directory))
+    check_values(state, str(directory))
+    bert.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    return bert
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a local directory, names as there: safetensors, in parts or whole, or a pickle
+    that holds nothing but tensors."""
+    check_shards(directory)
+    for names in (WEIGHTS_NAME, "pytorch_model.bin"):
+        index = directory / f"{names}.index.json"
+        if (directory / names).is_file():
+            parts = [names]
+        elif index.is_file():
+            parts = sorted(set(read_json(index)["weight_map"].values()))
+        else:
+            continue
+        state: dict[str, Tensor] = {}
+        for part in parts:
+            state |= _read_part(member(directory, part))
+        return state
+    raise InputError(f"{directory}: no {WEIGHTS_NAME} and no pytorch_model.bin")
+
+
+def _read_part(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        content: Any = load_pickle(path)
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: not a state dict")
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        return {name: tensor.clone() for name, tensor in tensors.items()}  # off the mapped file
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or unknown safetensors file ({error})") from error
+
+
+def _present_name(name: str, family: str) -> str:
+    """Without wrappers and the model's own prefix; TensorFlow's `gamma` and `beta` as of today."""
+    name = unwrapped(name).removeprefix(f"{family.replace('xlm-', '')}.")
+    return re.sub(r"LayerNorm\.(gamma|beta)$", _norm_name, name)
+
+
+def _norm_name(match: re.Match[str]) -> str:
+    return "LayerNorm." + {"gamma": "weight", "beta": "bias"}[match[1]]
