@@ -19,10 +19,12 @@ def attention(
     """(B, H, L, d), (B, H, K, d) twice -> (B, L, H, d); scale 1/√d.
 
     Args:
-        mask: bool, broadcasting to (B, H, L, K), True = may be looked at; None: everything.
+        mask: broadcasting to (B, H, L, K); bool, True = may be looked at, or float, to be added to
+            the scores, which is left to torch; None: everything.
         dropout: of the attention weights.
     """
-    if not dropout or query.device.type != "cpu" or torch.compiler.is_compiling():
+    added = mask is not None and mask.dtype != torch.bool
+    if added or not dropout or query.device.type != "cpu" or torch.compiler.is_compiling():
         out = scaled_dot_product_attention(query, key, value, mask, dropout)
     else:
         scale = 1 / math.sqrt(query.shape[-1])

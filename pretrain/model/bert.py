@@ -207,23 +207,24 @@ class Layers(nn.Module):
     def forward(
         self,
         states: Tensor,
-        mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         prefix: Sequence[KeysValues] | None = None,
         every: list[Tensor] | None = None,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D).
 
         Args:
-            mask: bool, broadcasting to (B, H, L, keys); True = may be looked at.
+            attention_mask: broadcasting to (B, H, L, keys); bool, True = may be looked at, or
+                float, to be added to the scores.
             every: what each layer gives is appended to it.
         """
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for number, layer in enumerate(self.layer):
             before = None if prefix is None else prefix[number]
             states = (
-                checkpoint(layer, states, mask, before, use_reentrant=False)
+                checkpoint(layer, states, attention_mask, before, use_reentrant=False)
                 if again
-                else layer(states, mask, before)
+                else layer(states, attention_mask, before)
             )
             if every is not None:
                 every.append(states)
@@ -240,10 +241,10 @@ class Layer(nn.Module):
         self.output = Output(config.intermediate_size, config)
 
     def forward(
-        self, states: Tensor, mask: Tensor | None = None, prefix: KeysValues | None = None
+        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
     ) -> Tensor:
         """As `Layers.forward`."""
-        states = self.attention(states, mask, prefix)
+        states = self.attention(states, attention_mask, prefix)
         return self.output(self.intermediate(states), states)
 
 
@@ -255,9 +256,11 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = Output(config.hidden_size, config)
 
-    def forward(self, states: Tensor, mask: Tensor | None, prefix: KeysValues | None) -> Tensor:
+    def forward(
+        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
+    ) -> Tensor:
         """As `Layers.forward`."""
-        return self.output(self.self(states, mask, prefix), states)
+        return self.output(self.self(states, attention_mask, prefix), states)
 
 
 class SelfAttention(nn.Module):
@@ -270,7 +273,9 @@ class SelfAttention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, states: Tensor, mask: Tensor | None, prefix: KeysValues | None) -> Tensor:
+    def forward(
+        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
+    ) -> Tensor:
         """(B, L, D) -> (B, L, D) heads side by side."""
         query, key, value = (
             projection(states).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
@@ -279,7 +284,7 @@ class SelfAttention(nn.Module):
         if prefix is not None:
             key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
         dropout = self.dropout.p if self.training else 0.0
-        return attention(query, key, value, mask, dropout).flatten(2)
+        return attention(query, key, value, attention_mask, dropout).flatten(2)
 
 
 class Intermediate(nn.Module):

@@ -111,11 +111,11 @@ def test_5_fusion_inside_the_feed_forward_layer():
     extra = torch.randn(2, 5, 64)
     captured = {}
     found, _ = text_layer(layer, states, keys, lambda heads: captured.update(c=heads) or extra)
-    x = layer.attention(states, attention_mask=None)[0]
+    x = layer.attention(states)
     inner = layer.intermediate.dense(x) + extra
     expected = layer.output.LayerNorm(layer.output.dense(torch.nn.functional.gelu(inner)) + x)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    context = layer.attention.self(states, attention_mask=None)[0]
+    context = layer.attention.self(states)
     torch.testing.assert_close(captured["c"], context, atol=1e-5, rtol=1e-5)
 
 
