@@ -60,15 +60,22 @@ def main(argv: Sequence[str]) -> None:
 
 def run(config: ReportConfig) -> None:
     """Write the report, and the summary where one is asked for."""
+    from finetune.report import changed  # torch, which parsing does without
+
     if config.states:
         require_extra("sklearn", "figures", "--states draws t-SNE")
     runs = dict(zip(run_names(config.runs), config.runs, strict=True))
     results = {name: read_result(path) for name, path in runs.items()}
     pretraining = read_pretraining(config.pretraining) if config.pretraining else []
     answers = {name: of_seeds(path, "test") for name, path in runs.items()}
-    report = Report(runs, results, answers, config.out, config.seed)
+    every_run = dict(runs)
+    for path in config.study:
+        every_run |= changed.of_study(path)
+    inputs = changed.changed_inputs(every_run)
+    report = Report(runs, results, answers, config.out, config.seed, inputs)
     with lock_file(config.out):
-        pages.write(config.out, "Results", build(report, config, pretraining))
+        page = changed.section(inputs) + build(report, config, pretraining)
+        pages.write(config.out, "Results", page)
         print(f"{config.out}\n{config.out.with_suffix('.html')}")
         if config.summary:
             write_json(config.summary, summary(results, pretraining, config.seconds))

@@ -1,6 +1,6 @@
 """The sections of a report: tables and figures, each with the protocol that it rests on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Report:
     """The Markdown file; figures lie beside it."""
     seed: int = 0
     """Of the rows that are drawn to be shown, and of the bootstrap."""
+    changed: Collection[str] = ()
+    """Runs whose inputs are others by now."""
 
     def parts(self) -> list["Report"]:
         """Runs whose inputs tell the label apart from the others: they never share a table."""
@@ -39,7 +41,8 @@ class Report:
             answers = {name: self.answers[name] for name in names}
             stem = f"{self.out.stem}_leaky.md" if leaky else self.out.name
             out = self.out.with_name(stem)
-            parts += [Report(runs, results, answers, out, self.seed)] if names else []
+            part = Report(runs, results, answers, out, self.seed, self.changed)
+            parts += [part] if names else []
         return parts
 
     def figure(self, kind: str) -> Path:
@@ -80,7 +83,7 @@ def runs(report: Report, curves: Mapping[str, Lines]) -> list[Section]:
         f"test F1 over rows. In every run {CHOICE}. Runs that use an input which tells the label "
         "are marked *leaky* and stand apart: they are comparable with nothing else."
     )
-    table = tables.main_table(report.results, report.answers, report.seed)
+    table = tables.main_table(report.results, report.answers, report.seed, report.changed)
     return [
         Section("Runs", note, [table], [bars]),
         protocols(report),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ some by more text."""
 
 
 def main_table(
-    results: Results, answers: Mapping[str, Sequence[Predictions]], seed: int
+    results: Results,
+    answers: Mapping[str, Sequence[Predictions]],
+    seed: int,
+    changed: Collection[str] = (),
 ) -> pages.Table:
-    """One run a row; `seed` draws the bootstrap."""
+    """One run a row; `seed` draws the bootstrap; `changed` runs are marked."""
     head = ["run", "task", "method", "start", "images", "labels", "seeds", "dev F1"]
     head += ["test F1", "P", "R", "accuracy"]
     rows = []
@@ -40,7 +43,7 @@ def main_table(
                 cells[0] += interval(result["provenance"]["kind"], answers[name], seed)
         rows.append(
             [
-                name + (" *leaky*" if result["leaky"] else ""),
+                name + " *leaky*" * result["leaky"] + " *inputs changed*" * (name in changed),
                 result["task"],
                 result["method"],
                 start_of(result),

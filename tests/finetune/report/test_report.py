@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import f1_score
 
 from finetune import registry
@@ -30,6 +32,31 @@ def runs(tmp_path, mnre_folder, tiny_model):
     }.items():
         main(f"{common} {options} --out {tmp_path}/runs/{name}".split())
     return tmp_path / "runs"
+
+
+def test_runs_whose_inputs_changed_are_marked(tmp_path, runs, mnre_folder, caplog):
+    """Files and pictures by name, in the page and on the terminal; text alone minds no picture."""
+    names, out = ("mtb", "promu"), tmp_path / "report.md"
+    command = ["report", *(str(runs / name) for name in names), "--out", str(out)]
+    main(command)
+    assert "changed" not in out.read_text() + caplog.text
+    Image.new("RGB", (20, 16), (1, 2, 3)).save(mnre_folder / "img_org/test/test3.jpg")
+    main(command)
+    _, changed, page = out.read_text().split("\n## ", 2)
+    assert changed.startswith("Inputs changed since training") and "train it again" in changed
+    assert f"| promu | {mnre_folder}/img_org/test: a picture of test |" in changed
+    assert "| promu *inputs changed* |" in page and "| mtb |" in page
+    assert "img_org/test: a picture of test: changed since" in caplog.text
+    path = mnre_folder / "txt/ours_train.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+    (tmp_path / "noise").mkdir()
+    study = study_file(tmp_path / "noise")
+    shutil.copytree(runs / "mtb", tmp_path / "noise/runs/text")
+    main([*command, "--study", str(study)])
+    _, changed, page = out.read_text().split("\n## ", 2)
+    for run in ("noise/text", *names):
+        assert f"| {run} | {path}" in changed
+    assert "| mtb *inputs changed* |" in page
 
 
 def test_report_and_summary(tmp_path, runs):

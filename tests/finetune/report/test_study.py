@@ -74,6 +74,19 @@ def test_tables_hold_what_runs_and_evaluations_found(
     run(study, mnre_folder, tiny_model, out)  # everything is there
 
 
+def test_changed_data_are_named_and_tables_stay(tmp_path, study, mnre_folder, tiny_model, capsys):
+    """The finished runs of a study are of the old rows: nothing new is written over them."""
+    out = tmp_path / "out"
+    run(study, mnre_folder, tiny_model, out)
+    before = {path: path.read_bytes() for path in out.glob("study.*")}
+    path = mnre_folder / "txt/ours_val.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
+    with pytest.raises(SystemExit):
+        run(study, mnre_folder, tiny_model, out)
+    assert f"{path}: changed since {out}/runs/text/seed-1 was trained" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.glob("study.*")}
+
+
 def test_leaky_figures_never_share_a_table(tmp_path):
     def result(f1, leaky):
         scores = {"f1": {"mean": f1, "sd": None}}
