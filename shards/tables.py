@@ -75,14 +75,15 @@ def read_table(
     """
     path = Path(path)
     text, encoding = _text(path, encoding)
-    lines = [line.removesuffix("\r") for line in _split(text)]
-    first = 1 if lines and lines[0].lower().startswith("sep=") else 0  # as Excel writes it
-    header = lines[first] if len(lines) > first else ""
+    newline = "\n" if "\n" in text else "\r"
+    lines = text.split(newline)
+    first = 1 if lines[0].lower().startswith("sep=") else 0  # as Excel writes it
+    header = lines[first].removesuffix("\r") if len(lines) > first else ""
     delimiter = DELIMITERS.get(delimiter or "", delimiter) or _delimiter(path, header, columns)
     if len(delimiter) != 1:
         raise InputError(f"--delimiter {delimiter}: {', '.join(DELIMITERS)}, or one character")
     names = _header(path, header, delimiter, columns)
-    rows = tuple(_rows(lines, first + 1, names, delimiter, columns[0], encoding))
+    rows = tuple(_rows(lines, newline, first + 1, names, delimiter, columns[0], encoding))
     return Table(path, tuple(names), delimiter, encoding, rows)
 
 
@@ -105,11 +106,6 @@ def _text(path: Path, encoding: str | None) -> tuple[str, str]:
         raise InputError(f"{path}: {byte} is no {encoding}; give another --encoding") from error
     except (LookupError, UnicodeError) as error:
         raise InputError(f"--encoding {encoding}: unknown; for example utf-8 or cp1252") from error
-
-
-def _split(text: str) -> list[str]:
-    """Lines of a text whose line ends are \\n, \\r\\n or, where there is no \\n, \\r alone."""
-    return text.split("\n") if "\n" in text else text.split("\r")
 
 
 def _delimiter(path: Path, header: str, columns: Sequence[str]) -> str:
@@ -151,23 +147,29 @@ def _fields(line: str, delimiter: str) -> list[str] | None:
 
 
 def _rows(
-    lines: list[str], at: int, names: list[str], delimiter: str, key: str, encoding: str
+    lines: list[str],
+    newline: str,
+    at: int,
+    names: list[str],
+    delimiter: str,
+    key: str,
+    encoding: str,
 ) -> Iterator[TableRow | Refused]:
     place, number = names.index(key), len(names)
     while at < len(lines):
-        line, span = lines[at], 1
+        line, span = lines[at].removesuffix("\r"), 1
         if not line.strip():
             at += 1
             continue
         fields, reason = line.split(delimiter), ""
         if '"' in line:
-            fields, span, reason = _quoted(lines, at, delimiter)
+            fields, span, reason = _quoted(lines, newline, at, delimiter)
             own = fields[place] if len(fields) > place else ""
             # A table of one column has texts of several lines, each of which looks like a row.
             for other in range(at + 1, at + span) if number > 1 else ():
                 # A quote that somebody forgot ends at the next one, rows further on.
-                inner = _fields(lines[other], delimiter)
-                if inner and len(inner) == number and _alike(inner[place], own):
+                inner = _fields(lines[other].removesuffix("\r"), delimiter)
+                if inner and len(inner) == number and _alike(inner[place], own, lines[other]):
                     reason = f"a quote is not closed: it would swallow line {other + 1}"
                     break
             span = 1 if reason else span  # what follows is read by itself
@@ -183,14 +185,18 @@ def _rows(
         at += span
 
 
-def _alike(key: str, other: str) -> bool:
-    """Whether both may be keys of rows, rather than one the middle of a text."""
-    return Path(key).suffix == Path(other).suffix and (" " in key) <= (" " in other)
+def _alike(key: str, other: str, line: str) -> bool:
+    """Whether both may be keys of rows, rather than the first, of `line`, a part of a text."""
+    # A quoted text ends with an odd quote, which a row has none of; only names tell more surely.
+    names = Path(other).suffix != "" and " " not in other
+    alike = Path(key).suffix == Path(other).suffix and (" " in key) <= (" " in other)
+    return alike and (names or line.count('"') % 2 == 0)
 
 
-def _quoted(lines: list[str], at: int, delimiter: str) -> tuple[list[str], int, str]:
-    """(fields, lines taken, why not) of a record with quotes, which may go over several lines."""
-    rest = (f"{lines[number]}\n" for number in range(at, len(lines)))
+def _quoted(lines: list[str], newline: str, at: int, delimiter: str) -> tuple[list[str], int, str]:
+    """(fields, lines taken, why not) of a record with quotes, which may go over several lines;
+    their ends stay in the field as they are in the file."""
+    rest = (f"{lines[number]}{newline}" for number in range(at, len(lines)))
     reader = csv.reader(rest, delimiter=delimiter, strict=True)
     try:
         fields = next(reader)

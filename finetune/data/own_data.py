@@ -1,6 +1,6 @@
 """`python -m finetune data check | convert`: your own data as the tasks want it.
 
-    check      reads every split of a task's folder: rows, labels, pictures, lengths, repetitions
+    check      reads every split of a task's folder (`check.py`)
     convert    text with characters marked -> the files of the tasks `relations`, `entities`
 
 A post to convert is a line of JSON, or a row of a CSV file with these columns::
@@ -16,6 +16,7 @@ entity [start, end, type, text]. Labelling tools such as doccano export the seco
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +24,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from finetune.config import TaskOptions
-from finetune.data.overlap import overlap
-from finetune.tasks import metrics
-from finetune.tasks.base import Task
+from finetune.data.check import CheckConfig, run_check
 from finetune.tasks.posts import ENDS, TABLES, WHOLE_TAGS, parse_post, record_of
 from finetune.tasks.reading import shown
 from finetune.tasks.spans import Occurrence, Offsets, check_record, place_span
-from finetune.tasks.splits import SPLITS
 from shards.command import Tool, dispatch
 from shards.files import InputError, atomic_path
 from shards.records import Parsed, Refused, parse_records, read_records
@@ -38,37 +35,11 @@ from shards.tables import read_table
 
 ENTITY_LISTS = ("entities", "label", "labels")
 """What a post calls its entities; the first that is there counts."""
-
-
-def check(task: Task) -> list[str]:
-    """What there is to say about a task's folder.
-
-    Raises:
-        InputError: a split with lines that are no rows: lists them.
-    """
-    rows = {split: task.read(split) for split in SPLITS if task.split_file(split)}
-    if not rows:
-        raise InputError(f"{task.folder}: no split of the task {task.info.name} in it")
-    lines = []
-    for split, some in rows.items():
-        labels = Counter(label for gold in task.gold(some) for label in _labels(gold))
-        folder = task.image_folder(split)
-        names = {row.image_id for row in some} - {None}
-        missing = sorted(name for name in names if not (folder / name).is_file())
-        lines += [
-            f"{split}: {task.split_file(split)}",
-            f"  {len(some)} rows, longest {max(len(row.tokens) for row in some)} tokens",
-            "  " + ", ".join(f"{label} {count}" for label, count in labels.most_common()),
-            f"  pictures in {folder}: {len(names) - len(missing)} there, {len(missing)} missing"
-            + (f", for example {missing[0]}" if missing else ""),
-        ]
-    lines += [f"no {split} split" for split in SPLITS if split not in rows]
-    return lines + overlap(task, rows)
-
-
-def _labels(gold: Any) -> list[str]:
-    """The label of a relation row, or the types of a sentence's entities."""
-    return [gold] if isinstance(gold, str) else [kind for kind, _, _ in metrics.entities(gold)]
+READ = {
+    "relations": {"text", "tokens", "head", "tail", "offsets", "relation", "image", *ENDS},
+    "entities": {"text", "offsets", "image", *ENTITY_LISTS},
+}
+"""Task -> the columns or keys of a post that `convert` reads."""
 
 
 def convert(
@@ -95,7 +66,13 @@ def convert(
             return relation_row(fields, offsets, occurrence)
         return entities_row(fields, offsets)
 
-    return parse_records(source, records(source, kind, delimiter, encoding), row)
+    posts = records(source, kind, delimiter, encoding)
+    fields = [post.fields for post in posts if isinstance(post, Parsed)]
+    unread = Counter(name for record in fields for name in record if name not in READ[kind])
+    if unread:
+        counts = ", ".join(f"{name} of {count} posts" for name, count in unread.most_common())
+        print(f"warning: {source}: not read: {counts}", file=sys.stderr)
+    return parse_records(source, posts, row)
 
 
 def records(
@@ -126,8 +103,7 @@ def relation_row(
     relation, image = record.get("relation"), _image(record)
     if not isinstance(relation, str) or not (relation := relation.strip()):
         raise InputError("relation is missing; where there is none, say None")
-    names = ("text", "tokens", "head", "tail", "offsets", *ENDS)
-    known = {key: record[key] for key in names if key in record}
+    known = {key: record[key] for key in READ["relations"] - {"relation", "image"} if key in record}
     post = parse_post(known, Path(), "relations", offsets, occurrence)
     if post.head is None or post.tail is None:
         raise InputError("head and tail are missing")
@@ -193,14 +169,6 @@ def _image(record: dict[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckConfig(TaskOptions):
-    """Read every split and say what is in it: rows, labels, pictures, repeats."""
-
-    task: str
-    """mnre, twitter2015, relations, entities, …"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """One file of posts, their characters marked, to a split's file of a task."""
 
@@ -220,11 +188,6 @@ class ConvertConfig:
     """Of a table: comma, tab, semicolon, pipe; default: what its header shows."""
     encoding: str | None = None
     """Of a table; default: UTF-8, or as its byte order mark says."""
-
-
-def run_check(config: CheckConfig) -> None:
-    """Print what there is to say."""
-    print("\n".join(check(config.open())))
 
 
 def run_convert(config: ConvertConfig) -> None:

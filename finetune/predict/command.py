@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
-from finetune.tasks.posts import TABLES, BadPost, parse_line, read_post, record_of
+from finetune.tasks.posts import COLUMNS, TABLES, BadPost, parse_line, read_post, record_of
 from shards.files import InputError, file_sha256, parse_object, read_json, write_json
 from shards.locks import lock_file
 from shards.options import parse_config
@@ -119,11 +119,14 @@ def posts_of(source: Path, task: str, offsets: str | None) -> Iterator[Any]:
     """The posts of a table or of JSON lines; `BadPost` in the place of a row that is none."""
     if source.suffix.lower() in TABLES:
         table = read_table(source, ("text",))
+        if unread := [name for name in table.columns if name not in COLUMNS]:
+            LOG.warning("%s: columns not read: %s", source, ", ".join(unread))
         for row in table.rows:
             if isinstance(row, Refused):
                 yield BadPost(f"line {row.line}: {row.reason}")
             else:
-                yield read_post(record_of(row.fields), source.parent, task, offsets)
+                cells = {name: row.fields[name] for name in row.fields if name in COLUMNS}
+                yield read_post(record_of(cells), source.parent, task, offsets)
         return
     with source.open("rb") as file:
         yield from read_posts(file, source.parent, task, offsets)

@@ -71,14 +71,15 @@ def positions(value: str | None) -> Any:
 TABLES = (".csv", ".tsv")
 LISTS = ("head", "tail", "tokens", "entities", "label", "labels")
 """Columns whose cells may be JSON lists."""
+COLUMNS = {*KEYS, *LISTS}
+"""What a post may have in a table."""
 
 
 def record_of(cells: dict[str, str]) -> dict[str, Any]:
-    """A row of a table as the object of a JSON line: an empty cell is a field left out, and what
-    no post has is not read."""
+    """A row of a table as the object of a JSON line: an empty cell is a field left out."""
     record: dict[str, Any] = {}
     for name, cell in cells.items():
-        if cell and name in (*KEYS, *LISTS):
+        if cell:
             record[name] = cell
             if name in LISTS and cell.startswith("["):
                 with suppress(ValueError, RecursionError):

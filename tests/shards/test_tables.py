@@ -169,6 +169,15 @@ def test_all_damaged_lines_are_listed_with_what_the_reader_finds(tmp_path):
     assert whole == [(1, 1), (2, "not a Python literal"), (3, 5)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_inside_quotes_stay_as_they_are(tmp_path, end):
+    """So that positions in a text are those of the file; Python's csv module agrees."""
+    content = end.join(["image,caption", f'a.jpg,"one{end}two"', 'b.jpg,"x, y"', "c.jpg,z", ""])
+    fields = [tuple(row.fields.values()) for row in read(tmp_path, content).accepted()]
+    assert fields == [("a.jpg", f"one{end}two"), ("b.jpg", "x, y"), ("c.jpg", "z")]
+    assert fields == list(map(tuple, csv.reader(io.StringIO(content, newline=""))))[1:]
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=12)
 
 

@@ -1,15 +1,20 @@
 """Your own posts as task files: the tokens carry the marked characters, damage has a line."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from finetune import registry
 from finetune.__main__ import main
+from finetune.data.check import dictionary
 from finetune.data.own_data import convert
 from finetune.tasks import metrics
+from finetune.tasks.mnre import MARKERS, Mnre, mark_entities
 from finetune.tasks.relations import OwnRelations
-from finetune.tasks.twitter import OwnEntities
+from finetune.tasks.twitter import NERRow, OwnEntities
 from shards.files import InputError
 
 
@@ -98,6 +103,67 @@ def test_damaged_csv(tmp_path):
         list(convert(source, "relations"))
     with pytest.raises(InputError, match="cannot be read"):
         list(convert(tmp_path / "no.csv", "relations"))
+
+
+def test_what_is_not_read_is_said(tmp_path, capsys):
+    """Columns of a table and keys of JSON lines, each with its number of posts."""
+    post = {"text": "Bob in Oslo", "head": "Bob", "tail": "Oslo", "relation": "x"}
+    posts = [post | {"author": "me", "tags": []}, post | {"author": "you"}]
+    convert(write(tmp_path / "a.jsonl", posts), "relations")
+    assert f"{tmp_path}/a.jsonl: not read: author of 2 posts, tags of 1" in capsys.readouterr().err
+    table = tmp_path / "a.csv"
+    table.write_text("text,head,tail,relation,relaton\nBob in Oslo,Bob,Oslo,x,y\n")
+    convert(table, "relations")
+    assert "a.csv: not read: relaton of 1 posts" in capsys.readouterr().err
+    convert(write(tmp_path / "b.jsonl", [post]), "relations")
+    assert capsys.readouterr().err == ""
+
+
+def test_positions_after_a_windows_line_end(tmp_path):
+    """A line end inside a cell is two characters, as in the file."""
+    table = tmp_path / "a.csv"
+    table.write_bytes(b'text,entities\r\n"Bob\r\nin Oslo","[[8, 12, ""LOC""]]"\r\n')
+    (row,) = convert(table, "entities")
+    assert row["tokens"] == ["Bob", "in", "Oslo"] and row["tags"] == ["O", "O", "B-LOC"]
+
+
+def test_check_counts_word_pieces(mnre_folder, tiny_model, capsys):
+    """With the marks of the entities and both ends, as training cuts them."""
+    command = f"data check --task mnre --data {mnre_folder} --tokenizer {tiny_model}"
+    main(command.split())
+    printed = capsys.readouterr().out
+    task, tokenizer = Mnre(mnre_folder), AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(list(MARKERS), special_tokens=True)
+    lengths = sorted(
+        len(tokenizer(" ".join(mark_entities(row.tokens, row.head, row.tail)))["input_ids"])
+        for row in task.read("train")
+    )
+    middle, most = lengths[math.ceil(len(lengths) / 2) - 1], lengths[math.ceil(0.95 * 120) - 1]
+    line = f"word pieces a row: median {middle}, 95 % up to {most}, longest {lengths[-1]}"
+    assert line in printed
+
+
+def test_dictionary_of_entities():
+    """The longest entry wins, with its commonest type; what train has not is not found."""
+
+    def row(text, tags):
+        return NERRow(row=0, image_id=None, tokens=tuple(text.split()), tags=tuple(tags.split()))
+
+    train = [
+        row("New York loves York", "B-LOC I-LOC O B-PER"),
+        row("York and York", "B-LOC O B-LOC"),
+    ]
+    val = [row("York or New York or Oslo", "B-LOC O B-LOC I-LOC O B-LOC")]
+    (line,) = dictionary({"train": train, "val": val})
+    assert line.startswith("val: the 2 entities of train, looked up, reach F1 80.0 ")
+    assert dictionary({"val": val}) == []
+
+
+@pytest.mark.parametrize(("year", "f1"), [("2015", "30.2"), ("2017", "62.8")])
+def test_dictionary_on_real_tweets(shared_data, year, f1):
+    task = registry.load("tasks", f"twitter{year}")(shared_data / f"twitter{year}")
+    (line,) = dictionary({split: task.read(split) for split in ("train", "val")})
+    assert f"reach F1 {f1} " in line
 
 
 def test_check_counts_what_is_there(mnre_folder, capsys):
