@@ -10,6 +10,7 @@ from shards.sample.world import (
     CUE_NOUNS,
     CUES,
     NEUTRAL,
+    SUFFIXES,
     arrange,
     draw_all,
     fill_template,
@@ -24,7 +25,6 @@ from shards.sample.world import (
 
 STREAM, CAPTION_STREAM = 1, 3
 NO_RELATION = "None"
-SUFFIXES = {"per": ("",), "org": (" Corp", " Club", " Group"), "misc": (" Saga", " Gala", " Epic")}
 POSTS = (
     ("RT @{handle} : {a} and {b} tonight !", "tonight"),
     ("{a} with {b} , what a photo", "photo"),

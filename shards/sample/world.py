@@ -34,6 +34,8 @@ NEUTRAL = (
     *("map", "house", "tree", "car", "fish", "cup", "umbrella", "balloon", "kite"),
     *("tower", "shirt", "star"),
 )
+SUFFIXES = {"per": ("",), "org": (" Corp", " Club", " Group"), "misc": (" Saga", " Gala", " Epic")}
+"""Type of a relation's tail -> how its name ends."""
 TYPE_NOUNS = {
     "PER": PEOPLE,
     "ORG": ("tower", "flag", "shirt"),

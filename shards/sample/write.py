@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from shards.command import Tool
 from shards.files import InputError, replace_folder, write_json
 from shards.locks import lock_file
+from shards.sample.generated import FOLDER, write_generated
 from shards.sample.mnre import write_mnre
 from shards.sample.news import write_news
 from shards.sample.pictures import PEOPLE
@@ -64,23 +65,28 @@ def write_sample(config: SampleConfig) -> None:
     """Write `news_clippings/`, `visual_news/`, `mnre/`, `twitter2017/`, `relations.tsv` (the words
     that captions use for the cues, a relation vocabulary) and `sample.json`.
 
-    The folder appears complete or not at all. One that already holds this sample is left alone.
+    The folder appears complete or not at all. One that already holds this sample is left alone,
+    except that an older one gets the generated pictures of `mnre/`, which it lacks.
 
     Raises:
         InputError: `out` holds something else.
     """
     out = config.out.absolute()
     with lock_file(out):
+        options = config.size, config.seed, config.workers
         if _already_there(out, config.provenance()):
             print(f"{out}: already there")
+            if not (out / "mnre" / FOLDER).exists():
+                write_generated(out / "mnre", *options)
+                print(f"{out / 'mnre' / FOLDER}: added")
             return
-        options = config.size, config.seed, config.workers
         with replace_folder(out) as folder:
             counts = {
                 "news_clippings": write_news(folder, config.pairs, *options),
                 "mnre": write_mnre(folder, config.rows, *options),
                 "twitter2017": write_twitter(folder, *options),
             }
+            write_generated(folder / "mnre", *options)
             words = [word for cues in CUES.values() for _, word in cues.values()]
             write_lines(folder / "relations.tsv", words)
             write_json(folder / PROVENANCE, _provenance(config.provenance(), counts))

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from shards.__main__ import main
 from shards.files import InputError
+from shards.sample.generated import write_generated
 from shards.sample.write import SampleConfig, write_sample
 
 SIZE = 48
@@ -299,6 +301,21 @@ def test_od_regions_are_three_a_picture(sample):
     assert {len(line["od"]) for line in lines} == {3}
 
 
+def test_generated_pictures_know_the_text_alone(sample, tmp_path):
+    """One a picture; the same bytes whatever the rows' relations are, and from no photograph."""
+    for split in SPLITS:
+        images = {row["img_id"] for row in mnre_rows(sample, split)}
+        folder = sample / "mnre/diffusion_pic" / split
+        assert {path.name for path in folder.iterdir()} == images
+    for split in SPLITS:
+        rows = mnre_rows(sample, split)
+        (tmp_path / "txt").mkdir(exist_ok=True)
+        lines = [repr(row | {"relation": "None"}) for row in rows]
+        (tmp_path / f"txt/ours_{split}.txt").write_text("\n".join(lines) + "\n")
+    write_generated(tmp_path, SIZE, seed=3, workers=1)
+    assert digests(tmp_path / "diffusion_pic") == digests(sample / "mnre/diffusion_pic")
+
+
 # Twitter-2017
 
 
@@ -366,6 +383,15 @@ def test_a_finished_sample_is_left_alone_and_another_is_refused(sample, capsys):
     assert (sample / "sample.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"sample\.json.*remove the folder or name a new one"):
         write_sample(SampleConfig(out=sample, pairs=PAIRS, rows=ROWS, size=SIZE, seed=4))
+
+
+def test_a_sample_written_before_there_were_generated_pictures_gets_them(tmp_path):
+    options = SampleConfig(out=tmp_path / "raw", pairs=80, rows=(5, 5, 5), size=32)
+    write_sample(options)
+    before = digests(options.out)
+    shutil.rmtree(options.out / "mnre/diffusion_pic")
+    write_sample(options)
+    assert digests(options.out) == before
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path):
