@@ -101,6 +101,9 @@ def write_corpora(work: Path, *, rows: tuple[int, int, int]) -> list[str]:
             path.write_text(json.dumps(content | {"annotations": annotations}))
     for name, folder in {"VN": "visual_news", "MNRE": "mnre", "TWITTER": "twitter2017"}.items():
         shutil.copytree(work / "SAMPLE" / folder, work / name)
+    for path in (work / "TWITTER").glob("*.txt"):
+        sentences = path.read_text().split("\n\n")[: rows[0] if path.stem == "train" else rows[1]]
+        path.write_text("\n\n".join(sentences) + "\n\n")
     _write_community_files(work / "MNRE")
     articles = json.loads((work / "VN/origin/data.json").read_text())
     return " ".join(article["caption"].lower() for article in articles).split()

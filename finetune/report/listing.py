@@ -17,7 +17,7 @@ from finetune.config import OptimConfig, TrainConfig
 from finetune.data.views import TOOLS, default_scope
 from finetune.methods.profiles import Profiled
 from finetune.protocols import PROTOCOLS
-from finetune.report.study import STUDIES
+from finetune.report.study_cells import STUDIES
 from shards.files import InputError
 from shards.options import first_line, parse_config
 

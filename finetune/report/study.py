@@ -12,18 +12,17 @@ A study is a YAML file in `finetune/configs/studies/` (or of your own)::
         "10 %": {tool: align-noise, ratio: 0.1}  # a view; `only: [run, …]` limits it
         "8 shots": {tool: kshot, k: 8, settings: {optim.epochs: 20}}
     small: {optim.epochs: 2}                     # over `settings`, with --small
+    pretrain: {no_coe: {loss.coe: 0}}            # models trained first; runs say `init: $no_coe`
 
 A view whose scope is the test split is shown to the run that was trained without it; every other
 one means a training of its own. A setting that is null is left out. `$model` and `$data` stand for
-the options. Runs are ordinary run directories: give the same command again and only what is missing
-is computed.
+the options, `$configs` for mnre or, with --small, sample. Runs are ordinary run directories: give
+the same command again and only what is missing is computed.
 """
 
-import json
 import logging
 import multiprocessing
 import os
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,116 +31,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
+from finetune.report import study_models
+from finetune.report.study_cells import Cell, cells, folder_name, read_study
+from finetune.report.study_models import as_words
 from finetune.report.study_tables import write_report
 from shards.files import InputError, replace_folder
 from shards.locks import lock
-from shards.options import check_bounds, near, parse_config
+from shards.options import parse_config
 from shards.processes import end_with
-
-STUDIES = Path(__file__).parents[1] / "configs" / "studies"
-OWN_KEYS = {"settings", "runs", "tables", "small"}
-VIEW_KEYS = {"only", "settings"}
-"""What a column may say beside the options of its view."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run under one view."""
-
-    table: str
-    run: str
-    column: str
-    settings: Mapping[str, Any]
-    """`key: value` as on the command line of `finetune train`."""
-    view: Mapping[str, Any]
-    """Options of `finetune view`; empty: none."""
-    own_training: bool
-    """Whether this column is trained for itself, or read off the run's plain training."""
-
-    @property
-    def name(self) -> str:
-        """Folder of the training that this cell needs."""
-        return folder_name(self.run, self.column if self.own_training else "")
-
-
-def folder_name(*parts: str) -> str:
-    """Words with dashes between them."""
-    plain = (
-        "".join(c if c.isalnum() or c in ".+" else " " for c in part) for part in parts if part
-    )
-    return "--".join("-".join(words.split()) for words in plain)
-
-
-# ---- The file ------------------------------------------------------------------------------------
-
-
-def read_study(name: str) -> dict[str, Any]:
-    """A study by its name or its path.
-
-    Raises:
-        InputError: no such file, or what is in it is no study.
-    """
-    shipped = {path.stem: path for path in sorted(STUDIES.glob("*.yaml"))}
-    key = name.removeprefix("finetune/configs/studies/").removesuffix(".yaml")
-    if not Path(name).is_file() and key not in shipped:
-        raise InputError(f"study {name}: no such file{near(key, shipped)}")
-    path = Path(name) if Path(name).is_file() else shipped[key]
-    check_bounds(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not {"runs", "tables"} <= content.keys() <= OWN_KEYS:
-        raise InputError(f"{path}: expected runs and tables; settings and small may be there, too")
-    for key in content:
-        if not isinstance(content[key], dict):
-            raise InputError(f"{path}: {key}: expected a mapping")
-    return content
-
-
-def cells(content: Mapping[str, Any], small: bool, places: Mapping[str, str]) -> Iterator[Cell]:
-    """Every cell of every table, in order."""
-    common = content.get("settings", {}) | (content.get("small", {}) if small else {})
-    for table, columns in content["tables"].items():
-        for column, described in columns.items():
-            described = filled(described or {}, places)
-            only = described.get("only", content["runs"])
-            if unknown := set(only) - content["runs"].keys():
-                raise InputError(f"table {table}: only: no run called {sorted(unknown)[0]!r}")
-            view = {key: described[key] for key in described if key not in VIEW_KEYS}
-            changed = described.get("settings", {})
-            own_training = bool(changed) or (bool(view) and not shown_at_test(view))
-            for run in only:
-                settings = filled(common | content["runs"][run], places) | changed
-                yield Cell(table, run, str(column), settings, view, own_training)
-
-
-def shown_at_test(view: Mapping[str, Any]) -> bool:
-    """Whether a view changes the test rows alone."""
-    from finetune.data.views import TOOLS, default_scope
-
-    if view.get("tool") not in TOOLS:
-        raise InputError(f"study: no view tool {view.get('tool')!r}; there are {', '.join(TOOLS)}")
-    return view.get("scope", default_scope(view["tool"])) == "test"
-
-
-def filled(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """With `$model` and the like replaced."""
-
-    def fill(value: Any) -> Any:
-        if isinstance(value, dict):
-            return filled(value, places)
-        if not isinstance(value, str):
-            return value
-        try:
-            return string.Template(value).substitute(places)
-        except KeyError as error:
-            raise InputError(f"study: {value} wants --{error.args[0]}") from None
-
-    return {key: fill(value) for key, value in values.items()}
-
 
 # ---- The runs ------------------------------------------------------------------------------------
 
@@ -151,10 +48,10 @@ def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
     from finetune.config import parse_train
     from finetune.run.directory import run
 
-    options = {"data": data, "seeds": seeds, "out": str(out / "runs" / cell.name)}
+    options = {"seeds": seeds, "out": str(out / "runs" / cell.name)}
     if cell.view and cell.own_training:
         options["view"] = str(make_view(cell, data, out))
-    settings = {"cache": str(out / "cache")} | dict(cell.settings) | options
+    settings = {"cache": str(out / "cache"), "data": data} | dict(cell.settings) | options
     given = {key: value for key, value in settings.items() if value is not None}
     return run(parse_train(as_words(given)))
 
@@ -188,16 +85,6 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
         for path, text in written.items():
             print(f"{place if path == place else place / path.name}: {text}")
     return place
-
-
-def as_words(options: Mapping[str, Any]) -> list[str]:
-    """A mapping as words of a command line."""
-    return [f"--{key}={as_word(value)}" for key, value in options.items()]
-
-
-def as_word(value: Any) -> str:
-    """A YAML value as a word of a command line."""
-    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
 
 
 def start_worker(parent: int) -> None:
@@ -277,14 +164,25 @@ class StudyConfig:
     """Runs at a time."""
     small: bool = False
     """The study's reduced form."""
+    columns: tuple[str, ...] = ()
+    """These columns of the tables alone, such as datasets that are at hand; none: all."""
+    pretraining: Path | None = None
+    """Settings of `python -m pretrain`, such as `config.yaml` of a run directory, for a study that
+    trains models first: one run each in --out/pretrain."""
+    launcher: str = ""
+    """What starts these runs, such as "deepspeed launch/pretrain.sh"; none: one process."""
 
 
 def run_study(config: StudyConfig) -> None:
     """Compute what is missing, write `study.md` and `study.json`, and print the tables."""
-    places = {"data": config.data} | ({"model": config.model} if config.model else {})
-    todo = list(cells(read_study(config.study), config.small, places))
+    content = read_study(config.study)
+    models = study_models.places(content.get("pretrain", {}), config.pretraining, config.out)
+    places = {"data": config.data, **models} | ({"model": config.model} if config.model else {})
+    todo = list(cells(content, config.small, places, config.columns))
     seeds = str(config.seeds)
     with lock(config.out):
+        if config.pretraining:
+            study_models.train(content["pretrain"], config.pretraining, config.launcher, config.out)
         results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
         write_report(Path(config.study).stem, results, seeds, config.out)
     print((config.out / "study.md").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from pathlib import Path
 import published
 import pytest
 import yaml
-from readme import ROOT, Step, steps
+from readme import README, ROOT, Step, steps
 
 BERT, VIT = "google-bert/bert-base-uncased", "vit_base_patch16_224.orig_in21k"
 
@@ -28,6 +28,16 @@ ELSEWHERE = {
     "python -m finetune serve": "tests/finetune/predict/test_serve.py; needs gradio, does not end",
 }
 """Start of a command -> the test that runs it, or why none does."""
+
+IN_PROSE = {
+    "fusion-mre": "tests/repo/test_startup.py",
+    "bash launch/pretrain.sh": "tests/e2e/test_pretraining.py",
+    "torchrun -m pretrain": "tests/e2e/test_pretraining.py",
+    "python -m pretrain --help": "tests/repo/test_startup.py",
+    "python -m pretrain doctor": "tests/launch/test_doctor.py",
+    "python -m finetune regions build": "tests/finetune/data/test_regions.py",
+}
+"""Start of a command between backquotes, not in a block -> the test that runs it."""
 
 SLOW_ONLY = (
     "python -m finetune study",
@@ -168,6 +178,18 @@ def test_every_command_runs_somewhere():
         assert starts(start, [c[: len(start)] for c in commands]), f"README has no {start!r}"
     text = "\n".join(step.text for step in steps())
     assert not [old for old in REPLACED if old.strip() not in text]
-    for reason in ELSEWHERE.values():
+    for reason in (*ELSEWHERE.values(), *IN_PROSE.values()):
         test = re.match(r"tests/\S+\.py", reason)
         assert not test or (ROOT / test[0]).is_file(), reason
+
+
+def test_every_command_in_prose_runs_somewhere():
+    """Each is a step of a block, or has its test; no entry is left over."""
+    prose = re.sub(r"^```.*?^```$", "", README.read_text(), flags=re.M | re.S)
+    words = r"(?:python -m|deepspeed|torchrun|bash|fusion-mre) "
+    named = [" ".join(text.split()) for text in re.findall(rf"`({words}[^`]*)`", prose)]
+    blocks = [command for step in steps() for command in step.commands]
+    for command in named:
+        in_block = any(block.startswith(command) for block in blocks)
+        assert in_block or starts(command, IN_PROSE | ELSEWHERE), f"no test runs `{command}`"
+    assert not [start for start in IN_PROSE if not starts(start, [n[: len(start)] for n in named])]

@@ -90,8 +90,8 @@ def attempt(results: Results, table: str, way: str, which: str, pairs: int, **ho
         torch.cuda.reset_peak_memory_stats()
     try:
         row = measure(which, pairs, **how)
-    except torch.cuda.OutOfMemoryError:
-        row = {"samples/s": None, "note": "out of memory"}
+    except RuntimeError as error:  # no memory, or no compiler: the other rows go on
+        row = {"samples/s": None, "note": f"{type(error).__name__}: {error}"[:200]}
     results.add(table, model=which, way=way, micro=pairs, **row)
     gc.collect()
     if DEVICE.type == "cuda":

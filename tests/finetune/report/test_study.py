@@ -1,14 +1,19 @@
 """Studies: the table says what the runs say, each is trained once, views reach the right split."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finetune.__main__ import main
-from finetune.report.study import STUDIES, cells, read_study
+from finetune.report.study import StudyConfig, run_study
+from finetune.report.study_cells import STUDIES, cells, read_study
 from finetune.report.study_tables import write_report
 from shards.files import InputError
+from shards.options import parse_config
 
 STUDY = """
 settings: {task: mnre, optim.epochs: 2, optim.lr: 1.0e-3}
@@ -130,9 +135,75 @@ def test_damaged_studies_are_one_line(study, change, message):
         read_study("protocol")
 
 
+TRAINS = """
+pretrain:
+  full: {}
+  no_coe: {loss.coe: 0}
+settings: {method: promu, task: mnre, optim.epochs: 1}
+runs:
+  all losses: {init: $full}
+  without COE: {init: $no_coe}
+tables:
+  Table:
+    here: {}
+    elsewhere: {settings: {data: $data/../other}}
+    nowhere: {settings: {data: $data/nowhere}}
+"""
+STANDS_IN = """
+import pathlib, shutil, sys
+model, log, *words = sys.argv[1:]
+pathlib.Path(log).open("a").write(" ".join(words) + "\\n")
+if model != "fails":
+    run_dir = pathlib.Path(words[words.index("--config") + 2].removeprefix("--run_dir="))
+    shutil.copytree(model, run_dir / "model", dirs_exist_ok=True)
+sys.exit(model == "fails")
+"""
+
+
+def test_models_are_trained_before_the_runs_that_start_from_them(tmp_path, mnre_folder, tiny_model):
+    (tmp_path / "mine.yaml").write_text(TRAINS)
+    (tmp_path / "stands_in.py").write_text(STANDS_IN)
+    (tmp_path / "pretraining.yaml").write_text("seed: 1\n")
+    shutil.copytree(mnre_folder, mnre_folder.parent / "other")
+    launcher = f"{sys.executable} {tmp_path}/stands_in.py"
+    out = tmp_path / "out"
+    words = ["study", f"{tmp_path}/mine.yaml", "--data", str(mnre_folder), "--out", str(out)]
+    words += ["--seeds", "1", "--columns", "here", "elsewhere"]
+    with pytest.raises(InputError, match="name the settings of"):
+        run_words(words)
+    words += ["--pretraining", f"{tmp_path}/pretraining.yaml", "--launcher"]
+    with pytest.raises(InputError, match="pre-training full ended with status 1"):
+        run_words([*words, f"{launcher} fails {tmp_path}/first"])
+    run_words([*words, f"{launcher} {tiny_model} {tmp_path}/log"])
+    config = f"--config {tmp_path}/pretraining.yaml --run_dir={out}/pretrain"
+    assert (tmp_path / "log").read_text() == (f"{config}/full\n{config}/no_coe --loss.coe=0\n")
+    cells = json.loads((out / "study.json").read_text())["cells"]
+    assert [(cell["run"], cell["column"]) for cell in cells] == [
+        ("all losses", "here"), ("without COE", "here"),
+        ("all losses", "elsewhere"), ("without COE", "elsewhere"),
+    ]  # fmt: skip
+    settings = yaml.safe_load((out / "runs/without-COE--elsewhere/config.yaml").read_text())
+    assert settings["init"] == f"{out}/pretrain/no_coe/model"
+    assert settings["data"].endswith("/../other")
+
+
+def run_words(words: list[str]) -> None:
+    run_study(parse_config(StudyConfig, words[1:], prog="study", example=""))
+
+
+def test_a_column_that_is_none_and_a_view_of_other_rows_are_one_line(study):
+    content = read_study(str(study))
+    with pytest.raises(InputError, match="--columns all labels: the study's columns are"):
+        list(cells(content, False, {"model": "M"}, ["all labels"]))
+    content["settings"]["data"] = "elsewhere"
+    with pytest.raises(InputError, match="none at test: views are of the rows of --data"):
+        list(cells(content, False, {"model": "M"}))
+
+
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_are_well_formed(path: Path):
-    places = {"model": "M", "data": "D", "bert": "B"}
+    content = read_study(str(path))
+    places = {"model": "M", "data": "D"} | dict.fromkeys(content.get("pretrain", {}), "P")
     for small in (False, True):
-        todo = list(cells(read_study(str(path)), small, places))
+        todo = list(cells(content, small, places))
         assert todo and all("method" in cell.settings for cell in todo)
