@@ -85,6 +85,6 @@ def test_every_cell_has_a_figure(study, columns, world, tmp_path):
         for run in (table[column] or {}).get("only", content["runs"])
     }
     assert {(cell["run"], cell["column"]) for cell in cells} == expected
-    assert all(0 <= cell["test"]["f1"]["mean"] <= 1 for cell in cells)
+    assert all(0 <= cell["test"]["f1"]["mean"] <= 100 for cell in cells)
     for name in content.get("pretrain", {}):
         assert (tmp_path / "pretrain" / name / "model/config.json").is_file()
