@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_mnre import NAMES, write_mnre
+from tiny_mnre import write_mnre
+from tiny_model import write_model
 
 
 @pytest.fixture
@@ -19,40 +20,7 @@ def mnre_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fusion model directory of a few thousand random weights."""
-    import torch
-
-    from pretrain.checkpoint.hub import save_model_directory
-    from pretrain.data.tokenizer import learn_tokenizer
-    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-
-    text = ["RT @x : " + " and ".join(NAMES) + " tonight [ ] / E1 E2 at last #tag, on we go"] * 3
-    tokenizer = learn_tokenizer(text, 120)
-    torch.manual_seed(0)
-    encoder = FusionEncoder(
-        FusionEncoderConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_attention_heads=2,
-            intermediate_size=64,
-            text_layers=1,
-            fusion_layers=1,
-            image_size=16,
-            patch_size=8,
-            vision_hidden_size=16,
-            vision_layers=1,
-            vision_heads=2,
-            projection_size=8,
-        )
-    )
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    save_model_directory(
-        directory,
-        config=encoder.config.to_dict(),
-        state=encoder.state_dict(),
-        tokenizer=tokenizer,
-        card="# tiny\n",
-    )
-    return directory
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 class Golden:
