@@ -11,7 +11,7 @@ from finetune.config import TrainConfig, with_method
 from finetune.data.views import TOOLS
 from finetune.protocols import PROTOCOLS
 from finetune.report.listing import CONFIGS, PAPERS
-from shards.options import fields_of
+from shards.argv import fields_of
 
 
 def test_everything_is_named(capsys):
