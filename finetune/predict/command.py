@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
+from finetune.predict.live_options import LiveOptions
 from finetune.tasks.posts import COLUMNS, TABLES, BadPost, parse_line, read_post, record_of
 from shards.files import InputError, file_sha256, parse_object, read_json, write_json
 from shards.locks import lock_file
@@ -35,10 +36,8 @@ LONGEST_LINE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """Relation or entities of new posts, as JSON lines."""
-
-    POSITIONAL: ClassVar = ("run",)
+class PostOptions:
+    """What predict is asked, beside `LiveOptions`, which the help shows after these."""
 
     run: str
     """Run directory, one seed's, or a fine-tuned model directory or hub id."""
@@ -71,18 +70,13 @@ class PredictConfig:
     """Rows a forward pass."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on CUDA, fp32 on CPU."""
-    regions: Literal["live", "none"] = "live"
-    """For runs that read regions. live: ground and detect them now. none: all slots empty."""
-    grounder: str = "IDEA-Research/grounding-dino-base"
-    """Grounding DINO: folder or hub id."""
-    detector: str = "COCO_V1"
-    """Faster R-CNN: COCO_V1 or a weights file."""
-    tagger: str = "en_core_web_sm"
-    """spaCy model that finds nouns to ground; none: entity names alone."""
-    caption_model: str | None = None
-    """For runs that read captions: a captioner (BLIP, …), folder or hub id, for posts without."""
-    caption_prompt: str = "a photo of"
-    """What the captioner is asked; as the captions of training were made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(LiveOptions, PostOptions):
+    """Relation or entities of new posts, as JSON lines."""
+
+    POSITIONAL: ClassVar = ("run",)
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.input is None):

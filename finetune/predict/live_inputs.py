@@ -10,7 +10,7 @@ it is made of a post, or why it cannot be (`Provider.live`).
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Any
 from finetune.data.grounding import Grounder, ObjectDetector, keywords, spacy_tagger
 from finetune.inputs.load import providers_of
 from finetune.methods.base import Method
+from finetune.predict.live_options import LiveOptions
 from finetune.tasks.base import Row, SideInput
 from finetune.tasks.posts import Post
 from finetune.tasks.region_cache import Region, Regions, rounded
 from pretrain import distributed
-from shards.captions import PROMPT, Captioner, captioned
+from shards.captions import Captioner, captioned
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
 
@@ -38,21 +39,9 @@ POST = Path("the post")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveInputs:
-    """Where weights for regions are, and what to do without."""
+class LiveInputs(LiveOptions):
+    """The models that the options name, loaded when they are wanted."""
 
-    regions: str = "live"
-    """live: ground and detect. none: all slots empty."""
-    grounder: str = "IDEA-Research/grounding-dino-base"
-    """Grounding DINO: folder or hub id."""
-    detector: str = "COCO_V1"
-    """Faster R-CNN: COCO_V1 or a weights file."""
-    tagger: str = "en_core_web_sm"
-    """spaCy model that finds nouns; none: entity names alone."""
-    caption_model: str | None = None
-    """Captioner (BLIP, …): folder or hub id; None: captions come with the posts."""
-    caption_prompt: str = PROMPT
-    """What the captioner is asked."""
     device: str = "cpu"
 
     @cached_property
@@ -206,10 +195,9 @@ def check_needs(
     return inputs
 
 
-def live_inputs(settings: Any) -> LiveInputs:
-    """As a command's settings say: those of its fields that are called like these."""
-    names = ("regions", "grounder", "detector", "tagger", "caption_model", "caption_prompt")
-    chosen = {name: getattr(settings, name) for name in names}
+def live_inputs(options: LiveOptions) -> LiveInputs:
+    """As a command's options say, on this process's device."""
+    chosen = {field.name: getattr(options, field.name) for field in fields(LiveOptions)}
     return LiveInputs(**chosen, device=str(distributed.device()))
 
 

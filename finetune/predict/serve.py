@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+from finetune.predict.live_options import LiveOptions
 from shards.files import InputError
 from shards.options import parse_config
 
@@ -32,10 +33,8 @@ STYLE = """
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """A web page to try a run on a post and a picture."""
-
-    POSITIONAL: ClassVar = ("run",)
+class PageOptions:
+    """What serve is asked, beside `LiveOptions`, which the help shows after these."""
 
     run: str
     """Run directory, one seed's, or a fine-tuned model directory or hub id."""
@@ -55,18 +54,13 @@ class ServeConfig:
     this machine's own name are allowed anyway."""
     max_megapixels: float = 25
     """A picture that claims more is refused by its header, before anything is decoded."""
-    regions: Literal["live", "none"] = "live"
-    """For runs that read regions. live: ground and detect them. none: all slots empty."""
-    grounder: str = "IDEA-Research/grounding-dino-base"
-    """Grounding DINO: folder or hub id."""
-    detector: str = "COCO_V1"
-    """Faster R-CNN: COCO_V1 or a weights file."""
-    tagger: str = "en_core_web_sm"
-    """spaCy model that finds nouns to ground; none: entity names alone."""
-    caption_model: str | None = None
-    """For runs that read captions: a captioner (BLIP, …), folder or hub id."""
-    caption_prompt: str = "a photo of"
-    """What the captioner is asked; as the captions of training were made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(LiveOptions, PageOptions):
+    """A web page to try a run on a post and a picture."""
+
+    POSITIONAL: ClassVar = ("run",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:

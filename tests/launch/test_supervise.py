@@ -85,7 +85,8 @@ def test_agent_ends_with_its_ranks(agent_of):
 @pytest.mark.parametrize(
     ("program", "status"),
     [
-        ("sys.exit(2 if os.environ['RANK'] == '1' else 1)", 2),  # bad input: no restart mends it
+        # Bad input: no restart mends it. The other rank ends later, as its peer is gone.
+        ("sys.exit(2 if os.environ['RANK'] == '1' else time.sleep(2) or 1)", 2),
         ("os.kill(os.getpid(), 9) if os.environ['RANK'] == '1' else time.sleep(1)", 137),
     ],
 )
