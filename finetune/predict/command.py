@@ -8,9 +8,7 @@ interruption is kept and the same command goes on behind it.
 import hashlib
 import json
 import logging
-import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -20,9 +18,10 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
+from finetune.predict.done import Done
 from finetune.predict.live_options import LiveOptions
 from finetune.tasks.posts import COLUMNS, TABLES, BadPost, parse_line, read_post, record_of
-from shards.files import InputError, file_sha256, parse_object, read_json, write_json
+from shards.files import InputError, file_sha256
 from shards.locks import lock_file
 from shards.options import parse_config
 from shards.records import Refused
@@ -91,8 +90,13 @@ class PredictConfig(LiveOptions, PostOptions):
                 raise ValueError(f"{name} must be at least 1")
 
     def shaping(self) -> dict[str, Any]:
-        """The settings that answers depend on."""
-        return {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
+        """What answers depend on: settings, and digests of input and runs."""
+        settings = {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
+        settings["input_sha256"] = file_sha256(Path(self.input or ""))
+        for name in ("run", "ner"):
+            if source := getattr(self, name):
+                settings[f"{name}_sha256"] = identity(source)
+        return {k: without_secrets(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
 def build(config: PredictConfig):
@@ -159,7 +163,7 @@ def predict_file(config: PredictConfig) -> dict[str, int]:
 
 def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
     total = count_lines(source)
-    done = Done.none() if config.out is None else Done.find(Path(config.out), config)
+    done = Done.none() if config.out is None else Done.find(Path(config.out), config.shaping())
     if done.finished:
         LOG.info("%s: finished already", config.out)
         return {"rows": total, "bad": done.bad}
@@ -183,79 +187,6 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         )
     LOG.info("%d posts, %d of them could not be read", total, bad)
     return {"rows": total, "bad": bad}
-
-
-@dataclass(frozen=True)
-class Done:
-    """What an earlier call has written to `--out`: OUT.partial until all is there."""
-
-    out: Path | None
-    rows: int = 0
-    bad: int = 0
-    finished: bool = False
-
-    @staticmethod
-    def none() -> "Done":
-        """Standard output: nothing is kept."""
-        return Done(None)
-
-    @staticmethod
-    def find(out: Path, config: PredictConfig) -> "Done":
-        """Look at `out`; keep whole lines of a partial file, cut off a broken one.
-
-        Raises:
-            InputError: what is there came from another input or other settings.
-        """
-        partial, state = with_end(out, ".partial"), with_end(out, ".settings.json")
-        settings = config.shaping() | {"input_sha256": file_sha256(Path(config.input or ""))}
-        for name in ("run", "ner"):
-            if source := getattr(config, name):
-                settings[f"{name}_sha256"] = identity(source)
-        settings = {k: without_secrets(v) if isinstance(v, str) else v for k, v in settings.items()}
-        if out.exists() and not state.is_file():
-            raise InputError(f"{out}: no answers of this command; give another --out")
-        if out.exists() or partial.exists():
-            before = read_json(state, f"remove {out if out.exists() else partial} to answer anew")
-            # An option that came later was not set then.
-            names = sorted(before.keys() | settings)
-            if changed := [name for name in names if before.get(name) != settings.get(name)]:
-                raise InputError(
-                    f"{out if out.exists() else partial}: holds answers to another input, run or "
-                    f"settings ({', '.join(changed)}); give another --out, or remove it"
-                )
-        else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(state, settings)
-            partial.touch()
-        path = out if out.exists() else partial
-        rows = bad = end = 0
-        with path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                rows, end = rows + 1, end + len(line)
-                if b'"error": ' in line:
-                    where = f"{path}: line {rows}"
-                    bad += "error" in parse_object(line, where, f"remove {path} to answer anew")
-        if path == partial:
-            os.truncate(partial, end)
-        return Done(out, rows, bad, finished=path == out)
-
-    def open(self) -> Any:
-        """The stream for further lines."""
-        if self.out is None:
-            return nullcontext(sys.stdout)
-        return with_end(self.out, ".partial").open("a", encoding="utf-8", buffering=1 << 16)
-
-    def finish(self) -> None:
-        """All lines are there: the file gets its name."""
-        if self.out is not None:
-            os.replace(with_end(self.out, ".partial"), self.out)
-
-
-def with_end(path: Path, end: str) -> Path:
-    """`path` with something after its name."""
-    return path.with_name(path.name + end)
 
 
 def identity(source: str) -> str:

@@ -147,12 +147,11 @@ def product(folder: Path, result: dict[str, Any]) -> tuple[Any, Any]:
     """The checkout that PYTHONPATH names."""
     try:
         from finetune.predict.extractor import Extractor
-        from finetune.tasks.posts import parse_post, read_post
+        from finetune.tasks.posts import parse_post
     except ImportError:  # before its files were sorted into folders
         from finetune.extractor import Extractor
         from finetune.posts import parse_post
 
-        from finetune.predict import read_post
     extract = Extractor.from_pretrained(folder / "tiny/run")
 
     def one(post: dict[str, Any]) -> dict[str, Any]:
@@ -165,12 +164,9 @@ def product(folder: Path, result: dict[str, Any]) -> tuple[Any, Any]:
     bad = []
     for row, line in enumerate((folder / "posts.jsonl").read_text().splitlines()):
         try:
-            post = read_post(json.loads(line), folder, extract.task)
-        except ValueError:
-            bad.append(row)
-            continue
-        (answer,) = extract.stream([post])
-        if "error" in answer:
+            answers = extract.stream([parse_post(json.loads(line), folder, extract.task)])
+            bad += [row] if "error" in next(answers) else []
+        except ValueError:  # also InputError
             bad.append(row)
     result["damaged rows told apart"] = bad == json.loads((folder / "bad.json").read_text())
     post = {
