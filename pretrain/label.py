@@ -1,5 +1,6 @@
 """`python -m pretrain label`: what a frozen prompter sees in every picture, written once."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -17,25 +18,33 @@ class LabelConfig:
     """Shard directory with an objects column."""
     prompter: str
     """Model directory or hub id."""
-    batch_size: int = 256
+    batch_size: int = 64
     """Pictures per forward pass."""
+    workers: int | None = None
+    """Processes per rank that decode (default: the cores that this rank has beside its own)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, else fp32."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"--batch_size {self.batch_size}: must be positive")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"--workers {self.workers}: must not be negative")
 
 
 def label(config: LabelConfig) -> None:
-    """Label every shard that is not labelled yet."""
+    """Label every shard that is not labelled yet; several ranks share them out."""
+    from pretrain import distributed, engine
     from pretrain.prompter.column import write_teacher_column
 
+    engine.start("auto")
+    cores = len(os.sched_getaffinity(0)) // distributed.from_launcher("LOCAL_WORLD_SIZE", 1)
     write_teacher_column(
         config.shards,
         config.prompter,
         batch_size=config.batch_size,
         precision=None if config.precision == "auto" else config.precision,
+        workers=max(cores - 1, 0) if config.workers is None else config.workers,
     )
 
 

@@ -116,7 +116,7 @@ def run_tokenizer(
             return own
         # A set, sorted: the vocabulary must not depend on the order of shards.
         shards = range(len(reader.index.shards))
-        captions = {s.meta.caption for number in shards for s in reader.samples(number)}
+        captions = {caption for number in shards for caption in reader.captions(number)}
         return learn_tokenizer(sorted(captions), config.model.vocab_size)
 
     def write() -> None:

@@ -13,16 +13,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from pretrain.data.pairs import batch_tokenizer, cropped
+from pretrain.data.pairs import batch_tokenizer
+from pretrain.data.views import cropped
 from pretrain.model.config import FusionEncoderConfig
 from shards.files import InputError
-from shards.images import stored_image, upright_rgb
+from shards.images import SHORT_SIDE, stored_image, upright_rgb
 from shards.schema import PairMeta
 from shards.shard import Sample
 
 Picture = str | os.PathLike[str] | Image.Image | Tensor
-STORED_SIDE = 512
-"""Shorter side of a stored picture, as `shards build` has it by default."""
 
 
 class FusionProcessor:
@@ -143,7 +142,8 @@ class FusionProcessor:
 
     def _view(self, image: Picture, number: int) -> Tensor:
         if isinstance(image, str | os.PathLike):
-            content, size = stored_image(Path(image), STORED_SIDE)
+            # As `shards build` stores it by default for views of 224 pixels; in proportion above.
+            content, size, _ = stored_image(Path(image), max(SHORT_SIDE, self.image_size * 9 // 7))
             meta = PairMeta("", True, "", "", size, "")
             whole = (0.0, 0.0, float(size[0]), float(size[1]))
             return cropped(Sample(str(image), content, meta), whole, self.image_size)[0]

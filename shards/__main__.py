@@ -8,6 +8,7 @@ from shards.command import Module, dispatch, exit_on_input_error
 COMMANDS = {
     "sample": Module("shards.sample.write:SAMPLE", "write synthetic corpora in the raw formats"),
     "build": Module("shards.build", "raw corpus to shards"),
+    "convert": Module("shards.convert:CONVERT", "shards of an earlier format to new ones"),
     "detect": Module("shards.objects:DETECT", "write the objects column"),
     "nouns": Module("shards.nouns:NOUNS", "count the captions' nouns: the entity vocabulary"),
     "captions": Module("shards.captions", "generate captions, or convert published ones"),

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from shards.files import InputError, is_number
 from shards.images import SIDEWAYS, turned_box
 from shards.records import Parsed, Refused, read_records, refuse
-from shards.schema import DetectedObject, PairMeta
-from shards.shard import Sample
+from shards.schema import DetectedObject, PictureMeta
+from shards.shard import Picture
 from shards.stream import ShardReader
 
 
@@ -85,8 +85,8 @@ class FileDetector:
             raise InputError(f"{self.path}: holds no line of a picture; it is empty")
         image_id = "?"
         for shard in range(len(reader.index.shards)):
-            for sample in reader.samples(shard):
-                image_id = sample.meta.image_id
+            for picture in reader.pictures(shard):
+                image_id = picture.meta.image_id
                 if image_id in self.lines:
                     return
         raise InputError(
@@ -105,11 +105,11 @@ class FileDetector:
             without = f"{pictures - len(self.matched)} of {pictures} pictures have no line"
             print(f"warning: {self.path}: {without}: they have no objects", file=sys.stderr)
 
-    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+    def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:
         """See `shards.objects.Detector`."""
-        return [self._objects(sample.meta) for sample in samples]
+        return [self._objects(picture.meta) for picture in pictures]
 
-    def _objects(self, meta: PairMeta) -> list[DetectedObject]:
+    def _objects(self, meta: PictureMeta) -> list[DetectedObject]:
         line = self.lines.get(meta.image_id)
         if line is None:
             return []
@@ -131,7 +131,7 @@ class FileDetector:
             objects.append(DetectedObject((box[0], box[1], box[2], box[3]), item.score, item.label))
         return objects
 
-    def _turn(self, line: Line, meta: PairMeta) -> int:
+    def _turn(self, line: Line, meta: PictureMeta) -> int:
         """The EXIF orientation by which the boxes of a line are still to be turned."""
         turn = meta.orientation
         if line.size is None:

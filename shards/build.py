@@ -12,8 +12,10 @@ from typing import Literal
 from shards import corpora, newsclippings, write
 from shards.command import Tool, dispatch
 from shards.files import InputError, read_json_lines
+from shards.images import QUALITY, SHORT_SIDE
+from shards.index import ShardIndex
 from shards.records import MOST_LISTED
-from shards.schema import REJECTS_NAME, ShardIndex
+from shards.schema import REJECTS_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +24,27 @@ class BuildConfig:
 
     out: Path
     """Shard directory, one split."""
-    max_side: int = 512
-    """Largest shorter side, pixels."""
+    short_side: int = SHORT_SIDE
+    """Shorter side of stored pictures, pixels: larger ones are made smaller, once; 288 serves views
+    of 224."""
+    quality: int = QUALITY
+    """JPEG quality of the pictures that are encoded."""
+    as_is: bool = False
+    """Store JPEGs of any size as they are."""
     shard_size: int | None = None
-    """Samples per tar (default: automatic)."""
+    """Pairs per tar, about (default: automatic)."""
     seed: int = 0
     """Of the permutation."""
     jobs: int | None = None
     """Processes (default: all cores)."""
 
     def __post_init__(self) -> None:
-        for name in ("max_side", "shard_size", "jobs"):
+        for name in ("short_side", "shard_size", "jobs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be positive")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"--quality {self.quality}: 1 to 100 is needed")
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: must not be negative")
 
@@ -118,7 +127,7 @@ def _build(corpus: corpora.Corpus, config: BuildConfig, command: str) -> ShardIn
     index = write.build(
         corpus,
         config.out,
-        max_side=config.max_side,
+        form=write.Form(None if config.as_is else config.short_side, config.quality),
         shard_size=config.shard_size,
         seed=config.seed,
         jobs=config.jobs or os.cpu_count() or 1,
@@ -132,7 +141,8 @@ def _report(directory: Path, index: ShardIndex) -> None:
     total = sum(shard.bytes for shard in index.shards)
     print(
         f"{directory}: {index.rows} rows = {index.samples} samples ({index.matched} matched) "
-        f"+ {index.rejects} rejects; {len(index.shards)} shards, {total / 2**20:.1f} MiB"
+        f"+ {index.rejects} rejects; {index.pictures} pictures in {len(index.shards)} shards, "
+        f"{total / 2**20:.1f} MiB"
     )
     for title, values in index.provenance["report"].items():
         print(f"  {title}: {values}")

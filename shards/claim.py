@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from shards.corpora import Corpus
 from shards.files import InputError, atomic_path, read_json, write_json
-from shards.schema import INDEX_NAME, ShardIndex, ShardInfo, read_index
+from shards.index import ShardIndex, ShardInfo, read_index
+from shards.schema import INDEX_NAME
 
 STATE = ".build"
 COMMAND_NAME, OPTIONS_NAME = "command.txt", "options.json"
@@ -26,7 +27,7 @@ class Digested(Protocol):
         """Of its rows."""
         ...
 
-    def pictures(self) -> str:
+    def stamps(self) -> str:
         """Of its pictures."""
         ...
 
@@ -83,7 +84,7 @@ def require_same_input(
             saved = read_json(state, "delete it and build again")
             if saved.get("digest") != task.digest():
                 what = "rows or captions changed, or pictures came or went"
-            elif saved.get("pictures") not in (None, task.pictures()):
+            elif saved.get("pictures") not in (None, task.stamps()):
                 what = f"pictures of {task.name} changed"
             else:
                 continue

@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from shards.files import InputError
+from shards.images import Stored, stored_image
 from shards.records import Refused
 from shards.tables import TableRow, read_table
 
@@ -24,7 +25,7 @@ class Record(NamedTuple):
     row: int
     """Number of the raw row, over all files read."""
     image: str
-    """Path relative to the corpus' image folder."""
+    """What the corpus' `PictureSource` calls it."""
     caption: str
     matched: bool
     caption_id: str
@@ -40,15 +41,47 @@ class Reject(NamedTuple):
     reason: str
 
 
+class PictureSource(Protocol):
+    """Where a corpus has its pictures; picklable."""
+
+    def stored(self, image: str, short_side: int | None, quality: int) -> Stored:
+        """A picture, as it goes into a shard; errors as `stored_image`."""
+        ...
+
+    def stamp(self, image: str) -> int:
+        """Changes when a picture's size in bytes does; -1: there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """Files, by paths relative to a folder."""
+
+    root: Path
+
+    def stored(self, image: str, short_side: int | None, quality: int) -> Stored:
+        """See `PictureSource`."""
+        return stored_image(self.root / image, short_side, quality)
+
+    def stamp(self, image: str) -> int:
+        """See `PictureSource`."""
+        try:
+            return os.stat(self.root / image).st_size
+        except OSError:
+            return -1
+
+
 @dataclass(frozen=True)
 class Corpus:
     """All rows of one split."""
 
     split: str
-    images: Path
-    """Folder that `Record.image` is relative to."""
+    pictures: PictureSource
+    """Opens `Record.image`."""
     numbers: np.ndarray
-    """Raw row numbers that may become samples."""
+    """Raw row numbers that may become samples, ascending."""
+    groups: np.ndarray
+    """Of each of these rows a number that is its picture's."""
     record: Callable[[int], Record]
     """Raw row number -> record."""
     where: Callable[[int], str]
@@ -114,6 +147,7 @@ def captions(
     names = list(dict.fromkeys(lines[row][0] for row in readable))
     random = np.random.default_rng([seed, 1])
     bounds = [round(part * len(names)) for part in fraction]
+    place = {name: number for number, name in enumerate(names)}
     chosen = {names[i] for i in random.permutation(len(names))[bounds[0] : bounds[1]]}
     folder, usable = ImageFolder(Path(images)), list[int]()
     rejects: list[Reject] = []
@@ -152,8 +186,9 @@ def captions(
 
     return Corpus(
         split=split,
-        images=Path(images),
+        pictures=PictureFolder(Path(images)),
         numbers=np.array(usable, dtype=np.int64),
+        groups=np.array([place[lines[row][0]] for row in usable], dtype=np.int64),
         record=record,
         where=where,
         rejects=rejects,

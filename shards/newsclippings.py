@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from shards.corpora import Corpus, ImageFolder, Record, Reject, is_text
+from shards.corpora import Corpus, ImageFolder, PictureFolder, Record, Reject, is_text
 from shards.files import InputError, is_number
 
 Subset = Literal[
@@ -78,8 +78,9 @@ def newsclippings(
 
     return Corpus(
         split=split,
-        images=origin,
+        pictures=PictureFolder(origin),
         numbers=numbers,
+        groups=np.ascontiguousarray(usable["image_id"]),
         record=record,
         where=where,
         rejects=rejects,

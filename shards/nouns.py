@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from shards.command import Tool
 from shards.files import InputError, atomic_path
+from shards.index import ShardIndex
 from shards.progress import Progress
-from shards.schema import ShardIndex
 from shards.stream import ShardReader
 
 MIN_LETTERS = 3
@@ -87,8 +87,7 @@ def unique_captions(readers: Iterable[ShardReader]) -> list[str]:
     captions: dict[str, None] = {}
     for reader in readers:
         for shard in range(len(reader.index.shards)):
-            for sample in reader.samples(shard):
-                captions.setdefault(sample.meta.caption)
+            captions |= dict.fromkeys(reader.captions(shard))
     return list(captions)
 
 

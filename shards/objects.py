@@ -5,9 +5,9 @@ Detectors: `yolo` (ultralytics, in a process of its own), `torchvision` (Faster 
 """
 
 import io
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -16,9 +16,10 @@ from PIL import Image
 from shards.boxes import FileDetector
 from shards.columns import write_column
 from shards.command import Tool
+from shards.detections import pack_detections
 from shards.files import InputError, file_sha256
 from shards.schema import OBJECTS, DetectedObject
-from shards.shard import Sample
+from shards.shard import Picture
 from shards.stream import ShardReader
 from shards.yolo import YoloDetector
 
@@ -29,8 +30,8 @@ class Detector(Protocol):
     provenance: dict[str, Any]
     """What the boxes depend on: weights, versions, thresholds."""
 
-    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
-        """Boxes of each sample in absolute pixels of its stored picture, in any order.
+    def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:
+        """Boxes of each picture in absolute pixels of its stored picture, in any order.
 
         They may leave the picture, and score too little: `run` cuts and selects.
         """
@@ -77,53 +78,44 @@ def detect(config: DetectConfig) -> None:
         "min_score": config.min_score,
         "select": config.select,
     }
-    pairs = pairs_with_objects = 0
-    seen: set[str] = set()
+    looked = with_objects = 0
     if isinstance(detector, FileDetector):
         detector.require_match(reader)
-
+    index = reader.index
     print(
-        f"detect: {len(reader):,} pairs in {len(reader.index.shards):,} shards by "
-        f"{config.detector} on {config.device}; writes {config.shards / OBJECTS}",
+        f"detect: {index.pictures:,} pictures of {index.samples:,} pairs in {len(index.shards):,} "
+        f"shards by {config.detector} on {config.device}; writes {config.shards / OBJECTS}",
         flush=True,
     )
 
     def compute(shard: int) -> bytes:
-        nonlocal pairs, pairs_with_objects
-        # Pairs share pictures: within a shard, each is looked at once.
-        samples = list(reader.samples(shard))
-        pictures = {sample.meta.image_id: sample for sample in samples}
-        boxes = _in_batches(detector.detect, list(pictures.values()), config.batch)
-        best = {
-            image_id: select(
-                clipped(objects, sample.meta.size), config.keep, config.min_score, config.select
-            )
-            for (image_id, sample), objects in zip(pictures.items(), boxes, strict=True)
-        }
-        pairs += len(samples)
-        pairs_with_objects += sum(bool(best[sample.meta.image_id]) for sample in samples)
-        seen.update(pictures)
-        return b"".join(_line(sample.key, best[sample.meta.image_id]) for sample in samples)
+        nonlocal looked, with_objects
+        best = []
+        for pictures in batched(reader.pictures(shard), config.batch):
+            for picture, objects in zip(pictures, detector.detect(pictures), strict=True):
+                inside = clipped(objects, picture.meta.size)
+                best.append(select(inside, config.keep, config.min_score, config.select))
+        looked += len(best)
+        with_objects += sum(map(bool, best))
+        return pack_detections(best)
 
-    write_column(config.shards, OBJECTS, ".jsonl", compute, provenance, desc="detect")
-    if isinstance(detector, FileDetector) and pairs == len(reader):
-        detector.tell(len(seen))  # a resumed run has not seen all
+    def files(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        yield from ((number, compute(number)) for number in numbers)
+
+    write_column(config.shards, OBJECTS, files, provenance, desc="detect")
+    if isinstance(detector, FileDetector) and looked == index.pictures:
+        detector.tell(looked)  # a resumed run has not seen all
     print(
-        f"{config.shards}: objects column complete; {pairs_with_objects} of {pairs} new pairs have "
+        f"{config.shards}: objects column complete; {with_objects} of {looked} new pictures have "
         "objects"
     )
 
 
-def _in_batches(
-    detect: Callable[[Sequence[Sample]], list[list[DetectedObject]]],
-    samples: Sequence[Sample],
-    size: int,
-) -> list[list[DetectedObject]]:
-    return [
-        objects
-        for start in range(0, len(samples), size)
-        for objects in detect(samples[start : start + size])
-    ]
+def batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    """So many at a time."""
+    rest = iter(pictures)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def select(
@@ -143,11 +135,6 @@ def clipped(objects: Sequence[DetectedObject], size: tuple[int, int]) -> list[De
     """The objects with their boxes cut at the picture's border; those outside it are gone."""
     cut = [(clip(item.box, size), item) for item in objects]
     return [DetectedObject(box, round(item.score, 4), item.label) for box, item in cut if box]
-
-
-def _line(key: str, objects: Sequence[DetectedObject]) -> bytes:
-    fields = {"key": key, "objects": [asdict(item) for item in objects]}
-    return (json.dumps(fields, ensure_ascii=False) + "\n").encode()
 
 
 def clip(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float] | None:
@@ -207,10 +194,10 @@ class TorchvisionDetector:
             "batch": config.batch,
         }
 
-    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+    def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:
         """See `Detector`."""
         return self.find(
-            [Image.open(io.BytesIO(sample.image)).convert("RGB") for sample in samples]
+            [Image.open(io.BytesIO(picture.image)).convert("RGB") for picture in pictures]
         )
 
 
@@ -251,9 +238,9 @@ class Yolo:
         self.process = YoloDetector(weights, config.device, config.min_score)
         self.provenance = self.process.provenance | {"batch": config.batch}
 
-    def detect(self, samples: Sequence[Sample]) -> list[list[DetectedObject]]:
+    def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:
         """See `Detector`."""
-        return self.process.detect([sample.image for sample in samples])
+        return self.process.detect([picture.image for picture in pictures])
 
 
 DETECTORS: dict[str, Callable[[DetectConfig], Detector]] = {

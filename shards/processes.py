@@ -1,8 +1,19 @@
 """Worker processes that do not outlive the one that started them."""
 
+import multiprocessing
 import os
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from shards.files import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def end_with(parent: int) -> None:
@@ -15,3 +26,36 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], jobs: int) -> Iterator[Result]:
+    """Results of `work`, in the order of the tasks; few tasks are in memory at a time.
+
+    Args:
+        jobs: processes; 1: this one.
+
+    Raises:
+        InputError: a process was killed.
+    """
+    if jobs <= 1:
+        yield from map(work, tasks)
+        return
+    import webdataset  # noqa: F401 - forked workers share the libraries that are loaded before
+
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
+    ) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(work, task))
+                if len(waiting) > 2 * jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a writer process was killed (out of memory?); run the same command again, "
+                "with fewer --jobs; it goes on where it stopped"
+            ) from error

@@ -1,27 +1,31 @@
-"""One shard and its columns, opened for access by row."""
+"""One shard and its columns, opened for access by row and by picture."""
 
 import os
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from shards.files import InputError, file_sha256, parse_object
+from shards.arrays import map_arrays
+from shards.detections import Detections, map_detections, read_lines_of_objects
+from shards.files import InputError, file_sha256
+from shards.index import ColumnIndex, ShardIndex, ShardInfo
 from shards.location import Location, mend
+from shards.rows import Member, Rows, check_rows, make_rows
 from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
     OBJECTS,
+    ROWS,
     TEACHER,
     TEACHER_TENSORS,
-    ColumnIndex,
     DetectedObject,
     PairMeta,
-    ShardInfo,
+    PictureMeta,
 )
 
 _CRC_NAME = b', "crc32": '
@@ -43,82 +47,163 @@ class Sample:
     """image_feat (256,) f16, object_feat (256,) f16, has_object () bool."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A stored picture, with its objects where these were asked for."""
+
+    key: str
+    image: bytes
+    """JPEG."""
+    meta: PictureMeta
+    objects: tuple[DetectedObject, ...] | None = None
+    """Best first; None: column not asked for."""
+
+
+class PairPlace(NamedTuple):
+    """What training needs of a pair beside its pixels and caption; no JSON is read for it."""
+
+    key: str
+    picture: int
+    """Number of its picture in the shard."""
+    size: tuple[int, int]
+    """(width, height) of the stored picture."""
+    matched: bool
+    ids: tuple[int, int]
+    """`id_hash` of caption and picture."""
+    box: tuple[float, float, float, float]
+    """Of the best object; all 0: none, or column not asked for."""
+    teacher: dict[str, np.ndarray] | None
+    """As of `Sample`."""
+
+
 class OpenShard:
-    """One shard: open file, offset table, columns."""
+    """One shard: open file, table of rows, columns."""
 
     def __init__(
         self,
         source: Location,
         info: ShardInfo,
         columns: Mapping[str, ColumnIndex],
-        checksums: bool,
+        index: ShardIndex,
     ) -> None:
         self.path = source.path(info.name, info.sha256, info.bytes)
-        self.matched, self.checksums = info.matched, checksums
-        self.objects, self.teacher = None, None
+        self.matched, self.checksums = info.matched, index.checksums
+        self.objects: Detections | None = None
+        self.teacher: dict[str, np.ndarray] | None = None
         self.file = os.open(self.path, os.O_RDONLY)
         try:
-            self.members = list(scan_shard(self.file, str(self.path)))
-            if len(self.members) != info.samples:
-                raise InputError(
-                    f"{self.path}: {len(self.members)} samples, the index says {info.samples}; "
-                    f"{mend(self.path.parent)}"
-                )
+            self.rows = self._rows(source, info)
             if OBJECTS in columns:
-                path = _column_path(source, columns[OBJECTS], info.stem, ".jsonl")
-                self.objects = read_objects(path, [member.key for member in self.members])
+                path = _column_path(source, columns[OBJECTS], info.stem)
+                self.objects = self._objects(path)
             if TEACHER in columns:
-                path = _column_path(source, columns[TEACHER], info.stem, ".safetensors")
-                self.teacher = open_teacher(path, info.samples)
+                path = _column_path(source, columns[TEACHER], info.stem)
+                self.teacher = map_teacher(path, info.pictures)
         except BaseException:
             os.close(self.file)
             raise
         weakref.finalize(self, os.close, self.file)
 
-    def read(self, row: int) -> Sample:
-        member = self.members[row]
-        image = os.pread(self.file, member.image_size, member.image_at)
-        meta = os.pread(self.file, member.meta_size, member.meta_at)
-        if len(image) != member.image_size or len(meta) != member.meta_size:
-            raise InputError(f"{self.path}: {member.key} is cut; {mend(self.path.parent)}")
-        if self.checksums and not is_intact(member.key, image, meta):
+    def _rows(self, source: Location, info: ShardInfo) -> Rows:
+        if info.rows_sha256 is None:
+            rows = make_rows(read_metas(self.file, str(self.path)))
+            if len(rows.picture) != info.samples:
+                raise InputError(
+                    f"{self.path}: {len(rows.picture)} samples, the index says {info.samples}; "
+                    f"{mend(self.path.parent)}"
+                )
+            return rows
+        path = source.path(rows_name(info.stem), info.rows_sha256)
+        if file_sha256(path) != info.rows_sha256:
             raise InputError(
-                f"{self.path}: {member.key} is damaged (its checksum differs); "
-                f"{mend(self.path.parent)}"
+                f"{path}: another checksum than the index says; {mend(path.parent.parent)}"
             )
-        pair = PairMeta.parse(meta, f"{self.path}: {member.key}.json")
-        if pair.matched != (row < self.matched):
-            raise InputError(
-                f"{self.path}: {member.key} is {'' if pair.matched else 'not '}matched, unlike the "
-                f"index says; {mend(self.path.parent)}"
-            )
-        teacher = self.teacher and {
-            name: np.asarray(self.teacher.get_slice(name)[row]) for name in TEACHER_TENSORS
-        }
-        return Sample(
-            key=member.key,
-            image=image,
-            meta=pair,
-            objects=None if self.objects is None else self.objects[row],
-            teacher=teacher,
+        return check_rows(map_arrays(path).tensors, str(path), info.pictures, info.samples)
+
+    def _objects(self, path: Path) -> Detections:
+        pictures = range(len(self.rows.sizes))
+        if path.suffix == ".jsonl":
+            return read_lines_of_objects(path, [self.rows.picture_key(n) for n in pictures])
+        return map_detections(path, len(pictures))
+
+    def image(self, number: int) -> bytes:
+        """The JPEG of a picture, checked."""
+        return self._content(number)[1]
+
+    def picture(self, number: int) -> Picture:
+        """A picture by its number."""
+        key, image, meta = self._content(number)
+        about = PictureMeta.parse(meta, f"{self.path}: {key}.json")
+        return Picture(key, image, about, self.objects_of(number))
+
+    def place(self, row: int) -> PairPlace:
+        """A pair by its row, without its picture."""
+        rows, number = self.rows, int(self.rows.picture[row])
+        width, height = rows.sizes[number].tolist()
+        box = (0.0, 0.0, 0.0, 0.0) if self.objects is None else self.objects.best[number].tolist()
+        return PairPlace(
+            key=rows.key(row),
+            picture=number,
+            size=(width, height),
+            matched=row < self.matched,
+            ids=(int(rows.caption_ids[row]), int(rows.image_ids[number])),
+            box=box,
+            teacher=self.teacher_of(number),
         )
 
+    def objects_of(self, number: int) -> tuple[DetectedObject, ...] | None:
+        """Of a picture; None: column not asked for."""
+        return None if self.objects is None else self.objects.of(number)
 
-class Member(NamedTuple):
-    """Where a sample lies in its tar, in bytes."""
+    def teacher_of(self, number: int) -> dict[str, np.ndarray] | None:
+        """Of a picture; None: column not asked for."""
+        return self.teacher and {name: self.teacher[name][number] for name in TEACHER_TENSORS}
 
-    key: str
-    image_at: int
-    image_size: int
-    meta_at: int
-    meta_size: int
+    def read(self, row: int) -> Sample:
+        """A pair by its row."""
+        number = int(self.rows.picture[row])
+        picture = self.picture(number)
+        key, place = self.rows.key(row), int(self.rows.pair[row])
+        pairs = picture.meta.pairs
+        if place >= len(pairs) or pairs[place].matched != (row < self.matched):
+            raise InputError(
+                f"{self.path}: {key} is {'' if row >= self.matched else 'not '}matched, unlike the "
+                f"index says; {mend(self.path.parent)}"
+            )
+        teacher = self.teacher_of(number)
+        return Sample(key, picture.image, pairs[place], picture.objects, teacher)
+
+    def _content(self, number: int) -> tuple[str, bytes, bytes]:
+        """(key, JPEG, JSON), checked."""
+        image_at, image_size, meta_at, meta_size = self.rows.places[number].tolist()
+        content = os.pread(self.file, meta_at + meta_size - image_at, image_at)
+        key = self.rows.picture_key(number)
+        if len(content) != meta_at + meta_size - image_at:
+            raise InputError(f"{self.path}: {key} is cut; {mend(self.path.parent)}")
+        image, meta = content[:image_size], content[meta_at - image_at :]
+        if self.checksums and not is_intact(key, image, meta):
+            raise InputError(
+                f"{self.path}: {key} is damaged (its checksum differs); {mend(self.path.parent)}"
+            )
+        return key, image, meta
+
+
+def rows_name(stem: str) -> str:
+    """Where a shard's table lies, in the shard directory."""
+    return f"{ROWS}/{stem}.safetensors"
+
+
+def read_metas(file: int, name: str) -> Iterator[tuple[Member, PictureMeta]]:
+    """The pictures of an open tar, without their pixels."""
+    for member in scan_shard(file, name):
+        meta = os.pread(file, member.meta_size, member.meta_at)
+        yield member, PictureMeta.parse(meta, f"{name}: {member.key}.json")
 
 
 def scan_shard(file: int, name: str) -> Iterator[Member]:
-    """The samples of an open tar, from its headers alone.
+    """The pictures of an open tar, from its headers alone.
 
-    Reads the plain USTAR that `write.py` writes. `tarfile` reads it as well, 15 times slower; that
-    counts, since every worker scans every shard once per epoch.
+    Reads the plain USTAR that `write.py` writes. `tarfile` reads it as well, 15 times slower.
 
     Raises:
         InputError: anything but pairs of `{key}.jpg` and `{key}.json`.
@@ -163,30 +248,11 @@ def _checksum(key: str, image: bytes, text: bytes) -> int:
     return zlib.crc32(text, zlib.crc32(image, zlib.crc32(key.encode())))
 
 
-def read_objects(path: Path, keys: Sequence[str]) -> list[tuple[DetectedObject, ...]]:
-    """A shard's objects, in tar order, checked against the shard's keys."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run detect again") from error
-    if len(lines) != len(keys):
-        raise InputError(f"{path}: {len(lines)} lines for {len(keys)} samples; run detect again")
-    result = []
-    for number, (line, key) in enumerate(zip(lines, keys, strict=True), start=1):
-        name = f"{path}: line {number}"
-        fields = parse_object(line, name)
-        objects = fields.get("objects")
-        if fields.get("key") != key or not isinstance(objects, list):
-            raise InputError(f"{name}: not the objects of {key}; run detect again")
-        result.append(tuple(DetectedObject.from_dict(item, f"{name}, {key}") for item in objects))
-    return result
-
-
-def _column_path(source: Location, column: ColumnIndex, stem: str, suffix: str) -> Path:
+def _column_path(source: Location, column: ColumnIndex, stem: str) -> Path:
     """A column's file, whose bytes are those that were written: hashing them takes about a
     millisecond a shard, and a shifted, edited or damaged column would train on unseen."""
     sha256 = column.shards[stem].sha256
-    path = source.path(f"{column.column}/{stem}{suffix}", sha256)
+    path = source.path(column.file(stem), sha256)
     if file_sha256(path) != sha256:
         raise InputError(
             f"{path}: another checksum than {COLUMN_NAME} says; run "
@@ -195,16 +261,14 @@ def _column_path(source: Location, column: ColumnIndex, stem: str, suffix: str) 
     return path
 
 
-def open_teacher(path: Path, samples: int) -> Any:
+def map_teacher(path: Path, pictures: int) -> dict[str, np.ndarray]:
     """A shard's teacher features, memory-mapped, after checking their names and shapes."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        tensors = safe_open(path, framework="np")
-        for name in TEACHER_TENSORS:
-            shape = tensors.get_slice(name).get_shape()
-            if shape[0] != samples or len(shape) != (1 if name == "has_object" else 2):
-                raise InputError(f"{path}: `{name}` is {shape} for {samples} samples; label again")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: damaged ({error}); run pretrain.label again") from error
+    tensors = map_arrays(path).tensors
+    for name in TEACHER_TENSORS:
+        shape = tensors[name].shape if name in tensors else ()
+        if shape[:1] != (pictures,) or len(shape) != (1 if name == "has_object" else 2):
+            raise InputError(
+                f"{path}: `{name}` is {list(shape)} for {pictures} pictures; run "
+                "`python -m pretrain label` again"
+            )
     return tensors

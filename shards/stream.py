@@ -8,8 +8,8 @@ many shards are in use as there are streams, however large the corpus.
 (`RankBatches`). The sequence of global batches hence does not know the number of ranks or workers,
 and epochs follow each other without a gap: no pair is dropped, every rank makes the same steps.
 
-**Resume.** `ShardReader` finds a sample by an offset table (one header scan per shard on first
-use) instead of reading up to it. Starting at sample n costs the same for every n.
+**Resume.** `ShardReader` finds a sample by its shard's table instead of reading up to it. Starting
+at sample n costs the same for every n.
 """
 
 import os
@@ -21,16 +21,10 @@ from typing import Any
 import numpy as np
 
 from shards.files import InputError
+from shards.index import ColumnIndex, parse_column, parse_index
 from shards.location import open_location
-from shards.schema import (
-    COLUMN_COMMANDS,
-    COLUMN_NAME,
-    INDEX_NAME,
-    ColumnIndex,
-    parse_column,
-    parse_index,
-)
-from shards.shard import OpenShard, Sample
+from shards.schema import COLUMN_COMMANDS, COLUMN_NAME, INDEX_NAME
+from shards.shard import OpenShard, Picture, Sample
 
 OPEN_SHARDS = 96
 """Above the default number of canonical streams, so that an epoch opens each shard about once."""
@@ -169,23 +163,37 @@ class ShardReader:
         return content is not None and parse_column(content, f"{column}/{COLUMN_NAME}").complete
 
     def read(self, shard: int, row: int) -> Sample:
-        """The sample at an address.
+        """The pair at an address.
 
         Raises:
             InputError: the shard is missing, cut, or holds something else than the index says.
         """
-        opened = self._open.get(shard)
+        return self.shard(shard).read(row)
+
+    def shard(self, number: int) -> OpenShard:
+        """A shard, opened; errors as `read`."""
+        opened = self._open.get(number)
         if opened is None:
-            opened = self._open[shard] = OpenShard(
-                self._source, self.index.shards[shard], self.columns, self.index.checksums
+            opened = self._open[number] = OpenShard(
+                self._source, self.index.shards[number], self.columns, self.index
             )
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
-        self._open.move_to_end(shard)
-        return opened.read(row)
+        self._open.move_to_end(number)
+        return opened
+
+    def captions(self, shard: int) -> list[str]:
+        """Of all pairs of a shard; no picture is read."""
+        rows = self.shard(shard).rows
+        return [rows.caption(row) for row in range(len(rows.picture))]
+
+    def pictures(self, shard: int) -> Iterator[Picture]:
+        """All pictures of a shard, in tar order."""
+        opened = self.shard(shard)
+        yield from map(opened.picture, range(len(opened.rows.sizes)))
 
     def samples(self, shard: int) -> Iterator[Sample]:
-        """All samples of a shard, in tar order."""
+        """All pairs of a shard, by row."""
         for row in range(self.index.shards[shard].samples):
             yield self.read(shard, row)
 

@@ -1,5 +1,6 @@
 """Rereads a shard directory: every byte, key, count and column. Says what mends what is wrong."""
 
+import hashlib
 import io
 import shlex
 from collections.abc import Iterator
@@ -10,24 +11,24 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from shards.arrays import pack
 from shards.claim import STATE, build_command
 from shards.command import Tool
+from shards.detections import check_detections, read_lines_of_objects
 from shards.files import InputError, file_sha256, read_json_lines
+from shards.index import ShardInfo, parse_column, read_index
 from shards.progress import Progress
+from shards.rows import make_rows
 from shards.schema import (
     COLUMN_COMMANDS,
     COLUMN_NAME,
-    COLUMN_SUFFIXES,
     INDEX_NAME,
     KEY_PATTERN,
     REJECTS_NAME,
     TEACHER,
     TEACHER_TENSORS,
-    ShardInfo,
-    parse_column,
-    read_index,
 )
-from shards.shard import open_teacher, read_objects
+from shards.shard import map_teacher, read_metas, rows_name
 from shards.stream import ShardReader
 
 
@@ -55,8 +56,8 @@ def verify(config: VerifyConfig) -> None:
     columns = [name for name in COLUMN_COMMANDS if (directory / name / COLUMN_NAME).is_file()]
     print(
         f"{directory}: complete; {index.rows} rows = {index.samples} samples "
-        f"({index.matched} matched) + {index.rejects} rejects; {len(index.shards)} shards, "
-        f"columns: {', '.join(columns) or 'none'}"
+        f"({index.matched} matched) + {index.rejects} rejects; {index.pictures} pictures in "
+        f"{len(index.shards)} shards, columns: {', '.join(columns) or 'none'}"
     )
 
 
@@ -71,6 +72,8 @@ def check(directory: Path) -> Iterator[str]:
     shards = Progress(reader.index.shards, unit="shard", desc="verify")
     for number, info in enumerate(shards):
         problem = _checksum(directory / info.name, info.sha256)
+        if problem is None and info.rows_sha256 is not None:
+            problem = _checksum(directory / rows_name(info.stem), info.rows_sha256)
         if problem:
             yield f"{problem}: {_again(directory, info.name)}"
             continue
@@ -99,22 +102,36 @@ def _checksum(path: Path, expected: str) -> str | None:
 
 
 def _check_shard(reader: ShardReader, number: int, info: ShardInfo, seen: set[str]) -> list[str]:
+    opened = reader.shard(number)
+    if info.rows_sha256 is not None:
+        made = pack(make_rows(read_metas(opened.file, info.name))._asdict())
+        if hashlib.sha256(made).hexdigest() != info.rows_sha256:
+            raise InputError(f"{rows_name(info.stem)}: says something else than {info.name}")
     keys: list[str] = []
-    for sample in reader.samples(number):
-        name = f"{info.name}: {sample.key}"
-        if not KEY_PATTERN.fullmatch(sample.key):
+    matched = 0
+    for picture in reader.pictures(number):
+        matched += sum(pair.matched for pair in picture.meta.pairs)
+        name = f"{info.name}: {picture.key}"
+        if not KEY_PATTERN.fullmatch(picture.key):
             raise InputError(f"{name}: key has other characters than [A-Za-z0-9_-]")
-        if sample.key in seen:
-            raise InputError(f"{name}: key appears twice")
-        seen.add(sample.key)
-        keys.append(sample.key)
+        keys.append(picture.key)
         try:
-            with Image.open(io.BytesIO(sample.image), formats=("JPEG",)) as image:
+            with Image.open(io.BytesIO(picture.image), formats=("JPEG",)) as image:
                 image.load()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{name}: picture cannot be decoded ({error})") from error
-        if image.size != sample.meta.size:
-            raise InputError(f"{name}: picture is {image.size}, its JSON says {sample.meta.size}")
+        if image.size != picture.meta.size:
+            raise InputError(f"{name}: picture is {image.size}, its JSON says {picture.meta.size}")
+    if matched != info.matched:
+        raise InputError(f"{info.name}: {matched} pairs are matched, the index says {info.matched}")
+    pairs = [opened.rows.key(row) for row in range(info.samples)]
+    # Several pairs of a picture are called by their rows, the first as the picture.
+    for key in {*pairs, *keys}:
+        if key in seen:
+            raise InputError(f"{info.name}: {key}: key appears twice")
+        seen.add(key)
+    if len({*pairs}) < len(pairs) or len({*keys}) < len(keys):
+        raise InputError(f"{info.name}: a key appears twice")
     return keys
 
 
@@ -149,25 +166,26 @@ def _check_column(
         yield f"{path}: the column is not finished"
     for shard in shards:
         part = index.shards.get(shard.stem)
-        file = directory / column / f"{shard.stem}{COLUMN_SUFFIXES[column]}"
-        if part is None or part.tar_sha256 != shard.sha256 or part.samples != shard.samples:
+        file = directory / index.file(shard.stem)
+        if part is None or part.tar_sha256 != shard.sha256 or part.samples != shard.pictures:
             yield f"{file}: missing from {COLUMN_NAME}, or made from another tar"
             continue
         problem = _checksum(file, part.sha256)
         try:
             if problem is None and column == TEACHER:
-                _check_teacher(file, shard.samples)
-            elif problem is None and shard.stem in keys:
-                read_objects(file, keys[shard.stem])
+                _check_teacher(file, shard.pictures)
+            elif problem is None and file.suffix == ".jsonl" and shard.stem in keys:
+                read_lines_of_objects(file, keys[shard.stem])
+            elif problem is None and file.suffix != ".jsonl":
+                check_detections(file, shard.pictures)
         except InputError as error:
             problem = str(error)
         if problem:
             yield problem
 
 
-def _check_teacher(file: Path, samples: int) -> None:
-    tensors = open_teacher(file, samples)
+def _check_teacher(file: Path, pictures: int) -> None:
+    tensors = map_teacher(file, pictures)
     for name in TEACHER_TENSORS:
-        values = tensors.get_tensor(name)
-        if not np.isfinite(values).all():
+        if not np.isfinite(tensors[name]).all():
             raise InputError(f"{file}: `{name}` holds values that are not finite")

@@ -4,10 +4,8 @@ Killed at any moment, a build goes on with the first shard that is not finished.
 is known from `.build/<shard>.json`, written after the tar's rename; `index.json` comes last.
 `.build` stays: thanks to it a tar that was lost is written again alone, by the same command.
 
-Pairs carry their JPEG, although one picture serves about two pairs. With pointers into picture
-shards, each batch would need all of those at hand (now it needs one shard per canonical stream: 64
-of 542 for 1.1 M pairs), and no shard could be fetched, moved or checked by itself. The price is
-disk, twice as much (measured: `tests/bench/bench_shards.py`): near 80 GB for 1.1 M pairs, not 36.
+A picture is stored once, its pairs beside it, in one shard: what looks at pictures looks at each
+once, and any shard can be fetched, moved and checked by itself.
 
 Memory does not grow with the pictures: one a process at a time, and few shards' records. What grows
 is the corpus' look-up, near 0.4 KiB a pair (rows; each article's caption and path): 0.4 GiB for
@@ -16,37 +14,47 @@ is the corpus' look-up, near 0.4 KiB a pair (rows; each article's caption and pa
 
 import hashlib
 import json
-import multiprocessing
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.arrays import pack
 from shards.claim import STATE, claim, is_whole, require_same_input, start
-from shards.corpora import Corpus, Record, Reject
+from shards.corpora import Corpus, PictureSource, Record, Reject
 from shards.files import InputError, atomic_path, file_sha256, read_json, sweep, write_json
-from shards.images import RejectedImage, picture_orientation, stored_image
+from shards.images import QUALITY, SHORT_SIDE, RejectedImage, Stored
+from shards.index import ShardIndex, ShardInfo
 from shards.locks import lock
-from shards.processes import end_with
+from shards.processes import in_order
 from shards.progress import Progress
+from shards.rows import make_rows
 from shards.schema import (
     INDEX_NAME,
     KEY_PATTERN,
     REJECTS_NAME,
+    ROWS,
     PairMeta,
-    ShardIndex,
-    ShardInfo,
+    PictureMeta,
 )
-from shards.shard import with_checksum
+from shards.shard import read_metas, rows_name, with_checksum
 
 MIN_SHARDS, MIN_SAMPLES, MAX_SAMPLES = 64, 32, 2048
+
+
+@dataclass(frozen=True)
+class Form:
+    """How pictures are stored."""
+
+    short_side: int | None = SHORT_SIDE
+    """Larger ones are made smaller to it; None: none is."""
+    quality: int = QUALITY
+    """Of what is encoded."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +63,21 @@ class ShardTask:
 
     name: str
     directory: Path
-    images: Path
+    pictures: PictureSource
     records: tuple[Record, ...]
+    """Those of a picture stand together."""
     split: str
-    max_side: int
+    form: Form
 
     def digest(self) -> str:
         """Changes whenever the tar's content would."""
-        content = json.dumps([self.name, self.split, self.max_side, self.records])
+        content = json.dumps([self.name, self.split, *asdict(self.form).values(), self.records])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def pictures(self) -> str:
+    def stamps(self) -> str:
         """Changes whenever a picture's size in bytes does."""
-        sizes = []
-        for record in self.records:
-            try:
-                sizes.append(os.stat(self.images / record.image).st_size)
-            except OSError:
-                sizes.append(-1)
+        names = dict.fromkeys(record.image for record in self.records)
+        sizes = [self.pictures.stamp(name) for name in names]
         return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
@@ -80,7 +85,7 @@ def build(
     corpus: Corpus,
     directory: Path,
     *,
-    max_side: int = 512,
+    form: Form = Form(),
     shard_size: int | None = None,
     seed: int = 0,
     jobs: int = 1,
@@ -88,13 +93,14 @@ def build(
 ) -> ShardIndex:
     """Write a corpus as shards; a build that was interrupted goes on where it stopped.
 
-    The rows are permuted once, over the whole corpus, so that the two rows of a NewsCLIPpings
-    pair, and the captions of one picture, do not share a shard (let alone a batch).
+    The pictures are permuted once, over the whole corpus, so that the two rows of a NewsCLIPpings
+    pair do not share a shard (let alone a batch).
 
     Args:
         directory: holds one split; an other corpus or other options in it are an error.
-        max_side: largest shorter side of a stored picture, in pixels.
-        shard_size: samples per tar; by default such that there are 64 tars or more.
+        form: how pictures are stored.
+        shard_size: pairs per tar, about, for pictures are not parted; by default such that there
+            are 64 tars or more.
         jobs: processes; the bytes do not depend on it.
         command: the command line, for `verify` to print where a tar must be written again.
     """
@@ -103,16 +109,16 @@ def build(
     if not len(corpus.numbers):
         reasons = Counter(reject.reason for reject in corpus.rejects).most_common(1)
         raise InputError(f"no usable row among {corpus.rows}; most frequent reason: {reasons}")
-    options = corpus.options | {"max_side": max_side, "shard_size": shard_size, "seed": seed}
+    options = corpus.options | asdict(form) | {"shard_size": shard_size, "seed": seed}
 
     def tasks() -> Iterator[ShardTask]:
-        return _tasks(corpus, directory, max_side=max_side, shard_size=shard_size, seed=seed)
+        return _tasks(corpus, directory, form=form, shard_size=shard_size, seed=seed)
 
     with lock(directory):
         finished = claim(directory, options)
         if finished:
             require_same_input(directory, finished, corpus, tasks())
-            if all(is_whole(directory / shard.name, shard) for shard in finished.shards):
+            if all(_is_whole(directory, shard) for shard in finished.shards):
                 return finished
         start(directory, options, command)
         return _write(corpus, directory, tasks(), options, jobs)
@@ -124,7 +130,7 @@ def _write(
     infos, rejects = [], list(corpus.rejects)
     pairs: Progress[None] = Progress(unit="pair", total=len(corpus.numbers), desc="build")
     with pairs:
-        for info, refused in _run(tasks, jobs):
+        for info, refused in in_order(write_shard, tasks, jobs):
             infos.append(info)
             rejects += refused
             pairs.advance(info.samples + len(refused))
@@ -145,27 +151,24 @@ def _write(
 
 
 def _tasks(
-    corpus: Corpus, directory: Path, *, max_side: int, shard_size: int | None, seed: int
+    corpus: Corpus, directory: Path, *, form: Form, shard_size: int | None, seed: int
 ) -> Iterator[ShardTask]:
-    numbers = np.random.default_rng([seed, 0]).permutation(corpus.numbers)
-    parts = np.array_split(numbers, shard_count(len(numbers), shard_size))
+    _, groups = np.unique(corpus.groups, return_inverse=True)
+    place = np.random.default_rng([seed, 0]).permutation(groups.max() + 1)[groups]  # of pictures
+    rows = np.lexsort((corpus.numbers, place))
+    numbers, place = corpus.numbers[rows], place[rows]
+    # A picture goes where its first pair falls.
+    shard = np.searchsorted(place, place) * shard_count(len(numbers), shard_size) // len(numbers)
+    parts = np.split(numbers, np.flatnonzero(np.diff(shard)) + 1)
     for number, part in enumerate(parts):
         yield ShardTask(
             name=f"{corpus.split}-{number:06d}.tar",
             directory=directory,
-            images=corpus.images,
-            records=_matched_first(corpus.record(row) for row in part.tolist()),
+            pictures=corpus.pictures,
+            records=tuple(map(corpus.record, part.tolist())),
             split=corpus.split,
-            max_side=max_side,
+            form=form,
         )
-
-
-def _matched_first(records: Iterable[Record]) -> tuple[Record, ...]:
-    """A shard's rows in their tar order: its first `ShardInfo.matched` ones are the matched pairs.
-
-    So a training on matched pairs alone finds them without reading a mismatched one.
-    """
-    return tuple(sorted(records, key=lambda record: not record.matched))
 
 
 def shard_count(samples: int, shard_size: int | None) -> int:
@@ -175,71 +178,71 @@ def shard_count(samples: int, shard_size: int | None) -> int:
     return max(1, min(samples // MIN_SAMPLES, MIN_SHARDS), -(-samples // MAX_SAMPLES))
 
 
-def _run(tasks: Iterable[ShardTask], jobs: int) -> Iterator[tuple[ShardInfo, list[Reject]]]:
-    """Results in the order of the tasks; few tasks are in memory at a time."""
-    if jobs <= 1:
-        yield from map(write_shard, tasks)
-        return
-    import webdataset  # noqa: F401 - forked workers share the libraries that are loaded before
-
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=end_with, initargs=(os.getpid(),)
-    ) as pool:
-        waiting: deque[Future[tuple[ShardInfo, list[Reject]]]] = deque()
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(write_shard, task))
-                if len(waiting) > 2 * jobs:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a writer process was killed (out of memory?); run the same command again, "
-                "with fewer --jobs; it goes on where it stopped"
-            ) from error
-
-
 def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
-    """Write one tar, or read back what an earlier run says about it."""
+    """Write one tar and its table, or read back what an earlier run says about them."""
     state = task.directory / STATE / f"{task.name}.json"
-    digest = task.digest()
-    pictures = task.pictures()
-    done = _finished(task, state, digest, pictures)
+    digest, stamps = task.digest(), task.stamps()
+    done = _finished(task, state, digest, stamps)
     if done:
         return done
-    samples, matched, rejects = 0, 0, []
+    matched, rejects = 0, list[Reject]()
     with atomic_path(task.directory / task.name) as temporary:
         with open(temporary, "wb") as file, _tar_writer(file) as tar:
-            for record in task.records:
+            for _, group in groupby(task.records, key=lambda record: record.image_id):
+                records = list(group)
                 try:
-                    path = task.images / record.image
-                    content, size = stored_image(path, task.max_side)
-                    turn = picture_orientation(path)
+                    stored = task.pictures.stored(records[0].image, *astuple(task.form))
                 except RejectedImage as error:
-                    rejects.append(Reject(record.row, error.reason))
+                    rejects += [Reject(record.row, error.reason) for record in records]
                     continue
-                meta = PairMeta(
-                    caption=record.caption,
-                    matched=record.matched,
-                    caption_id=record.caption_id,
-                    image_id=record.image_id,
-                    size=size,
-                    source=record.source,
-                    similarity=record.similarity,
-                    orientation=turn,
-                )
-                key = f"{task.split}_{record.row:08d}"  # unique, whatever the file was called
-                json_member = with_checksum(key, content, meta.to_json())
-                tar.write({"__key__": key, "jpg": content, "json": json_member})
-                samples += 1
-                matched += record.matched
-        sha256 = file_sha256(temporary) or ""
-        info = ShardInfo(task.name, samples, matched, temporary.stat().st_size, sha256)
-    about = {"digest": digest, "pictures": pictures, "info": asdict(info), "rejects": rejects}
+                key = f"{task.split}_{records[0].row:08d}"  # unique, whatever the file was called
+                meta = _meta(records, stored).to_json()
+                json_member = with_checksum(key, stored.content, meta)
+                tar.write({"__key__": key, "jpg": stored.content, "json": json_member})
+                matched += sum(record.matched for record in records)
+        with open(temporary, "rb") as written:
+            rows = make_rows(read_metas(written.fileno(), task.name))
+        sha256, size = file_sha256(temporary) or "", temporary.stat().st_size
+        stem = task.name.removesuffix(".tar")
+        with atomic_path(task.directory / rows_name(stem)) as table:
+            table.write_bytes(content := pack(rows._asdict()))
+    info = ShardInfo(
+        name=task.name,
+        samples=len(rows.picture),
+        matched=matched,
+        bytes=size,
+        sha256=sha256,
+        pictures=len(rows.sizes),
+        rows_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    about = {"digest": digest, "pictures": stamps, "info": asdict(info), "rejects": rejects}
     write_json(state, about)
     return info, rejects
+
+
+def _meta(records: Sequence[Record], stored: Stored) -> PictureMeta:
+    first = records[0]
+    pairs = tuple(
+        PairMeta(
+            caption=record.caption,
+            matched=record.matched,
+            caption_id=record.caption_id,
+            image_id=first.image_id,
+            size=stored.size,
+            source=record.source,
+            similarity=record.similarity,
+            orientation=stored.orientation,
+            row=record.row,
+        )
+        for record in records
+    )
+    return PictureMeta(first.image_id, stored.size, stored.orientation, pairs)
+
+
+def _is_whole(directory: Path, info: ShardInfo) -> bool:
+    """Whether a tar and its table are there."""
+    table = file_sha256(directory / rows_name(info.stem))
+    return is_whole(directory / info.name, info) and table == info.rows_sha256
 
 
 def _tar_writer(file):
@@ -250,7 +253,7 @@ def _tar_writer(file):
 
 
 def _finished(
-    task: ShardTask, state: Path, digest: str, pictures: str
+    task: ShardTask, state: Path, digest: str, stamps: str
 ) -> tuple[ShardInfo, list[Reject]] | None:
     if not state.exists():
         return None
@@ -258,10 +261,10 @@ def _finished(
         saved = read_json(state)
         info = ShardInfo(**saved["info"])
         rejects = [Reject(*reject) for reject in saved["rejects"]]
-        same = saved["digest"] == digest and saved.get("pictures", pictures) == pictures
+        same = saved["digest"] == digest and saved["pictures"] == stamps
     except (InputError, ValueError, KeyError, TypeError):
         return None  # damaged: the tar is written again, to the same bytes
-    return (info, rejects) if same and is_whole(task.directory / task.name, info) else None
+    return (info, rejects) if same and _is_whole(task.directory, info) else None
 
 
 def _finish(
@@ -275,6 +278,7 @@ def _finish(
     for path in directory.glob(f"{index.split}-*.tar"):
         if path.name not in names:  # empty, or of an interrupted build over other raw files
             path.unlink()
+            (directory / rows_name(path.stem)).unlink(missing_ok=True)
     with (
         atomic_path(directory / REJECTS_NAME) as temporary,
         open(temporary, "w", encoding="utf-8") as file,
@@ -283,5 +287,5 @@ def _finish(
             line = {"row": row, "where": where(row), "reason": reason}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     write_json(directory / INDEX_NAME, index.to_dict())
-    sweep(directory)
-    sweep(directory / STATE)
+    for folder in (directory, directory / STATE, directory / ROWS):
+        sweep(folder)

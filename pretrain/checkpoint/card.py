@@ -12,8 +12,9 @@ import yaml
 from pretrain import distributed
 from pretrain.checkpoint.run import MARKER
 from pretrain.tracking import read_metrics
+from shards.index import read_index
 from shards.redact import without_secrets
-from shards.schema import INDEX_NAME, read_index
+from shards.schema import INDEX_NAME
 
 _LOADING = """\
 ```python

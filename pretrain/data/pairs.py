@@ -1,61 +1,43 @@
-"""Shards -> pre-training batches: crop and flip with their box, word pieces, teacher features."""
+"""Shards -> pre-training batches: views with their boxes, word pieces, teacher features."""
 
-import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pretrain.config import MAX_LENGTH, DataConfig
 from pretrain.data.batch import PretrainBatch
-from pretrain.data.jpeg import decode_rows, reduction_for
+from pretrain.data.clean import clean_views
+from pretrain.data.views import Canvas, Part, View, decode_part, part_of, random_view
 from pretrain.model.patches import patch_coverage, view_box
 from shards.files import InputError
 from shards.schema import OBJECTS, TEACHER
-from shards.stream import RankBatches, Sample, ShardReader
+from shards.shard import PairPlace
+from shards.stream import RankBatches, ShardReader
 
 T = TypeVar("T")
 PAD_TO = 8  # word pieces; tensor cores want lengths that are multiples of it
+TOGETHER = 16  # pictures decoded before their views are drawn: code and tables stay cached
 Address = tuple[int, int, int]  # (epoch, shard number, row in the shard)
-Crop = tuple[float, float, float, float]  # (left, top, width, height), stored picture's pixels
 
 
-class View(NamedTuple):
-    """What is shown of a picture, and how it is changed."""
+class Shown(NamedTuple):
+    """A pair of a block, and what is shown of its picture."""
 
-    crop: Crop
-    flip: bool
-    changes: tuple[int, ...]
-    """Photometric ones, in this order: 0 none, 1 brightness, 2 sharpness."""
-
-
-def decode(sample: Sample, min_side: int) -> Image.Image:
-    """The whole picture as RGB; JPEG's own scaled decoding is used down to `min_side` pixels."""
-    try:
-        image = Image.open(io.BytesIO(sample.image))
-        image.draft("RGB", (min_side, min_side))
-        image.load()
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{sample.key}: undecodable image in shard ({error})") from error
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def squash(image: Image.Image, size: int, box: tuple | None = None) -> np.ndarray:
-    """The whole picture, or `box` of it, as (3, size, size) uint8: the clean view."""
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(resized).transpose(2, 0, 1)
+    number: int
+    """In the block."""
+    pair: PairPlace
+    view: View
+    part: Part
 
 
 class PairDataset(Dataset):
-    """Addresses -> one `PretrainBatch`; a view depends on (seed, address), not the worker."""
+    """Addresses -> `PretrainBatch`; a view depends on (seed, address), not the worker."""
 
     def __init__(
         self,
@@ -77,51 +59,82 @@ class PairDataset(Dataset):
         self.image_size, self.patch_size = image_size, patch_size
         self.seed, self.augment, self.teacher_size = seed, augment, teacher_size
         self.tokenizer = batch_tokenizer(tokenizer, length)
+        self.canvas = Canvas(image_size)
 
     def __getitems__(self, addresses: Sequence[Address]) -> PretrainBatch:
-        # Stage by stage, not picture by picture: a tenth faster, since code and tables stay cached.
-        samples = [self.reader.read(shard, row) for _, shard, row in addresses]
-        views = [self._view(*pair) for pair in zip(samples, addresses, strict=True)]
-        cropped_views = [
-            cropped(sample, view.crop, self.image_size)
-            for sample, view in zip(samples, views, strict=True)
-        ]
-        pixels = torch.stack(
-            [
-                part.flip(-1) if view.flip else part
-                for (part, _), view in zip(cropped_views, views, strict=True)
-            ]
+        return self.block([addresses])[0]
+
+    def block(self, batches: Sequence[Sequence[Address]]) -> list[PretrainBatch]:
+        """Several batches at once: a picture that they share is decoded once."""
+        addresses = [address for batch in batches for address in batch]
+        shown = []
+        for number, address in enumerate(addresses):
+            pair = self.reader.shard(address[1]).place(address[2])
+            view = self._view(pair, address)
+            shown.append(Shown(number, pair, view, part_of(view.crop, self.image_size)))
+        pixels = self._pixels(shown, [address[1] for address in addresses])
+        ends = np.cumsum([len(batch) for batch in batches]).tolist()
+        return [
+            self._batch(addresses[end - len(batch) : end], shown[end - len(batch) : end],
+                        pixels[end - len(batch) : end])
+            for batch, end in zip(batches, ends, strict=True)
+        ]  # fmt: skip
+
+    def _pixels(self, shown: Sequence[Shown], shards: Sequence[int]) -> Tensor:
+        """(N, 3, S, S) uint8: each picture is decoded once at each reduction, down to the lowest
+        crop that shows it."""
+        uses: dict[tuple[int, int, int], list[Shown]] = {}
+        for one in shown:
+            key = (shards[one.number], one.pair.picture, one.part.reduction)
+            uses.setdefault(key, []).append(one)
+        pixels = torch.empty(len(shown), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        groups = list(uses.items())
+        for start in range(0, len(groups), TOGETHER):
+            decoded = []
+            for (shard, picture, _), users in groups[start : start + TOGETHER]:
+                lowest = max((one.part for one in users), key=lambda part: part.bottom)
+                opened, pair = self.reader.shard(shard), users[0].pair
+                decoded.append(decode_part(opened.image(picture), pair.key, pair.size, lowest))
+            for rows, (_, users) in zip(decoded, groups[start:], strict=False):
+                for one in users:
+                    self.canvas.draw(rows, one.part, one.view, pixels[one.number])
+        return pixels
+
+    def _batch(
+        self, addresses: Sequence[Address], shown: Sequence[Shown], pixels: Tensor
+    ) -> PretrainBatch:
+        pairs = [one.pair for one in shown]
+        tokens = self.tokenizer.encode_batch_fast(
+            [self.reader.shard(shard).rows.caption(row) for _, shard, row in addresses]
         )
-        photometric(pixels.numpy(), views)
-        tokens = self.tokenizer.encode_batch_fast([sample.meta.caption for sample in samples])
-        ids = [(_hash(s.meta.caption_id), _hash(s.meta.image_id)) for s in samples]
+        clean = {}
+        if self.teacher_size:
+            samples = [self.reader.read(shard, row) for _, shard, row in addresses]
+            clean = clean_views(samples, self.teacher_size)
         return PretrainBatch(
             pixel_values=pixels,
             input_ids=torch.tensor([pieces.ids for pieces in tokens]),
             attention_mask=torch.tensor([pieces.attention_mask for pieces in tokens]),
-            matched=torch.tensor([sample.meta.matched for sample in samples]),
-            ids=torch.tensor(ids, dtype=torch.int64),
-            keys=tuple(sample.key for sample in samples),
-            **self._seen_objects(
-                samples, [crop for _, crop in cropped_views], [view.flip for view in views]
-            ),
-            **(clean_views(samples, self.teacher_size) if self.teacher_size else {}),
-            **_teacher(samples),
+            matched=torch.tensor([pair.matched for pair in pairs]),
+            ids=torch.tensor([pair.ids for pair in pairs], dtype=torch.int64),
+            keys=tuple(pair.key for pair in pairs),
+            **self._seen_objects(shown),
+            **clean,
+            **_teacher(pairs),
         )
 
-    def _view(self, sample: Sample, address: Address) -> View:
+    def _view(self, pair: PairPlace, address: Address) -> View:
         if self.augment:
             random = np.random.default_rng([self.seed, *address])
-            return random_view(random, sample.meta.size, self.config)
-        return View((0.0, 0.0, *sample.meta.size), False, ())
+            return random_view(random, pair.size, self.config)
+        return View((0.0, 0.0, float(pair.size[0]), float(pair.size[1])), False, ())
 
-    def _seen_objects(
-        self, samples: Sequence[Sample], crops: Sequence[Crop], flips: Sequence[bool]
-    ) -> dict[str, Tensor]:
+    def _seen_objects(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
         """(B, K) coverage of each best object, (B, 4) its box; zero where there is none."""
-        boxes = [sample.objects[0].box if sample.objects else (0, 0, 0, 0) for sample in samples]
-        seen = view_box(np.array(boxes), np.array(crops), np.array(flips), self.image_size)
+        boxes = np.array([one.pair.box for one in shown])
+        crops = np.array([one.part.crop for one in shown])
         size, patch = self.image_size, self.patch_size
+        seen = view_box(boxes, crops, np.array([one.view.flip for one in shown]), size)
         coverage = patch_coverage(seen, size, patch, self.config.min_visible)
         visible = seen.clip(0, size) * coverage.any(axis=1, keepdims=True)
         return {
@@ -142,112 +155,8 @@ def batch_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Toke
     return fast
 
 
-def cropped(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Crop]:
-    """A crop of a sample as (3, size, size) uint8, and the crop rounded to decoded pixels.
-
-    PyTorch's antialiased resize gives Pillow's pixels (within 2 of 255) in a sixth of the time.
-
-    Raises:
-        InputError: the picture is damaged, or not of the size that its sample says.
-    """
-    reduction = reduction_for(crop[2], crop[3], size)
-    left, top = round(crop[0] / reduction), round(crop[1] / reduction)
-    right = round((crop[0] + crop[2]) / reduction)
-    bottom = round((crop[1] + crop[3]) / reduction)
-    try:
-        pixels = decode_rows(sample.image, bottom * reduction, reduction)
-    except ValueError as error:
-        raise InputError(f"{sample.key}: undecodable image in shard ({error})") from error
-    if pixels.shape[1] != -(-sample.meta.size[0] // reduction) or len(pixels) < bottom:
-        raise InputError(f"{sample.key}: image in shard is not of size {sample.meta.size}")
-    part = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)
-    view = interpolate(part[None], (size, size), mode="bicubic", antialias=True)[0]
-    corner = float(left * reduction), float(top * reduction)
-    return view, (*corner, float((right - left) * reduction), float((bottom - top) * reduction))
-
-
-def random_view(random: np.random.Generator, size: tuple[int, int], config: DataConfig) -> View:
-    """Crop, flip, and two draws of identity, brightness or sharpness, each applied by chance."""
-    crop = random_crop(random, *size, config.crop_scale)
-    flip, *draws = random.random(5)
-    changes = [int(3 * kind) for kind, lot in (draws[:2], draws[2:]) if lot < config.photometric]
-    return View(crop, bool(flip < config.flip), tuple(changes))
-
-
-def random_crop(
-    random: np.random.Generator, width: int, height: int, scale: tuple[float, float]
-) -> Crop:
-    """A random resized crop, aspect 3/4 … 4/3 (torchvision's rule)."""
-    for _ in range(10):
-        area = width * height * random.uniform(*scale)
-        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = np.sqrt(area * aspect), np.sqrt(area / aspect)
-        if w <= width and h <= height:
-            return random.uniform(0, width - w), random.uniform(0, height - h), w, h
-    aspect = min(max(width / height, 3 / 4), 4 / 3)  # none fits: the largest one in the middle
-    w, h = min(width, height * aspect), min(height, width / aspect)
-    return (width - w) / 2, (height - h) / 2, w, h
-
-
-def photometric(pixels: np.ndarray, views: Sequence[View]) -> None:
-    """Brightness and sharpness x 1.36 where a view says so, in place. (B, 3, H, W) uint8."""
-    for picture, view in zip(pixels, views, strict=True):
-        for change in view.changes:
-            if change:
-                picture[...] = (brighten if change == 1 else sharpen)(picture)
-
-
-def brighten(pixels: np.ndarray) -> np.ndarray:
-    """Pillow's `ImageEnhance.Brightness` by 1.36 = 34/25, to the bit. (3, H, W) uint8."""
-    return np.minimum(pixels.astype(np.uint16) * 34 // 25, 255).astype(np.uint8)
-
-
-def sharpen(pixels: np.ndarray) -> np.ndarray:
-    """Pillow's `ImageEnhance.Sharpness` by 1.36 within 1 of 255, in a fifth of its time.
-
-    x + 9/25 (x - smooth), smooth being the mean of 3 x 3 pixels with the centre counted five times;
-    the border stays.
-    """
-    pixels = pixels.astype(np.int16)
-    centre = pixels[:, 1:-1, 1:-1]
-    rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
-    block = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    centre += (9 * centre - block) * 9 // (13 * 25)
-    return pixels.clip(0, 255).astype(np.uint8)
-
-
-def _hash(identifier: str) -> int:
-    digest = hashlib.blake2b(identifier.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def object_crop(sample: Sample, picture: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The best object's box in pixels of the decoded picture, clipped, a pixel a side or more."""
-    assert sample.objects  # callers ask
-    zoom = np.array([picture[0] / sample.meta.size[0], picture[1] / sample.meta.size[1]] * 2)
-    x1, y1, x2, y2 = np.array(sample.objects[0].box) * zoom
-    x1, y1 = min(max(x1, 0), picture[0] - 1), min(max(y1, 0), picture[1] - 1)
-    return x1, y1, min(max(x2, x1 + 1), picture[0]), min(max(y2, y1 + 1), picture[1])
-
-
-def clean_views(samples: Sequence[Sample], size: int) -> dict[str, Tensor]:
-    """`image_view` and `object_view` (B, 3, S, S) uint8, as the teacher column is made from."""
-    pictures = [decode(sample, 2 * size) for sample in samples]
-    crops = [
-        squash(picture, size, object_crop(sample, picture.size))
-        if sample.objects
-        else np.zeros((3, size, size), np.uint8)
-        for sample, picture in zip(samples, pictures, strict=True)
-    ]
-    whole = [squash(picture, size) for picture in pictures]
-    return {
-        "image_view": torch.from_numpy(np.stack(whole)),
-        "object_view": torch.from_numpy(np.stack(crops)),
-    }
-
-
-def _teacher(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    columns = [sample.teacher for sample in samples if sample.teacher is not None]
+def _teacher(pairs: Sequence[PairPlace]) -> dict[str, Tensor]:
+    columns = [pair.teacher for pair in pairs if pair.teacher is not None]
     if not columns:
         return {}
     return {

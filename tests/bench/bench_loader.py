@@ -86,7 +86,7 @@ def write_shards(root: Path, contents: Iterable[bytes]) -> Path:
     from shards.__main__ import main as shards_command
     from shards.corpora import captions
     from shards.stream import ShardReader
-    from shards.write import build
+    from shards.write import Form, build
 
     random = np.random.default_rng(0)
     lines, size = ["image,caption"], []
@@ -95,7 +95,7 @@ def write_shards(root: Path, contents: Iterable[bytes]) -> Path:
         size.append(len(content))
         lines.append(f"{number}.jpg,{' '.join(random.choice(WORDS, 24))}")
     (root / "captions.csv").write_text("\n".join(lines))
-    build(captions(root, root / "captions.csv"), root / "shards", shard_size=60)
+    build(captions(root, root / "captions.csv"), root / "shards", form=Form(None), shard_size=60)
     reader = ShardReader(root / "shards")
     with open(root / "boxes.jsonl", "w") as file:
         for shard in range(len(reader.index.shards)):
@@ -134,6 +134,7 @@ def contestants(shards: Path) -> tuple[int, dict[str, Callable[[int], object]]]:
 
     from pretrain.config import DataConfig
     from pretrain.data import pairs as data
+    from pretrain.data import views
     from pretrain.data.jpeg import decode_rows
     from pretrain.data.tokenizer import learn_tokenizer
     from shards.stream import CanonicalOrder
@@ -151,7 +152,7 @@ def contestants(shards: Path) -> tuple[int, dict[str, Callable[[int], object]]]:
 
     parts = []
     for batch in range(len(addresses) // BATCH):
-        with mock.patch.object(data, "decode_rows", wraps=data.decode_rows) as decoded:
+        with mock.patch.object(views, "decode_rows", wraps=views.decode_rows) as decoded:
             ours(batch)
         parts.append([call.args for call in decoded.call_args_list])
 

@@ -131,7 +131,7 @@ PICTURES = 16
 
 @pytest.fixture(scope="session")
 def pair_shards(tmp_path_factory) -> Path:
-    """32 pairs of 64 x 48 pictures in 32 tars; every fourth picture has no object."""
+    """32 pairs of 64 x 48 pictures in 16 tars; every fourth picture has no object."""
     root = tmp_path_factory.mktemp("pairs")
     random, lines, boxes = np.random.default_rng(0), ["image,caption"], []
     for number in range(PICTURES):

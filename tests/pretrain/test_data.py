@@ -16,12 +16,14 @@ from torchvision.transforms import RandomResizedCrop
 
 from pretrain.config import DataConfig
 from pretrain.data import pairs as data
+from pretrain.data import views
 from pretrain.data.batch import PretrainBatch
-from pretrain.data.pairs import PairDataset, cropped, open_reader, train_batches
+from pretrain.data.pairs import PairDataset, open_reader, train_batches
 from pretrain.data.tokenizer import learn_tokenizer
+from pretrain.data.views import Canvas, Part, View, cropped
 from shards.files import InputError
 from shards.schema import DetectedObject, PairMeta
-from shards.shard import scan_shard
+from shards.shard import PairPlace, scan_shard
 from shards.stream import CanonicalOrder, RankBatches, Sample
 
 
@@ -29,7 +31,9 @@ def make_dataset(
     shards: Path, *, augment: bool = True, seed: int = 0, size: int = 32, **config
 ) -> PairDataset:
     reader = open_reader(str(shards), teacher=False)
-    captions = [reader.read(shard, 0).meta.caption for shard in range(len(reader.index.shards))]
+    captions = [
+        text for shard in range(len(reader.index.shards)) for text in reader.captions(shard)
+    ]
     return PairDataset(
         reader,
         learn_tokenizer(captions, 200),
@@ -58,10 +62,21 @@ class OneSample:
     """A reader that knows one sample, at every address."""
 
     def __init__(self, only: Sample) -> None:
-        self.only = only
+        box = only.objects[0].box if only.objects else (0, 0, 0, 0)
+        self.only, self.rows = only, self
+        self.pair = PairPlace(only.key, 0, only.meta.size, True, (1, 2), box, None)
 
-    def read(self, shard: int, row: int) -> Sample:
-        return self.only
+    def shard(self, number: int) -> "OneSample":
+        return self
+
+    def place(self, row: int) -> PairPlace:
+        return self.pair
+
+    def image(self, picture: int) -> bytes:
+        return self.only.image
+
+    def caption(self, row: int) -> str:
+        return self.only.meta.caption
 
 
 def of_one(only: Sample, shards: Path, **options) -> PairDataset:
@@ -71,7 +86,7 @@ def of_one(only: Sample, shards: Path, **options) -> PairDataset:
 
 
 def addresses(number: int) -> list[tuple[int, int, int]]:
-    return [(0, shard, 0) for shard in range(number)]
+    return [(0, pair // 2, pair % 2) for pair in range(number)]
 
 
 # ------------------------------------------------------------------ views
@@ -85,7 +100,7 @@ def test_a_view_depends_on_seed_and_address_alone(pair_shards):
         assert alone.keys == batch.keys[number : number + 1]
         assert torch.equal(alone.pixel_values[0], batch.pixel_values[number])
         assert torch.equal(alone.patch_weights[0], batch.patch_weights[number])
-    later = dataset.__getitems__([(1, shard, 0) for shard in range(8)])
+    later = dataset.__getitems__([(1, *at[1:]) for at in addresses(8)])
     reseeded = make_dataset(pair_shards, seed=1).__getitems__(addresses(8))
     for other in (later, reseeded):
         assert other.keys == batch.keys
@@ -147,7 +162,7 @@ def test_scaled_decoding_shows_the_same_part(size, reduction):
     """JPEG's own scaling is only a shortcut: same crop, same box, nearly the same pixels."""
     coarse = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     only = sample(np.asarray(Image.fromarray(coarse).resize((511, 383))))
-    with mock.patch.object(data, "decode_rows", wraps=data.decode_rows) as decoded:
+    with mock.patch.object(views, "decode_rows", wraps=views.decode_rows) as decoded:
         view, crop = cropped(only, (50.0, 60.0, 300.0, 251.0), size)
     assert decoded.call_args.args[2] == reduction
     assert crop == pytest.approx((50, 60, 300, 251), abs=reduction)
@@ -160,10 +175,10 @@ def test_scaled_decoding_shows_the_same_part(size, reduction):
 # ------------------------------------------------------------------ augmentation
 
 
-def changes(chance: float, flip: float = 0.5) -> list[data.View]:
+def changes(chance: float, flip: float = 0.5) -> list[View]:
     config = DataConfig(train="x", photometric=chance, flip=flip)
     random = np.random.default_rng(0)
-    return [data.random_view(random, (64, 48), config) for _ in range(3000)]
+    return [views.random_view(random, (64, 48), config) for _ in range(3000)]
 
 
 def test_how_often_a_view_changes():
@@ -180,25 +195,28 @@ def test_how_often_a_view_changes():
 
 
 def test_changes_are_made_in_their_order():
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
-    before = pixels.copy()
-    views = [data.View((0, 0, 1, 1), False, made) for made in ((), (0, 0), (1, 2), (2, 1))]
-    data.photometric(pixels, views)
-    assert np.array_equal(pixels[:2], before[:2])
-    assert np.array_equal(pixels[2], data.sharpen(data.brighten(before[2])))
-    assert np.array_equal(pixels[3], data.brighten(data.sharpen(before[3])))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    before, canvas = torch.from_numpy(pixels.transpose(2, 0, 1).copy()), Canvas(16)
+    for made in ((), (0, 0), (1, 2), (2, 1), (0, 2)):
+        drawn, expected = torch.empty(3, 16, 16, dtype=torch.uint8), before.clone()
+        whole = Part(1, 0, 0, 16, 16)
+        canvas.draw(pixels, whole, View((0, 0, 16, 16), False, made), drawn)
+        for change in made:
+            if change:
+                (None, canvas.brighten, canvas.sharpen)[change](expected.numpy().reshape(-1))
+        assert torch.equal(drawn, expected) and torch.equal(drawn, before) == (not any(made))
 
 
 @pytest.mark.parametrize(
     ("ours", "pillows", "tolerance"),
-    [(data.brighten, ImageEnhance.Brightness, 0), (data.sharpen, ImageEnhance.Sharpness, 1)],
+    [("brighten", ImageEnhance.Brightness, 0), ("sharpen", ImageEnhance.Sharpness, 1)],
 )
 def test_photometric_operations_are_those_of_pillow(ours, pillows, tolerance):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    before = pixels.copy()
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
     expected = np.asarray(pillows(Image.fromarray(pixels)).enhance(1.36)).astype(int)
-    assert np.abs(ours(pixels.transpose(2, 0, 1)).transpose(1, 2, 0) - expected).max() <= tolerance
-    assert np.array_equal(pixels, before)
+    changed = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    getattr(Canvas(50), ours)(changed.reshape(-1))
+    assert np.abs(changed.transpose(1, 2, 0) - expected).max() <= tolerance
 
 
 @pytest.mark.parametrize("size", [(768, 512), (500, 500), (1500, 400), (300, 1400)])
@@ -207,7 +225,7 @@ def test_random_crop_is_distributed_as_torchvisions(size):
     width, height = size
     random, draws = np.random.default_rng(0), 4000
     torch.manual_seed(0)
-    ours = np.array([data.random_crop(random, width, height, (0.2, 1.0)) for _ in range(draws)])
+    ours = np.array([views.random_crop(random, width, height, (0.2, 1.0)) for _ in range(draws)])
     picture = torch.empty(3, height, width)
     theirs = np.array(
         [RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(draws)]
@@ -238,10 +256,10 @@ def test_word_pieces_are_padded_to_the_batch(pair_shards):
     batch = dataset.__getitems__(addresses(32))
     lengths = batch.attention_mask.sum(1)
     tokenizer = learn_tokenizer(
-        [dataset.reader.read(shard, 0).meta.caption for shard in range(32)], 200
+        [text for shard in range(16) for text in dataset.reader.captions(shard)], 200
     )
     for number, key in enumerate(batch.keys):
-        stored = dataset.reader.read(number, 0)
+        stored = dataset.reader.read(*addresses(32)[number][1:])
         alone = tokenizer(stored.meta.caption)["input_ids"]
         assert stored.key == key
         assert batch.input_ids[number, : lengths[number]].tolist() == alone
@@ -260,7 +278,7 @@ def test_word_pieces_are_padded_to_the_batch(pair_shards):
 def test_equal_ids_mean_equal_caption_or_picture(pair_shards):
     dataset = make_dataset(pair_shards)
     ids = dataset.__getitems__(addresses(32)).ids
-    metas = [dataset.reader.read(shard, 0).meta for shard in range(32)]
+    metas = [dataset.reader.read(*at[1:]).meta for at in addresses(32)]
     for column, field in enumerate(("caption_id", "image_id")):
         names = np.array([getattr(meta, field) for meta in metas])
         hashes = ids[:, column].numpy()
@@ -317,7 +335,7 @@ def equal(one: PretrainBatch, two: PretrainBatch) -> bool:
 
 def test_workers_give_the_same_batches(pair_shards):
     dataset = make_dataset(pair_shards)
-    order = CanonicalOrder([1] * 32, seed=0)
+    order = CanonicalOrder([2] * 16, seed=0)
     streams = [
         train_batches(
             dataset,

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pretrain.checkpoint.hub import load_fusion, save_model_directory
-from pretrain.data.pairs import object_crop
+from pretrain.data.clean import object_crop
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.label import main
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
@@ -102,7 +102,7 @@ def test_features_are_those_of_the_encoder(shards, prompter):
             with_object += 1
         else:
             assert not stored["object_feat"].any()
-    assert with_object == 24
+    assert with_object == 12
 
 
 def test_labelling_again_changes_nothing_and_another_prompter_everything(
@@ -112,7 +112,7 @@ def test_labelling_again_changes_nothing_and_another_prompter_everything(
     before = {path.name: path.stat().st_mtime_ns for path in shards.glob("teacher/*.safetensors")}
     write_teacher_column(str(shards), str(prompter))
     after = {path.name: path.stat().st_mtime_ns for path in shards.glob("teacher/*.safetensors")}
-    assert before == after and len(after) == 32
+    assert before == after and len(after) == 16
     content = contents(shards)
     write_teacher_column(str(shards), str(save_prompter(tmp_path / "other", seed=1)))
     assert all(content[name] != found for name, found in contents(shards).items())

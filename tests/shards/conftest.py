@@ -1,13 +1,19 @@
 """Small raw corpora in their publishers' formats, and shards made of them."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from webdataset import TarWriter
 
 from shards import newsclippings, write
+from shards.files import file_sha256
+from shards.shard import with_checksum
+from shards.stream import ShardReader
 
 PICTURES = 40
 
@@ -65,6 +71,54 @@ def news_shards(news, tmp_path_factory) -> Path:
     corpus = newsclippings.newsclippings(news / "nc", news / "vn", ["merged_balanced"], "train")
     write.build(corpus, directory, shard_size=10)
     return directory
+
+
+def write_format_1(source: Path, directory: Path, *, objects: bool = False) -> Path:
+    """Shards as commit 265d405 wrote them: a picture and a JSON file a pair, no table of rows."""
+    reader, infos, lines = ShardReader(source, columns=["objects"] if objects else []), [], {}
+    directory.mkdir()
+    for number, info in enumerate(reader.index.shards):
+        path, lines[info.stem] = directory / info.name, ""
+        with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in reader.samples(number):
+                meta = dataclasses.asdict(sample.meta)
+                del meta["row"], meta["orientation"]
+                content = with_checksum(sample.key, sample.image, json.dumps(meta))
+                tar.write({"__key__": sample.key, "jpg": sample.image, "json": content})
+                found = [dataclasses.asdict(item) for item in sample.objects or ()]
+                lines[info.stem] += json.dumps({"key": sample.key, "objects": found}) + "\n"
+        counts = {"samples": info.samples, "matched": info.matched}
+        size, sha256 = path.stat().st_size, file_sha256(path)
+        infos.append({"name": info.name, "bytes": size, "sha256": sha256} | counts)
+    index = reader.index.to_dict() | {"shards": infos, "format": 1}
+    del index["pictures"]
+    (directory / "index.json").write_text(json.dumps(index))
+    shutil.copy(source / "rejects.jsonl", directory)
+    if objects:
+        (directory / "objects").mkdir()
+        column = json.loads((source / "objects" / "column.json").read_text())
+        for info in infos:
+            path = directory / "objects" / f"{info['name'][:-4]}.jsonl"
+            path.write_text(lines[path.stem])
+            column["shards"][path.stem] = {
+                "samples": info["samples"],
+                "sha256": file_sha256(path),
+                "tar_sha256": info["sha256"],
+            }
+        (directory / "objects" / "column.json").write_text(json.dumps(column | {"format": 1}))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def format_1():
+    """`write_format_1`."""
+    return write_format_1
+
+
+@pytest.fixture
+def old_shards(news_shards, tmp_path) -> Path:
+    """`news_shards` in format 1."""
+    return write_format_1(news_shards, tmp_path / "old")
 
 
 @pytest.fixture

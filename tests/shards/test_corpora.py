@@ -54,7 +54,7 @@ def test_rows_are_looked_up_by_id(tiny):
     }
     assert (second.image, second.caption_id, second.image_id) == ("bbc/2.jpg", "1", "2")
     assert (second.matched, second.similarity) == (False, None)
-    assert corpus.images / first.image == tiny / "vn" / "origin" / "bbc" / "1.jpg"
+    assert corpus.pictures.root / first.image == tiny / "vn" / "origin" / "bbc" / "1.jpg"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def save(tmp_path, image: Image.Image, name: str, **options):
 
 def test_small_jpeg_keeps_its_bytes(tmp_path):
     path = save(tmp_path, Image.fromarray(gradient(60, 40)), "a.jpg")
-    assert stored_image(path, 40) == (path.read_bytes(), (60, 40))
+    assert stored_image(path, 40) == (path.read_bytes(), (60, 40), 1)
+    assert stored_image(path, None)[0] == path.read_bytes()
     grey = save(tmp_path, Image.fromarray(gradient(60, 40)).convert("L"), "g.jpg")
     assert stored_image(grey, 512)[0] == grey.read_bytes()
 
@@ -58,7 +59,7 @@ def test_small_jpeg_keeps_its_bytes(tmp_path):
 )
 def test_short_side_is_limited(tmp_path, size, expected):
     path = save(tmp_path, Image.fromarray(gradient(*size)), "a.jpg", quality=95)
-    content, stored = stored_image(path, 64)
+    content, stored, _ = stored_image(path, 64)
     assert stored == expected == Image.open(io.BytesIO(content)).size
     assert close(content, gradient(*expected), 6)
 
@@ -80,7 +81,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, size):
     turned = upright.transpose(turns[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content, stored = stored_image(save(tmp_path, turned, "a.jpg", exif=exif, quality=95), 100)
+    content, stored, _ = stored_image(save(tmp_path, turned, "a.jpg", exif=exif, quality=95), 100)
     assert stored == ((60, 40) if size == (60, 40) else (150, 100))
     assert close(content, gradient(*stored), 6)
     assert Image.open(io.BytesIO(content)).getexif().get(0x0112, 1) == 1
@@ -92,7 +93,7 @@ def test_modes_become_rgb(tmp_path, mode):
     if mode in ("L", "1", "LA"):
         expected = expected.convert("L")
     name = {"CMYK": "a.jpg", "YCbCr": "a.tif"}.get(mode, "a.png")
-    content, size = stored_image(save(tmp_path, expected.convert(mode), name), 512)
+    content, size, _ = stored_image(save(tmp_path, expected.convert(mode), name), 512)
     assert size == (64, 48)
     tolerance = 130 if mode == "1" else 12
     assert close(content, np.asarray(expected.convert("RGB")), tolerance)
@@ -101,23 +102,25 @@ def test_modes_become_rgb(tmp_path, mode):
 
 def test_transparency_is_laid_on_white(tmp_path):
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    content, _ = stored_image(save(tmp_path, clear, "a.png"), 512)
+    content, *_ = stored_image(save(tmp_path, clear, "a.png"), 512)
     assert close(content, np.full((32, 32, 3), 255))
     palette = Image.new("P", (32, 32), 0)
     palette.putpalette([0, 0, 200, 255, 0, 0])
-    content, _ = stored_image(save(tmp_path, palette, "p.png", transparency=0), 512)
+    content, *_ = stored_image(save(tmp_path, palette, "p.png", transparency=0), 512)
     assert close(content, np.full((32, 32, 3), 255))
 
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (32, 1))
-    content, _ = stored_image(save(tmp_path, Image.fromarray(ramp), "a.png"), 512)
+    content, *_ = stored_image(save(tmp_path, Image.fromarray(ramp), "a.png"), 512)
     assert close(content, np.repeat((ramp >> 8)[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tif"])
 def test_other_formats_are_encoded(tmp_path, suffix):
-    content, _ = stored_image(save(tmp_path, Image.fromarray(gradient(64, 48)), f"a.{suffix}"), 512)
+    content, *_ = stored_image(
+        save(tmp_path, Image.fromarray(gradient(64, 48)), f"a.{suffix}"), 512
+    )
     assert close(content, gradient(64, 48), 6)
 
 
@@ -244,7 +247,7 @@ def test_a_picture_is_the_same_in_every_encoding(tmp_path, pictures, encoding):
         assert picture_size(path) == picture.size
         difference = np.abs(np.asarray(decoded(path)).astype(int) - np.asarray(picture))
         assert difference.mean() <= tolerance
-        content, size = stored_image(path, 512)
+        content, size, _ = stored_image(path, 512)
         assert size == picture.size and close(content, np.asarray(picture), 6 + tolerance)
 
 
@@ -256,7 +259,7 @@ def test_every_orientation_of_every_format(tmp_path, pictures, number, kind):
     assert picture_size(tmp_path / "a") == pictures[0].size
     difference = np.asarray(decoded(tmp_path / "a")).astype(int) - np.asarray(pictures[0])
     assert np.abs(difference).mean() < 6
-    content, size = stored_image(tmp_path / "a", 48)
+    content, size, _ = stored_image(tmp_path / "a", 48)
     assert size == (72, 48)
     assert close(content, np.asarray(pictures[0].resize(size, Image.Resampling.LANCZOS)), 8)
 

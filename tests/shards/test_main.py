@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards.__main__ import main
-from shards.schema import read_index
+from shards.index import read_index
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,12 +74,12 @@ def test_a_command_is_needed(arguments, capsys):
 
 def test_options_are_taken_with_dashes_and_underscores(caption_csv, tmp_path):
     images, file = caption_csv
-    for name, word in (("a", "--max-side"), ("b", "--max_side")):
+    for name, word in (("a", "--short-side"), ("b", "--short_side")):
         out = str(tmp_path / name)
         main(["build", "captions", "--images", str(images), "--captions", str(file),
               "--out", out, word, "20", "--jobs", "1"])  # fmt: skip
     first, second = (read_index(tmp_path / name) for name in "ab")
-    assert first.shards == second.shards and first.provenance["options"]["max_side"] == 20
+    assert first.shards == second.shards and first.provenance["options"]["short_side"] == 20
 
 
 @pytest.mark.parametrize("split", ["a/b", "..", "a b", "", "ü"])
@@ -99,7 +99,7 @@ def test_build_reports_what_it_did(caption_csv, tmp_path, capsys):
     main(["build", "captions", *options, "--jobs", "1"])
     output = capsys.readouterr().out
     assert "60 rows = 57 samples" in output and "rejected 3: empty image file" in output
-    assert "pictures: 20 of 20" in output
+    assert "pictures: 20 of 20" in output and "19 pictures in" in output
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_boxes_from_a_file(shards, tmp_path, capsys):
         {"image_id": "no such picture", "objects": objects},
     ]
     detect(shards, write_lines(tmp_path / "boxes.jsonl", *lines))
-    assert "4 of 80 new pairs have objects" in capsys.readouterr().out
+    assert "2 of 40 new pictures have objects" in capsys.readouterr().out
     found = objects_of(shards)
     assert found["7"] == (
         thing([20, 5, 48, 20], 0.8, "tennis ball"),
@@ -240,14 +240,14 @@ def test_yolo_of_random_weights(shards):
         pytest.skip("needs the extra `yolo`")
     options = ["--weights", "yolo11n.yaml", "--min-score", "0", "--keep", "3"]
     main(["detect", str(shards), "--detector", "yolo", *options])
-    before = (shards / "objects" / "train-000003.jsonl").read_bytes()
+    before = (shards / "objects" / "train-000003.safetensors").read_bytes()
     objects_of(shards)
     provenance = json.loads((shards / "objects" / "column.json").read_text())["provenance"]
     assert provenance["model"] == "yolo11n.yaml" and "ultralytics" in provenance
     assert "ultralytics" not in sys.modules
-    (shards / "objects" / "train-000003.jsonl").unlink()
+    (shards / "objects" / "train-000003.safetensors").unlink()
     main(["detect", str(shards), "--detector", "yolo", *options])
-    assert (shards / "objects" / "train-000003.jsonl").read_bytes() == before
+    assert (shards / "objects" / "train-000003.safetensors").read_bytes() == before
 
 
 def test_yolo_without_its_weights(shards, tmp_path, capsys):

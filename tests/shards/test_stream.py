@@ -1,5 +1,6 @@
 """Order, ranks, resume, access by address, damage, and remote locations."""
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from shards import location
+from shards.__main__ import main
 from shards.columns import write_column
-from shards.files import InputError
+from shards.detections import pack_detections
+from shards.files import InputError, file_sha256
+from shards.rows import id_hash
+from shards.schema import DetectedObject
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
@@ -119,30 +124,23 @@ def shards(news_shards, tmp_path) -> Path:
 
 def add_columns(directory: Path) -> None:
     """Object boxes and teacher features that can be told from the shard and row."""
-    reader = ShardReader(directory)
 
     def objects(shard: int) -> bytes:
-        lines = []
-        for row, sample in enumerate(reader.samples(shard)):
-            box = {"box": [0, 0, 1 + row, 2 + shard], "score": 0.5, "label": "dog"}
-            lines.append(json.dumps({"key": sample.key, "objects": [box] * (row % 3)}))
-        return "".join(f"{line}\n" for line in lines).encode()
+        boxes = [DetectedObject((0, 0, 1 + n, 2 + shard), 0.5, "dog") for n in range(5)]
+        return pack_detections([[box] * (n % 3) for n, box in enumerate(boxes)])
 
     def teacher(shard: int) -> bytes:
-        rows = np.arange(10)
+        pictures = np.arange(5)
         tensors = {
-            "image_feat": (np.full((10, 256), 10.0 * shard) + rows[:, None]).astype(np.float16),
-            "object_feat": np.zeros((10, 256), np.float16),
-            "has_object": rows % 2 == 0,
+            "image_feat": (np.full((5, 256), 10.0 * shard) + pictures[:, None]).astype(np.float16),
+            "object_feat": np.zeros((5, 256), np.float16),
+            "has_object": pictures % 2 == 0,
         }
-        path = directory / "buffer"
-        save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path)
-        content = path.read_bytes()
-        path.unlink()
-        return content
+        return save(tensors)
 
-    write_column(directory, "objects", ".jsonl", objects, {}, desc="test")
-    write_column(directory, "teacher", ".safetensors", teacher, {}, desc="test")
+    for column, compute in (("objects", objects), ("teacher", teacher)):
+        files = lambda numbers, compute=compute: ((n, compute(n)) for n in numbers)  # noqa: E731
+        write_column(directory, column, files, {}, desc="test")
 
 
 def test_read_gives_what_tarfile_gives(news_shards):
@@ -150,15 +148,26 @@ def test_read_gives_what_tarfile_gives(news_shards):
     assert len(reader) == 80
     for number, info in enumerate(reader.index.shards):
         with tarfile.open(news_shards / info.name) as tar:
-            names = tar.getnames()
-            for row in reversed(range(info.samples)):
-                sample = reader.read(number, row)
-                assert names[2 * row] == f"{sample.key}.jpg"
-                assert sample.image == tar.extractfile(names[2 * row]).read()
-                meta = json.loads(tar.extractfile(names[2 * row + 1]).read())
-                assert json.loads(sample.meta.to_json()) | {"crc32": meta["crc32"]} == meta
-                assert sample.objects is None and sample.teacher is None
-        assert [s.key for s in reader.samples(number)] == [n[:-4] for n in names[::2]]
+            names, expected = tar.getnames(), []
+            for name in names[1::2]:
+                meta = json.loads(tar.extractfile(name).read())
+                image = tar.extractfile(name.replace(".json", ".jpg")).read()
+                expected += [(pair, meta["image_id"], image) for pair in meta["pairs"]]
+        # Matched pairs come first, each kind in the order of the pictures.
+        expected.sort(key=lambda entry: not entry[0]["matched"])
+        assert len(expected) == info.samples
+        for row, (pair, image_id, image) in reversed(list(enumerate(expected))):
+            sample, place = reader.read(number, row), reader.shard(number).place(row)
+            assert sample.image == image and sample.objects is None and sample.teacher is None
+            assert sample.key == place.key == f"train_{pair['row']:08d}"
+            assert (sample.meta.image_id, sample.meta.row) == (image_id, pair["row"])
+            assert all(getattr(sample.meta, name) == value for name, value in pair.items())
+            assert (sample.meta.matched, sample.meta.size) == (place.matched, place.size)
+            assert place.ids == (id_hash(sample.meta.caption_id), id_hash(image_id))
+        assert reader.captions(number) == [pair["caption"] for pair, *_ in expected]
+        pictures = list(reader.pictures(number))
+        assert [f"{picture.key}.jpg" for picture in pictures] == names[::2]
+        assert [len(picture.meta.pairs) for picture in pictures] == [2] * info.pictures
 
 
 def test_columns_come_with_their_sample(shards):
@@ -169,12 +178,18 @@ def test_columns_come_with_their_sample(shards):
     add_columns(shards)
     assert reader.has_column("objects")
     reader = ShardReader(shards, columns=["objects", "teacher"])
-    sample = reader.read(3, 5)
-    assert [item.box for item in sample.objects] == [(0, 0, 6, 5)] * 2
-    assert sample.teacher["image_feat"].shape == (256,)
-    assert sample.teacher["image_feat"].dtype == np.float16
-    assert (sample.teacher["image_feat"] == 35).all() and not sample.teacher["has_object"]
-    assert reader.read(0, 4).teacher["has_object"] and reader.read(0, 0).objects == ()
+    rows = [row for row in range(10) if reader.shard(3).place(row).picture == 2]
+    assert len(rows) == 2
+    for row in rows:
+        sample, place = reader.read(3, row), reader.shard(3).place(row)
+        assert [item.box for item in sample.objects] == [(0, 0, 3, 5)] * 2
+        assert place.box == (0, 0, 3, 5)
+        for teacher in (sample.teacher, place.teacher):
+            assert teacher["image_feat"].shape == (256,)
+            assert teacher["image_feat"].dtype == np.float16
+            assert (teacher["image_feat"] == 32).all() and teacher["has_object"]
+    first = next(row for row in range(10) if reader.shard(0).place(row).picture == 0)
+    assert reader.read(0, first).objects == () and not any(reader.shard(0).place(first).box)
     with pytest.raises(InputError, match="no such column"):
         ShardReader(shards, columns=["labels"])
 
@@ -185,7 +200,8 @@ def test_few_files_are_open(news_shards, monkeypatch):
     reader = ShardReader(news_shards)
     keys = [reader.read(shard, row).key for row in range(10) for shard in range(8)]
     assert len(set(keys)) == 80
-    assert len(list(Path("/proc/self/fd").iterdir())) == before + 2
+    # The tar and its mapped table, of two shards.
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 4
 
 
 def read_keys(reader, addresses, queue):
@@ -255,7 +271,7 @@ def test_a_missing_or_cut_shard_is_named(shards):
     content = path.read_bytes()
     with tarfile.open(path) as tar:
         offsets = [(member.offset, member.offset_data) for member in tar.getmembers()]
-    header, data = offsets[6]
+    header, data = offsets[2]
     for cut in (0, 1, header, header + 100, data, data + 50, len(content) - 1):
         path.write_bytes(content[:cut])
         with pytest.raises(InputError, match=rf"train-000002\.tar: {cut} bytes.*verify"):
@@ -279,10 +295,7 @@ def test_a_missing_or_cut_shard_is_named(shards):
         (b'"matched": ', b'"matched":"'),
         (b'"size": [48', b'"size": [-8'),
         (b'"size": [48, 32]', b'"size": [48, "2"'),
-        (b'{"caption', b'["caption'),
-        (b".json\0", b".jsom\0"),
-        (b".jpg\0", b".gif\0"),
-        (b"ustar", b"vstar"),
+        (b'{"image_id', b'["image_id'),
     ],
 )
 def test_wrong_members_are_named(shards, old, new):
@@ -295,8 +308,43 @@ def test_wrong_members_are_named(shards, old, new):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"caption": "', b'"captiom": "'),
+        (b".json\0", b".jsom\0"),
+        (b".jpg\0", b".gif\0"),
+        (b"ustar", b"vstar"),
+    ],
+)
+def test_wrong_members_of_format_1_are_named(old_shards, old, new):
+    path = old_shards / "train-000002.tar"
+    content = path.read_bytes()
+    assert old in content and len(old) == len(new)
+    path.write_bytes(content.replace(old, new, 1))
+    with pytest.raises(InputError, match=r"train-000002\.tar"):
+        list(ShardReader(old_shards).samples(2))
+
+
+def test_format_1_reads_the_same(news_shards, old_shards):
+    old, new = ShardReader(old_shards), ShardReader(news_shards)
+    assert (old.index.format, old.index.samples, old.index.pictures) == (1, 80, 80)
+    for number in range(8):
+        pairs = zip(old.samples(number), new.samples(number), strict=True)
+        for row, (ours, theirs) in enumerate(pairs):
+            assert ours == dataclasses.replace(
+                theirs, meta=dataclasses.replace(theirs.meta, row=None)
+            )
+            places = [reader.shard(number).place(row) for reader in (old, new)]
+            assert places[0]._replace(picture=0) == places[1]._replace(picture=0)
+        assert old.captions(number) == new.captions(number)
+    main(["verify", str(old_shards)])
+    with pytest.raises(InputError, match=r"earlier format.*python -m shards convert"):
+        write_column(old_shards, "objects", lambda numbers: [], {}, desc="test")
+
+
+@pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"format": 1}', '{"format": "1"}', '{"format": 2}', "null", '{"format": 1.5}'],
+    ["", "{", "[]", '{"format": 1}', '{"format": "1"}', '{"format": 3}', "null", '{"format": 1.5}'],
 )
 def test_damaged_index(shards, content):
     (shards / "index.json").write_text(content)
@@ -311,24 +359,30 @@ def test_no_index(tmp_path):
         ShardReader(tmp_path / "nothing")
 
 
+def agree(directory: Path, column: str) -> None:
+    """Let a column's index say that shard 2's file is as it is now."""
+    path = directory / column / "column.json"
+    index, file = json.loads(path.read_text()), directory / column / "train-000002.safetensors"
+    index["shards"]["train-000002"]["sha256"] = file_sha256(file)
+    path.write_text(json.dumps(index))
+
+
 def test_damaged_columns_are_named(shards):
     add_columns(shards)
-    path = shards / "objects" / "train-000002.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    for content in (
-        b"".join(lines[:-1]),
-        b"".join([lines[1], lines[0], *lines[2:]]),
-        b"".join([b"{\n", *lines[1:]]),
-        b"".join(lines).replace(b"0.5", b"NaN"),
-        b"".join(lines).replace(b"[0, 0,", b"[0, null,"),
-        b"".join(lines).replace(b"[0, 0,", b"[90, 0,"),
-        b"".join(lines).replace(b'"dog"', b"5"),
-    ):
-        path.write_bytes(content)
+    path = shards / "objects" / "train-000002.safetensors"
+    content = path.read_bytes()
+    other = pack_detections([[DetectedObject((0, 0, 1, 2), 0.5, "dog")]] * 4)
+    for wrong in (content[:-9], b"", content[:4], b"\0" * 64, other, save({"best": np.zeros(5)})):
+        path.write_bytes(wrong)
+        with pytest.raises(InputError, match=r"train-000002\.safetensors: another checksum"):
+            ShardReader(shards, columns=["objects"]).read(2, 0)
+        agree(shards, "objects")
         reader = ShardReader(shards, columns=["objects"])
         assert reader.read(1, 1)
-        with pytest.raises(InputError, match=r"train-000002\.jsonl"):
+        with pytest.raises(InputError, match=r"train-000002\.safetensors"):
             reader.read(2, 0)
+    path.write_bytes(content)
+    agree(shards, "objects")
     path = shards / "teacher" / "train-000002.safetensors"
     content = path.read_bytes()
     save_file({"image_feat": np.zeros((10, 256), np.float16)}, shards / "one")
@@ -340,6 +394,7 @@ def test_damaged_columns_are_named(shards):
         (shards / "short").read_bytes(),
     ):
         path.write_bytes(wrong)
+        agree(shards, "teacher")
         with pytest.raises(InputError, match=r"train-000002\.safetensors"):
             ShardReader(shards, columns=["teacher"]).read(2, 0)
     damage_index(shards, sha256="0" * 64)
@@ -389,7 +444,7 @@ def test_remote_files_are_fetched_once_and_kept_for_other_runs(remote, monkeypat
     reader.read(3, 1)
     assert fetched == []
     reader.read(4, 0), reader.read(4, 1)
-    assert len(fetched) == 1
+    assert len(fetched) == 2  # the tar and its table
 
 
 def test_remote_failures_are_tried_again(remote, monkeypatch):

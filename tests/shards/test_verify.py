@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import webdataset
 from safetensors.numpy import save
 
 from shards.__main__ import main
+from shards.arrays import pack
 from shards.columns import write_column
 from shards.files import InputError, file_sha256
+from shards.rows import make_rows
 from shards.schema import TEACHER_TENSORS
+from shards.shard import read_metas
 from shards.stream import ShardReader
 from shards.verify import check
 
@@ -55,7 +59,8 @@ def test_a_whole_directory_passes(shards, capsys):
     assert list(check(shards)) == []
     main(["verify", str(shards)])
     output = capsys.readouterr().out
-    assert "80 rows = 80 samples (40 matched) + 0 rejects; 8 shards, columns: objects" in output
+    assert "80 rows = 80 samples (40 matched) + 0 rejects; 40 pictures in 8 shards" in output
+    assert output.rstrip().endswith("columns: objects")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,10 @@ def rewrite(directory: Path, change) -> None:
             tar.write({k: v for k, v in sample.items() if k in ("__key__", "jpg", "json")})
     index = json.loads((directory / "index.json").read_text())
     index["shards"][2] |= {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    table = directory / "rows" / "train-000002.safetensors"
+    with suppress(InputError), open(path, "rb") as file:  # the table of what cannot be read stays
+        table.write_bytes(pack(make_rows(read_metas(file.fileno(), path.name))._asdict()))
+    index["shards"][2]["rows_sha256"] = file_sha256(table)
     del index["checksums"]  # as of shards that have none: all other checks are tried
     (directory / "index.json").write_text(json.dumps(index))
     shutil.rmtree(directory / "objects")
@@ -118,19 +127,19 @@ def rewrite(directory: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda s: s.pop(), "9 samples, the index says 10"),
+        (lambda s: s.pop(), "no table of 5 pictures and 10 pairs"),
         (lambda s: s[4].update(__key__="a b"), "other characters"),
         (lambda s: s[4].update(__key__=s[3]["__key__"]), "appears twice"),
         (lambda s: s[4].update(jpg=b"no picture"), "cannot be decoded"),
         (lambda s: s[4].update(jpg=s[4]["jpg"][:-300]), "cannot be decoded"),
-        (lambda s: s[4].pop("json"), "is not expected there"),
+        (lambda s: s[3].pop("json"), "is not expected there"),
         (lambda s: s[4].update(json=s[4]["json"].replace(b"[48", b"[47")), "its JSON says"),
         (lambda s: s[4].update(json=b"{"), "not valid JSON"),
         (
             lambda s: [x.update(json=x["json"].replace(b"false", b"true")) for x in s],
-            "is matched, unlike",
+            "10 pairs are matched, the index says",
         ),
-        (lambda s: s.reverse(), "is not matched, unlike the index"),
+        (lambda s: s[4].update(json=s[4]["json"].replace(b'"row"', b'"raw"')), "key appears twice"),
     ],
 )
 def test_wrong_contents_are_found(shards, change, problem):
@@ -141,12 +150,12 @@ def test_wrong_contents_are_found(shards, change, problem):
 
 def test_wrong_rejects_and_columns_are_found(shards):
     (shards / "rejects.jsonl").write_text('{"row": 5}\n')
-    (shards / "objects" / "train-000001.jsonl").write_text("")
-    (shards / "objects" / "train-000004.jsonl").unlink()
+    (shards / "objects" / "train-000001.safetensors").write_text("")
+    (shards / "objects" / "train-000004.safetensors").unlink()
     first, second, third = check(shards)
     assert "rejects.jsonl: 1 lines, the index says 0" in first and "rm" in first
-    assert "train-000001.jsonl: checksum differs: run `python -m shards detect" in second
-    assert "train-000004.jsonl: missing" in third
+    assert "train-000001.safetensors: checksum differs: run `python -m shards detect" in second
+    assert "train-000004.safetensors: missing" in third
     column = json.loads((shards / "objects" / "column.json").read_text())
     (shards / "objects" / "column.json").write_text(json.dumps(column | {"complete": False}))
     assert any("not finished" in line for line in check(shards))
@@ -157,22 +166,23 @@ def test_wrong_rejects_and_columns_are_found(shards):
 
 
 def test_teacher_features_are_checked(shards):
-    def features(value: float, rows: int = 10) -> bytes:
+    def features(value: float, rows: int = 5) -> bytes:
         tensors = {name: np.full((rows, 256), value, np.float16) for name in TEACHER_TENSORS[:2]}
         return save(tensors | {"has_object": np.ones(rows, bool)})
 
     def label(compute) -> None:
         shutil.rmtree(shards / "teacher", ignore_errors=True)
-        write_column(shards, "teacher", ".safetensors", compute, {}, desc="test")
+        files = lambda numbers: ((number, compute(number)) for number in numbers)  # noqa: E731
+        write_column(shards, "teacher", files, {}, desc="test")
 
     label(lambda shard: features(1.0))
     assert list(check(shards)) == []
     label(lambda shard: features(np.nan if shard == 3 else 1.0))
     (line,) = check(shards)
     assert "train-000003.safetensors: `image_feat` holds values that are not finite" in line
-    label(lambda shard: features(1.0, 9 if shard == 3 else 10))
+    label(lambda shard: features(1.0, 4 if shard == 3 else 5))
     (line,) = check(shards)
-    assert "train-000003" in line and "for 10 samples" in line
+    assert "train-000003" in line and "for 5 pictures" in line
 
 
 def test_not_a_shard_directory(tmp_path):
@@ -186,11 +196,12 @@ def checked(shards) -> Path:
     random = np.random.default_rng(0)
 
     def features(shard: int) -> bytes:
-        values = random.normal(size=(2, 10, 256)).astype(np.float16)
+        values = random.normal(size=(2, 5, 256)).astype(np.float16)
         tensors = dict(zip(TEACHER_TENSORS[:2], values, strict=True))
-        return save(tensors | {"has_object": np.ones(10, bool)})
+        return save(tensors | {"has_object": np.ones(5, bool)})
 
-    write_column(shards, "teacher", ".safetensors", features, {}, desc="test")
+    files = lambda numbers: ((number, features(number)) for number in numbers)  # noqa: E731
+    write_column(shards, "teacher", files, {}, desc="test")
     return shards
 
 

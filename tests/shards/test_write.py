@@ -18,11 +18,12 @@ import webdataset
 
 from shards import write
 from shards.columns import write_column
-from shards.corpora import captions
+from shards.corpora import PictureFolder, captions
 from shards.files import InputError
+from shards.index import parse_column, read_index
 from shards.locks import lock
 from shards.newsclippings import newsclippings
-from shards.schema import read_index
+from shards.processes import in_order
 from shards.write import build, shard_count
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,10 @@ def members(directory: Path) -> list[tuple[str, str, dict]]:
             assert names[::2] == [name.replace(".json", ".jpg") for name in names[1::2]]
             for name in names[1::2]:
                 meta = json.loads(tar.extractfile(name).read())
-                found.append((path.name, name.removesuffix(".json"), meta))
+                pairs, key = meta.pop("pairs"), name.removesuffix(".json")
+                assert key == f"train_{pairs[0]['row']:08d}"  # that of its first pair
+                for pair in pairs:
+                    found.append((path.name, f"train_{pair['row']:08d}", meta | pair))
     return found
 
 
@@ -63,6 +67,7 @@ def test_tars_follow_the_contract(news, news_shards):
         record = expected.record(int(key[-8:]))
         assert meta.pop("crc32") > 0
         assert meta == {
+            "row": int(key[-8:]),
             "caption": record.caption,
             "matched": record.matched,
             "caption_id": record.caption_id,
@@ -72,20 +77,28 @@ def test_tars_follow_the_contract(news, news_shards):
             "similarity": 0.25,
         }
     assert (index["rows"], index["samples"], index["rejects"], index["matched"]) == (80, 80, 0, 40)
+    assert index["pictures"] == 40
     for shard in index["shards"]:
         matched = [meta["matched"] for name, _, meta in found if name == shard["name"]]
-        assert matched == sorted(matched, reverse=True) and sum(matched) == shard["matched"]
+        assert sum(matched) == shard["matched"]
         content = (news_shards / shard["name"]).read_bytes()
         assert shard["sha256"] == hashlib.sha256(content).hexdigest()
-        assert shard["bytes"] == len(content) and shard["samples"] == 10
+        assert shard["bytes"] == len(content) and (shard["samples"], shard["pictures"]) == (10, 5)
+        table = (news_shards / "rows" / shard["name"]).with_suffix(".safetensors").read_bytes()
+        assert shard["rows_sha256"] == hashlib.sha256(table).hexdigest()
     assert Counter(name for name, _, _ in found) == {s["name"]: 10 for s in index["shards"]}
+    shards_of: dict[str, set[str]] = {}
+    for name, _, meta in found:
+        shards_of.setdefault(meta["image_id"], set()).add(name)
+    assert len(shards_of) == 40 and all(len(names) == 1 for names in shards_of.values())
 
 
 def test_webdataset_reads_the_tars(news_shards):
     urls = [str(path) for path in sorted(news_shards.glob("*.tar"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
-    assert len(samples) == 80 and samples[0]["jpg"].size == (48, 32)
-    assert isinstance(samples[0]["json"]["caption"], str)
+    assert len(samples) == 40 and samples[0]["jpg"].size == (48, 32)
+    captions = [pair["caption"] for sample in samples for pair in sample["json"]["pairs"]]
+    assert len(captions) == 80 and all(isinstance(caption, str) for caption in captions)
 
 
 def test_twins_part(news, tmp_path):
@@ -196,7 +209,7 @@ def test_one_directory_holds_one_build(caption_csv, tmp_path):
         build(captions(*caption_csv, split="val"), out)
     (out / "index.json").unlink()  # as after an interruption
     with pytest.raises(InputError, match="another build"):
-        build(captions(*caption_csv), out, max_side=100)
+        build(captions(*caption_csv), out, form=write.Form(100))
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "train-000000.tar").touch()
@@ -211,16 +224,16 @@ def test_only_the_lost_shard_is_written_again(news, news_shards, tmp_path, monke
     (out / "train-000002.tar").unlink()
     (out / "train-000005.tar").write_bytes(b"cut")
     opened = []
-    real = write.stored_image
+    real = PictureFolder.stored
 
     def store(*arguments):
         assert not (out / "index.json").exists()  # it would call the folder complete
         opened.append(arguments)
         return real(*arguments)
 
-    monkeypatch.setattr(write, "stored_image", store)
+    monkeypatch.setattr(PictureFolder, "stored", store)
     build(corpus(news), out, shard_size=10)
-    assert len(opened) == 20 and contents(out) == expected
+    assert len(opened) == 10 and contents(out) == expected
 
 
 def test_changed_raw_rows_are_noticed_on_resume(caption_csv, tmp_path):
@@ -320,7 +333,7 @@ def test_an_interrupted_write_leaves_the_old_file(caption_csv, tmp_path, monkeyp
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write, "stored_image", fail)
+    monkeypatch.setattr(PictureFolder, "stored", fail)
     with pytest.raises(KeyboardInterrupt):
         build(captions(*caption_csv), tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tar")) and not list(
@@ -334,6 +347,11 @@ def shards(news_shards, tmp_path) -> Path:
     return tmp_path / "shards"
 
 
+def each(compute):
+    """As `write_column` takes it, of a function of one shard."""
+    return lambda numbers: ((number, compute(number)) for number in numbers)
+
+
 def test_column_goes_on_where_it_stopped(shards):
     computed = []
 
@@ -344,21 +362,20 @@ def test_column_goes_on_where_it_stopped(shards):
         return f"shard {shard}".encode()
 
     with pytest.raises(KeyboardInterrupt):
-        write_column(shards, "objects", ".jsonl", compute, {"a": 1}, desc="test")
+        write_column(shards, "objects", each(compute), {"a": 1}, desc="test")
     assert not json.loads((shards / "objects/column.json").read_text())["complete"]
     computed.clear()
-    (shards / "objects" / "train-000001.jsonl").write_bytes(b"changed")
+    (shards / "objects" / "train-000001.safetensors").write_bytes(b"changed")
     with pytest.raises(KeyboardInterrupt):
-        write_column(shards, "objects", ".jsonl", compute, {"a": 1}, desc="test")
+        write_column(shards, "objects", each(compute), {"a": 1}, desc="test")
     assert computed == [1, 3, 4]
     computed.clear()
-    column = write_column(
-        shards, "objects", ".jsonl", lambda n: f"shard {n}".encode(), {"a": 1}, desc="test"
-    )
+    write_column(shards, "objects", each(lambda n: f"shard {n}".encode()), {"a": 1}, desc="test")
+    column = parse_column((shards / "objects/column.json").read_bytes(), "column.json")
     assert column.complete and len(column.shards) == 8
     for stem, shard in column.shards.items():
-        content = (shards / "objects" / f"{stem}.jsonl").read_bytes()
-        assert content == f"shard {int(stem[-6:])}".encode() and shard.samples == 10
+        content = (shards / "objects" / f"{stem}.safetensors").read_bytes()
+        assert content == f"shard {int(stem[-6:])}".encode() and shard.samples == 5
         assert shard.sha256 == hashlib.sha256(content).hexdigest()
 
 
@@ -366,7 +383,7 @@ def test_column_of_other_provenance_or_tar_is_redone(shards, news, capsys):
     def run(provenance: dict) -> list[int]:
         done: list[int] = []
         write_column(
-            shards, "objects", ".jsonl", lambda n: done.append(n) or b"x", provenance, desc="test"
+            shards, "objects", each(lambda n: done.append(n) or b"x"), provenance, desc="test"
         )
         return done
 
@@ -380,11 +397,10 @@ def test_column_of_other_provenance_or_tar_is_redone(shards, news, capsys):
     assert run({"min": 2}) == [4]
 
 
-def test_few_tasks_wait_at_a_time(monkeypatch):
+def test_few_tasks_wait_at_a_time():
     """The memory that a build needs does not grow with the number of shards."""
-    monkeypatch.setattr(write, "write_shard", os.path.basename)  # anything that can be pickled
     made, done = [], 0
-    for _ in write._run((made.append(n) or str(n) for n in range(50)), jobs=2):
+    for _ in in_order(os.path.basename, (made.append(n) or str(n) for n in range(50)), jobs=2):
         done += 1
         assert len(made) - done <= 6
     assert done == 50

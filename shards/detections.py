@@ -1,0 +1,117 @@
+"""The objects column's files: what a detector found on each picture of a shard. P: pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from shards.arrays import map_arrays, pack
+from shards.files import InputError, parse_object
+from shards.schema import DetectedObject
+
+AGAIN = "run `python -m shards detect` again"
+
+
+class Detections(NamedTuple):
+    """M objects of P pictures, those of a picture one after the other, best first."""
+
+    best: np.ndarray
+    """(P, 4) float64: the best object's box; all 0: none. Training reads no other."""
+    ends: np.ndarray
+    """(P,) int64: where the objects of each picture end."""
+    boxes: np.ndarray
+    """(M, 4) float64."""
+    scores: np.ndarray
+    """(M,) float64."""
+    labels: np.ndarray
+    """(M,) int32: places in `names`."""
+    names: Sequence[str]
+
+    def of(self, picture: int) -> tuple[DetectedObject, ...]:
+        """Of one picture."""
+        start = int(self.ends[picture - 1]) if picture else 0
+        place = slice(start, int(self.ends[picture]))
+        values = (self.boxes[place], self.scores[place], self.labels[place])
+        return tuple(
+            DetectedObject((box[0], box[1], box[2], box[3]), score, self.names[label])
+            for box, score, label in zip(*(array.tolist() for array in values), strict=True)
+        )
+
+
+def make_detections(pictures: Sequence[Sequence[DetectedObject]]) -> Detections:
+    """The arrays of a shard's objects."""
+    objects = [item for found in pictures for item in found]
+    names = sorted({item.label for item in objects})
+    place = {name: number for number, name in enumerate(names)}
+    best = [found[0].box if found else (0.0, 0.0, 0.0, 0.0) for found in pictures]
+    return Detections(
+        best=np.array(best, np.float64).reshape(-1, 4),
+        ends=np.cumsum([len(found) for found in pictures], dtype=np.int64),
+        boxes=np.array([item.box for item in objects], np.float64).reshape(-1, 4),
+        scores=np.array([item.score for item in objects], np.float64),
+        labels=np.array([place[item.label] for item in objects], np.int32),
+        names=names,
+    )
+
+
+def pack_detections(pictures: Sequence[Sequence[DetectedObject]]) -> bytes:
+    """The file of a shard."""
+    fields = make_detections(pictures)._asdict()
+    names = fields.pop("names")
+    return pack(fields, names)
+
+
+def map_detections(path: Path, pictures: int) -> Detections:
+    """The file of a shard of so many pictures.
+
+    Raises:
+        InputError: damaged, or of another shard.
+    """
+    tensors, names = map_arrays(path)
+    if set(tensors) != set(Detections._fields) - {"names"} or not isinstance(names, list):
+        raise InputError(f"{path}: no objects; {AGAIN}")
+    if len(tensors["best"]) != pictures or len(tensors["ends"]) != pictures:
+        raise InputError(f"{path}: not the objects of {pictures} pictures; {AGAIN}")
+    return Detections(**tensors, names=names)
+
+
+def check_detections(path: Path, pictures: int) -> None:
+    """Raises: InputError: the file does not hold objects as `DetectedObject` describes them."""
+    found = map_detections(path, pictures)
+    ends, boxes = found.ends, found.boxes
+    values = (found.best, boxes, found.scores)
+    starts = np.concatenate([[0], ends[:-1]])
+    first = np.zeros_like(found.best)
+    some = ends > starts
+    good = (
+        (ends >= starts).all()
+        and len({int(ends[-1]) if len(ends) else 0, *map(len, (boxes, found.scores, found.labels))})
+        == 1
+        and all(np.isfinite(array).all() for array in values)
+        and (boxes[:, :2] < boxes[:, 2:]).all()
+        and ((found.labels >= 0) & (found.labels < len(found.names))).all()
+    )
+    if good:
+        first[some] = boxes[starts[some]]
+    if not good or not np.array_equal(first, found.best):
+        raise InputError(f"{path}: an object's box, score or label is none; {AGAIN}")
+
+
+def read_lines_of_objects(path: Path, keys: Sequence[str]) -> Detections:
+    """As format 1 has them: a JSON line a sample, checked against the shard's keys."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {AGAIN}") from error
+    if len(lines) != len(keys):
+        raise InputError(f"{path}: {len(lines)} lines for {len(keys)} samples; {AGAIN}")
+    result = []
+    for number, (line, key) in enumerate(zip(lines, keys, strict=True), start=1):
+        name = f"{path}: line {number}"
+        fields = parse_object(line, name)
+        objects = fields.get("objects")
+        if fields.get("key") != key or not isinstance(objects, list):
+            raise InputError(f"{name}: not the objects of {key}; {AGAIN}")
+        result.append([DetectedObject.from_dict(item, f"{name}, {key}") for item in objects])
+    return make_detections(result)
