@@ -140,14 +140,14 @@ class OpenShard:
         """A pair by its row, without its picture."""
         rows, number = self.rows, int(self.rows.picture[row])
         width, height = rows.sizes[number].tolist()
-        box = (0.0, 0.0, 0.0, 0.0) if self.objects is None else self.objects.best[number].tolist()
+        best = [0.0] * 4 if self.objects is None else self.objects.best[number].tolist()
         return PairPlace(
             key=rows.key(row),
             picture=number,
             size=(width, height),
             matched=row < self.matched,
             ids=(int(rows.caption_ids[row]), int(rows.image_ids[number])),
-            box=box,
+            box=(best[0], best[1], best[2], best[3]),
             teacher=self.teacher_of(number),
         )
 

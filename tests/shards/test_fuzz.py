@@ -195,7 +195,8 @@ def shards(news_shards, tmp_path) -> Path:
         ("train-000002.tar", 80),
         ("index.json", 60),
         ("objects/column.json", 40),
-        ("objects/train-000002.jsonl", 60),
+        ("objects/train-000002.safetensors", 60),
+        ("rows/train-000002.safetensors", 60),
         ("rejects.jsonl", 4),
     ],
 )
