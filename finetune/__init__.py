@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from shards.threads import wait_passively
+from shards.threads import set_threads
 
 if TYPE_CHECKING:
     from finetune.predict.extractor import Extractor as Extractor
 
-wait_passively()
+set_threads()
 
 
 def __getattr__(name: str) -> Any:  # imports torch, or reads metadata, only where asked for

@@ -31,7 +31,6 @@ if ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; the
     export DS_ACCELERATOR=cpu
     cores=$(nproc)
     ranks=(--num_accelerators $((cores < 2 ? 1 : 2)))
-    export OMP_NUM_THREADS=$((cores < 4 ? 1 : cores / 2))
 fi
 pretrain() {
     local port
@@ -52,7 +51,6 @@ pretrain --run_dir "$work/pretrain" --optim.steps 600 --model.init "$work/prompt
     --prompter.relations "$corpora/relations.tsv"
 model="$work/pretrain/model"
 
-unset OMP_NUM_THREADS
 finetune() {
     say "fine-tune: $1"
     python -m finetune train --task mnre --data "$corpora/mnre" --out "$work/finetune/$1" \

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint import auto_classes
-from shards.threads import wait_passively
+from shards.threads import set_threads
 
 if TYPE_CHECKING:
     from pretrain.model.fusion_encoder import FusionEncoder as FusionEncoder
 
-wait_passively()
+set_threads()
 auto_classes.register()
 
 

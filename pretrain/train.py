@@ -26,6 +26,7 @@ from pretrain.run_directory import remember_config, remember_inputs
 from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
+from shards import threads
 from shards.files import CommonError
 from shards.schema import TEACHER
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
@@ -66,6 +67,8 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
             print(f"{run_dir}: finished before, at step {config.optim.steps}", flush=True)
         return run_dir / "model"
 
+    if distributed.is_main():
+        print(threads.account(), flush=True)
     torch.manual_seed(config.seed)
     needs_teacher = bool(config.loss.coe or config.loss.cir)
     cached = needs_teacher and config.prompter.mode == "cached"

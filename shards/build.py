@@ -1,6 +1,5 @@
 """`python -m shards build`: the commands that write a raw corpus as shards; what they report."""
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from shards.images import QUALITY, SHORT_SIDE
 from shards.index import ShardIndex
 from shards.records import MOST_LISTED
 from shards.schema import REJECTS_NAME
+from shards.threads import cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def _build(corpus: corpora.Corpus, config: BuildConfig, command: str) -> ShardIn
         form=write.Form(None if config.as_is else config.short_side, config.quality),
         shard_size=config.shard_size,
         seed=config.seed,
-        jobs=config.jobs or os.cpu_count() or 1,
+        jobs=config.jobs or cores(),
         command=command,
     )
     _report(config.out, index)

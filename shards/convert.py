@@ -1,6 +1,5 @@
 """Shards of an earlier format -> shards that store each picture once, with their columns."""
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from shards.images import Stored
 from shards.schema import COLUMN_NAME, FORMAT_VERSION, OBJECTS, REJECTS_NAME, TEACHER
 from shards.shard import read_metas
 from shards.stream import ShardReader
+from shards.threads import cores
 from shards.write import Form, build
 
 
@@ -78,7 +78,7 @@ def convert(config: ConvertConfig) -> None:
         form=Form(None),
         shard_size=options.get("shard_size"),
         seed=options.get("seed", 0),
-        jobs=config.jobs or os.cpu_count() or 1,
+        jobs=config.jobs or cores(),
         command=shlex.join(["python", "-m", "shards", "convert", str(config.old), str(config.new)]),
     )
     columns = [name for name in (OBJECTS, TEACHER) if reader.has_column(name)]

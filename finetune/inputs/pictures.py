@@ -5,7 +5,6 @@ in for another. Those of a data set lie on the disk (`picture_store.py`), those 
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from PIL import Image
 from finetune.tasks.base import Box
 from shards.files import InputError
 from shards.images import RejectedImage, decoded
+from shards.threads import cores
 
 BLANK = 127
 """Every channel of a blank picture."""
@@ -215,7 +215,7 @@ def decode_files(
         for file, names in parts.items():
             yield names, _decode(folder / file, names, size, resize)
         return
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:  # Pillow releases the GIL
+    with ThreadPoolExecutor(max_workers=cores()) as pool:  # Pillow releases the GIL
         arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
         yield from zip(parts.values(), arrays, strict=True)
 

@@ -35,6 +35,7 @@ from finetune.report import study_models
 from finetune.report.study_cells import Cell, cells, folder_name, read_study
 from finetune.report.study_models import as_words
 from finetune.report.study_tables import write_report
+from shards import threads
 from shards.files import InputError, replace_folder
 from shards.locks import lock
 from shards.options import parse_config
@@ -87,14 +88,15 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
     return place
 
 
-def start_worker(parent: int) -> None:
-    """What every process does first: one thread each, so that they do not fight for the cores; and
-    an eye on the process that started it, whose run directories it would else keep."""
+def start_worker(parent: int, jobs: int) -> None:
+    """What every process does first: its share of the threads, so that they do not fight for the
+    cores; and an eye on the process that started it, whose run directories it would else keep."""
     import torch
 
     end_with(parent)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    torch.set_num_threads(1)
+    if threads.by_user() is None:
+        torch.set_num_threads(threads.share(jobs))
 
 
 def trained(
@@ -105,7 +107,7 @@ def trained(
         yield from ((name, train(cell, data, seeds, out)) for name, cell in trainings.items())
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, start_worker, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(jobs, context, start_worker, (os.getpid(), jobs)) as pool:
         futures = {
             name: pool.submit(train, cell, data, seeds, out) for name, cell in trainings.items()
         }

@@ -18,6 +18,7 @@ from finetune.run import provenance
 from finetune.run.results import images_of, read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
+from shards import threads
 from shards.files import InputError, atomic_path, sweep, write_json
 from shards.options import dump_config
 from shards.redact import without_secrets
@@ -29,6 +30,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train every seed that is not finished, and write `result.json`."""
 
     engine.start(config.engine.kind)
+    if distributed.is_main():
+        LOG.info("%s", threads.account())
     task = registry.load("tasks", config.task)(existing_folder(config.data))
     with distributed.held(Path(config.out)):
         return _run(config, task)
