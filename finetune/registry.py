@@ -44,6 +44,46 @@ METHODS = {
         "PROMU fine-tuned: fused text and picture states (ACM MM 2023).",
         BOTH,
     ),
+    "retrieval": MethodEntry(
+        f"{_OURS}retrieval.model:Retrieval",
+        f"{_OURS}retrieval.config:RetrievalConfig",
+        "Retrieval: post and picture ask, descriptions of the relations answer (after RoC, 2025).",
+    ),
+    "two_tower": MethodEntry(
+        f"{_OURS}two_tower:TwoTower",
+        f"{_OURS}config:VisualConfig",
+        "Late fusion: the class token of the picture joins the states of the text.",
+        BOTH,
+    ),
+    "umt": MethodEntry(
+        f"{_OURS}umt:Umt",
+        f"{_OURS}config:UmtConfig",
+        "UMT: cross-modal layers, a visual gate, spans beside entities (ACL 2020).",
+        BOTH,
+    ),
+    "umgf": MethodEntry(
+        f"{_OURS}umgf:Umgf",
+        f"{_OURS}config:UmgfConfig",
+        "UMGF: words and objects as one graph with gated edges (AAAI 2021).",
+        BOTH,
+    ),
+    "mega": MethodEntry(
+        f"{_OURS}mega:Mega",
+        f"{_OURS}config:MegaConfig",
+        "MEGA: graphs of text and objects, aligned (ACM MM 2021).",
+    ),
+    "ifaformer": MethodEntry(
+        f"{_OURS}ifaformer:Ifaformer",
+        f"{_OURS}config:IfaformerConfig",
+        "IFAformer: objects as keys and values before the text in every layer (AAAI 2023).",
+        BOTH,
+    ),
+    "visualbert": MethodEntry(
+        f"{_OURS}visualbert:VisualBert",
+        f"{_OURS}config:VisualConfig",
+        "VisualBERT: words and patches in one stream through all layers (2019).",
+        BOTH,
+    ),
     "dgfpt": MethodEntry(
         f"{_OURS}dgfpt.model:Dgfpt",
         f"{_OURS}dgfpt.config:DgfptConfig",

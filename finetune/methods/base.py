@@ -39,6 +39,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.optim import parameter_groups
+from shards.files import InputError
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,17 @@ class Method(nn.Module):
         if not hasattr(head, "entity_scores"):
             return [[None] * len(row_entities) for row_entities in entities]
         return head.entity_scores(output, batch, entities)
+
+    def answer_with(self, relations: Mapping[str, str], tokenizer: Any) -> None:
+        """Answer with these relations, name -> description, instead of those of training.
+
+        Raises:
+            InputError: it knows relations by training alone.
+        """
+        raise InputError(
+            f"--relations: {type(self).__name__} reads no descriptions of relations; a run of "
+            "--method retrieval does"
+        )
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:

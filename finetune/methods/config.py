@@ -38,3 +38,62 @@ class PromuConfig:
     """Entities: dropout before the emission layer."""
     mask_illegal: bool = False
     """Entities by words: decode only sequences that BIO allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualConfig:
+    """Settings of methods of two towers."""
+
+    vision: str = "init"
+    """Picture tower. init: that of --init. Else a timm ViT, or hub id or folder of a CLIP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UmtConfig(VisualConfig):
+    """Settings of UMT."""
+
+    span_weight: float = 0.5
+    """Entities: weight of the auxiliary task, spans without types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsConfig(VisualConfig):
+    """Settings of methods that read the picture and grounded regions."""
+
+    regions: int = 3
+    """Grounded regions beside the whole picture; `--regions` says where they come from."""
+
+    def __post_init__(self) -> None:
+        if self.regions < 0:
+            raise ValueError("model.regions must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UmgfConfig(ObjectsConfig):
+    """Settings of UMGF."""
+
+    layers: int = 2
+    """Of the graph."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers < 1:
+            raise ValueError("model.layers must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IfaformerConfig(ObjectsConfig):
+    """Settings of IFAformer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MegaConfig(ObjectsConfig):
+    """Settings of MEGA."""
+
+    structure: float = 0.5
+    """Share of the structural alignment; the rest is by meaning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.structure <= 1:
+            raise ValueError("model.structure is a share: 0 <= structure <= 1")

@@ -63,6 +63,9 @@ class PostOptions:
     """With --input: where the answers go, resumable; none: standard output."""
     ner: str | None = None
     """A run that finds entities: where a post names no head and tail, every pair is scored."""
+    relations: str | None = None
+    """For runs of retrieval: a .csv or .tsv with the columns relation and description; the answers
+    are of these relations, which training need not have seen."""
     top_k: int = 3
     """Relations shown with their probability."""
     batch_size: int = 64
@@ -93,6 +96,8 @@ class PredictConfig(LiveOptions, PostOptions):
         """What answers depend on: settings, and digests of input and runs."""
         settings = {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
         settings["input_sha256"] = file_sha256(Path(self.input or ""))
+        if self.relations:
+            settings["relations_sha256"] = file_sha256(Path(self.relations))
         for name in ("run", "ner"):
             if source := getattr(self, name):
                 settings[f"{name}_sha256"] = identity(source)
@@ -101,6 +106,7 @@ class PredictConfig(LiveOptions, PostOptions):
 
 def build(config: PredictConfig):
     """The extractor that the settings name."""
+    from finetune.methods.retrieval.descriptions import read_descriptions
     from finetune.predict.extractor import Extractor
     from finetune.predict.live_inputs import live_inputs
 
@@ -110,6 +116,7 @@ def build(config: PredictConfig):
         precision=config.precision,
         batch_size=config.batch_size,
         live=live_inputs(config),
+        relations=read_descriptions(config.relations) if config.relations else None,
     )
 
 

@@ -49,6 +49,7 @@ class Extractor:
         precision: str = "auto",
         batch_size: int = 64,
         live: LiveInputs | None = None,
+        relations: Mapping[str, str] | None = None,
     ) -> "Extractor":
         """A run directory, one seed's, or its model directory (also by hub id).
 
@@ -57,20 +58,21 @@ class Extractor:
                 names no head and tail.
             precision: auto, bf16 or fp32.
             live: what makes regions; None: none can be made.
+            relations: instead of those of training, name -> description: runs of retrieval.
 
         Raises:
             InputError: no such run, or inputs that cannot be made for new posts.
         """
         live = live or LiveInputs()
-        relations = Run(str(run), live, precision, batch_size)
+        extractor = Run(str(run), live, precision, batch_size, relations)
         if ner is None:
-            return cls(relations)
-        if relations.info.kind != "relation":
+            return cls(extractor)
+        if extractor.info.kind != "relation":
             raise InputError(f"--ner: {run} finds entities itself; give a run that finds relations")
         finder = Run(str(ner), live, precision, batch_size)
         if finder.info.kind != "entities":
             raise InputError(f"--ner {ner}: that run finds relations, not entities")
-        return cls(relations, finder)
+        return cls(extractor, finder)
 
     def __call__(
         self,

@@ -5,7 +5,7 @@ training and evaluation: the task's `encode`, `inputs.load_split`, `evaluate.pre
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,14 +108,21 @@ class Reads:
 class Run:
     """One finished seed, and how its posts become inputs."""
 
-    def __init__(self, source: str, live: LiveInputs, precision: str, batch_size: int) -> None:
+    def __init__(
+        self,
+        source: str,
+        live: LiveInputs,
+        precision: str,
+        batch_size: int,
+        relations: Mapping[str, str] | None = None,
+    ) -> None:
         seed = open_run(source)
         self.directory, self.description = seed.directory, seed.description
         self.method, self.tokenizer, self.info = seed.method, seed.tokenizer, seed.description.task
         self.live, self.batch_size = live, batch_size
         self.precision = pick_precision(precision)
         self.inputs = check_needs(self.method, seed.description.inputs, live, source)
-        self.reads, self.task = Reads.of(self.method), posts_task(self.info)
+        self.reads = Reads.of(self.method)
         self.temperature = 1.0
         if self.info.kind == "relation":
             fitted = calibration.of_seed(self.directory, self.info.labels)
@@ -131,6 +138,10 @@ class Run:
                 )
             else:
                 chain.temperature = scaling.temperature
+        if relations is not None:  # the temperature of those that it was trained on stays
+            self.method.answer_with(relations, self.tokenizer)
+            self.info = replace(self.info, labels=tuple(relations))
+        self.task = posts_task(self.info)
 
     def row(self, number: int, question: Question) -> Row:
         """A post as a row of the run's task, its picture by its path; the label is a

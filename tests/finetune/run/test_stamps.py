@@ -29,9 +29,10 @@ SETTINGS = {
     ),
     "focalmre": ("--model.vision", "init"),
     "dgfpt": CAPTIONS,
+    "retrieval": ("--model.descriptions", "sample"),
 }
 TEXT_ONLY = {"mtb", "bert_crf"}
-READS_REGIONS = {*SETTINGS, "tmr"}
+READS_REGIONS = {*SETTINGS, "umgf", "mega", "ifaformer"} - {"retrieval"}
 CASES = [
     (name, kind)
     for name in registry.METHODS
