@@ -57,8 +57,10 @@ def peculiarities(rows: Sequence[Any]) -> list[str]:
         if max(row.head[0], row.tail[0]) < min(row.head[1], row.tail[1])
     ]
     if overlapping:
+        nested = sum(_nested(row) for row in relation_rows)
         facts.append(
-            f"head and tail share words in {len(overlapping)} rows (first: {overlapping[0]})"
+            f"head and tail share words in {len(overlapping)} rows (first: {overlapping[0]}), one "
+            f"within the other in {nested}"
         )
     ner_rows = [row for row in rows if isinstance(row, NERRow)]
     orphans = [number for row in ner_rows if (number := _orphans(row.tags))]
@@ -70,6 +72,12 @@ def peculiarities(rows: Sequence[Any]) -> list[str]:
     return facts
 
 
+def _nested(row: RelationRow) -> bool:
+    """Whether one entity's words are all words of the other."""
+    (a, b), (c, d) = row.head, row.tail
+    return (a <= c and d <= b) or (c <= a and b <= d)
+
+
 def _orphans(tags: Sequence[str]) -> int:
     return sum(
         tag[0] == "I" and before == "O" for before, tag in zip(("O", *tags), tags, strict=False)
@@ -79,6 +87,13 @@ def _orphans(tags: Sequence[str]) -> int:
 def question(row: Any) -> Hashable:
     """What is asked of a row: its words and, of a relation, its entities."""
     return row.tokens, getattr(row, "head", None), getattr(row, "tail", None)
+
+
+def also_in(first: Sequence[Any], second: Sequence[Any]) -> list[bool]:
+    """Of each row of `second`, whether one of `first` asks the same: text and entities, whatever
+    picture and answer."""
+    asked = {question(row) for row in first}
+    return [question(row) in asked for row in second]
 
 
 def _shared(task: Task, one: str, first: Sequence[Any], other: str, second: Sequence[Any]) -> str:

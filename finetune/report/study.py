@@ -27,9 +27,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+import yaml
 
 from finetune.report import study_models
 from finetune.report.study_cells import Cell, cells, folder_name, read_study
@@ -173,6 +175,19 @@ class StudyConfig:
     trains models first: one run each in --out/pretrain."""
     launcher: str = ""
     """What starts these runs, such as "deepspeed launch/pretrain.sh"; none: one process."""
+    set: tuple[str, ...] = ()
+    """KEY=VALUE …: settings of every run, over those of the study."""
+
+    def __post_init__(self) -> None:
+        for one in self.set:
+            if not one.partition("=")[0] or "=" not in one:
+                raise ValueError(f"--set {one}: expected KEY=VALUE")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of `set`, the values read as YAML."""
+        pairs = (one.partition("=") for one in self.set)
+        return {key: yaml.safe_load(value) for key, _, value in pairs}
 
 
 def run_study(config: StudyConfig) -> None:
@@ -180,7 +195,10 @@ def run_study(config: StudyConfig) -> None:
     content = read_study(config.study)
     models = study_models.places(content.get("pretrain", {}), config.pretraining, config.out)
     places = {"data": config.data, **models} | ({"model": config.model} if config.model else {})
-    todo = list(cells(content, config.small, places, config.columns))
+    todo = [
+        replace(cell, settings={**cell.settings, **config.settings})
+        for cell in cells(content, config.small, places, config.columns)
+    ]
     seeds = str(config.seeds)
     with lock(config.out):
         if config.pretraining:

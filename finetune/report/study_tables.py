@@ -10,11 +10,14 @@ from finetune.report import pages
 from finetune.report.series import best_f1
 from shards.files import write_json
 
+PRINTED = {"precision": "P", "recall": "R", "f1": "F1", "accuracy": "accuracy"}
+"""Scores, and what papers call them."""
+
 
 def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
     """(run, column) -> result: runs down, columns across; trainings in a single column also say
     what they cost."""
-    runs, columns = (list(dict.fromkeys(key)) for key in zip(*cells, strict=True))
+    runs, columns = axes(cells)
     costly = len(columns) == 1 and all("per_seed" in result for result in cells.values())
     rows = []
     for run in runs:
@@ -26,6 +29,32 @@ def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
         rows.append(line)
     head = ["run", *columns] + (["s/epoch", "parameters"] if costly else [])
     return pages.Table(head, rows, numeric=1)
+
+
+def figures_table(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
+    """Precision, recall, F1 and accuracy of each cell as papers print them, and what its F1 has
+    more than the first column of its run has, or where there is one column than the first run."""
+    runs, columns = axes(cells)
+    rows = []
+    for run, column in cells:
+        scores = cells[run, column]["test"] or cells[run, column]["dev"]
+        first = cells.get((run, columns[0]) if len(columns) > 1 else (runs[0], columns[0]))
+        change = best_f1(cells[run, column])["mean"] - best_f1(first)["mean"] if first else None
+        itself = first is cells[run, column] or change is None
+        named = [run] + [column] * (len(columns) > 1)
+        rows.append(
+            named
+            + [mean_and_sd(scores[name]) if name in scores else "–" for name in PRINTED]
+            + ["–" if itself else f"{change:+.2f}"]
+        )
+    head = ["run"] + ["column"] * (len(columns) > 1) + [*PRINTED.values(), "Δ F1"]
+    return pages.Table(head, rows, numeric=len(head) - len(PRINTED) - 1)
+
+
+def axes(cells: Mapping[tuple[str, str], Any]) -> tuple[list[str], list[str]]:
+    """Runs and columns, each in order."""
+    runs, columns = (list(dict.fromkeys(key)) for key in zip(*cells, strict=True))
+    return runs, columns
 
 
 def costs(result: Mapping[str, Any]) -> list[str]:
@@ -43,7 +72,11 @@ def write_report(name: str, results: Mapping[tuple, Mapping], seeds: str, out: P
     for (title, run, column), result in results.items():  # leaky figures: tables of their own
         tables.setdefault((title, bool(result["leaky"])), {})[run, column] = result
     sections = [
-        pages.Section(f"{title}: *leaky* inputs" if leaky else title, note, [table_of(cells)])
+        pages.Section(
+            f"{title}: *leaky* inputs" if leaky else title,
+            note,
+            [table_of(cells), figures_table(cells)],
+        )
         for (title, leaky), cells in tables.items()
     ]
     pages.write(out / "study.md", name, sections)

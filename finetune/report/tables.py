@@ -32,7 +32,7 @@ def main_table(
 ) -> pages.Table:
     """One run a row; `seed` draws the bootstrap; `changed` runs are marked."""
     head = ["run", "task", "method", "start", "images", "labels", "seeds", "dev F1"]
-    head += ["test F1", "P", "R", "accuracy"]
+    head += ["test F1", "P", "R", "accuracy", "test rows also in train: F1 without"]
     rows = []
     for name, result in results.items():
         config, test = result["provenance"]["config"], result["test"]
@@ -52,9 +52,23 @@ def main_table(
                 str(len(result["per_seed"])),
                 mean_and_sd(result["dev"]["f1"]),
                 *cells,
+                also_in_train(result["per_seed"]),
             ]
         )
     return pages.Table(head, rows, numeric=7)
+
+
+def also_in_train(per_seed: Sequence[Mapping[str, Any]]) -> str:
+    """How many test rows ask what a training row asks, and the mean F1 of the others; "–" of runs
+    that are older than this count."""
+    counts = [seed.get("also_in_train", {}).get("test") for seed in per_seed]
+    known = [count for count in counts if count]
+    if not known or len(known) < len(counts):
+        return "–"
+    rows = sorted({count["rows"] for count in known})
+    scores = [count["f1_without"] for count in known if count["f1_without"] is not None]
+    numbers = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    return f"{numbers}: {mean(scores):.2f}" if scores else numbers
 
 
 def interval(kind: str, answers: Sequence[Predictions], seed: int) -> str:

@@ -92,6 +92,15 @@ class Predictions:
         scores = [record["scores"] for record in records.values()] if True in with_scores else None
         return cls(list(records), gold, answers, scores)
 
+    def without(self, left_out: Sequence[bool]) -> "Predictions":
+        """The rows that are not left out."""
+        stay = [i for i, out in enumerate(left_out) if not out]
+        shares = self.probabilities and [self.probabilities[i] for i in stay]
+        rows, gold, answers = (
+            [values[i] for i in stay] for values in (self.rows, self.gold, self.answers)
+        )
+        return Predictions(rows, gold, answers, shares)
+
     def score(self, task: Task) -> dict[str, float]:
         """The task's metric, in percent."""
         return dict(task.score(self.gold, self.answers))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from finetune.config import TrainConfig
+from finetune.data.overlap import also_in
 from finetune.inputs.batch import num_batches
 from finetune.inputs.load import audit_inputs, load_split, read_views
 from finetune.inputs.split import InputOptions, LoadedSplit
@@ -217,7 +218,7 @@ class SeedRun:
         """Reload the chosen epoch from disk; score dev and, this once, test."""
         method, tokenizer, _ = checkpoint.load_method(self.directory / "model")
         self.method, self.tokenizer = method.to(self.engine.device), tokenizer
-        result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None}
+        result: dict[str, Any] = {"seed": self.seed, "dev": None, "test": None, "also_in_train": {}}
         splits, images = [self.train_split], {"train": self.train_split.images}
         for name, loaded in (("dev", self.dev_split), ("test", self.test_split)):
             if loaded is None:
@@ -229,6 +230,12 @@ class SeedRun:
                 predictions.write(self.directory / f"pred_{name}.jsonl")
             keep_calibration(chain, asked, self.directory)
             result[name] = dict(predictions.score(self.task))
+            repeated = also_in(self.train_split.rows, loaded.rows)
+            others = predictions.without(repeated)
+            result["also_in_train"][name] = {
+                "rows": sum(repeated),
+                "f1_without": others.score(self.task)["f1"] if len(others) else None,
+            }
             images[name] = loaded.images
             splits.append(loaded)
         result |= {

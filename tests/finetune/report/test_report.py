@@ -78,6 +78,9 @@ def test_report_and_summary(tmp_path, runs):
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         assert f"{result['test']['f1']['mean']:.2f}" in row
         assert f"{result['test']['accuracy']['mean']:.2f}" in row
+        seed = result["per_seed"][0]
+        also = seed["also_in_train"]["test"]
+        assert f"| {also['rows']}" in row and set(also) == {"rows", "f1_without"}
     assert " ± " in next(line for line in text.splitlines() if line.startswith("| promu |"))
     found = json.loads((tmp_path / "s.json").read_text())
     assert found == {

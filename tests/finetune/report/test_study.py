@@ -110,6 +110,40 @@ def test_leaky_figures_never_share_a_table(tmp_path):
     assert [cell["leaky"] for cell in cells] == [False, True, False]
 
 
+def test_figures_as_papers_print_them(tmp_path):
+    """P, R, F1, accuracy, and what F1 gains over the first column, or the first run."""
+
+    def result(precision, recall, f1):
+        scores = {"precision": precision, "recall": recall, "f1": f1, "accuracy": 50.0}
+        means = {name: {"mean": value, "sd": None} for name, value in scores.items()}
+        return {"dev": means, "test": means, "leaky": False}
+
+    one = {
+        ("T", "full", "F1"): result(60.0, 40.0, 48.0),
+        ("T", "less", "F1"): result(1.0, 2.0, 45.5),
+    }
+    write_report("mine", one, "1", tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    assert "| full | 60.00 | 40.00 | 48.00 | 50.00 | – |" in page
+    assert "| less | 1.00 | 2.00 | 45.50 | 50.00 | -2.50 |" in page
+    two = {("T", "a", "5 %"): result(1.0, 1.0, 1.0), ("T", "a", "10 %"): result(2.0, 2.0, 3.0)}
+    two |= {("T", "b", "10 %"): result(2.0, 2.0, 4.0)}  # limited to one column: nothing to compare
+    write_report("mine", two, "1", tmp_path)
+    page = (tmp_path / "study.md").read_text()
+    assert "| a | 10 % | 2.00 | 2.00 | 3.00 | 50.00 | +2.00 |" in page
+    assert "| b | 10 % | 2.00 | 2.00 | 4.00 | 50.00 | – |" in page
+
+
+def test_settings_over_those_of_the_study(tmp_path, study, mnre_folder, tiny_model):
+    words = ["study", str(study), "--data", str(mnre_folder), "--model", str(tiny_model)]
+    words += ["--out", f"{tmp_path}/out", "--seeds", "1", "--columns", "all"]
+    run_words([*words, "--set", "optim.epochs=3", "max_length=40"])
+    settings = yaml.safe_load((tmp_path / "out/runs/text/config.yaml").read_text())
+    assert settings["optim"]["epochs"] == 3 and settings["max_length"] == 40
+    with pytest.raises(ValueError, match=r"--set optim\.epochs: expected KEY=VALUE"):
+        StudyConfig(study="x", data="D", out=Path("x"), set=("optim.epochs",))
+
+
 def test_small_and_placeholders(study):
     todo = list(cells(read_study(str(study)), True, {"model": "M"}))
     assert {cell.settings["init"] for cell in todo} == {"M"}
@@ -207,3 +241,5 @@ def test_shipped_studies_are_well_formed(path: Path):
     for small in (False, True):
         todo = list(cells(content, small, places))
         assert todo and all("method" in cell.settings for cell in todo)
+        configs = {cell.settings["config"] for cell in todo if "config" in cell.settings}
+        assert all((STUDIES.parents[2] / config).is_file() for config in configs)
