@@ -39,16 +39,22 @@ def figures_table(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.T
     for run, column in cells:
         scores = cells[run, column]["test"] or cells[run, column]["dev"]
         first = cells.get((run, columns[0]) if len(columns) > 1 else (runs[0], columns[0]))
-        change = best_f1(cells[run, column])["mean"] - best_f1(first)["mean"] if first else None
-        itself = first is cells[run, column] or change is None
+        gain = "–"
+        if first and first is not cells[run, column]:
+            gain = f"{mean_f1(cells[run, column]) - mean_f1(first):+.2f}"
         named = [run] + [column] * (len(columns) > 1)
         rows.append(
             named
             + [mean_and_sd(scores[name]) if name in scores else "–" for name in PRINTED]
-            + ["–" if itself else f"{change:+.2f}"]
+            + [gain]
         )
     head = ["run"] + ["column"] * (len(columns) > 1) + [*PRINTED.values(), "Δ F1"]
     return pages.Table(head, rows, numeric=len(head) - len(PRINTED) - 1)
+
+
+def mean_f1(result: Mapping[str, Any]) -> float:
+    """On test, or dev where there is no test."""
+    return float(best_f1(result)["mean"] or 0.0)
 
 
 def axes(cells: Mapping[tuple[str, str], Any]) -> tuple[list[str], list[str]]:

@@ -165,7 +165,7 @@ def test_damaged_studies_are_one_line(study, change, message):
     study.write_text(STUDY.replace(*change))
     with pytest.raises(InputError, match=message):
         list(cells(read_study(str(study)), False, {"model": "M"}))
-    with pytest.raises(InputError, match=r"there are .*protocols"):
+    with pytest.raises(InputError, match="did you mean protocols"):
         read_study("protocol")
 
 
