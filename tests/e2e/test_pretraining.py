@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretrain.__main__ import main as pretrain
 from pretrain.cluster.stopping import SIGNALS
+from shards.__main__ import main as shards_command
 from shards.sample.write import SampleConfig, write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TINY = """
-    --config pretrain/configs/tiny.yaml
+    --config tiny
     --model.hidden_size 32 --model.num_attention_heads 2 --model.intermediate_size 64
     --model.text_layers 1 --model.fusion_layers 1 --model.vocab_size 300
     --model.image_size 32 --model.vision_hidden_size 32 --model.vision_heads 2
@@ -68,18 +70,18 @@ def world(tmp_path_factory) -> Path:
     corpora = folder / "corpora"
     for split in ("train", "val"):
         shards = str(folder / "shards" / split)
-        run("python", "-m", "shards", "build", "newsclippings", "--news-clippings",
-            str(corpora / "news_clippings"), "--visual-news", str(corpora / "visual_news"),
-            "--split", split, "--out", shards)  # fmt: skip
-        run("python", "-m", "shards", "detect", shards, "--detector", "file", "--boxes",
-            str(corpora / "visual_news/objects.jsonl"))  # fmt: skip
+        sources = ["--news-clippings", str(corpora / "news_clippings")]
+        sources += ["--visual-news", str(corpora / "visual_news"), "--split", split]
+        shards_command(["build", "newsclippings", *sources, "--out", shards])
+        boxes = str(corpora / "visual_news/objects.jsonl")
+        shards_command(["detect", shards, "--detector", "file", "--boxes", boxes])
     (folder / "entities.tsv").write_text("ring\nball\ncrown\ntree\n")
-    run("python", "-m", "pretrain", *TINY, "--config", "pretrain/configs/prompter.yaml",
-        "--model.fusion_layers", "0", "--run_dir", str(folder / "prompter"),
-        "--data.train", str(folder / "shards/train"), "--optim.steps", "2")  # fmt: skip
+    pretrain([*TINY, "--config", "prompter", "--model.fusion_layers", "0",
+              "--run_dir", str(folder / "prompter"), "--data.train", str(folder / "shards/train"),
+              "--optim.steps", "2"])  # fmt: skip
     for split in ("train", "val"):
-        run("python", "-m", "pretrain.label", str(folder / "shards" / split), "--prompter",
-            str(folder / "prompter/model"))  # fmt: skip
+        pretrain(["label", str(folder / "shards" / split), "--prompter",
+                  str(folder / "prompter/model")])  # fmt: skip
     return folder
 
 
@@ -299,14 +301,15 @@ def test_two_ranks_with_accumulation_are_one_large_batch(stage, world, undisturb
     assert max(off[:3]) <= 1e-5 and max(off) <= 1e-4
 
 
-def test_running_again_changes_nothing_and_another_configuration_is_refused(world, undisturbed):
+def test_running_again_changes_nothing_and_another_configuration_is_refused(
+    world, undisturbed, capsys
+):
     before = (undisturbed / "model/model.safetensors").stat().st_mtime_ns
-    assert "finished before" in run("python", "-m", "pretrain", *arguments(world, undisturbed))
+    pretrain(arguments(world, undisturbed))
+    assert "finished before" in capsys.readouterr().out
     assert (undisturbed / "model/model.safetensors").stat().st_mtime_ns == before
     changed = [*arguments(world, undisturbed), "--optim.lr", "0.5"]
-    result = subprocess.run(
-        command("python", "-m", "pretrain", *changed),
-        cwd=ROOT, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert "optim.lr (0.001 -> 0.5)" in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit) as stopped:
+        pretrain(changed)
+    assert stopped.value.code == 2
+    assert "optim.lr (0.001 -> 0.5)" in capsys.readouterr().err
