@@ -88,7 +88,7 @@ def write_corpora(work: Path, *, rows: tuple[int, int, int]) -> list[str]:
     community's crop lists and TMR's phrases, `TWITTER`. Returns the words of all captions."""
     from shards.sample.write import SampleConfig, write_sample
 
-    write_sample(SampleConfig(out=work / "SAMPLE", pairs=160, rows=rows, size=64))
+    write_sample(SampleConfig(out=work / "SAMPLE", pairs=80, rows=rows, size=64))
     for split in ("train", "val", "test"):
         name = f"data/merged_balanced/{split}.json"
         content = json.loads((work / "SAMPLE/news_clippings" / name).read_text())
