@@ -84,6 +84,11 @@ METHODS = {
         "VisualBERT: words and patches in one stream through all layers (2019).",
         BOTH,
     ),
+    "generative": MethodEntry(
+        f"{_OURS}generative:Generative",
+        f"{_OURS}config:GenerativeConfig",
+        "A generative model that reads pictures: relations' words scored, zero-shot or with LoRA.",
+    ),
     "dgfpt": MethodEntry(
         f"{_OURS}dgfpt.model:Dgfpt",
         f"{_OURS}dgfpt.config:DgfptConfig",

@@ -97,3 +97,24 @@ class MegaConfig(ObjectsConfig):
         super().__post_init__()
         if not 0 <= self.structure <= 1:
             raise ValueError("model.structure is a share: 0 <= structure <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerativeConfig:
+    """Settings of a generative model."""
+
+    template: str = "{text} In this post the relation of {head} to {tail} is"
+    """The question, with {text}, {head} and {tail}; a relation's words follow it."""
+    lora: int = 0
+    """Rank of adapters that learn at optim.lr (pip install 'fusion-mre[lora]'); 0: the model stays
+    as it is."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.template.format(text="", head="", tail="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"model.template: {{text}}, {{head}}, {{tail}} alone ({error})"
+            ) from None
+        if self.lora < 0:
+            raise ValueError("model.lora must not be negative")

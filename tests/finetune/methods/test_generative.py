@@ -1,0 +1,123 @@
+"""A generative model's scores against its own loss; trained, saved, read again; refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.__main__ import main
+from finetune.inputs.load import load_split
+from finetune.inputs.split import InputOptions
+from finetune.methods.base import Source
+from finetune.methods.config import GenerativeConfig
+from finetune.methods.generative import Generative, same_start
+from finetune.run.results import Predictions
+from finetune.tasks.mnre import Mnre
+from shards.files import InputError
+
+
+def build(folder, captioner, tmp_path, **settings):
+    task = Mnre(folder)
+    config = GenerativeConfig(**settings)
+    method, tokenizer = Generative.build(config, task.info, Source(str(captioner)))
+    options = InputOptions(images="required", max_length=60, cache=tmp_path / "cache")
+    split = load_split(task, "val", tokenizer, method.eval(), options)
+    return method, split
+
+
+@torch.inference_mode()
+def test_scores_are_the_models_own(mnre_folder, tiny_captioner, tmp_path):
+    """Each logit is minus the mean loss of the model itself over the answer's tokens."""
+    template = "a photo of {head} {tail} word3 of"
+    method, split = build(mnre_folder, tiny_captioner, tmp_path, template=template)
+    method.answers = ["word1", "word2 word4", "photo"]
+    batch = split.dataset.collate(np.arange(3))
+    output = method(batch)
+    processor, net = method.encoder.processor, method.encoder.net
+    for row in range(3):
+        text = " ".join(split.rows[row].tokens)
+        head, tail = (
+            " ".join(split.rows[row].tokens[slice(*span)])
+            for span in (split.rows[row].head, split.rows[row].tail)
+        )
+        assert method.questions(batch)[row] == template.format(text=text, head=head, tail=tail)
+        for column, answer in enumerate(method.answers):
+            asked = method.questions(batch)[row]
+            picture = batch.pixel_values[row].permute(1, 2, 0).numpy()
+            inputs = processor(images=picture, text=f"{asked} {answer}", return_tensors="pt")
+            length = processor.tokenizer(asked, return_tensors="pt")["input_ids"].shape[1] - 1
+            labels = inputs["input_ids"].clone()
+            logits = net(**inputs).logits[0, :-1].log_softmax(-1)
+            expected = [
+                float(logits[place - 1, labels[0, place]])
+                for place in range(length, labels.shape[1])
+            ]
+            assert output.logits[row, column].item() == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_where_answers_begin():
+    one = torch.tensor([5, 6, 7, 3])
+    assert same_start(one, torch.tensor([5, 6, 3, 0])) == 2
+    assert same_start(one, one) == 4
+
+
+def test_zero_shot_and_prior(mnre_folder, tiny_captioner, tmp_path, capsys):
+    """head_lr 0 leaves everything as it was; else the prior alone learns; a run is read again."""
+    common = f"train --task mnre --method generative --data {mnre_folder} --init {tiny_captioner}"
+    common += " --optim.epochs 1 --fraction 0.4"
+    main(f"{common} --optim.head_lr 0 --out {tmp_path}/zero".split())
+    main(f"{common} --optim.head_lr 0.5 --out {tmp_path}/prior".split())
+    from safetensors.torch import load_file
+
+    zero, prior = (
+        load_file(tmp_path / f"{name}/seed-1/model/head.safetensors")["prior"]
+        for name in ("zero", "prior")
+    )
+    assert not zero.any() and prior.any()
+    before = Predictions.read(tmp_path / "prior/seed-1/pred_test.jsonl")
+    main(f"evaluate {tmp_path}/prior --data {mnre_folder}".split())
+    after = Predictions.read(tmp_path / "prior/seed-1/pred_test.jsonl")
+    assert before.answers == after.answers
+    capsys.readouterr()
+    picture = next((mnre_folder / "img_org" / "test").iterdir())
+    post = ["--text", "Ann and Bob", "--head", "Ann", "--tail", "Bob", "--image", str(picture)]
+    main(["predict", f"{tmp_path}/prior", *post])
+    assert len(json.loads(capsys.readouterr().out)["top"]) == 3
+
+
+def test_adapters_learn_and_are_merged(mnre_folder, tiny_captioner, tmp_path):
+    pytest.importorskip("peft")
+    method, split = build(mnre_folder, tiny_captioner, tmp_path, lora=2)
+    before = {n: p.clone() for n, p in method.named_parameters() if p.requires_grad}
+    assert any("lora_" in name for name in before)
+    batch = split.dataset.collate(np.arange(4))
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    method.train()
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(0)
+        optimizer.zero_grad()
+        loss = method(batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.05
+    logits = method.eval()(batch).logits
+    method.encoder.save_pretrained(tmp_path / "merged")
+    again, _ = build(mnre_folder, tmp_path / "merged", tmp_path)
+    torch.testing.assert_close(again(batch).logits, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_refusals(mnre_folder, tiny_captioner, tiny_model, tmp_path):
+    task = Mnre(mnre_folder)
+    with pytest.raises(InputError, match="no model that reads pictures and writes text"):
+        Generative.build(GenerativeConfig(), task.info, Source(str(tiny_model)))
+    with pytest.raises(ValueError, match=r"\{text\}, \{head\}, \{tail\} alone"):
+        GenerativeConfig(template="{post}")
+    method, split = build(mnre_folder, tiny_captioner, tmp_path)
+    import dataclasses
+
+    blind = dataclasses.replace(split.dataset.collate(np.arange(2)), pixel_values=None)
+    with pytest.raises(InputError, match="--images none leaves it nothing"):
+        method(blind)
