@@ -1,15 +1,18 @@
 """What a run tells: `metrics.jsonl` and TensorBoard, gapless through a resume; progress, log."""
 
 import json
+import os
 import resource
+import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pretrain.flops import peak_flops
-from shards.files import InputError, atomic_path, is_number, parse_object
+from shards.files import InputError, atomic_path, is_number, parse_object, with_crc32
 from shards.progress import Progress
 from shards.redact import without_secrets
 
@@ -19,34 +22,71 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, resume_step: int = 0) -> None:
         """Lines of steps after `resume_step` belong to a run that was cut off; they are dropped."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = run_dir / "metrics.jsonl"
         run_dir.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             earlier = [line for line in read_metrics(self.path) if line["step"] <= resume_step]
             with atomic_path(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in earlier))
+                temporary.write_text("".join(map(_line, earlier)))
         self._file = self.path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        self._events = EventFile(run_dir / "tensorboard", resume_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values of one step; they are on disk when this returns."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        from torch.utils.tensorboard.summary import scalar
+
+        self._file.write(_line({"step": step, **values}))
         self._file.flush()
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._events.write(step, summary=scalar(name, value))
+        self._events.flush()
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
         """(H, W, 3) uint8 to TensorBoard alone."""
-        self._writer.add_image("validation", pixels, step, dataformats="HWC")
-        self._writer.flush()
+        from torch.utils.tensorboard.summary import image
+
+        self._events.write(step, summary=image("validation", pixels, dataformats="HWC"))
+        self._events.flush()
 
     def close(self) -> None:
         """Flush both."""
         self._file.close()
-        self._writer.close()
+        self._events.close()
+
+
+class EventFile:
+    """A file of TensorBoard's. Its own writer has a thread, whose errors (a full disk) nobody can
+    catch: they are tracebacks on standard error."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """What earlier files hold of `first_step` and later is no longer shown."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("ab"))
+        self.write(first_step, file_version="brain.Event:2")
+        self.write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, **content: Any) -> None:
+        """An `Event` that holds `content`."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=step, **content)
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """To the disk."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Flush, and no more."""
+        self._records.close()
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(with_crc32(values)) + "\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -2,8 +2,9 @@
 
 `python tests/faults.py` is a server that has imported the product once: it takes one JSON line a
 command and forks a child for it, so that hundreds of commands take a fraction of a second each.
-What is counted: every open for writing, write, rename, link, unlink, mkdir, rmdir, truncate, fsync,
-and each call of safetensors, PyTorch and tokenizers that writes a file past Python.
+What is counted: every open that makes or cuts a file, write, rename, link, unlink, mkdir, rmdir,
+truncate, fsync, and each call of safetensors, PyTorch and tokenizers that writes a file past
+Python. What changes nothing, such as a mkdir of what is there, is not.
 """
 
 import builtins
@@ -93,7 +94,9 @@ class Disk:
         real = getattr(os, name)
 
         def call(path, *args, **options):
-            if self.below(path, options.get("dir_fd")):
+            place = options.get("dir_fd")
+            idle = {"mkdir": True, "unlink": False}.get(name) == there(path, place)
+            if not idle and self.below(path, place):
                 self.happens(name, path, grows)
             return real(path, *args, **options)
 
@@ -103,7 +106,7 @@ class Disk:
         real = getattr(os, name)
 
         def call(source, target, **options):
-            if self.below(source) or self.below(target):
+            if there(source) and (self.below(source) or self.below(target)):
                 self.happens(name, target, False)
             return real(source, target, **options)
 
@@ -113,9 +116,10 @@ class Disk:
         real = os.open
 
         def call(path, flags, *args, **options):
-            # Opening what is there changes nothing; only what comes into being or is cut counts.
-            if flags & (os.O_CREAT | os.O_TRUNC) and self.below(path, options.get("dir_fd")):
-                self.happens("open", path, True)
+            if self.below(path, place := options.get("dir_fd")):
+                made = flags & os.O_CREAT and not there(path, place)
+                if made or (flags & os.O_TRUNC and os.path.getsize(path)):
+                    self.happens("open", path, True)
             return real(path, flags, *args, **options)
 
         os.open = call
@@ -158,8 +162,10 @@ class Disk:
                  closefd=True, opener=None):  # fmt: skip
             if not set(mode) & set("wax+") or not disk.below(file):
                 return real(file, mode, buffering, encoding, errors, newline, closefd, opener)
-            if not isinstance(file, int):
-                disk.happens("open", file, "+" not in mode)
+            if not isinstance(file, int) and (
+                not there(file) or (mode[0] == "w" and os.path.getsize(file))
+            ):
+                disk.happens("open", file, True)
             raw = Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener)
             if buffering == 0:
                 return raw
@@ -225,6 +231,17 @@ class Disk:
             return exchange(first, second)
 
         shards.files._exchange = swap
+
+
+def there(path: Any, dir_fd: int | None = None) -> bool:
+    """Whether a name, or an open file, is there."""
+    if isinstance(path, int):
+        return True
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def child(request: dict[str, Any]) -> None:

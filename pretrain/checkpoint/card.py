@@ -1,7 +1,6 @@
 """Model cards (the README.md of a release), written from what a run recorded."""
 
 import hashlib
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from pretrain import distributed
 from pretrain.checkpoint.run import MARKER
 from pretrain.tracking import read_metrics
+from shards.files import read_json
 from shards.index import read_index
 from shards.redact import without_secrets
 from shards.schema import INDEX_NAME
@@ -114,7 +114,7 @@ def checkpoint_card(step: Path) -> str | None:
         return None
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     marker = step / MARKER
-    marked = json.loads(marker.read_text()) if marker.is_file() else {}
+    marked = read_json(marker) if marker.is_file() else {}
     index = Path(config["data"]["train"]) / INDEX_NAME
     return pretraining_card(
         config,

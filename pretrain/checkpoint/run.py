@@ -80,9 +80,10 @@ class RunCheckpoints:
         if facts["layout"] != engine.layout:
             tag = self._relay(folder, facts["layout"], engine)
         engine.load(self.root, tag)
+        distributed.barrier()
         if tag != folder.name:  # the copy, as large as the checkpoint
-            distributed.barrier()
             distributed.on_main(lambda: shutil.rmtree(self.root / tag))
+        distributed.on_main(partial(self._retire, folder))  # which a kill may have prevented
         return facts["step"], facts["samples"]
 
     def _clear(self) -> None:
@@ -210,19 +211,21 @@ class RunCheckpoints:
         facts = {"step": step, "samples": samples, "layout": layout, "figures": figures or {}}
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-        write_json(
-            folder / MARKER, facts | {"world_size": distributed.world_size(), "files": sizes}
-        )
+        facts |= {"world_size": distributed.world_size(), "files": sizes}
+        write_json(folder / MARKER, facts, checksum=True)
+        self._retire(folder)
+
+    def _retire(self, folder: Path) -> None:
+        """Name the newest checkpoint, and remove those that need not be kept beside it."""
         with atomic_path(self.root / "latest") as temporary:
             temporary.write_text(folder.name)
         steps = set(self.complete_steps()[-self.keep :])
         if figures_by_step := self._figures():
             steps.add(max(figures_by_step, key=lambda step: figures_by_step[step]))
         for old in set(self.complete_steps()) - steps:
-            (
-                self.root / f"step-{old}" / MARKER
-            ).unlink()  # first: half a directory is no checkpoint
-            shutil.rmtree(self.root / f"step-{old}")
+            retired = self.root / f"step-{old}"
+            (retired / MARKER).unlink()  # first: half a directory is no checkpoint
+            shutil.rmtree(retired)
 
     def _figures(self) -> dict[int, float]:
         """Complete step -> its `best` figure, made so that larger is better."""
