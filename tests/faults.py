@@ -13,6 +13,7 @@ import gc
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,12 @@ from typing import Any
 
 KILLED = 137
 MODES = ("kill", "ENOSPC", "EIO")
+SHOWN = re.compile(r"^error: [^\n]+$", re.MULTILINE)
+TIMES = re.compile(
+    rb'("(?:seconds|samples_per_second|data_wait_percent|teraflops|memory_gib|mfu_percent)": )'
+    rb"[-+.e0-9]+|\"_crc32\": \"\w+\"|\d+(?:\.\d+)? (?:s|seconds|samples/s)\b"
+)
+"""What no two runs share."""
 WARM = (
     "finetune.run.train", "finetune.run.evaluate", "finetune.predict.command",
     "finetune.report.command", "finetune.report.study", "finetune.data.regions",

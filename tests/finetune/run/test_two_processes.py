@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.tracking import read_metrics
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -37,8 +39,7 @@ def test_two_processes_equal_one(tmp_path, mnre_folder, tiny_model):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         results[name] = json.loads((out / "result.json").read_text())
-        text = (out / "seed-1" / "metrics.jsonl").read_text()
-        curves[name] = [json.loads(line) for line in text.splitlines()]
+        curves[name] = read_metrics(out / "seed-1" / "metrics.jsonl")
     assert [results[name]["per_seed"][0]["processes"] for name in launchers] == [1, 2]
     for one, two in zip(curves["one"], curves["two"], strict=True):
         assert one["step"] == two["step"]
