@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pretrain import distributed
 from pretrain.checkpoint import hub
+from pretrain.checkpoint.checksums import check_member, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.initial import initial_architecture, initial_encoder
 from pretrain.config import PretrainConfig
@@ -83,7 +84,12 @@ def build_model(
         encoder.compile_layers()
     model = Promu(encoder, heads, config.loss)
     content = model.released_config()
-    distributed.on_main(lambda: write_json(run_dir / "architecture" / hub.CONFIG_NAME, content))
+
+    def write() -> None:
+        write_json(run_dir / "architecture" / hub.CONFIG_NAME, content)
+        write_checksums(run_dir / "architecture")
+
+    distributed.on_main(write)
     return model, tokenizer
 
 
@@ -120,7 +126,9 @@ def run_tokenizer(
         return learn_tokenizer(sorted(captions), config.model.vocab_size)
 
     def write() -> None:
-        if resumes and any(folder.glob("tokenizer*")):
+        if resumes and (own := sorted(folder.glob("tokenizer*"))):
+            for path in own:
+                check_member(path, strictly=True)
             return
         tokenizer = make()
         with replace_folder(folder) as temporary:

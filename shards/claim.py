@@ -93,7 +93,7 @@ def require_same_input(
 
 def start(directory: Path, options: dict[str, Any], command: str) -> None:
     """Write what a build that begins was asked for; the folder counts as unfinished from now on."""
-    write_json(directory / STATE / OPTIONS_NAME, json.loads(json.dumps(options)))
+    write_json(directory / STATE / OPTIONS_NAME, options, checksum=True)
     (directory / INDEX_NAME).unlink(missing_ok=True)  # it would call a broken folder complete
     with atomic_path(directory / STATE / COMMAND_NAME) as temporary:
         temporary.write_text(command, encoding="utf-8")

@@ -127,7 +127,7 @@ class _Writer:
 
     def _save(self, shards: dict[str, ColumnShard], complete: bool) -> None:
         index = ColumnIndex(self.column, complete, shards, self.provenance)
-        write_json(self.path, index.to_dict())
+        write_json(self.path, index.to_dict(), checksum=True)
 
     def _known(self, path: Path) -> dict[str, ColumnShard]:
         if not path.exists():

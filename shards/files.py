@@ -17,12 +17,14 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 _CRC = "_crc32"
+LINES = "_lines"
+"""In the header of `write_json_lines`."""
 LEFTOVERS = ".*.tmp"
 """Files and folders that a killed process leaves."""
 _ASIDE = ".old.tmp"
@@ -150,6 +152,17 @@ def write_json(path: str | os.PathLike[str], content: Any, *, checksum: bool = F
     with atomic_path(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_lines(
+    path: str | os.PathLike[str], header: Mapping[str, Any], records: Iterable[Mapping[str, Any]]
+) -> None:
+    """A JSON object a line, each with its crc32, atomically; the first, `header`, also gets
+    `_lines`, the number of the others."""
+    lines = [json.dumps(with_crc32(record), ensure_ascii=False) + "\n" for record in records]
+    first = json.dumps(with_crc32({**header, LINES: len(lines)}), ensure_ascii=False) + "\n"
+    with atomic_path(path) as temporary:
+        temporary.write_text(first + "".join(lines), encoding="utf-8")
 
 
 def sweep(directory: Path, pattern: str = LEFTOVERS) -> None:

@@ -80,7 +80,7 @@ def write_nouns(config: NounsConfig) -> None:
     )
 
 
-NOUNS = Tool(NounsConfig, write_nouns, "shards/train --size 1000 --out entities.tsv")
+NOUNS = Tool(NounsConfig, write_nouns, "shards/train --size 1000 --out entities.tsv", True)
 
 
 def unique_captions(readers: Iterable[ShardReader]) -> list[str]:

@@ -216,7 +216,7 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
         rows_sha256=hashlib.sha256(content).hexdigest(),
     )
     about = {"digest": digest, "pictures": stamps, "info": asdict(info), "rejects": rejects}
-    write_json(state, about)
+    write_json(state, about, checksum=True)
     return info, rejects
 
 
@@ -286,6 +286,6 @@ def _finish(
         for row, reason in sorted(rejects):
             line = {"row": row, "where": where(row), "reason": reason}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    write_json(directory / INDEX_NAME, index.to_dict())
+    write_json(directory / INDEX_NAME, index.to_dict(), checksum=True)
     for folder in (directory, directory / STATE, directory / ROWS):
         sweep(folder)

@@ -7,7 +7,6 @@ gold      the types that the row's own gold relation names: leaky, to show what 
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 from finetune.config import TaskOptions
 from finetune.tasks.mnre import RelationRow
 from shards.command import Tool, dispatch, exit_on_input_error
-from shards.files import InputError, atomic_path
+from shards.files import InputError, write_json_lines
 
 Pairs = list[tuple[str, str]]
 """(head type, tail type) of each row"""
@@ -58,10 +57,9 @@ def _span_type(doc: Any, span: tuple[int, int]) -> str:
 
 def write_types(path: Path, header: Mapping[str, Any], pairs: Pairs, rows: Sequence[Any]) -> None:
     """A header line, then `{"row", "head", "tail"}` lines."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        lines.write(json.dumps(header) + "\n")
-        for row, (head, tail) in zip(rows, pairs, strict=True):
-            lines.write(json.dumps({"row": row.row, "head": head, "tail": tail}) + "\n")
+    named = zip(rows, pairs, strict=True)
+    records = ({"row": row.row, "head": head, "tail": tail} for row, (head, tail) in named)
+    write_json_lines(path, header, records)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ ours: `strong` is the share of the split's other posts that match the picture le
 (a half for a picture that says nothing), `weak` is 1 - strong.
 """
 
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from safetensors import SafetensorError
 
 from finetune.config import Split, TaskOptions
 from finetune.tasks.base import Task
+from finetune.tasks.reading import read_object
 from shards.command import Tool, dispatch, exit_on_input_error
 from shards.files import InputError, atomic_path, read_json, write_json
 from shards.images import decoded
+from shards.locks import lock
 
 FOLDER = "diffusion_pic"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
@@ -76,19 +77,14 @@ def paint_all(
 
 def _same_settings(record: Path, settings: Mapping[str, Any]) -> None:
     if record.is_file():
-        try:
-            before = dict(json.loads(record.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise InputError(
-                f"{record}: damaged; remove it if its folder's pictures are whole"
-            ) from None
+        before = read_object(record, {}, "remove it if its folder's pictures are whole")
         if before != settings:
             changed = [key for key in settings if before.get(key) != settings[key]]
             raise InputError(
                 f"{record.parent}: made with another {', '.join(changed)}; choose another "
                 "--generated, or give the same settings"
             )
-    write_json(record, dict(settings))
+    write_json(record, dict(settings), checksum=True)
 
 
 def stable_diffusion(model: str, steps: int, device: str) -> Paint:
@@ -265,7 +261,8 @@ def generate_pictures(config: PicturesConfig) -> None:
     settings = {"model": config.model, "steps": config.steps, "seed": config.seed}
     for split in splits:
         folder = config.data / config.generated / split
-        made = paint_all(posts_of(task, split), folder, paint, settings, config.batch)
+        with lock(folder):
+            made = paint_all(posts_of(task, split), folder, paint, settings, config.batch)
         print(f"{folder}: {made} new pictures")
 
 
@@ -275,10 +272,11 @@ def generate_scores(config: ScoresConfig) -> None:
     clip, out = Clip(config.model, config.pick_device()), config.data / config.out
     for split in splits:
         posts = posts_of(task, split)
-        write_scores(posts, task.image_folder(split), clip, out, split, "")
         generated = config.data / config.generated / split
-        if generated.is_dir():
-            write_scores(posts, generated, clip, out, split, "dif_")
+        with lock(out, f".{split}.lock"):
+            write_scores(posts, task.image_folder(split), clip, out, split, "")
+            if generated.is_dir():
+                write_scores(posts, generated, clip, out, split, "dif_")
         print(f"{out}: scores of {len(posts)} pictures of {split}")
 
 

@@ -206,7 +206,9 @@ def run_convert(config: ConvertConfig) -> None:
 
 TOOLS = {
     "check": Tool(CheckConfig, run_check, "--task relations --data mine"),
-    "convert": Tool(ConvertConfig, run_convert, "posts.csv --to relations --out mine/train.jsonl"),
+    "convert": Tool(
+        ConvertConfig, run_convert, "posts.csv --to relations --out mine/train.jsonl", True
+    ),
 }
 
 

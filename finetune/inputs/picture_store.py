@@ -52,12 +52,7 @@ def open_store(
             if not built.is_file():  # another run may have built it meanwhile
                 _build(directory, folder, distinct, size, resize)
     index = read_json(directory / "index.json", f"remove {directory}: it is made again")
-    try:
-        pixels = np.load(directory / "pixels.npy", mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(
-            f"{directory / 'pixels.npy'}: damaged ({error}); remove {directory}: it is made again"
-        ) from None
+    pixels = load_array(directory / "pixels.npy")
     sums = np.array(index["sums"], dtype=np.uint64)
     if (pixels.dtype, *pixels.shape[1:]) != (np.uint8, 3, size, size) or len(pixels) < len(sums):
         raise InputError(f"{directory}: not the pictures of its index; remove it: it is made again")
@@ -143,6 +138,20 @@ def _build(directory: Path, folder: Path, names: Sequence[Name], size: int, resi
             "sums": sums_of(pixels[: len(decoded)]).tolist() if decoded else [],
         }
         write_json(building / "index.json", index, checksum=True)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """A `.npy` file, memory-mapped.
+
+    Raises:
+        InputError: cut, or no such file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); remove {path.parent}: it is made again"
+        ) from None
 
 
 def new_array(path: Path, shape: tuple[int, ...], kind: str) -> np.memmap:

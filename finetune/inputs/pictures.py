@@ -113,22 +113,9 @@ class ImageStore:
         else:
             values = np.zeros((*index.shape, *self.pixels.shape[1:]), dtype=np.uint8)
             values[present] = self.pixels[index[present]]
-        if self.sums is not None and self.unseen is not None and present.any():
-            fresh = present & self.unseen[index]
-            if fresh.any():
-                self._check(values[fresh], index[fresh])
+        if self.sums is not None and self.unseen is not None:
+            check_rows(values, index, self.sums, self.unseen, self.pixels)
         return values
-
-    def _check(self, pixels: np.ndarray, index: np.ndarray) -> None:
-        assert self.sums is not None and self.unseen is not None
-        wrong = sums_of(pixels) != self.sums[index]
-        if wrong.any():
-            place = Path(getattr(self.pixels, "filename", self.folder))
-            raise InputError(
-                f"{place}: picture {index[wrong][0]} is not what was decoded; remove "
-                f"{place.parent}: it is made again"
-            )
-        self.unseen[index] = False
 
     def require(self, allowed: int = 0) -> None:
         """Refuse more than `allowed` absent pictures.
@@ -153,11 +140,37 @@ class ImageStore:
 
 
 def sums_of(pixels: np.ndarray) -> np.ndarray:
-    """(N, …) uint8 -> (N,) sums modulo 2^64 of each one's words of up to 8 bytes: a flipped bit or
+    """(N, …) -> (N,) sums modulo 2^64 of each one's words of up to 8 bytes: a flipped bit or
     a lost block changes it, at the speed of memory."""
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
-    words = flat.view(f"u{math.gcd(8, flat.shape[1])}")
+    words = flat.view(f"u{math.gcd(8, flat.shape[1] * flat.itemsize)}")
     return np.add.reduce(words, axis=1, dtype=np.uint64)
+
+
+def check_rows(
+    values: np.ndarray,
+    index: np.ndarray,
+    sums: np.ndarray,
+    unseen: np.ndarray,
+    array: np.ndarray,
+) -> None:
+    """Hold what was read at positions `index`, -1 for none, to `sums`, where it was `unseen`.
+
+    Raises:
+        InputError: a row of the memory-mapped `array` is not what was written.
+    """
+    fresh = (index >= 0) & (index < len(sums))  # a store of no picture has one unused row
+    fresh[fresh] = unseen[index[fresh]]
+    if not fresh.any():
+        return
+    wrong = sums_of(values[fresh]) != sums[index[fresh]]
+    if wrong.any():
+        place = Path(getattr(array, "filename", ""))
+        raise InputError(
+            f"{place}: picture {index[fresh][wrong][0]} is not what was written; remove "
+            f"{place.parent}: it is made again"
+        )
+    unseen[index[fresh]] = False
 
 
 def file_of(name: Name) -> str:

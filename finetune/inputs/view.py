@@ -11,7 +11,6 @@ null among them is a deleted one, whose place stays empty), `no_image`. Which ro
 decided in `finetune/data/view_rules.py`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from finetune.tasks.base import Row
 from finetune.tasks.reading import is_row, read_with_header
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
-from shards.files import InputError, atomic_path
+from shards.files import InputError, write_json_lines
 from shards.records import parse_records
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -141,21 +140,22 @@ def merged(views: Sequence[View]) -> View:
 
 def write_view(path: str | Path, view: View) -> None:
     """Write a manifest atomically."""
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        lines.write(json.dumps({**view.header, "split": view.split}, ensure_ascii=False) + "\n")
-        for row in sorted(view.changes):
-            change = view.changes[row]
-            record: dict[str, Any] = {"row": row}
-            if change.drop:
-                record["drop"] = True
-            if change.image_id is not None:
-                record["img_id"] = change.image_id
-            for kind, regions in (("vg", change.vg), ("od", change.od)):
-                if regions is not None:
-                    record[kind] = regions_to_json(regions, kind)
-            if change.no_image:
-                record["no_image"] = True
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def record(row: int, change: Change) -> dict[str, Any]:
+        fields: dict[str, Any] = {"row": row}
+        if change.drop:
+            fields["drop"] = True
+        if change.image_id is not None:
+            fields["img_id"] = change.image_id
+        for kind, regions in (("vg", change.vg), ("od", change.od)):
+            if regions is not None:
+                fields[kind] = regions_to_json(regions, kind)
+        if change.no_image:
+            fields["no_image"] = True
+        return fields
+
+    changed = sorted(view.changes.items())
+    write_json_lines(path, {**view.header, "split": view.split}, (record(*c) for c in changed))
 
 
 def read_view(path: str | Path) -> View:

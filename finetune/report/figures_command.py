@@ -248,19 +248,22 @@ def study(config: StudyFigureConfig) -> None:
 # ---- the command ---------------------------------------------------------------------------------
 
 TOOLS = {
-    "states": Tool(StatesConfig, states, "runs/promu --data MNRE --regions MNRE --out f.png"),
+    "states": Tool(StatesConfig, states, "runs/promu --data MNRE --regions MNRE --out f.png", True),
     "look": Tool(
         LookConfig,
         look,
         'runs/promu runs/focalmre --text "Bob in Oslo" --head Bob --tail Oslo --image 17.jpg '
         "--out f.png",
+        True,
     ),
-    "attention": Tool(AttentionConfig, attention, "runs/focalmre --data MNRE --row 7 --out f.png"),
-    "relations": Tool(RelationsConfig, relations, "runs/mtb runs/promu --out f.png"),
+    "attention": Tool(
+        AttentionConfig, attention, "runs/focalmre --data MNRE --row 7 --out f.png", True
+    ),
+    "relations": Tool(RelationsConfig, relations, "runs/mtb runs/promu --out f.png", True),
     "sample-number": Tool(
-        SampleNumberConfig, sample_number, "runs/dgfpt --edges 0,50,500 --out f.png"
+        SampleNumberConfig, sample_number, "runs/dgfpt --edges 0,50,500 --out f.png", True
     ),
-    "study": Tool(StudyFigureConfig, study, "studies/p/study.json --out f.png"),
+    "study": Tool(StudyFigureConfig, study, "studies/p/study.json --out f.png", True),
 }
 
 

@@ -152,6 +152,7 @@ TOOLS = {
         GatesConfig,
         gates,
         "runs/dgfpt --data MNRE --view views/align-50/test.jsonl --out gates.jsonl",
+        True,
     ),
 }
 

@@ -90,4 +90,5 @@ def write_report(name: str, results: Mapping[tuple, Mapping], seeds: str, out: P
         {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("leaky", "dev", "test")}}
         for (t, r, c), result in results.items()
     ]
-    write_json(out / "study.json", {"study": name, "seeds": seeds, "cells": rows})
+    content = {"study": name, "seeds": seeds, "cells": rows}
+    write_json(out / "study.json", content, checksum=True)

@@ -121,6 +121,8 @@ def load_method(directory: Path) -> tuple[Method, Any, Description]:
         InputError: no such directory, a damaged file, or tensors that do not fit.
     """
     described = read_description(directory)
+    for path in sorted(directory.iterdir()):  # a setting, a word piece: another model
+        check_member(path, strictly=True)
     method_class = registry.load("methods", described.method)
     source = Source(str(directory), finished=True)
     method, tokenizer = method_class.build(described.config, described.task, source)

@@ -28,6 +28,7 @@ from pretrain import distributed
 from pretrain.checkpoint.hub import digest
 from pretrain.engine import autocast
 from shards.files import InputError, write_json
+from shards.locks import lock
 
 LOG = logging.getLogger(__name__)
 
@@ -97,12 +98,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     itself is part of these names: views, other captions, data other than those it was trained on.
     So a run's own predictions are replaced by its own alone.
     """
-    run, split = Path(config.run), BY_OPTION[config.split]
+    run, asked = Path(config.run), (str(Path(config.data).resolve()), config.split, config.view)
+    seeds = seed_directories(run)
+    digest_of_options = hashlib.sha256(repr((*asked, config.captions)).encode()).hexdigest()[:8]
+    # A second process that writes the same files waits; others are none of its business.
+    with lock(run, f".evaluate-{digest_of_options}.lock", wait=True):
+        return _evaluate(config, run, seeds)
+
+
+def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[str, Any]:
+    split = BY_OPTION[config.split]
     paths = split_paths(config.view)
     views = views_of(config.view, split)
     per_seed: list[dict[str, Any]] = []
     leaky, stem = False, ""
-    for directory in seed_directories(run):
+    for directory in seeds:
         seed = open_seed(directory)
         task, loaded = seed.load(
             Path(config.data),
@@ -134,7 +144,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **protocols.aggregate(per_seed),
         "per_seed": per_seed,
     }
-    write_json(run / f"evaluate_{stem}.json", result)
+    write_json(run / f"evaluate_{stem}.json", result, checksum=True)
     return result
 
 

@@ -7,6 +7,7 @@ there now, so that a figure never stands beside the hash of something else.
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ from finetune.tasks.reading import read_object
 from finetune.tasks.splits import SPLITS
 from pretrain import distributed
 from pretrain.checkpoint.hub import digest, resolve
-from shards.files import InputError, atomic_path, write_json
+from shards.files import InputError, read_json, write_json
 
 FILE = "inputs.json"
 PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")
@@ -98,15 +99,15 @@ def picture_hashes(task: Task, split: str, cache: Path) -> dict[str, str]:
         path = folder / name
         stat = path.stat() if path.is_file() else None
         state.update(f"\n{name}\t{(stat.st_size, stat.st_mtime_ns) if stat else None}".encode())
-    cached = cache / f"pictures-{state.hexdigest()[:20]}.sha256"
-    if not cached.is_file():
-        content = hashlib.sha256()
-        for name in names:
-            path = folder / name
-            content.update(f"\n{name}\t{digest(path) if path.is_file() else None}".encode())
-        with atomic_path(cached) as temporary:
-            temporary.write_text(content.hexdigest(), encoding="utf-8")
-    return {"state": state.hexdigest(), "content": cached.read_text(encoding="utf-8")}
+    cached = cache / f"pictures-{state.hexdigest()[:20]}.json"
+    with suppress(InputError, KeyError):  # none there, or damaged: hashed anew
+        return {"state": state.hexdigest(), "content": read_json(cached)["content"]}
+    content = hashlib.sha256()
+    for name in names:
+        path = folder / name
+        content.update(f"\n{name}\t{digest(path) if path.is_file() else None}".encode())
+    write_json(cached, {"content": content.hexdigest()}, checksum=True)
+    return {"state": state.hexdigest(), "content": content.hexdigest()}
 
 
 def begin(

@@ -59,9 +59,10 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """`pred_{split}.jsonl`."""
+        split = _split_of(path)
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
             for i, row in enumerate(self.rows):
-                record = {"row": row, "gold": self.gold[i], "pred": self.answers[i]}
+                record = {"split": split, "row": row, "gold": self.gold[i], "pred": self.answers[i]}
                 if self.probabilities is not None:
                     record["scores"] = self.probabilities[i]
                 lines.write(json.dumps(with_crc32(record), ensure_ascii=False) + "\n")
@@ -78,6 +79,8 @@ class Predictions:
             for number, record in read_json_lines(path):
                 where = f"{path}: line {number}"
                 _check(record, where)
+                if record.get("split", _split_of(path)) != _split_of(path):
+                    raise InputError(f"{where}: an answer of {record['split']}")
                 if record["row"] in records:
                     raise InputError(f"{where}: row {record['row']} a second time")
                 records[record["row"]] = record
@@ -104,6 +107,11 @@ class Predictions:
     def score(self, task: Task) -> dict[str, float]:
         """The task's metric, in percent."""
         return dict(task.score(self.gold, self.answers))
+
+
+def _split_of(path: Path) -> str:
+    """`dev` or `test`, in the name of a file of predictions."""
+    return path.stem.removeprefix("pred_").partition("_")[0]
 
 
 def _check(record: Any, where: str) -> None:

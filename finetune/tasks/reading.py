@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
-from shards.files import InputError, read_json
+from shards.files import LINES, InputError, read_json
 from shards.records import Parsed, read_records
 
 AnyKey = TypeVar("AnyKey")
@@ -25,6 +25,8 @@ def read_with_header(path: Path, key: str, hint: Any) -> tuple[dict[str, Any], l
     header = records[0].fields if records and isinstance(records[0], Parsed) else {}
     if not fits(header.get(key), hint):
         raise InputError(f"{path}: line 1: no header that says {key}")
+    if header.pop(LINES, len(records) - 1) != len(records) - 1:
+        raise InputError(f"{path}: {len(records) - 1} lines below a header that counts others")
     return header, records[1:]
 
 

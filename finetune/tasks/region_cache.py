@@ -11,7 +11,6 @@ with the tool, the model, its thresholds, and `leaky`: whether gold labels shape
     {"img_id": "a.jpg", "size": [800, 600], "od": [{"box": …, "score": 0.9, "label": "person"}]}
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 from finetune.tasks.base import Box, Key, SideInput
 from finetune.tasks.reading import is_row, not_empty, read_with_header
-from shards.files import InputError, atomic_path
+from shards.files import InputError, write_json_lines
 from shards.records import parse_records
 
 
@@ -88,15 +87,14 @@ def write_regions(
     """
     if not isinstance(header.get("leaky"), bool):
         raise ValueError("a region cache must say whether it is leaky")
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        lines.write(json.dumps(header, ensure_ascii=False) + "\n")
-        for key, entry in entries.items():
-            record: dict[str, Any] = {"img_id": entry.image_id, "size": list(entry.size)}
-            if isinstance(key, int):
-                record = {"row": key, **record, "vg": regions_to_json(entry.regions, "vg")}
-            else:
-                record["od"] = regions_to_json(entry.regions, "od")
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def record(key: Key, entry: Regions) -> dict[str, Any]:
+        picture = {"img_id": entry.image_id, "size": list(entry.size)}
+        if isinstance(key, int):
+            return {"row": key, **picture, "vg": regions_to_json(entry.regions, "vg")}
+        return {**picture, "od": regions_to_json(entry.regions, "od")}
+
+    write_json_lines(path, header, (record(key, entry) for key, entry in entries.items()))
 
 
 def rounded(regions: Iterable[Region]) -> tuple[Region, ...]:

@@ -18,7 +18,7 @@ import torch
 from pretrain import distributed
 from pretrain.checkpoint.background import BackgroundWriter
 from pretrain.checkpoint.reshard import reshard
-from pretrain.checkpoint.zero import check_trained
+from pretrain.checkpoint.zero import check_trained, members_crc32
 from pretrain.engine import Engine, SingleEngine
 from shards.files import CommonError, InputError, atomic_path, read_json, write_json
 
@@ -98,19 +98,10 @@ class RunCheckpoints:
         Every file is read once here, its checksums compared, its pickle held to tensors and plain
         containers: DeepSpeed, which loads it afterwards, would run whatever a pickle asks for.
         """
-        files = sorted(folder.rglob("*.pt"))
         problem = ""
         try:
-            sizes = read_marker(folder).get("files", {})
             # Each process looks at its share; together they have seen every file.
-            for path in files[distributed.rank() :: distributed.world_size()]:
-                check_trained(path)
-            for name, size in sizes.items():
-                path = folder / name
-                if not path.is_file() or path.stat().st_size != size:
-                    raise InputError(f"{path}: missing or not of its {size} bytes")
-            if not files:
-                raise InputError(f"{folder}: holds no tensors")
+            check_checkpoint(folder, distributed.rank(), distributed.world_size())
         except InputError as error:
             problem = str(error)
         return next(filter(None, distributed.all_objects(problem)), "")
@@ -210,8 +201,12 @@ class RunCheckpoints:
     ) -> None:
         facts = {"step": step, "samples": samples, "layout": layout, "figures": figures or {}}
         paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-        facts |= {"world_size": distributed.world_size(), "files": sizes}
+        names = {path.relative_to(folder).as_posix(): path for path in paths}
+        facts |= {
+            "world_size": distributed.world_size(),
+            "files": {name: path.stat().st_size for name, path in names.items()},
+            "crc32": {n: members_crc32(path) for n, path in names.items() if path.suffix == ".pt"},
+        }
         write_json(folder / MARKER, facts, checksum=True)
         self._retire(folder)
 
@@ -240,6 +235,25 @@ class RunCheckpoints:
     @property
     def _sign(self) -> int:
         return -1 if (self.best or "").endswith(("loss", "kl")) else 1
+
+
+def check_checkpoint(folder: Path, part: int = 0, parts: int = 1) -> None:
+    """Read each `parts`-th of its files from `part` on, and compare with its marker.
+
+    Raises:
+        InputError: a file is missing, damaged, or of another checkpoint.
+    """
+    marker = read_marker(folder)
+    crc32 = marker.get("crc32", {})
+    files = sorted(folder.rglob("*.pt"))
+    for path in files[part::parts]:
+        check_trained(path, crc32.get(path.relative_to(folder).as_posix()))
+    for name, size in marker.get("files", {}).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise InputError(f"{path}: missing or not of its {size} bytes")
+    if not files:
+        raise InputError(f"{folder}: holds no tensors")
 
 
 def read_marker(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import checkpoint_card
 from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.run import RunCheckpoints
+from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
 from shards.files import InputError
@@ -43,6 +43,8 @@ def _read_run(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     architecture = source.resolve().parents[1] / "architecture"
     if not architecture.is_dir():
         raise InputError(f"{source}: no {architecture}: not a checkpoint of this trainer")
+    if (source / MARKER).is_file():
+        check_checkpoint(source)
     if (source / "state.pt").is_file():
         state = load_pickle(source / "state.pt")
         if not isinstance(state, dict) or "model" not in state:

@@ -15,6 +15,7 @@ unpickles whatever the files hold.
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,14 +215,28 @@ def _float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def check_trained(path: Path) -> None:
+def members_crc32(path: Path) -> str:
+    """Of names, sizes and checksums of all members of a file that PyTorch wrote: of its content,
+    without reading that."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(one.filename, one.file_size, one.CRC) for one in archive.infolist()]
+    return f"{zlib.crc32(repr(members).encode()):08x}"
+
+
+def check_trained(path: Path, crc32: str | None = None) -> None:
     """Read a file of a checkpoint as data alone, and compare its checksums.
 
+    Args:
+        crc32: `members_crc32` of what was written; None: not known.
+
     Raises:
-        InputError: cut, damaged, or its pickle asks for more than a training run writes.
+        InputError: cut, damaged, another one, or its pickle asks for more than a training run
+            writes.
     """
     _load(path)
     try:
+        if crc32 not in (None, members_crc32(path)):
+            raise InputError(f"{path}: not the file that was written")
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
     except (zipfile.BadZipFile, OSError) as error:

@@ -15,8 +15,8 @@ from faults import KILLED, SHOWN, TIMES, Server
 from safetensors.numpy import save
 from small_world import posts, pretrain, study, train
 
-from finetune.inputs.frozen import FeatureStore, see_once
-from finetune.inputs.pictures import open_store
+from finetune.inputs.frozen import see_once
+from finetune.inputs.picture_store import open_store
 from finetune.inputs.view import read_view
 from finetune.tasks.region_cache import read_regions
 from pretrain import FusionEncoder
@@ -51,9 +51,8 @@ class Stored:
     """(world, place, server): fills `place`."""
     reads: tuple[Callable[[Path, Path], object], ...] = ()
     """(world, place) -> an answer; raises InputError."""
-    commands: Callable[[Path, Path], list[str]] | None = None
-    """Or command lines, whose answers are what they leave in `answers`."""
-    answers: tuple[str, ...] = ()
+    commands: Callable[[Path, Path], dict[str, tuple[str, ...]]] | None = None
+    """Or command lines -> patterns of the files that are their answers."""
 
 
 # ---- what is stored ----------------------------------------------------------------------------
@@ -73,9 +72,16 @@ def make_shards(world: Path, place: Path, server: Server) -> None:
     write_column(place, TEACHER, ".safetensors", teacher, {"by": "hand"}, desc="teacher")
 
 
-def read_shards(world: Path, place: Path) -> object:
+def read_tars(world: Path, place: Path) -> object:
+    """Every sample without columns, as the losses without objects read them."""
+    return read_shards(world, place, ())
+
+
+def read_shards(
+    world: Path, place: Path, columns: tuple[str, ...] = ("objects", "teacher")
+) -> object:
     """Every sample with its columns."""
-    reader = ShardReader(place, columns=("objects", "teacher"))
+    reader = ShardReader(place, columns=columns)
     return [
         (s.key, s.image, s.meta, s.objects, [t.tobytes() for t in (s.teacher or {}).values()])
         for shard in range(len(reader.index.shards))
@@ -98,8 +104,8 @@ def read_store(world: Path, place: Path) -> object:
     names = [path.name for path in sorted(folder.iterdir())]
     store = open_store(folder, names, size=16, resize="squash", cache=place)
     index = store.index_of(names)
-    features = FeatureStore(see_once(store, Tower()))
-    return store.pixels_at(index).tobytes(), features.pixels_at(index).tobytes()
+    features = see_once(store, Tower()).pixels_at(index)
+    return store.pixels_at(index).tobytes(), features.tobytes()
 
 
 def make_side_files(world: Path, place: Path, server: Server) -> None:
@@ -119,20 +125,28 @@ def read_encoder(world: Path, place: Path) -> object:
     return texts.numpy().tobytes(), picture.numpy().tobytes(), encoder.config.to_dict()
 
 
-def build(world: Path, place: Path) -> list[str]:
+def build(world: Path, place: Path) -> dict[str, tuple[str, ...]]:
     """The command that wrote the shards."""
     captions = f"--images {world}/pictures --captions {world}/pictures/captions.csv"
-    return [f"shards build captions {captions} --out {place} --shard-size 2 --jobs 1"]
+    words = f"shards build captions {captions} --out {place} --shard-size 2 --jobs 1"
+    return {words: ("*.tar", "index.json")}
 
 
-def longer(world: Path, place: Path) -> list[str]:
+def longer(world: Path, place: Path) -> dict[str, tuple[str, ...]]:
     """Pre-training whose checkpoints all stay."""
-    return [pretrain(world, place).replace("checkpoint.keep 1", "checkpoint.keep 3")]
+    words = pretrain(world, place).replace("checkpoint.keep 1", "checkpoint.keep 3")
+    return {words: ("run/model/*", "run/metrics.jsonl", "run/checkpoints/step-3/*.pt")}
+
+
+def trained(world: Path, place: Path) -> dict[str, tuple[str, ...]]:
+    """Two epochs of fine-tuning."""
+    seed = ("run/seed-1/*.json*", "run/seed-1/model/*")
+    return {train(world, place): ("run/result.json", *seed)}
 
 
 def make_pretraining(world: Path, place: Path, server: Server) -> None:
     """Cut off after the second of three steps."""
-    ran(server, longer(world, place)[0], place)
+    ran(server, next(iter(longer(world, place))), place)
     shutil.rmtree(place / "run/checkpoints/step-3")
     shutil.rmtree(place / "run/model")
     (place / "run/checkpoints/latest").write_text("step-2")
@@ -148,20 +162,26 @@ def make_unfinished_seed(world: Path, place: Path, server: Server) -> None:
     assert server.run(words, place, made[0] + 1, "kill")[0] == KILLED
 
 
-def uses(world: Path, place: Path) -> list[str]:
+def uses(world: Path, place: Path) -> dict[str, tuple[str, ...]]:
     """Whatever reads a finished run; `evaluate` last, for it writes predictions anew."""
-    return [
-        f"report {place}/run --out {place}/report.md --summary {place}/s.json",
-        train(world, place).replace("epochs 2", "epochs 1"),
-        posts(world, place).replace(f"{world}/run", f"{place}/run"),
-        f"evaluate {place}/run --data {world}/mnre --split test",
-    ]
+    report = f"report {place}/run --out {place}/report.md --summary {place}/s.json"
+    return {
+        report: ("report.md", "s.json"),
+        one_epoch(world, place): ("run/result.json",),
+        posts(world, place).replace(f"{world}/run", f"{place}/run"): ("answers.jsonl",),
+        f"evaluate {place}/run --data {world}/mnre --split test": ("run/evaluate_test.json",),
+    }
+
+
+def one_epoch(world: Path, place: Path) -> str:
+    """The command of a finished run."""
+    return train(world, place).replace("epochs 2", "epochs 1")
 
 
 STORED = {
-    "shards": Stored(90, "*", make_shards, (read_shards,)),
+    "shards": Stored(90, "*", make_shards, (read_tars, read_shards)),
     "columns": Stored(60, "[ot]*/*", make_shards, (read_shards,)),
-    "build": Stored(15, ".build/*", make_shards, (), build, ("*.tar", "index.json")),
+    "build": Stored(15, ".build/*", make_shards, (), build),
     "stores": Stored(80, "**/*", lambda world, place, server: read_store(world, place),
                      (read_store,)),
     "regions and views": Stored(
@@ -173,21 +193,16 @@ STORED = {
         60, "*", lambda world, place, server: shutil.copytree(
             world / "model", place, dirs_exist_ok=True), (read_encoder,),
     ),
-    "pre-training": Stored(75, "run/**/*", make_pretraining, (), longer,
-                           ("run/model/*", "run/metrics.jsonl", "run/checkpoints/step-3/*.pt")),
-    "unfinished seed": Stored(20, "run/**/*", make_unfinished_seed, (),
-                              lambda world, place: [train(world, place)],
-                              ("run/result.json", "run/seed-1/*.json*", "run/seed-1/model/*")),
+    "pre-training": Stored(75, "run/**/*", make_pretraining, (), longer),
+    "unfinished seed": Stored(20, "run/**/*", make_unfinished_seed, (), trained),
     "run": Stored(
         50, "run/**/*",
-        lambda world, place, server: ran(
-            server, train(world, place).replace("epochs 2", "epochs 1"), place),
-        (), uses,
-        ("report.md", "s.json", "run/result.json", "answers.jsonl", "run/evaluate_test.json"),
+        lambda world, place, server: ran(server, one_epoch(world, place), place), (), uses,
     ),
-    "study": Stored(10, "s/**/*", lambda world, place, server: ran(
-        server, study(world, place), place), (),
-        lambda world, place: [study(world, place)], ("s/study.json", "s/study.md")),
+    "study": Stored(
+        10, "s/**/*", lambda world, place, server: ran(server, study(world, place), place), (),
+        lambda world, place: {study(world, place): ("s/study.json", "s/study.md")},
+    ),
 }  # fmt: skip
 assert sum(stored.flips for stored in STORED.values()) == 500
 
@@ -313,8 +328,9 @@ class Trial:
         readers: list[Callable[[], object]] = [
             lambda read=read: read(self.world, place) for read in self.stored.reads
         ]
-        for words in self.stored.commands(self.world, place) if self.stored.commands else ():
-            readers.append(lambda words=words: self.command(words, place))
+        commands = self.stored.commands(self.world, place) if self.stored.commands else {}
+        for words, files in commands.items():
+            readers.append(lambda words=words, files=files: self.command(words, files, place))
         outcomes = []
         for number, reader in enumerate(readers):
             outcome, answer = heard(reader)
@@ -325,17 +341,18 @@ class Trial:
             outcomes.append(outcome)
         return outcomes
 
-    def command(self, words: str, place: Path) -> dict[str, bytes]:
+    def command(self, words: str, files: tuple[str, ...], place: Path) -> dict[str, bytes]:
         """What a command leaves; `InputError` of what it says where it fails."""
         status, output = self.server.run(words.split(), place)
         if status and len(SHOWN.findall(output)) == 1 and "Traceback" not in output:
             raise InputError(SHOWN.findall(output)[0])
         assert not status, output
-        if any(text in output for text in SAID):
-            logging.getLogger("command").warning("%s", output)
+        for line in output.splitlines():
+            if any(sign in line for sign in SAID):
+                logging.getLogger("command").warning("%s", line)
         return {
             str(path.relative_to(place)): TIMES.sub(b"TIME", path.read_bytes())
-            for pattern in self.stored.answers
+            for pattern in files
             for path in sorted(place.glob(pattern))
         }
 
@@ -358,7 +375,7 @@ def heard(reader: Callable[[], object]) -> tuple[Outcome, object]:
     said = [text for text in records if any(sign in text for sign in SAID)]
     # Who changes a model's settings gets another answer, and a warning; a fall-back changes none.
     fell_back = said and "set aside as" in said[0]
-    return Outcome("same" if fell_back or not said else "said", "".join(said)[-500:]), answer
+    return Outcome("same" if fell_back or not said else "said", "".join(said)), answer
 
 
 def differing(answer: object, truth: object) -> object:

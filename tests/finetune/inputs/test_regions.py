@@ -169,8 +169,12 @@ def test_no_regions_and_no_choice(parts, caches, tmp_path):
 
 
 def test_a_cache_of_another_split_or_with_gaps_is_refused(parts, caches, tmp_path):
-    lines = (caches / "regions_vg_val.jsonl").read_text().splitlines()
-    (caches / "regions_vg_val.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    cache = caches / "regions_vg_val.jsonl"
+    lines = cache.read_text().splitlines()
+    cache.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(InputError, match="29 lines below a header that counts others"):
+        load(parts, tmp_path, str(caches))
+    cache.write_text("\n".join(['{"leaky": false}', *lines[1:-1]]) + "\n")
     with pytest.raises(InputError, match="29 rows for a split of 30"):
         load(parts, tmp_path, str(caches))
     (caches / "regions_vg_val.jsonl").write_text("\n".join(lines) + "\n")
