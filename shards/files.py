@@ -123,6 +123,14 @@ def _exchange(first: Path, second: Path) -> bool:
     return call is not None and not call(_HERE, names[0], _HERE, names[1], _EXCHANGE)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder; what a kill, or a disk that fails, leaves of it goes with a `sweep`."""
+    gone = _beside(folder, ".tmp")
+    with suppress(FileNotFoundError):
+        os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """What safetensors, tokenizers and PyTorch raise on a full disk, as an `OSError` of `path`."""

@@ -1,7 +1,8 @@
 """Every operation on the disk below a folder, numbered; one of them is killed at or fails.
 
-`python tests/faults.py` is a server that has imported the product once: it takes one JSON line a
-command and forks a child for it, so that hundreds of commands take a fraction of a second each.
+`python tests/faults.py` is a server that has imported the product once: it takes a JSON list a
+line and forks a child for each command in it, so that hundreds of commands take a fraction of a
+second each.
 What is counted: every open that makes or cuts a file, write, rename, link, unlink, mkdir, rmdir,
 truncate, fsync, and each call of safetensors, PyTorch and tokenizers that writes a file past
 Python. What changes nothing, such as a mkdir of what is there, is not.
@@ -28,6 +29,8 @@ TIMES = re.compile(
     rb"[-+.e0-9]+|\"_crc32\": \"\w+\"|\d+(?:\.\d+)? (?:s|seconds|samples/s)\b"
 )
 """What no two runs share."""
+LOGS = ("tensorboard", "log.txt")
+"""What tells of the interruption itself."""
 WARM = (
     "finetune.run.train", "finetune.run.evaluate", "finetune.predict.command",
     "finetune.report.command", "finetune.report.study", "finetune.data.regions",
@@ -257,6 +260,7 @@ def child(request: dict[str, Any]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(request["cwd"])
+    os.umask(request["umask"])
     disk = Disk(Path(request["root"]), request["point"], request["mode"])
     disk.install()
     status = 1
@@ -290,12 +294,13 @@ def serve() -> None:
     gc.freeze()  # the children look through what they made alone
     print("warm", flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        pid = os.fork()
-        if not pid:
-            child(request)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        pids = []
+        for request in json.loads(line):
+            pids.append(os.fork())
+            if not pids[-1]:
+                child(request)
+        statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+        print(json.dumps([os.waitstatus_to_exitcode(status) for status in statuses]), flush=True)
 
 
 # ---- in the test -------------------------------------------------------------------------------
@@ -321,11 +326,25 @@ class Server:
 
     def run(self, argv: list[str], root: Path, point: int = 0, mode: str = "") -> tuple[int, str]:
         """(exit status, what it printed) of a command, its disk failing at an operation."""
-        request = {"argv": argv, "root": str(root), "point": point, "mode": mode}
-        request |= {"output": str(self.output), "cwd": str(root.parent)}
-        self.process.stdin.write(json.dumps(request) + "\n")
+        (result,) = self.ask([{"argv": argv, "point": point, "mode": mode}], root)
+        return result
+
+    def together(self, commands: list[list[str]], root: Path) -> list[tuple[int, str]]:
+        """The same of commands that start at once."""
+        return self.ask([{"argv": argv, "point": 0, "mode": ""} for argv in commands], root)
+
+    def ask(self, requests: list[dict[str, Any]], root: Path) -> list[tuple[int, str]]:
+        """(exit status, what it printed) of each."""
+        for number, request in enumerate(requests):
+            output = self.output if number == 0 else Path(f"{self.output}-{number}")
+            request |= {"output": str(output), "root": str(root), "cwd": str(root.parent)}
+            request.setdefault("umask", 0o022)
+        self.process.stdin.write(json.dumps(requests) + "\n")
         self.process.stdin.flush()
-        return int(self.answer()), self.output.read_text(errors="replace")
+        outputs = [Path(request["output"]) for request in requests]
+        statuses = json.loads(self.answer())
+        texts = [path.read_text(errors="replace") for path in outputs]
+        return list(zip(statuses, texts, strict=True))
 
     def operations(self) -> list[str]:
         """Of the last command that was not killed."""
@@ -335,6 +354,23 @@ class Server:
         """End it."""
         self.process.stdin.close()
         self.process.wait()
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    """Path -> content without times."""
+    return {
+        str(path.relative_to(root)): TIMES.sub(b"TIME", path.read_bytes())
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not set(path.relative_to(root).parts) & set(LOGS)
+    }
+
+
+def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
+    """What is lost, left over, or another."""
+    lost = [f"lost {name}" for name in expected if name not in found]
+    over = [f"left over {name}" for name in found if name not in expected]
+    other = [f"differs {n}" for n in expected if n in found and found[n] != expected[n]]
+    return lost + over + other
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from finetune.run.results import images_of, read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from shards import threads
-from shards.files import InputError, atomic_path, sweep, write_json
+from shards.files import InputError, atomic_path, discard, sweep, write_json
 from shards.options import dump_config
 from shards.redact import without_secrets
 
@@ -44,6 +44,7 @@ def _run(config: TrainConfig, task: Task) -> dict[str, Any]:
     if distributed.is_main():
         claim(out, config)
         sweep(config.cache_dir)
+        sweep(config.cache_dir, ".*.lock")
     if task.split_file("test") is None and distributed.is_main():
         LOG.warning('%s: no test split: dev only, `"test": null`', config.data)
     per_seed = []
@@ -54,6 +55,8 @@ def _run(config: TrainConfig, task: Task) -> dict[str, Any]:
         finished = directory / "result.json"
         if finished.is_file():
             per_seed.append(read_seed(finished))
+            if distributed.is_main():
+                discard(directory / "resume")  # killed before it was gone
             if (before := provenance.kept_inputs(directory)) is not None:
                 provenance.check(directory, before, config, task)
             LOG.info("%s: finished before", directory)

@@ -6,7 +6,6 @@ epoch are functions of (seed, epoch), so a run that was cut off ends like one th
 
 import itertools
 import logging
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,7 +29,7 @@ from finetune.run.progress import Progress
 from finetune.tasks.base import Task
 from pretrain import distributed
 from pretrain.tracking import MetricsLog
-from shards.files import InputError, write_json
+from shards.files import InputError, discard, write_json
 from shards.progress import Progress as StepProgress
 
 LOG = logging.getLogger(__name__)
@@ -259,5 +258,5 @@ class SeedRun:
         }
         if distributed.is_main():
             write_json(self.directory / "result.json", result, checksum=True)
-            shutil.rmtree(self.directory / "resume", ignore_errors=True)
+            discard(self.directory / "resume")
         return result

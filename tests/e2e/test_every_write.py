@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faults import KILLED, MODES, SHOWN, TIMES, Server
+from faults import KILLED, MODES, SHOWN, Server, differences, snapshot
 from small_world import posts, pretrain, study, train
 
 LEFTOVER = re.compile(r"(^|/)\.[^/]+\.tmp(/|$)")
-LOGS = ("tensorboard", "log.txt")
-"""What tells of the interruption itself."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class Scenario:
     """What lies below `root` before."""
 
 
+SOUND = {"point": 0, "mode": ""}
 SCENARIOS = {
     "train": Scenario(train),
     "study": Scenario(study),
@@ -64,23 +63,6 @@ SCENARIOS = {
 
 
 # ---- one point after the other -----------------------------------------------------------------
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    """Path -> content without times."""
-    return {
-        str(path.relative_to(root)): TIMES.sub(b"TIME", path.read_bytes())
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and not set(path.relative_to(root).parts) & set(LOGS)
-    }
-
-
-def differences(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]:
-    """What is lost, left over, or another."""
-    lost = [f"lost {name}" for name in expected if name not in found]
-    over = [f"left over {name}" for name in found if name not in expected]
-    other = [f"differs {n}" for n in expected if n in found and found[n] != expected[n]]
-    return lost + over + other
 
 
 class Trial:
@@ -145,3 +127,23 @@ def test_some_operations(name, world, server, tmp_path):
     kinds = {operation.split()[0]: n for n, operation in enumerate(trial.operations, start=1)}
     for number, point in enumerate(kinds.values()):
         assert not trial.attempt(point, MODES[number % len(MODES)]), trial.operations[point - 1]
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o002])
+def test_modes_follow_the_umask(umask, world, server, tmp_path):
+    """Of every file and folder that a command makes."""
+    for name, scenario in SCENARIOS.items():
+        root = tmp_path / name.replace(" ", "-")
+        root.mkdir()
+        scenario.prepare(world, root)
+        there = set(root.rglob("*"))
+        words = scenario.argv(world, root).split()
+        ((status, output),) = server.ask([{"argv": words, "umask": umask} | SOUND], root)
+        assert status == 0, output
+        made = {path for path in root.rglob("*") if path not in there}
+        wrong = {
+            f"{name}: {path.relative_to(root)}: {oct(path.stat().st_mode & 0o777)}"
+            for path in made
+            if path.stat().st_mode & 0o777 != (0o777 if path.is_dir() else 0o666) & ~umask
+        }
+        assert made and not wrong

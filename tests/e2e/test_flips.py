@@ -5,7 +5,7 @@ one line, or the answer is that of the undamaged store. A checkpoint may be fall
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Stored:
 
     flips: int
     files: str
-    """Pattern of those that are damaged."""
+    """Patterns of those that are damaged."""
     make: Callable[[Path, Path, Server], object]
     """(world, place, server): fills `place`."""
     reads: tuple[Callable[[Path, Path], object], ...] = ()
@@ -63,13 +63,15 @@ def make_shards(world: Path, place: Path, server: Server) -> None:
     shutil.copytree(world / "shards", place, dirs_exist_ok=True)
     reader, random = ShardReader(place), np.random.default_rng(0)
 
-    def teacher(number: int) -> bytes:
-        rows = reader.index.shards[number].samples
-        shapes = dict(zip(TEACHER_TENSORS, ((rows, 8), (rows, 8), (rows,)), strict=True))
-        tensors = {name: random.random(shape) for name, shape in shapes.items()}
-        return save({name: t.astype("?" if t.ndim == 1 else "f2") for name, t in tensors.items()})
+    def teacher(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        for number in numbers:
+            rows = reader.index.shards[number].pictures
+            shapes = dict(zip(TEACHER_TENSORS, ((rows, 8), (rows, 8), (rows,)), strict=True))
+            tensors = {name: random.random(shape) for name, shape in shapes.items()}
+            kinds = {name: "?" if t.ndim == 1 else "f2" for name, t in tensors.items()}
+            yield number, save({name: t.astype(kinds[name]) for name, t in tensors.items()})
 
-    write_column(place, TEACHER, ".safetensors", teacher, {"by": "hand"}, desc="teacher")
+    write_column(place, TEACHER, teacher, {"by": "hand"}, desc="teacher")
 
 
 def read_tars(world: Path, place: Path) -> object:
@@ -179,7 +181,7 @@ def one_epoch(world: Path, place: Path) -> str:
 
 
 STORED = {
-    "shards": Stored(90, "*", make_shards, (read_tars, read_shards)),
+    "shards": Stored(90, "* rows/*", make_shards, (read_tars, read_shards)),
     "columns": Stored(60, "[ot]*/*", make_shards, (read_shards,)),
     "build": Stored(15, ".build/*", make_shards, (), build),
     "stores": Stored(80, "**/*", lambda world, place, server: read_store(world, place),
@@ -256,7 +258,8 @@ DAMAGED = (
     ("shards", "train-000001.tar", cut),
     ("shards", "train-000001.tar", swap("train-000000.tar")),
     ("shards", "index.json", blank),
-    ("columns", "objects/train-000000.jsonl", empty),
+    ("columns", "objects/train-000000.safetensors", empty),
+    ("shards", "rows/train-000001.safetensors", swap("train-000000.safetensors")),
     ("columns", "teacher/train-000000.safetensors", swap("train-000001.safetensors")),
     ("stores", "*/pixels.npy", cut),
     ("stores", "*/pixels.npy", blank),
@@ -301,7 +304,8 @@ class Trial:
 
     def files(self) -> list[Path]:
         """Those that may be damaged, relative."""
-        paths = sorted(self.whole.glob(self.stored.files))
+        patterns = self.stored.files.split()
+        paths = sorted(path for pattern in patterns for path in self.whole.glob(pattern))
         files = [path for path in paths if path.is_file() and path.stat().st_size]
         relative = [path.relative_to(self.whole) for path in files]
         return [path for path in relative if not set(path.parts) & set(UNREAD)]

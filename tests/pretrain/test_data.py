@@ -21,7 +21,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.data.pairs import PairDataset, open_reader, train_batches
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.data.views import Canvas, Part, View, cropped
-from shards.files import InputError
+from shards.files import InputError, read_json
 from shards.schema import DetectedObject, PairMeta
 from shards.shard import PairPlace, scan_shard
 from shards.stream import CanonicalOrder, RankBatches, Sample
@@ -290,7 +290,7 @@ def test_equal_ids_mean_equal_caption_or_picture(pair_shards):
 def test_undecodable_picture_is_named(size, pair_shards, tmp_path):
     shutil.copytree(pair_shards, tmp_path / "shards")
     path = sorted((tmp_path / "shards").glob("*.tar"))[3]
-    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    index = read_json(tmp_path / "shards" / "index.json")
     del index["checksums"]  # else they tell first
     (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
     with open(path, "r+b") as file:

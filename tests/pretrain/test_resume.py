@@ -18,13 +18,14 @@ from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import MARKER
 from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.run_directory import remember_config
+from pretrain.run_directory import remember_config, remember_inputs
 from pretrain.tracking import read_metrics
 from pretrain.train import train
 from shards.corpora import captions
 from shards.files import InputError
 from shards.locks import lock
 from shards.options import parse_config
+from shards.stream import ShardReader
 from shards.write import build
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +188,23 @@ def test_shards_that_were_rebuilt_under_a_run_are_refused_by_name(
         start(run, copy)
     (run / "inputs.json").unlink()  # as runs of earlier versions: nothing to compare with
     assert start(run, copy)
+
+
+@pytest.mark.parametrize("name", ["entities", "relations"])
+def test_classes_that_were_renumbered_under_a_run_are_refused(name, pair_shards, tmp_path):
+    """Their lines are the rows of a trained head."""
+    vocabulary = tmp_path / f"{name}.tsv"
+    words = ["--run_dir", "x", "--data.train", str(pair_shards), "--prompter.source", "p"]
+    words += ["--prompter.entities", "e", f"--prompter.{name}", str(vocabulary)]
+    config = parse_config(PretrainConfig, words, prog="p", description="", example="")
+    readers = {"data.train": ShardReader(pair_shards)}
+    vocabulary.write_text("dog\t5\ncat\t3\n")
+    remember_inputs(config, readers, tmp_path, resumes=False)
+    remember_inputs(config, readers, tmp_path, resumes=True)
+    vocabulary.write_text("cat\t3\ndog\t5\n")
+    with pytest.raises(InputError, match=rf"prompter\.{name} changed after this run began"):
+        remember_inputs(config, readers, tmp_path, resumes=True)
+    remember_inputs(config, readers, tmp_path, resumes=False)  # a run without a checkpoint is free
 
 
 def test_a_first_start_that_failed_leaves_no_tokenizer(finished, pair_shards, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from shards import newsclippings, write
-from shards.files import file_sha256
+from shards.files import file_sha256, read_json
 from shards.shard import with_checksum
 from shards.stream import ShardReader
 
@@ -96,7 +96,7 @@ def write_format_1(source: Path, directory: Path, *, objects: bool = False) -> P
     shutil.copy(source / "rejects.jsonl", directory)
     if objects:
         (directory / "objects").mkdir()
-        column = json.loads((source / "objects" / "column.json").read_text())
+        column = read_json(source / "objects" / "column.json")
         for info in infos:
             path = directory / "objects" / f"{info['name'][:-4]}.jsonl"
             path.write_text(lines[path.stem])

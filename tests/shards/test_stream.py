@@ -21,7 +21,7 @@ from shards import location
 from shards.__main__ import main
 from shards.columns import write_column
 from shards.detections import pack_detections
-from shards.files import InputError, file_sha256
+from shards.files import InputError, file_sha256, read_json
 from shards.rows import id_hash
 from shards.schema import DetectedObject
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
@@ -261,7 +261,7 @@ def test_ranks_and_loader_workers_give_one_sequence(news_shards):
 
 
 def damage_index(directory: Path, **changes) -> None:
-    index = json.loads((directory / "index.json").read_text())
+    index = read_json(directory / "index.json")
     index["shards"][2] |= changes
     (directory / "index.json").write_text(json.dumps(index))
 

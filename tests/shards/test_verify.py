@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from shards.__main__ import main
 from shards.arrays import pack
 from shards.columns import write_column
-from shards.files import InputError, file_sha256
+from shards.files import InputError, file_sha256, read_json
 from shards.rows import make_rows
 from shards.schema import TEACHER_TENSORS
 from shards.shard import read_metas
@@ -113,7 +113,7 @@ def rewrite(directory: Path, change) -> None:
     with open(path, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
         for sample in samples:
             tar.write({k: v for k, v in sample.items() if k in ("__key__", "jpg", "json")})
-    index = json.loads((directory / "index.json").read_text())
+    index = read_json(directory / "index.json")
     index["shards"][2] |= {"sha256": file_sha256(path), "bytes": path.stat().st_size}
     table = directory / "rows" / "train-000002.safetensors"
     with suppress(InputError), open(path, "rb") as file:  # the table of what cannot be read stays
@@ -156,7 +156,7 @@ def test_wrong_rejects_and_columns_are_found(shards):
     assert "rejects.jsonl: 1 lines, the index says 0" in first and "rm" in first
     assert "train-000001.safetensors: checksum differs: run `python -m shards detect" in second
     assert "train-000004.safetensors: missing" in third
-    column = json.loads((shards / "objects" / "column.json").read_text())
+    column = read_json(shards / "objects" / "column.json")
     (shards / "objects" / "column.json").write_text(json.dumps(column | {"complete": False}))
     assert any("not finished" in line for line in check(shards))
     (shards / "objects" / "column.json").write_text("{")
@@ -245,9 +245,9 @@ def test_a_shard_without_checksums_is_read(shards):
             del meta["crc32"]
             sample["json"] = json.dumps(meta).encode()
 
-    index = json.loads((shards / "index.json").read_text())
+    index = read_json(shards / "index.json")
     rewrite(shards, without)
-    rewritten = json.loads((shards / "index.json").read_text())
+    rewritten = read_json(shards / "index.json")
     (shards / "index.json").write_text(json.dumps(rewritten | {"checksums": True}))
     with pytest.raises(InputError, match="is damaged"):
         list(ShardReader(shards).samples(2))

@@ -19,7 +19,7 @@ import webdataset
 from shards import write
 from shards.columns import write_column
 from shards.corpora import PictureFolder, captions
-from shards.files import InputError
+from shards.files import InputError, read_json
 from shards.index import parse_column, read_index
 from shards.locks import lock
 from shards.newsclippings import newsclippings
@@ -59,7 +59,7 @@ def members(directory: Path) -> list[tuple[str, str, dict]]:
 
 
 def test_tars_follow_the_contract(news, news_shards):
-    index = json.loads((news_shards / "index.json").read_text())
+    index = read_json(news_shards / "index.json")
     found = members(news_shards)
     assert {key for _, key, _ in found} == {f"train_{row:08d}" for row in range(80)}
     expected = corpus(news)
@@ -363,7 +363,7 @@ def test_column_goes_on_where_it_stopped(shards):
 
     with pytest.raises(KeyboardInterrupt):
         write_column(shards, "objects", each(compute), {"a": 1}, desc="test")
-    assert not json.loads((shards / "objects/column.json").read_text())["complete"]
+    assert not read_json(shards / "objects/column.json")["complete"]
     computed.clear()
     (shards / "objects" / "train-000001.safetensors").write_bytes(b"changed")
     with pytest.raises(KeyboardInterrupt):
@@ -391,7 +391,7 @@ def test_column_of_other_provenance_or_tar_is_redone(shards, news, capsys):
     assert run({"min": 1}) == [] and capsys.readouterr().out == ""
     assert run({"min": 2}) == list(range(8))
     assert "other options" in capsys.readouterr().out
-    index = json.loads((shards / "index.json").read_text())
+    index = read_json(shards / "index.json")
     index["shards"][4]["sha256"] = "0" * 64
     (shards / "index.json").write_text(json.dumps(index))
     assert run({"min": 2}) == [4]
