@@ -362,7 +362,7 @@ def test_no_index(tmp_path):
 def agree(directory: Path, column: str) -> None:
     """Let a column's index say that shard 2's file is as it is now."""
     path = directory / column / "column.json"
-    index, file = json.loads(path.read_text()), directory / column / "train-000002.safetensors"
+    index, file = read_json(path), directory / column / "train-000002.safetensors"
     index["shards"]["train-000002"]["sha256"] = file_sha256(file)
     path.write_text(json.dumps(index))
 
