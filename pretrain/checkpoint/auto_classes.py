@@ -8,6 +8,7 @@ ours. No code of a directory is ever run.
 import importlib.util
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -79,19 +80,36 @@ class _AutoEncoder:
     """What `AutoModel` calls; gives a `FusionEncoder`."""
 
     @classmethod
-    def from_pretrained(cls, source: str, **options: Any) -> Any:
-        import torch
-
+    def _from_config(cls, config: Any, **options: Any) -> Any:
+        """`AutoModel.from_config`: these sizes, random weights."""
+        from pretrain.model.config import FusionEncoderConfig
         from pretrain.model.fusion_encoder import FusionEncoder
-        from shards.files import InputError
+
+        content = config.to_dict()
+        names = {"model_type", *(field.name for field in fields(FusionEncoderConfig))}
+        sizes = {name: content[name] for name in names if name in content}
+        encoder = FusionEncoder(FusionEncoderConfig.from_dict(sizes))
+        return _as_asked(encoder, "from_config", options)
+
+    @classmethod
+    def from_pretrained(cls, source: str, **options: Any) -> Any:
+        from pretrain.model.fusion_encoder import FusionEncoder
 
         ours = {key: options.pop(key) for key in ("revision", "local_files_only") if key in options}
-        dtype = options.pop("dtype", options.pop("torch_dtype", None))
-        for key in ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "token"):
-            options.pop(key, None)
-        if unknown := sorted(key for key, value in options.items() if value is not None):
-            raise InputError(f"{source}: AutoModel's {', '.join(unknown)}: not known to this model")
-        encoder = FusionEncoder.from_pretrained(source, **ours)
-        if dtype in (None, "auto"):
-            return encoder
-        return encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        return _as_asked(FusionEncoder.from_pretrained(source, **ours), source, options)
+
+
+def _as_asked(encoder: Any, source: str, options: dict[str, Any]) -> Any:
+    """With what a caller of `AutoModel` may say of any model; anything else is refused."""
+    import torch
+
+    from shards.files import InputError
+
+    dtype = options.pop("dtype", options.pop("torch_dtype", None))
+    for key in ("config", "trust_remote_code", "adapter_kwargs", "_from_auto", "token"):
+        options.pop(key, None)
+    if unknown := sorted(key for key, value in options.items() if value is not None):
+        raise InputError(f"{source}: AutoModel's {', '.join(unknown)}: not known to this model")
+    if dtype in (None, "auto"):
+        return encoder
+    return encoder.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)

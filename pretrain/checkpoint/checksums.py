@@ -30,8 +30,9 @@ def check_member(path: Path, *, strictly: bool = False) -> Path:
         strictly: whether that holds for text, too.
 
     Raises:
-        InputError: they are not; of text there is a warning.
+        InputError: they are not; of text there is a warning. Or we may not read it.
     """
+    require_readable(path)
     if (path.parent / CHECKSUMS_NAME).is_file() and path.is_file():
         stat = path.stat()
         if problem := _compare(path, stat.st_size, stat.st_mtime_ns):
@@ -39,6 +40,23 @@ def check_member(path: Path, *, strictly: bool = False) -> Path:
                 raise InputError(problem)
             _warn(problem)
     return path
+
+
+def require_readable(path: Path) -> None:
+    """What is not there is no concern of this: who needs it says so.
+
+    Raises:
+        InputError: it is, or its folder is closed to us.
+    """
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); ask its owner for `chmod -R a+rX` of the "
+            "folder"
+        ) from None
+    except OSError:
+        return
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from pretrain.checkpoint.card import encoder_card
-from pretrain.checkpoint.checksums import check_member, write_checksums
+from pretrain.checkpoint.checksums import check_member, require_readable, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.foreign import check_tokenizer
 from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
@@ -55,6 +55,7 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     directory = Path(source)
+    require_readable(directory / "tokenizer.json")
     if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
         raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
     for name in (

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain.checkpoint.checksums import check_member
+from pretrain.checkpoint.checksums import check_member, require_readable
 from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.fusion_encoder import FusionEncoderConfig
@@ -158,6 +158,7 @@ def digest(path: Path) -> str:
 def member(directory: Path, name: str) -> Path:
     """A file of a model directory that really lies in it (or in the hub cache behind it)."""
     path = directory / name
+    require_readable(path)
     if not path.is_file():
         raise InputError(f"{directory}: not a model directory: no {name}")
     home = directory.resolve()

@@ -220,6 +220,10 @@ inputs = processor(text=["a dog", "the cat"], images=[{picture!r}] * 2, return_t
 output = model(**inputs)
 assert torch.equal(model.text_feat(output.text_embeds), model.embed_text(["a dog", "the cat"]))
 assert AutoModel.from_pretrained(place, dtype=torch.bfloat16).text_proj.weight.dtype != torch.float
+drawn = AutoModel.from_config(config)
+assert type(drawn) is pretrain.FusionEncoder and drawn.config == model.config
+shapes = [{{name: value.shape for name, value in m.state_dict().items()}} for m in (drawn, model)]
+assert shapes[0] == shapes[1] and not torch.equal(drawn.text_proj.weight, model.text_proj.weight)
 print("done")
 """
 

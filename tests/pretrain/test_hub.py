@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -193,3 +195,20 @@ def test_pretraining_card(tmp_path):
     for expected in ("| steps | 1 of 2 |", "| itm_loss | 0.7 |", "world size 8"):
         assert expected in card, expected
     assert "61.25" not in card, "a figure of a later step"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "."])
+def test_what_we_may_not_read_is_not_called_missing(directory, name):
+    """Files, or the whole folder, of somebody else."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
+        Path(folder).chmod(0o755)
+        copy, user = Path(shutil.copytree(directory, Path(folder) / "model")), os.geteuid()
+        FusionEncoder.from_pretrained(copy)  # another user could not import what that needs
+        (copy / name).chmod(0)
+        try:
+            os.seteuid(65534 if user == 0 else user)  # root may read everything
+            with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); ask its"):
+                FusionEncoder.from_pretrained(copy)
+        finally:
+            os.seteuid(user)
+            (copy / name).chmod(0o755)
