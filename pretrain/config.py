@@ -38,6 +38,9 @@ class DataConfig:
     """An object of which the view shows less than this fraction takes no part in COE."""
     workers: int = 4
     """Loader processes per rank; they start once."""
+    steps_per_decode: int = 1
+    """So many pairs of a picture come in as many following steps, never in one batch, and it is
+    decoded once for them; 1: pairs are permuted one by one."""
     streams: int = 64
     """Canonical streams of the sample order; bounds the set of open shards."""
 
@@ -48,8 +51,10 @@ class DataConfig:
         if not 0 < low <= high <= 1:
             raise ValueError(f"data.crop_scale: 0 < low <= high <= 1 is needed, not {low}, {high}")
         length = 3 if self.max_length is None else self.max_length
-        if self.workers < 0 or self.streams < 1 or length < 3:
-            raise ValueError("data: workers >= 0, streams >= 1 and max_length >= 3 are needed")
+        if self.workers < 0 or min(self.streams, self.steps_per_decode) < 1 or length < 3:
+            raise ValueError(
+                "data: workers >= 0, streams and steps_per_decode >= 1, max_length >= 3 are needed"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from shards.redact import without_secrets
 from shards.stream import ShardReader
 
 # What a resumed run may change without changing what is computed.
+_LATER = {"data.steps_per_decode": 1}
+"""Settings that came later, and what runs before them did."""
 _FREE = (
     *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
     *("optim.nonfinite", "extend"),
@@ -38,7 +40,7 @@ def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int])
         before = without_secrets(path.read_text(encoding="utf-8", errors="replace"))
         new = _flat(yaml.safe_load(text))
         try:
-            old = _flat(yaml.safe_load(before))
+            old = _LATER | _flat(yaml.safe_load(before))
             steps, more = old["optim.steps"], new["optim.steps"]
         except (yaml.YAMLError, AttributeError, KeyError):
             raise InputError(f"{path}: damaged; give another --run_dir or remove it") from None

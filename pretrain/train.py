@@ -93,7 +93,13 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     dataset = pair_dataset(reader, tokenizer, config, augment=True, teacher=teacher)
     # Matched pairs stand first in every shard.
     counts = [s.matched if config.data.matched_only else s.samples for s in reader.index.shards]
-    order = CanonicalOrder(counts, seed=config.seed, streams=config.data.streams)
+    order = CanonicalOrder(
+        counts,
+        seed=config.seed,
+        streams=config.data.streams,
+        together=config.data.steps_per_decode,
+        pictures=ShardReader(config.data.train).row_pictures,
+    )
     batches = RankBatches(
         order,
         rank=distributed.rank(),

@@ -7,11 +7,14 @@ many shards are in use as there are streams, however large the corpus.
 **Ranks.** The order is cut into global batches, and every global batch into the ranks' shares
 (`RankBatches`). The sequence of global batches hence does not know the number of ranks or workers,
 and epochs follow each other without a gap: no pair is dropped, every rank makes the same steps.
+Several samples of a picture may be kept together, and then come to one rank in following steps, so
+that one decoding serves them all.
 
 **Resume.** `ShardReader` finds a sample by its shard's table instead of reading up to it. Starting
 at sample n costs the same for every n.
 """
 
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +37,14 @@ class CanonicalOrder:
     """The order of all samples in an epoch, whoever reads them."""
 
     def __init__(
-        self, counts: Sequence[int], *, seed: int, streams: int = 64, shuffle: bool = True
+        self,
+        counts: Sequence[int],
+        *,
+        seed: int,
+        streams: int = 64,
+        shuffle: bool = True,
+        together: int = 1,
+        pictures: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         """
         Args:
@@ -42,12 +52,16 @@ class CanonicalOrder:
             seed: of the permutations.
             streams: canonical streams; fewer where there are fewer shards.
             shuffle: False gives tar order, in every epoch.
+            together: so many samples of a picture follow each other, for `RankBatches` to spread
+                over as many steps; 1: samples are permuted one by one.
+            pictures: shard number -> (samples,) the picture of each; needed for `together`.
         """
         if not sum(counts):
             raise InputError("no sample in any shard")
         self.counts = np.asarray(counts, dtype=np.int64)
         self.seed, self.shuffle = seed, shuffle
         self.streams = min(streams, len(self.counts))
+        self.together, self.pictures = together, pictures
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -56,24 +70,46 @@ class CanonicalOrder:
     def epoch(self, epoch: int) -> np.ndarray:
         """(N, 2) int32: shard number and row in the shard, every sample exactly once."""
         if not self.shuffle:
-            return self._addresses(range(len(self.counts)), np.arange)
+            return self._addresses(range(len(self.counts)), lambda shard, count: np.arange(count))
         random = np.random.default_rng([self.seed, epoch])
         shards = random.permutation(len(self.counts))
-        streams = [
-            self._addresses(shards[first :: self.streams], random.permutation)
-            for first in range(self.streams)
-        ]
-        # Round-robin: sort by position in the stream, then by stream.
-        position = np.concatenate([np.arange(len(stream)) for stream in streams])
-        return np.concatenate(streams)[np.argsort(position, kind="stable")]
 
-    def _addresses(self, shards: Iterable[int], rows: Callable[[int], np.ndarray]) -> np.ndarray:
+        def rows(shard: int, count: int) -> np.ndarray:
+            if self.together == 1 or not count:
+                return random.permutation(count)
+            assert self.pictures  # needed for `together`
+            return visits(self.pictures(shard)[:count], self.together, random)
+
+        streams = [
+            self._addresses(shards[first :: self.streams], rows) for first in range(self.streams)
+        ]
+        # Round-robin: sort by turn in the stream, then by stream.
+        turn = np.concatenate([np.arange(len(stream)) // self.together for stream in streams])
+        order = np.concatenate(streams)[np.argsort(turn, kind="stable")]
+        # What `RankBatches` spreads over its steps is counted from the first epoch on.
+        return np.roll(order, -epoch * len(order) % self.together, axis=0)
+
+    def _addresses(
+        self, shards: Iterable[int], rows: Callable[[int, int], np.ndarray]
+    ) -> np.ndarray:
         parts = []
         for shard in shards:
             part = np.empty((self.counts[shard], 2), dtype=np.int32)
-            part[:, 0], part[:, 1] = shard, rows(int(self.counts[shard]))
+            part[:, 0], part[:, 1] = shard, rows(int(shard), int(self.counts[shard]))
             parts.append(part)
         return np.concatenate(parts)
+
+
+def visits(pictures: np.ndarray, together: int, random: np.random.Generator) -> np.ndarray:
+    """A permutation of samples, given the picture of each, in which up to `together` samples of a
+    picture follow each other; those with fewer come last, so that the others stay aligned."""
+    order = random.permutation(len(pictures))
+    order = order[np.argsort(pictures[order], kind="stable")]
+    _, first, sizes = np.unique(pictures[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(first, sizes)  # among those of the picture
+    visit = np.cumsum(place % together == 0) - 1
+    length = np.bincount(visit)[visit]
+    return order[np.lexsort((random.permutation(visit[-1] + 1)[visit], -length))]
 
 
 class RankBatches:
@@ -81,6 +117,11 @@ class RankBatches:
 
     Global batch g holds the positions [g G, (g + 1) G) of the epochs laid end to end; micro-step a
     of rank r takes g G + a micro world + r + world j, for j below the micro-batch size.
+
+    Where an order keeps D samples of a picture together, they are dealt to D steps: position
+    t G + s of a span of D G positions takes the sample s D + t of it. So they come to the same rank
+    in D following steps, each time in the same place, and never to one batch; which samples a
+    global batch holds is again a function of the order alone.
     """
 
     def __init__(
@@ -100,10 +141,10 @@ class RankBatches:
         """
         self.order, self.rank, self.world = order, rank, world
         self.micro_batch_size, self.accumulation = micro_batch_size, accumulation
-        global_batch = micro_batch_size * accumulation * world
-        if start % global_batch:
+        self.global_batch = micro_batch_size * accumulation * world
+        if start % self.global_batch:
             raise InputError(
-                f"{start} samples consumed is no multiple of the global batch {global_batch}; "
+                f"{start} samples consumed is no multiple of the global batch {self.global_batch}; "
                 "resume with the global batch of the interrupted run"
             )
         self.start = start
@@ -114,17 +155,33 @@ class RankBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         step = self.micro_batch_size * self.world
-        epoch, order = -1, np.empty((0, 2), dtype=np.int32)
-        at = self.start
-        while True:
+        orders: dict[int, np.ndarray] = {}
+        for at in itertools.count(self.start, step):
             batch = []
-            for position in range(at + self.rank, at + step, self.world):
-                next_epoch, row = self.position(position)
-                if next_epoch != epoch:
-                    epoch, order = next_epoch, self.order.epoch(next_epoch)
-                batch.append((epoch, int(order[row, 0]), int(order[row, 1])))
+            for place in range(at + self.rank, at + step, self.world):
+                epoch, row = self.position(self._sample(place))
+                if epoch not in orders:  # a span may lie over the end of an epoch, or of several
+                    orders = {e: o for e, o in orders.items() if e >= epoch - 1}
+                    orders[epoch] = self.order.epoch(epoch)
+                batch.append((epoch, int(orders[epoch][row, 0]), int(orders[epoch][row, 1])))
             yield batch
-            at += step
+
+    def blocks(self) -> Iterator[list[list[tuple[int, int, int]]]]:
+        """The same micro-batches, those of the steps that share pictures in one list."""
+        batches = iter(self)
+        together = self.order.together
+        step = self.start // self.global_batch
+        while True:
+            steps = together - step % together
+            yield list(itertools.islice(batches, steps * self.accumulation))
+            step += steps
+
+    def _sample(self, place: int) -> int:
+        """Which sample of the epochs laid end to end stands at a position."""
+        together = self.order.together
+        span, offset = divmod(place, together * self.global_batch)
+        step, slot = divmod(offset, self.global_batch)
+        return span * together * self.global_batch + slot * together + step
 
 
 class ShardReader:
@@ -181,6 +238,10 @@ class ShardReader:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return opened
+
+    def row_pictures(self, shard: int) -> np.ndarray:
+        """(samples,) int32: of each row of a shard the number of its picture."""
+        return self.shard(shard).rows.picture
 
     def captions(self, shard: int) -> list[str]:
         """Of all pairs of a shard; no picture is read."""

@@ -1,7 +1,8 @@
 """Shards -> pre-training batches: views with their boxes, word pieces, teacher features."""
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from pretrain.config import MAX_LENGTH, DataConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.data.clean import clean_views
+from pretrain.data.pieces import PAD_TO, Pieces
 from pretrain.data.views import Canvas, Part, View, decode_part, part_of, random_view
 from pretrain.model.patches import patch_coverage, view_box
 from shards.files import InputError
@@ -20,8 +22,6 @@ from shards.schema import OBJECTS, TEACHER
 from shards.shard import PairPlace
 from shards.stream import RankBatches, ShardReader
 
-T = TypeVar("T")
-PAD_TO = 8  # word pieces; tensor cores want lengths that are multiples of it
 TOGETHER = 16  # pictures decoded before their views are drawn: code and tables stay cached
 Address = tuple[int, int, int]  # (epoch, shard number, row in the shard)
 
@@ -58,7 +58,10 @@ class PairDataset(Dataset):
         self.reader, self.config = reader, config
         self.image_size, self.patch_size = image_size, patch_size
         self.seed, self.augment, self.teacher_size = seed, augment, teacher_size
-        self.tokenizer = batch_tokenizer(tokenizer, length)
+        fast = batch_tokenizer(tokenizer, length)
+        fast.no_padding()
+        assert tokenizer.pad_token_id is not None  # `batch_tokenizer` asks
+        self.pieces = Pieces(fast, int(tokenizer.pad_token_id))
         self.canvas = Canvas(image_size)
 
     def __getitems__(self, addresses: Sequence[Address]) -> PretrainBatch:
@@ -104,17 +107,15 @@ class PairDataset(Dataset):
         self, addresses: Sequence[Address], shown: Sequence[Shown], pixels: Tensor
     ) -> PretrainBatch:
         pairs = [one.pair for one in shown]
-        tokens = self.tokenizer.encode_batch_fast(
-            [self.reader.shard(shard).rows.caption(row) for _, shard, row in addresses]
-        )
+        ids, mask = self.pieces.batch(self.reader, [(shard, row) for _, shard, row in addresses])
         clean = {}
         if self.teacher_size:
             samples = [self.reader.read(shard, row) for _, shard, row in addresses]
             clean = clean_views(samples, self.teacher_size)
         return PretrainBatch(
             pixel_values=pixels,
-            input_ids=torch.tensor([pieces.ids for pieces in tokens]),
-            attention_mask=torch.tensor([pieces.attention_mask for pieces in tokens]),
+            input_ids=ids,
+            attention_mask=mask,
             matched=torch.tensor([pair.matched for pair in pairs]),
             ids=torch.tensor([pair.ids for pair in pairs], dtype=torch.int64),
             keys=tuple(pair.key for pair in pairs),
@@ -165,10 +166,6 @@ def _teacher(pairs: Sequence[PairPlace]) -> dict[str, Tensor]:
     }
 
 
-def _identity(batch: T) -> T:
-    return batch
-
-
 def open_reader(location: str, *, teacher: bool) -> ShardReader:
     """A shard reader with the objects column where there is one, and the teacher's if asked for."""
     columns = [TEACHER] if teacher else []
@@ -183,12 +180,22 @@ def train_batches(
 ) -> Iterator[PretrainBatch]:
     """Endless micro-batches of this rank."""
     loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=_identity,
+        _Blocks(dataset),
+        sampler=batches.blocks(),
+        batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=max(4 // batches.order.together, 1) if workers else None,
     )
-    return iter(loader)
+    return itertools.chain.from_iterable(loader)
+
+
+class _Blocks(Dataset):
+    """The items of a data set that a loader process makes in one go."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, block: Sequence[Sequence[Address]]) -> list[PretrainBatch]:
+        return self.dataset.block(block)

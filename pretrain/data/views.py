@@ -74,6 +74,7 @@ class Canvas:
         self._view = torch.empty(1, 3, size, size, dtype=torch.uint8).to(
             memory_format=torch.channels_last
         )
+        self._planes = torch.empty(3, size, size, dtype=torch.uint8)
         self._wide = np.empty((3, 3 * size * size), np.int16)
 
     def draw(self, pixels: np.ndarray, part: Part, view: View, out: Tensor) -> None:
@@ -85,15 +86,16 @@ class Canvas:
             torch.from_numpy(crop[None]).permute(0, 3, 1, 2),
             (self.size, self.size), False, None, None, out=self._view,
         )  # fmt: skip
-        out.copy_(self._view[0])
-        if view.flip:
-            out.copy_(out.flip(-1))
-        flat = out.numpy().reshape(-1)
+        # Changed before they are flipped, which is the same, while they are in the cache.
+        planes = self._planes.numpy()
+        np.copyto(planes, self._view[0].numpy())
+        flat = planes.reshape(-1)
         for change in view.changes:
             if change == 1:
                 self.brighten(flat)
             elif change == 2:
                 self.sharpen(flat)
+        out.copy_(self._planes.flip(-1) if view.flip else self._planes)
 
     def brighten(self, flat: np.ndarray) -> None:
         """Pillow's `ImageEnhance.Brightness` by 1.36 = 34/25, to the bit, in place.
@@ -101,8 +103,8 @@ class Canvas:
         Args:
             flat: (3 S S,) uint8.
         """
-        wide = self._wide[0].view(np.uint16)
-        np.multiply(flat, 34, out=wide, dtype=np.uint16, casting="unsafe")
+        wide = self._wide[0]
+        np.multiply(flat, 34, out=wide, dtype=np.int16)
         np.floor_divide(wide, 25, out=wide)
         np.clip(wide, 0, 255, out=wide)
         np.copyto(flat, wide, casting="unsafe")

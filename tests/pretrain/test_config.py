@@ -16,6 +16,7 @@ from shards.options import parse_config
         ("data.crop_scale", "[0.9, 0.2]"),
         ("data.workers", "-1"),
         ("data.streams", "0"),
+        ("data.steps_per_decode", "0"),
         ("optim.steps", "0"),
         ("optim.lr", "-1e-4"),
         ("optim.weight_decay", "-1"),

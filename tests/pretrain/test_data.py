@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -23,8 +25,8 @@ from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.data.views import Canvas, Part, View, cropped
 from shards.files import InputError, read_json
 from shards.schema import DetectedObject, PairMeta
-from shards.shard import PairPlace, scan_shard
-from shards.stream import CanonicalOrder, RankBatches, Sample
+from shards.shard import PairPlace, Sample, scan_shard
+from shards.stream import CanonicalOrder, RankBatches, ShardReader
 
 
 def make_dataset(
@@ -63,7 +65,8 @@ class OneSample:
 
     def __init__(self, only: Sample) -> None:
         box = only.objects[0].box if only.objects else (0, 0, 0, 0)
-        self.only, self.rows = only, self
+        self.only, self.location = only, "no folder"
+        self.index = SimpleNamespace(shards=[SimpleNamespace(stem="s", rows_sha256="0" * 64)])
         self.pair = PairPlace(only.key, 0, only.meta.size, True, (1, 2), box, None)
 
     def shard(self, number: int) -> "OneSample":
@@ -75,8 +78,8 @@ class OneSample:
     def image(self, picture: int) -> bytes:
         return self.only.image
 
-    def caption(self, row: int) -> str:
-        return self.only.meta.caption
+    def captions(self, shard: int) -> list[str]:
+        return [self.only.meta.caption]
 
 
 def of_one(only: Sample, shards: Path, **options) -> PairDataset:
@@ -275,6 +278,40 @@ def test_word_pieces_are_padded_to_the_batch(pair_shards):
         make_dataset(pair_shards, max_length=77)
 
 
+def test_word_pieces_are_made_once_and_made_again_where_they_are_damaged(pair_shards, tmp_path):
+    shards = Path(shutil.copytree(pair_shards, tmp_path / "shards"))
+    shutil.rmtree(shards / "pieces", ignore_errors=True)
+    before = make_dataset(shards).__getitems__(addresses(32))
+    (folder,) = (shards / "pieces").iterdir()
+    paths = sorted(folder.iterdir())
+    contents = [path.read_bytes() for path in paths]
+    assert len(paths) == 16
+    with mock.patch.object(ShardReader, "captions") as captions:
+        dataset = of_one_tokenizer(shards)
+        captions.reset_mock()
+        assert equal(dataset.__getitems__(addresses(32)), before)
+        assert not captions.called
+    for damage in (b"", contents[0][:-3], contents[0][:-1] + b"x", contents[1]):
+        paths[0].write_bytes(damage)
+        assert equal(make_dataset(shards).__getitems__(addresses(32)), before)
+        assert paths[0].read_bytes() == contents[0]
+    make_dataset(shards, max_length=8).__getitems__(addresses(2))
+    assert len(list((shards / "pieces").iterdir())) == 2
+    shutil.rmtree(shards / "pieces")
+    (shards / "pieces").touch()  # nothing can be written there
+    assert equal(make_dataset(shards).__getitems__(addresses(32)), before)
+
+
+def of_one_tokenizer(shards: Path) -> PairDataset:
+    """`make_dataset` with captions taken from another reader, for one whose own are not to be
+    read."""
+    texts = [sample.meta.caption for n in range(16) for sample in ShardReader(shards).samples(n)]
+    tokenizer = learn_tokenizer(texts, 200)
+    reader = open_reader(str(shards), teacher=False)
+    config = DataConfig(train=str(shards))
+    return PairDataset(reader, tokenizer, config, image_size=32, patch_size=8, seed=0, augment=True)
+
+
 def test_equal_ids_mean_equal_caption_or_picture(pair_shards):
     dataset = make_dataset(pair_shards)
     ids = dataset.__getitems__(addresses(32)).ids
@@ -331,6 +368,24 @@ def test_word_pieces_are_those_of_transformers():
 def equal(one: PretrainBatch, two: PretrainBatch) -> bool:
     pairs = zip(vars(one).values(), vars(two).values(), strict=True)
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def test_pictures_of_a_block_are_decoded_once_and_shown_as_alone(pair_shards):
+    """Five steps that share pictures: the same batches as one by one, fewer decodings."""
+    dataset = make_dataset(pair_shards)
+    order = CanonicalOrder(
+        [2] * 16, seed=0, together=2, pictures=lambda shard: dataset.reader.row_pictures(shard)
+    )
+    batches = RankBatches(order, rank=0, world=1, micro_batch_size=8)
+    with mock.patch.object(views, "decode_rows", wraps=views.decode_rows) as decoded:
+        blocks = list(itertools.islice(batches.blocks(), 2))
+        together = [batch for block in blocks for batch in dataset.block(block)]
+    assert decoded.call_count == 16  # each of the 16 pictures once, of an epoch of 32 pairs
+    for batch, addresses in zip(together, batches, strict=False):
+        alone = make_dataset(pair_shards).__getitems__(addresses)
+        assert equal(batch, alone) and len(set(batch.ids[:, 1].tolist())) == 8
+    loaded = train_batches(dataset, batches, workers=2, pin=False)
+    assert all(equal(batch, next(loaded)) for batch in together)
 
 
 def test_workers_give_the_same_batches(pair_shards):

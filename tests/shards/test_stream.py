@@ -103,6 +103,73 @@ def test_resume_on_another_world_size_loses_nothing(counts, batches, shape):
     assert before + after == take(order, 1, 8, 1, 0, consumed + 24)
 
 
+PICTURES_OF = st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=6), min_size=1, max_size=5)
+"""Of each shard the number of samples of each picture."""
+
+
+def together_order(sizes: list[list[int]], together: int) -> CanonicalOrder:
+    pictures = [np.repeat(np.arange(len(shard)), shard) for shard in sizes]
+    return CanonicalOrder(
+        [len(shard) for shard in pictures],
+        seed=3, streams=2, together=together, pictures=pictures.__getitem__,
+    )  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    PICTURES_OF,
+    st.integers(2, 4),
+    st.sampled_from([(1, 8, 1), (2, 4, 1), (4, 2, 1), (4, 1, 2), (2, 2, 2)]),
+    st.integers(0, 5),
+)
+def test_pictures_kept_together_are_one_sequence_for_all(sizes, together, shape, batches):
+    """Any ranks, accumulation and start: the global batches are those of one process."""
+    order = together_order(sizes, together)
+    whole = take(order, 1, 8, 1, 0, 3 * len(order) + 8 * (batches + 3))
+    start = 8 * batches
+
+    def sets(sequence: list) -> list:
+        return [sequence[at : at + 8] for at in range(0, len(sequence), 8)]
+
+    assert sets(take(order, *shape, start=start, samples=24)) == sets(whole[start:])[:3]
+    for epoch in (0, 1):
+        addresses = [at[1:] for at in whole if at[0] == epoch]
+        # Spans lie over the ends of epochs: an epoch's last samples may come a span later.
+        assert len(set(addresses)) == len(addresses) <= len(order)
+    samples = order.epoch(1)
+    assert len(set(map(tuple, samples.tolist()))) == len(order)
+    (blocks,) = [
+        list(itertools.islice(batch.blocks(), 3))
+        for batch in [RankBatches(order, rank=0, world=2, micro_batch_size=4, start=start)]
+    ]
+    flat = [one for block in blocks for one in block]
+    alone = RankBatches(order, rank=0, world=2, micro_batch_size=4, start=start)
+    assert flat == list(itertools.islice(alone, len(flat)))
+    assert len(blocks[0]) == together - batches % together and len(blocks[1]) == together
+
+
+def test_one_decoding_serves_several_steps():
+    """Five samples a picture: each block of five steps shows as many pictures as one step has."""
+    sizes = [[5] * 12, [5] * 20]
+    order, apart = together_order(sizes, 5), together_order(sizes, 1)
+    decodings = {}
+    for name, one in (("together", order), ("apart", apart)):
+        batches = RankBatches(one, rank=1, world=2, micro_batch_size=8)
+        picture = lambda at: (at[1], at[2] // 5)  # noqa: E731
+        blocks = [list(itertools.islice(iter(batches), 10))]
+        steps = blocks[0]
+        for batch in steps:
+            assert name == "apart" or len({picture(at) for at in batch}) == 8
+        decodings[name] = len({picture(at) for batch in steps[:5] for at in batch}) + len(
+            {picture(at) for batch in steps[5:] for at in batch}
+        )
+    assert decodings["together"] == 16 < decodings["apart"]
+    # Those with fewer samples come last, so that the others stay aligned.
+    mixed = together_order([[2, 3, 2, 1, 5, 4]], 2).epoch(0)[:, 1]
+    pictures = np.repeat(np.arange(6), [2, 3, 2, 1, 5, 4])[mixed]
+    assert (pictures[0:14:2] == pictures[1:14:2]).all() and len(set(mixed.tolist())) == 17
+
+
 def test_position_and_wrong_start():
     order = CanonicalOrder([5, 7], seed=0)
     batches = RankBatches(order, rank=0, world=2, micro_batch_size=3)
