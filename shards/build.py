@@ -65,16 +65,17 @@ class NewsClippingsConfig(BuildConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionsConfig(BuildConfig):
-    """Any CSV with the columns image,caption."""
+    """Any file of captions: CSV, TSV, JSON lines, COCO's JSON, Flickr30k's results.csv."""
 
     images: Path
     """Folder of the pictures."""
     captions: Path
-    """CSV: image,caption."""
+    """Table whose header names image and caption (or image_name and comment, as Flickr30k's);
+    .jsonl of objects with both; .json as COCO has it."""
     delimiter: str | None = None
     """comma, tab, semicolon or pipe (default: as the header has)."""
     encoding: str | None = None
-    """Of the CSV (default: its byte order mark's, or utf-8)."""
+    """Of the table (default: its byte order mark's, or utf-8)."""
     split: str = "train"
     """Name of the split."""
     mismatch: float = 0.5

@@ -1,4 +1,4 @@
-"""Raw corpora -> records: what a corpus is, and any `image,caption` CSV as one.
+"""Raw corpora -> records: what a corpus is, and any file of captions as one.
 
 A corpus reads its small files at once and its pictures never: `write.py` opens those, in parallel.
 Every raw row ends either as a `Record` or as a `Reject`.
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from shards.caption_files import CaptionRow, read_caption_rows
 from shards.files import InputError
 from shards.images import Stored, stored_image
 from shards.records import Refused
-from shards.tables import TableRow, read_table
 
 
 class Record(NamedTuple):
@@ -131,19 +131,19 @@ def captions(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Corpus:
-    """Rows of an `image,caption` CSV, a share of them given the caption of another picture.
+    """Rows of a file of captions, a share of them given the caption of another picture.
 
     Args:
         images: folder of the pictures.
-        csv_file: CSV with a header that names `image` and `caption`.
+        csv_file: see `read_caption_rows`.
         mismatch: share of the rows that get a wrong caption, never one of the same picture.
         fraction: (from, to): the share of the pictures taken, by a seeded permutation of all
             pictures; disjoint ranges never share a picture.
         delimiter, encoding: see `read_table`.
     """
-    table = read_table(csv_file, ("image", "caption"), delimiter=delimiter, encoding=encoding)
-    lines = [_image_and_caption(row) for row in table.rows]
-    readable = [row for row, line in enumerate(table.rows) if isinstance(line, TableRow)]
+    rows = read_caption_rows(Path(csv_file), delimiter=delimiter, encoding=encoding)
+    lines = [_image_and_caption(row) for row in rows]
+    readable = [row for row, line in enumerate(rows) if isinstance(line, CaptionRow)]
     names = list(dict.fromkeys(lines[row][0] for row in readable))
     random = np.random.default_rng([seed, 1])
     bounds = [round(part * len(names)) for part in fraction]
@@ -153,10 +153,11 @@ def captions(
     rejects: list[Reject] = []
 
     def where(row: int) -> str:
-        return f"{Path(csv_file).name} line {table.rows[row].line}"
+        unit = "annotation" if Path(csv_file).suffix.lower() == ".json" else "line"
+        return f"{Path(csv_file).name} {unit} {rows[row].line}"
 
     for row, (image, caption) in enumerate(lines):
-        line = table.rows[row]
+        line = rows[row]
         if isinstance(line, Refused):  # of no known picture: in every fraction
             rejects.append(Reject(row, line.reason))
             continue
@@ -207,12 +208,11 @@ def captions(
     )
 
 
-def _image_and_caption(row: TableRow | Refused) -> tuple[str, str]:
+def _image_and_caption(row: CaptionRow | Refused) -> tuple[str, str]:
     """Paths are spelled one way from here on: `./1.jpg` is the picture `1.jpg`."""
     if isinstance(row, Refused):
         return "", ""
-    image = row.fields["image"]
-    return os.path.normpath(image) if image else "", row.fields["caption"]
+    return os.path.normpath(row.image) if row.image else "", row.caption
 
 
 def _mismatches(
