@@ -12,6 +12,8 @@ from pretrain.checkpoint import hub
 from pretrain.checkpoint.checksums import check_member, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.initial import initial_architecture, initial_encoder
+from pretrain.checkpoint.remote import resolve
+from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME
 from pretrain.config import PretrainConfig
 from pretrain.data.pairs import PairDataset
 from pretrain.data.tokenizer import learn_tokenizer
@@ -20,7 +22,7 @@ from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank, encode_prompts
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
-from shards.files import CommonError, InputError, replace_folder, write_json
+from shards.files import CommonError, InputError, digest, replace_folder, write_json
 from shards.nouns import read_vocabulary
 from shards.redact import without_secrets
 from shards.relations import relation_labels
@@ -86,7 +88,7 @@ def build_model(
     content = model.released_config()
 
     def write() -> None:
-        write_json(run_dir / "architecture" / hub.CONFIG_NAME, content)
+        write_json(run_dir / "architecture" / CONFIG_NAME, content)
         write_checksums(run_dir / "architecture")
 
     distributed.on_main(write)
@@ -111,7 +113,7 @@ def run_tokenizer(
     def make() -> PreTrainedTokenizerBase:
         own = hub.load_tokenizer(init) if init else None
         if config.model.tokenizer:
-            tokenizer = hub.load_tokenizer(hub.resolve(config.model.tokenizer))
+            tokenizer = hub.load_tokenizer(resolve(config.model.tokenizer))
             if own and own.get_vocab() != tokenizer.get_vocab():
                 raise InputError(
                     f"model.tokenizer {config.model.tokenizer}: another vocabulary than that of "
@@ -145,14 +147,14 @@ def check_teacher(reader: ShardReader, prompter: str) -> None:
         InputError: its features and this run's prompts, or boxes, do not belong together.
     """
     made = reader.columns[TEACHER].provenance
-    weights_sha256 = hub.digest(hub.resolve(prompter) / hub.WEIGHTS_NAME)
+    weights_sha256 = digest(resolve(prompter) / WEIGHTS_NAME)
     if made.get("prompter_sha256") != weights_sha256:
         raise InputError(
             f"{reader.location}: its teacher column was written by {made.get('prompter')}, not by "
             f"prompter.source {prompter}; run `python -m pretrain label` with that prompter"
         )
     objects = Path(reader.location) / OBJECTS / COLUMN_NAME
-    if objects.is_file() and made.get("objects_sha256") != hub.digest(objects):
+    if objects.is_file() and made.get("objects_sha256") != digest(objects):
         raise InputError(
             f"{reader.location}: its objects changed after its teacher column was written; run "
             "`python -m pretrain label` again"

@@ -14,12 +14,11 @@ from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-from shards.files import CommonError, InputError
+from shards.files import DISK_FULL, CommonError, InputError
 from shards.locks import lock_file
 from shards.options import first_line, parse_config
 from shards.redact import without_secrets
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _HICCUP = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO)
 """What a disk or a file server answers that fails by itself."""
 _WRONG_PATH = (
@@ -80,7 +79,7 @@ def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
         except OSError as error:
-            wrong = error.errno in _FULL or (error.filename and error.errno in _WRONG_PATH)
+            wrong = error.errno in DISK_FULL or (error.filename and error.errno in _WRONG_PATH)
             if not wrong and error.errno not in _HICCUP:
                 raise
             sys.stderr.write(f"error: {error.filename or 'disk'}: {error.strerror}\n")

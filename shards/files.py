@@ -30,7 +30,8 @@ LEFTOVERS = ".*.tmp"
 _ASIDE = ".old.tmp"
 _OLD = 24 * 3600.0  # seconds
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What a disk answers that takes no more."""
 
 
 class InputError(ValueError):
@@ -137,7 +138,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename or error.errno not in _DISK:
+        if error.filename or error.errno not in (*DISK_FULL, errno.EIO):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
     except Exception as error:
@@ -216,11 +217,16 @@ def _hold(handle: int) -> bool | None:
     return True
 
 
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file; of its weights, the identity of a model directory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_sha256(path: Path) -> str | None:
-    """Checksum of a file; None if there is none."""
+    """The same; None if there is no file."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(path)
     except FileNotFoundError:
         return None
 

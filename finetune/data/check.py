@@ -67,8 +67,9 @@ def _labels(gold: Any) -> list[str]:
 def word_pieces(task: Task, rows: Sequence[Any], source: str) -> str:
     """How long the rows are to a model, marks of entities and both ends included."""
     from pretrain.checkpoint import hub  # torch, which parsing does without
+    from pretrain.checkpoint.remote import resolve
 
-    tokenizer: Any = hub.load_tokenizer(hub.resolve(source))
+    tokenizer: Any = hub.load_tokenizer(resolve(source))
     tokenizer.add_tokens(list(task.info.extra_tokens), special_tokens=True)
     columns = task.encode(rows, tokenizer, max_length=1_000_000)
     lengths = np.array([len(pieces) for pieces in columns["input_ids"]])

@@ -163,7 +163,7 @@ class Clip:
     def __init__(self, source: str, device: str) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        from pretrain.checkpoint.hub import resolve
+        from pretrain.checkpoint.remote import resolve
         from pretrain.checkpoint.strict import read_transformers
 
         directory = resolve(source)

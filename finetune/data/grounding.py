@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from finetune.tasks.region_cache import Region
-from pretrain.checkpoint.hub import resolve
+from pretrain.checkpoint.remote import resolve
 from shards.files import InputError
 from shards.objects import FasterRCNN, clip
 

@@ -24,10 +24,10 @@ from finetune.tasks.reading import checked, damaged, read_object
 from pretrain.checkpoint.card import card as card_of
 from pretrain.checkpoint.card import hardware, table
 from pretrain.checkpoint.checksums import check_member
-from pretrain.checkpoint.hub import digest, load_strictly, save_directory, save_model_directory
-from pretrain.checkpoint.strict import check_values, member
+from pretrain.checkpoint.hub import save_directory, save_model_directory
+from pretrain.checkpoint.strict import check_values, load_strictly, member
 from pretrain.model.fusion_encoder import FusionEncoder
-from shards.files import InputError, read_json, write_json
+from shards.files import InputError, digest, read_json, write_json
 
 FORMAT_VERSION = 1
 HEAD_NAME = "head.safetensors"

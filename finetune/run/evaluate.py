@@ -25,9 +25,8 @@ from finetune.tasks.base import Task
 from finetune.tasks.metrics import entities
 from finetune.tasks.splits import BY_OPTION, shown_name
 from pretrain import distributed
-from pretrain.checkpoint.hub import digest
 from pretrain.engine import autocast
-from shards.files import InputError, write_json
+from shards.files import InputError, digest, write_json
 from shards.locks import lock
 
 LOG = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from finetune.run.checkpoint import Description, load_method
 from finetune.run.results import read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed
-from pretrain.checkpoint.hub import resolve
+from pretrain.checkpoint.remote import resolve
 from shards.files import InputError
 
 LOG = logging.getLogger(__name__)

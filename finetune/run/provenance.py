@@ -20,8 +20,8 @@ from finetune.tasks.base import Task
 from finetune.tasks.reading import read_object
 from finetune.tasks.splits import SPLITS
 from pretrain import distributed
-from pretrain.checkpoint.hub import digest, resolve
-from shards.files import InputError, read_json, write_json
+from pretrain.checkpoint.remote import resolve
+from shards.files import InputError, digest, read_json, write_json
 
 FILE = "inputs.json"
 PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")

@@ -28,8 +28,8 @@ from finetune.tasks.twitter import bio_labels
 from pretrain.checkpoint.authors import unwrap
 from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.convert_config import ConvertConfig
-from pretrain.checkpoint.hub import load_strictly, resolve
-from pretrain.checkpoint.strict import check_values
+from pretrain.checkpoint.remote import resolve
+from pretrain.checkpoint.strict import check_values, load_strictly
 from pretrain.checkpoint.untrusted import load_pickle
 from shards.files import InputError
 

@@ -16,7 +16,7 @@ from pretrain.checkpoint.remote import fetch, is_remote
 from pretrain.checkpoint.sources import READERS, detect
 from pretrain.model.promu import Promu
 from pretrain.prompter.load import write_clip
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, digest
 
 State = Mapping[str, torch.Tensor]
 """What was written."""
@@ -55,7 +55,7 @@ def report_digest(out: str) -> None:
     """Print the SHA-256 of what was written (of an upload it was compared already)."""
     if not is_remote(out):
         path = Path(out) / strict.WEIGHTS_NAME if Path(out).is_dir() else Path(out)
-        print(f"sha256 {strict.digest(path)}  {path}")
+        print(f"sha256 {digest(path)}  {path}")
 
 
 def check(imported: Imported, name: str) -> None:

@@ -22,12 +22,11 @@ from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.checksums import check_member, require_readable, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.foreign import check_tokenizer
-from pretrain.checkpoint.remote import is_remote, push_to_hub, resolve, store
+from pretrain.checkpoint.remote import is_remote, store
 from pretrain.checkpoint.strict import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     check_size,
-    digest,
     load_strictly,
     read_weights,
 )
@@ -40,14 +39,6 @@ from shards.files import InputError, read_json, replace_folder, write_json
 T = TypeVar("T")
 Source = str | os.PathLike[str]
 TOKENIZER_NAMES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-__all__ = [  # besides what is defined here
-    "CONFIG_NAME",
-    "WEIGHTS_NAME",
-    "digest",
-    "load_strictly",
-    "push_to_hub",
-    "resolve",
-]
 
 
 def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:

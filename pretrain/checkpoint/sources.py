@@ -10,6 +10,7 @@ from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.card import checkpoint_card
 from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.directory import ModelDirectory
+from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
@@ -79,7 +80,7 @@ def _read_alpro(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
 
 def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     vit = towers.read_vit(_vision(config))
-    directory = hub.resolve(config.source)
+    directory = resolve(config.source)
     bert = hub.read_bert(directory).eval()
     imported = towers.from_towers(
         bert, vit, text_layers=config.text_layers, layout=config.encoder_layout, seed=config.seed
@@ -117,7 +118,7 @@ def _vision(config: ConvertConfig) -> str:
 
 
 def _tokenizer(config: ConvertConfig, vocab_size: int) -> Any:
-    tokenizer = hub.load_tokenizer(hub.resolve(config.tokenizer))
+    tokenizer = hub.load_tokenizer(resolve(config.tokenizer))
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"--tokenizer {config.tokenizer}: {len(tokenizer)} word pieces, the model {vocab_size}"

@@ -3,7 +3,6 @@
 Everything here raises `InputError` with one line that names the file and lists what is wrong.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,12 +146,6 @@ def _wrapped(directory: Path) -> bool:
         content = load_pickle(directory / "pytorch_model.bin")
         names = set(content) if isinstance(content, dict) else set()
     return any(unwrapped(name) != name for name in map(str, names))
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file; of its weights, the identity of a model directory."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def member(directory: Path, name: str) -> Path:

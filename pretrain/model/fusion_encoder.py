@@ -230,7 +230,8 @@ class FusionEncoder(Embedder):
         self, repo_id: str, tokenizer: "PreTrainedTokenizerBase", *, private: bool = False
     ) -> str:
         """Upload as a model directory; returns the URL of the commit."""
-        from pretrain.checkpoint.hub import push_to_hub, save_encoder
+        from pretrain.checkpoint.hub import save_encoder
+        from pretrain.checkpoint.remote import push_to_hub
 
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder) / "model"

@@ -15,14 +15,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain import distributed
-from pretrain.checkpoint import hub
+from pretrain.checkpoint.remote import resolve
+from pretrain.checkpoint.strict import WEIGHTS_NAME
 from pretrain.data.clean import decode, object_crop, squash
 from pretrain.engine import autocast
 from pretrain.prompter.clip import Encoder
 from pretrain.prompter.load import load_prompter
 from shards.arrays import pack
 from shards.columns import write_column
-from shards.files import CommonError
+from shards.files import CommonError, digest
 from shards.progress import Progress
 from shards.redact import without_secrets
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER
@@ -51,7 +52,7 @@ def write_teacher_column(
             f"{shards}: no objects column; run `python -m shards detect {shards}` first"
         )
     reader = ShardReader(shards, columns=[OBJECTS])
-    directory = hub.resolve(prompter)
+    directory = resolve(prompter)
     encoder = load_prompter(directory).encoder
     device = distributed.device()
     precision = precision or ("bf16" if device.type == "cuda" else "fp32")
@@ -80,8 +81,8 @@ def write_teacher_column(
 
     provenance = {
         "prompter": without_secrets(str(prompter)),
-        "prompter_sha256": hub.digest(directory / hub.WEIGHTS_NAME),
-        "objects_sha256": hub.digest(Path(shards) / OBJECTS / COLUMN_NAME),
+        "prompter_sha256": digest(directory / WEIGHTS_NAME),
+        "objects_sha256": digest(Path(shards) / OBJECTS / COLUMN_NAME),
         "image_size": encoder.config.image_size,
         "precision": precision,
     }

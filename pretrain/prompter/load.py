@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.card import table
 from pretrain.checkpoint.directory import ModelDirectory
+from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import read_transformers
 from pretrain.prompter.clip import ClipEncoder, Encoder
 from shards.files import InputError, parse_object, write_json
@@ -55,7 +56,7 @@ def read_clip(directory: Path) -> ClipEncoder:
 
 def write_clip(out: hub.Source, source: hub.Source) -> str:
     """Copy a CLIP, of whatever dtype and file format, as float32 safetensors; what was written."""
-    directory = hub.resolve(source)
+    directory = resolve(source)
     encoder, tokenizer = read_clip(directory), hub.load_tokenizer(directory)
     state = encoder.clip.state_dict()
     summary = (

@@ -23,9 +23,8 @@ from finetune.methods.base import Source
 from finetune.methods.towers import timm_model
 from finetune.methods.towers.timm_model import drawn_at_random
 from pretrain import distributed
-from pretrain.checkpoint.strict import digest
 from pretrain.model.fusion_encoder import FusionEncoder
-from shards.files import InputError
+from shards.files import InputError, digest
 
 
 class PixelTower(nn.Module):

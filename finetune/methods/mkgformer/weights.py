@@ -10,7 +10,8 @@ from transformers import BertConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from finetune.methods.mkgformer.names import CLIP
 from finetune.methods.mkgformer.vision import Layout, VisionTower
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.hub import load_fusion, resolve
+from pretrain.checkpoint.hub import load_fusion
+from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
 from pretrain.checkpoint.tables import rename
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from finetune.methods.base import Source
 from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
-from pretrain.checkpoint.hub import load_strictly, resolve
-from pretrain.checkpoint.strict import read_config, read_transformers
+from pretrain.checkpoint.remote import resolve
+from pretrain.checkpoint.strict import load_strictly, read_config, read_transformers
 from pretrain.model.bert import Bert
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
 from shards.files import InputError, write_json
