@@ -144,7 +144,11 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
-        """One prediction a row: a label id, or (entities) the list of its words' label ids."""
+        """One prediction a row: a label id, or (entities) the list of its words' label ids, as
+        `self.head` decodes them; the likeliest where it has no `decode`."""
+        head: Any = getattr(self, "head", None)
+        if hasattr(head, "decode"):
+            return head.decode(output, batch)
         return output.logits.argmax(dim=-1).tolist()
 
     def entity_scores(

@@ -5,7 +5,7 @@ from typing import Any
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import BertCrfConfig
-from finetune.methods.layers import TaggingHead, load_text_encoder
+from finetune.methods.layers import TaggingHead, load_text_encoder, word_states
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert
 
@@ -31,11 +31,5 @@ class BertCrf(Method):
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Emissions (B, W, C)."""
-        states = self.encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state  # (B, L, D)
+        states = word_states(self.encoder, batch.input_ids, batch.attention_mask)
         return self.head(states, batch)
-
-    def decode(self, output: MethodOutput, batch: Batch) -> list[list[int]]:
-        """The tag ids of each sentence."""
-        return self.head.decode(output, batch)

@@ -35,7 +35,7 @@ def load_fusion_encoder(source: Source, task: TaskInfo) -> tuple[FusionEncoder, 
     return encoder, tokenizer
 
 
-def word_states(encoder: Bert, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def word_states(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """(B, L) ids and mask -> (B, L, D)."""
     return encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
@@ -88,10 +88,6 @@ class RelationHead(nn.Module):
         """The same from the two states: (B, 2D)."""
         logits = self.classifier(pair).float()
         return MethodOutput(logits, relation_loss(logits, batch.labels))
-
-    def decode(self, output: MethodOutput, batch: Batch) -> list[int]:
-        """The likeliest relation."""
-        return output.logits.argmax(dim=-1).tolist()
 
 
 class TaggingHead(nn.Module):

@@ -57,10 +57,6 @@ class Mega(Multimodal):
         logits = self.classifier(torch.cat([marker_states(text, batch), pooled], dim=-1)).float()
         return MethodOutput(logits, relation_loss(logits, batch.labels))
 
-    def decode(self, output: MethodOutput, batch: Batch) -> list[int]:
-        """The likeliest relation."""
-        return output.logits.argmax(dim=-1).tolist()
-
 
 def corners(batch: Batch, visual: Tensor) -> Tensor:
     """(B, V, 4) shares of the picture; the whole one, which comes first, is all of it."""

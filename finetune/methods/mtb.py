@@ -18,7 +18,7 @@ from finetune.inputs.spec import Provider, Wanted
 from finetune.inputs.split import LoadedSplit
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import MTBConfig
-from finetune.methods.layers import RelationHead, load_text_encoder, marker_states
+from finetune.methods.layers import RelationHead, load_text_encoder, marker_states, word_states
 from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert
@@ -64,9 +64,7 @@ class MTB(Method):
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits (B, C)."""
-        states = self.encoder(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask
-        ).last_hidden_state  # (B, L, D)
+        states = word_states(self.encoder, batch.input_ids, batch.attention_mask)
         pair = marker_states(states, batch)
         if self.crop_count is not None:
             pair = pair + self.crop_count(batch.require("crop_count").clamp(max=MOST_CROPS))

@@ -74,10 +74,6 @@ class Multimodal(Method):
         text = self.read_text(batch, visual, seen)
         return self.head(self.fuse(text, batch.attention_mask.bool(), visual, seen), batch)
 
-    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
-        """Relation ids, or the tag ids of each sentence."""
-        return self.head.decode(output, batch)
-
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, V, D), and which there are; a single one, unseen, where vision is off."""
         if batch.pixel_values is None:

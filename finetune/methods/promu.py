@@ -56,7 +56,3 @@ class Promu(Method):
             picture = self.once(encoder.encode_image, batch.pixel_values)
         fused = encoder.fuse(text, text_mask, picture, batch.image_mask)  # (B, L+1+K, D)
         return self.head(fused[:, : text.shape[1]], batch)
-
-    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
-        """Relation ids, or the tag ids of each sentence."""
-        return self.head.decode(output, batch)

@@ -120,10 +120,6 @@ class Hvpnet(Method):
             return self.head.classify(self.dropout(pair), batch)
         return self.head(states, batch)
 
-    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
-        """Relation ids, or the tag ids of each sentence's words."""
-        return self.head.decode(output, batch)
-
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """(B, M, 4, C) and which pictures there are, (B, M) bool; None where vision is off."""
         if batch.image_mask is None:

@@ -200,10 +200,6 @@ class MKGformer(Method):
         gathered = scaled_dot_product_attention(heads, seen, seen, mask, scale=self.caf_scale)
         return fusion(gathered)
 
-    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
-        """Relation ids, or the tag ids of each sentence."""
-        return self.head.decode(output, batch)
-
     def parameter_groups(self, optim: Any) -> list[dict]:
         """As of every method; with `decay_all`, nothing is spared from weight decay."""
         groups = super().parameter_groups(optim)

@@ -175,12 +175,6 @@ class Tmr(Method):
         streams = self.streams(batch, looks, texts[0])
         return self.head(self.head.fused(streams, *texts) if streams else [], texts[0], batch)
 
-    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
-        """Relation ids, or the tag ids of each sentence's words."""
-        if isinstance(self.head, TmrHead):
-            return super().decode(output, batch)
-        return self.head.decode(output, batch)
-
     def read(self, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Sentence (B, L, D), its mask, phrases (B, Lp, D), their mask: what is attended to and
         what of it counts (None: all of it)."""
