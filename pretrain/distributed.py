@@ -149,6 +149,17 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_together(features: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, F) float32 and (B, n) int64, gathered as by `gather` in one message."""
+    if world_size() == 1:
+        return features, table
+    # The integers' bits travel as floats, which nobody computes with.
+    everything = gather(torch.cat([features, table.view(features.dtype)], dim=1))
+    width = features.shape[1]
+    bits = everything.detach()[:, width:].contiguous()
+    return everything[:, :width], bits.view(table.dtype)
+
+
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Element-wise mean over ranks, without gradient."""
     if world_size() > 1:

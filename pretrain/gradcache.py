@@ -15,7 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pretrain import distributed
 from pretrain.data.batch import PretrainBatch
 
 
@@ -27,7 +26,7 @@ class Contrasts(Protocol):
     def clamped_temperature(self) -> Tensor: ...
     def cit(
         self, image_feat: Tensor, text_feat: Tensor, temperature: Tensor, table: Tensor
-    ) -> Tensor: ...
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def contrast_step(
         torch.cat(parts).requires_grad_() for parts in zip(*cached, strict=True)
     )
     temperature = model.clamped_temperature().detach().requires_grad_()
-    table = distributed.gather(torch.cat([model.table(batch) for batch in batches]))
-    loss = model.cit(image_feat, text_feat, temperature, table)
+    local = torch.cat([model.table(batch) for batch in batches])
+    loss, table = model.cit(image_feat, text_feat, temperature, local)
     gradients = torch.autograd.grad(loss, (image_feat, text_feat, temperature))
     sizes = [len(batch) for batch in batches]
     parts = zip(gradients[0].split(sizes), gradients[1].split(sizes), strict=True)

@@ -54,11 +54,9 @@ def hard_negatives(
     allowed = ~same | ~usable[:, None]
     with torch.autocast(image_feat.device.type, enabled=False):
         similarity = text_feat.float() @ image_feat.float().T / temperature.float()
-    draws = [
-        scores.masked_fill(~allowed, -torch.inf).softmax(dim=1).multinomial(1)[:, 0]
-        for scores in (similarity, similarity.T)
-    ]
-    return draws[0], draws[1], usable
+    both = torch.stack([similarity, similarity.T]).masked_fill(~allowed, -torch.inf)
+    pictures, captions = both.softmax(dim=-1).flatten(0, 1).multinomial(1).view(2, -1)
+    return pictures, captions, usable
 
 
 def cit_loss(

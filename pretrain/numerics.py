@@ -121,7 +121,7 @@ def clip_or_leave_out(
     """
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf)
+    norm = nn.utils.clip_grad_norm_(parameters, clip or torch.inf, foreach=True)
     scaler.update()
     optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # of fused ones
     return norm

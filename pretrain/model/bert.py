@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.model.attention import attention
+from pretrain.model.attention import Dropout, attention
 
 ARCHITECTURES = {
     "bert": "BertModel",
@@ -159,7 +159,7 @@ class Embeddings(nn.Module):
         )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -271,7 +271,7 @@ class SelfAttention(nn.Module):
         width = config.hidden_size
         self.num_attention_heads = config.num_attention_heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(
         self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
@@ -309,7 +309,7 @@ class Output(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: Tensor, added: Tensor) -> Tensor:
         """(B, L, width), (B, L, D) -> (B, L, D)."""

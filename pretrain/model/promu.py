@@ -17,6 +17,9 @@ from pretrain.model.config import FusionEncoderConfig, HeadsConfig, LossConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.bank import PromptBank
 
+Targets = dict[str, tuple[Tensor, Tensor]]
+"""Of COE and CIR, where switched on: (B, C) soft labels, and (B,) bool which rows take part."""
+
 
 class Promu(nn.Module):
     """The student of PROMU pre-training."""
@@ -56,15 +59,15 @@ class Promu(nn.Module):
         features = None
         if config.cit or config.itm_hard_negatives:
             features = encoder.image_feat(vision), encoder.text_feat(text)
-        table = distributed.gather(self.table(batch))  # (G, 5)
+        targets = self._targets(batch)
+        table = self._table(batch, targets)  # (B, 5), then (G, 5)
         terms: dict[str, Tensor] = {}
-        if config.cit and features:
-            temperature = self.clamped_temperature()
-            terms["cit"] = (
-                step.loss(*features, temperature)
-                if step
-                else self.cit(*features, temperature, table)
-            )
+        if config.cit and features and step is None:
+            terms["cit"], table = self.cit(*features, self.clamped_temperature(), table)
+        else:
+            table = distributed.gather(table)
+            if config.cit and features and step:
+                terms["cit"] = step.loss(*features, self.clamped_temperature())
         if config.itm or config.coe or config.cir:
             fused = encoder.fuse(text, batch.attention_mask, vision)  # (B, L+1+K, D)
             patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, K, D)
@@ -75,7 +78,7 @@ class Promu(nn.Module):
                 else:
                     terms["itm"] = losses.itm_loss(logits, batch.matched)
             terms |= self._soft_terms(
-                fused, patches, batch, step.takes_part if step else table[:, 3:]
+                fused, patches, batch, targets, step.takes_part if step else table[:, 3:]
             )
         total = sum(getattr(config, name) * term for name, term in terms.items())
         named = {f"{name}_loss": term.detach() for name, term in terms.items()}
@@ -89,19 +92,26 @@ class Promu(nn.Module):
 
     def table(self, batch: PretrainBatch) -> Tensor:
         """(B, 5) int64, what other ranks must know: two ids, matched, takes part in COE, in CIR."""
-        targets = self._targets(batch)
+        return self._table(batch, self._targets(batch))
+
+    def _table(self, batch: PretrainBatch, targets: Targets) -> Tensor:
         rows = [targets[name][1] if name in targets else batch.matched for name in ("coe", "cir")]
         return torch.cat([batch.ids, torch.stack([batch.matched, *rows], dim=1).long()], dim=1)
 
     def cit(
         self, image_feat: Tensor, text_feat: Tensor, temperature: Tensor, table: Tensor
-    ) -> Tensor:
-        """CIT of this rank's features against those of all ranks, whose `table` is given."""
-        return losses.cit_loss(
+    ) -> tuple[Tensor, Tensor]:
+        """CIT of this rank's features against those of all ranks, and `table` of all ranks; one
+        collective. table: (B, 5) of this rank."""
+        features, table = distributed.gather_together(
+            torch.cat([image_feat, text_feat], dim=1), table
+        )
+        all_image_feat, all_text_feat = features.chunk(2, dim=1)
+        loss = losses.cit_loss(
             image_feat,
             text_feat,
-            distributed.gather(image_feat),
-            distributed.gather(text_feat),
+            all_image_feat,
+            all_text_feat,
             table[:, 2].bool(),
             table[:, :2],
             temperature,
@@ -109,6 +119,7 @@ class Promu(nn.Module):
             negatives=self.loss_config.cit_negatives,
             normalize_by=self.loss_config.cit_normalize_by,
         )
+        return loss, table
 
     def _hard_itm(
         self,
@@ -132,13 +143,18 @@ class Promu(nn.Module):
         return losses.hard_itm_loss(logits, drawn, batch.matched, usable, table[:, 2].bool())
 
     def _soft_terms(
-        self, fused: Tensor, patches: Tensor, batch: PretrainBatch, takes_part: Tensor
+        self,
+        fused: Tensor,
+        patches: Tensor,
+        batch: PretrainBatch,
+        targets: Targets,
+        takes_part: Tensor,
     ) -> dict[str, Tensor]:
         """COE and CIR. takes_part: (…, 2) rows of all ranks (and micro-batches)."""
         everywhere = takes_part.sum(dim=0)
         # Ranks and micro-batches average; each brings its share of one sum.
         parts = len(takes_part) // len(batch)
-        terms, targets = {}, self._targets(batch)
+        terms = {}
         if "coe" in targets:
             state = self.object_state(patches, batch.patch_weights)
             logits = self.heads["entity"](state)
@@ -148,8 +164,7 @@ class Promu(nn.Module):
             terms["cir"] = losses.soft_label_loss(logits, *targets["cir"], everywhere[1], parts)
         return terms
 
-    def _targets(self, batch: PretrainBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of COE and CIR, where switched on: (B, C) soft labels, and (B,) which rows take part."""
+    def _targets(self, batch: PretrainBatch) -> Targets:
         config, targets = self.loss_config, {}
         if config.coe:
             labels, takes_part = self._labels(batch.require("object_feat"), self.entity_bank)

@@ -9,8 +9,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
+
+from pretrain.model.attention import attention
 
 
 class PlainViT(nn.Module):
@@ -97,8 +99,8 @@ class Attention(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """(N, L, D) -> (N, L, D)."""
         parts = self.qkv(states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = scaled_dot_product_attention(*parts.unbind(0))
-        return self.proj(heads.transpose(1, 2).flatten(2))
+        query, key, value = parts.unbind(0)
+        return self.proj(attention(query, key, value, None).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -1,12 +1,13 @@
-"""Attention with dropout on a CPU, against the formula written out with torch's own gradients."""
+"""Attention and dropout on a CPU, against the formulas written out with torch's own gradients."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.attention import attention
+from pretrain.model.attention import Dropout, KeepBits, attention
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 
 B, H, L, D, DROPOUT = 3, 2, 7, 4, 0.3
@@ -21,10 +22,12 @@ def given(dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor]:
     return qkv, mask, torch.randn(B, L, H, D, generator=random).to(dtype)
 
 
-def written_out(qkv: list[Tensor], mask: Tensor) -> Tensor:
+def written_out(qkv: list[Tensor], mask: Tensor, drawn_as: torch.dtype = torch.float32) -> Tensor:
+    """drawn_as: the precision whose dropout mask is taken."""
     query, key, value = qkv
     scores = (query @ key.transpose(2, 3) / math.sqrt(D)).masked_fill(~mask, -torch.inf)
-    kept = torch.empty(B, H, L, L, dtype=torch.bool).bernoulli_(1 - DROPOUT)
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    kept = KeepBits(seed, DROPOUT, drawn_as).draw(torch.Size((B, H, L, L))) != 0
     return ((scores.softmax(-1) * kept / (1 - DROPOUT)) @ value).transpose(1, 2)
 
 
@@ -47,10 +50,38 @@ def test_values_and_gradients_are_those_of_the_formula():
 
 
 def test_bfloat16_points_where_float32_does():
-    found = zip(results(ours, torch.bfloat16), results(written_out, torch.float32), strict=True)
-    for mine, right in found:
+    formula = results(partial(written_out, drawn_as=torch.bfloat16), torch.float32)
+    for mine, right in zip(results(ours, torch.bfloat16), formula, strict=True):
         cosine = nn.functional.cosine_similarity(mine.flatten(), right.flatten(), dim=0).item()
         assert 0.999 <= cosine < 1
+
+
+def test_bfloat16_without_dropout_is_the_fused_kernels_result():
+    qkv, mask, gradient = given(torch.bfloat16)
+    attention(*qkv, mask).backward(gradient)
+    again, _, _ = given(torch.float32)
+    fused = nn.functional.scaled_dot_product_attention(*again, mask).transpose(1, 2)
+    fused.backward(gradient.float())
+    for mine, right in zip(qkv, again, strict=True):
+        torch.testing.assert_close(mine.grad.float(), right.grad, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(share, precision):
+    torch.manual_seed(3)
+    states = torch.ones(500, 400, dtype=precision, requires_grad=True)
+    dropped = Dropout(share)(states)
+    dropped.backward(torch.ones_like(dropped))
+    assert (dropped == 0).float().mean().item() == pytest.approx(share, abs=0.005)
+    assert dropped.float().mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(states.grad, dropped)  # the same mask backwards
+    rows, columns = (dropped == 0).float().mean(1), (dropped == 0).float().mean(0)
+    spread = math.sqrt(share * (1 - share))  # of independent draws
+    assert rows.std() * math.sqrt(400) == pytest.approx(spread, rel=0.15)
+    assert columns.std() * math.sqrt(500) == pytest.approx(spread, rel=0.15)
+    assert not torch.equal(Dropout(share)(states), dropped)
+    assert Dropout(share).eval()(states) is states
 
 
 def test_what_is_masked_gets_neither_weight_nor_gradient():
@@ -60,7 +91,7 @@ def test_what_is_masked_gets_neither_weight_nor_gradient():
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_training_keeps_no_float32_scores_beyond_one(precision):
+def test_training_keeps_one_matrix_of_scores(precision):
     """What a layer of the encoder saves for its backward pass, in elements of B x H x L x L."""
     config = FusionEncoderConfig(
         vocab_size=40, hidden_size=16, num_attention_heads=H, intermediate_size=16, text_layers=1,
@@ -81,4 +112,4 @@ def test_training_keeps_no_float32_scores_beyond_one(precision):
     ):
         states = encoder.encode_text(ids, torch.ones(B, length, dtype=torch.int64))
     assert states.requires_grad
-    assert sorted(map(str, kept.values())) == sorted(map(str, (precision, torch.bool)))
+    assert list(kept.values()) == [precision]
