@@ -34,6 +34,11 @@ class DataConfig:
     """Probability of a left-right flip."""
     photometric: float = 0.5
     """Probability of each of two random brightness or sharpness changes."""
+    keep_patches: float = 1.0
+    """Share of each view's patches that the model sees, drawn anew each epoch; 1: all. A half takes
+    about half the time a step (FLIP: Li et al., CVPR 2023)."""
+    unmasked_steps: int = 0
+    """With `keep_patches` below 1: so many of the last steps see all patches, as users do."""
     min_visible: float = 0.25
     """An object of which the view shows less than this fraction takes no part in COE."""
     workers: int = 4
@@ -47,6 +52,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "photometric", "min_visible"):
             _share(f"data.{name}", getattr(self, name))
+        if not 0 < self.keep_patches <= 1 or self.unmasked_steps < 0:
+            raise ValueError("data: 0 < keep_patches <= 1 and unmasked_steps >= 0 are needed")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"data.crop_scale: 0 < low <= high <= 1 is needed, not {low}, {high}")
@@ -171,10 +178,10 @@ class EngineConfig:
     """auto: DeepSpeed where a launcher started us, else this process alone."""
     deepspeed: str = "launch/zero1.json"
     """DeepSpeed tuning (stage, buckets, offload), relative to the repository or absolute."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """bf16: autocast over float32 weights; features, softmax, losses and the sums of gradients over
-    ranks stay float32. fp16: likewise, with a loss scale that finds itself; for GPUs without
-    bf16."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the GPU or CPU computes in it, else fp16 on a GPU, fp32 on a CPU. bf16:
+    autocast over float32 weights; features, softmax, losses and the sums of gradients over ranks
+    stay float32. fp16: likewise, with a loss scale that finds itself; for GPUs without bf16."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more computation."""
     compile: bool = False

@@ -19,11 +19,15 @@ def transformer_flops(width: int, hidden: int, layers: int, length: int) -> floa
     return 2.0 * layers * length * (4 * width**2 + 2 * width * hidden + 2 * length * width)
 
 
-def forward_flops(config: FusionEncoderConfig, heads: HeadsConfig, length: int) -> float:
-    """One forward pass of one pair with `length` word pieces, padding included."""
-    patches = config.grid**2
+def forward_flops(
+    config: FusionEncoderConfig, heads: HeadsConfig, length: int, patches: int | None = None
+) -> float:
+    """One forward pass of one pair with `length` word pieces, padding included, and as many
+    `patches`; None: all."""
+    embedded = config.grid**2
+    patches = patches or embedded
     wide = config.vision_hidden_size
-    vision = 2.0 * patches * 3 * config.patch_size**2 * wide
+    vision = 2.0 * embedded * 3 * config.patch_size**2 * wide
     vision += transformer_flops(wide, 4 * wide, config.vision_layers, patches + 1)
     bert = (config.hidden_size, config.intermediate_size)
     text = transformer_flops(*bert, config.text_layers, length)

@@ -127,6 +127,16 @@ def clip_or_leave_out(
     return norm
 
 
+def precision_for(name: str, device: torch.device) -> str:
+    """What `auto` means on a device; other names as they are."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.10 and newer
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Keeps gradients within float16's range; does nothing in other precisions."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -13,9 +13,9 @@ from shards.options import dump_config
 from shards.redact import without_secrets
 from shards.stream import ShardReader
 
-# What a resumed run may change without changing what is computed.
-_LATER = {"data.steps_per_decode": 1}
+_LATER = {"data.steps_per_decode": 1, "data.keep_patches": 1.0, "data.unmasked_steps": 0}
 """Settings that came later, and what runs before them did."""
+# What a resumed run may change without changing what is computed.
 _FREE = (
     *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
     *("optim.nonfinite", "extend"),

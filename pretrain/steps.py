@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -44,6 +45,8 @@ class Feed:
         teacher: OnlineTeacher | None = None,
     ) -> None:
         self.stream, self.device, self.teacher, self.waited = stream, device, teacher, 0.0
+        self.masked = True
+        """Batches keep the loader's choice of patches; else all are seen."""
 
     def __next__(self) -> PretrainBatch:
         since = time.perf_counter()
@@ -53,6 +56,7 @@ class Feed:
             reason = str(error).strip().rpartition("\n")[2].rpartition("InputError: ")[2]
             raise InputError(f"rank {distributed.rank()}: {reason}") from None
         self.waited += time.perf_counter() - since
+        batch = batch if self.masked else replace(batch, kept_patches=None)
         batch = batch.to(self.device)
         return self.teacher(batch) if self.teacher else batch
 
@@ -123,6 +127,7 @@ class Run:
         """Forward, backward and update over all micro-batches of a step."""
         # Dropout is a function of (seed, step, rank): a resumed run repeats it without saved state.
         seeds = _seeds(self.config.seed, step, self.accumulation)
+        self.feed.masked = step <= self.config.optim.steps - self.config.data.unmasked_steps
         for batch, seed, contrast in self._micro_batches(seeds):
             torch.manual_seed(seed)
             losses = self.engine(batch, contrast)
@@ -130,7 +135,7 @@ class Run:
             self.engine.step()
             self.watch.saw_loss(step, losses["loss"], batch.keys)
             self._sum(losses)
-            self.flops += 3 * len(batch) * self._forward_flops(batch.input_ids.shape[1])
+            self.flops += 3 * len(batch) * self._forward_flops(batch)
         self.watch.saw_gradient(step, self.engine.grad_norm)
         if self.report:
             self.report.advance()
@@ -146,8 +151,9 @@ class Run:
             contrasts = contrast_step(self.model, batches, seeds, precision)
         yield from zip(batches, seeds, contrasts, strict=True)
 
-    def _forward_flops(self, length: int) -> float:
-        return forward_flops(self.model.encoder.config, self.model.heads_config, length)
+    def _forward_flops(self, batch: PretrainBatch) -> float:
+        length, patches = batch.input_ids.shape[1], batch.seen_weights.shape[1]
+        return forward_flops(self.model.encoder.config, self.model.heads_config, length, patches)
 
     def _sum(self, losses: dict[str, Tensor]) -> None:
         finite = losses["loss"].detach().isfinite()  # others are counted, not averaged in

@@ -1,6 +1,6 @@
 """Pre-training, read top-down: prepare, then steps (`steps.py`), then export."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from pretrain.cluster.stopping import signals_blocked
 from pretrain.config import PretrainConfig
 from pretrain.data.pairs import open_reader, train_batches
 from pretrain.model.promu import Promu
+from pretrain.numerics import precision_for
 from pretrain.optim import adamw, layerwise_groups, linear_schedule
 from pretrain.prepare import build_model, check_teacher, pair_dataset, prepare_teacher, settle
 from pretrain.run_directory import remember_config, remember_inputs
@@ -59,6 +60,10 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         run_dir, keep=policy.keep, best=policy.best, background=policy.background
     )
     config, init = settle(config)
+    precision = distributed.on_main(
+        lambda: precision_for(config.engine.precision, distributed.device())
+    )
+    config = replace(config, engine=replace(config.engine, precision=precision))
     # One process looks and tells the others: a shared disk may show them different states.
     resumes = distributed.on_main(checkpoints.complete_steps)
     extension = distributed.on_main(lambda: remember_config(config, run_dir, resumes))

@@ -26,6 +26,8 @@ class PretrainBatch:
     """(B, 2) int64: hash of caption id and of image id."""
     patch_weights: Tensor
     """(B, K) float32: fraction of each patch covered by the best object; zero: none visible."""
+    kept_patches: Tensor | None = None
+    """(B, M) int64, ascending: the patches that the model sees; None: all."""
     box: Tensor | None = None
     """(B, 4) float32: x1, y1, x2, y2 of the best object in pixels of the view; all 0: none."""
     image_feat: Tensor | None = None
@@ -41,6 +43,12 @@ class PretrainBatch:
 
     def __len__(self) -> int:
         return len(self.matched)
+
+    @property
+    def seen_weights(self) -> Tensor:
+        """(B, M) `patch_weights` of the patches that the model sees."""
+        kept = self.kept_patches
+        return self.patch_weights if kept is None else self.patch_weights.gather(1, kept)
 
     def require(self, name: str) -> Tensor:
         """An optional field that this run cannot do without.

@@ -119,6 +119,7 @@ class PairDataset(Dataset):
             matched=torch.tensor([pair.matched for pair in pairs]),
             ids=torch.tensor([pair.ids for pair in pairs], dtype=torch.int64),
             keys=tuple(pair.key for pair in pairs),
+            kept_patches=self._kept_patches(addresses),
             **self._seen_objects(shown),
             **clean,
             **_teacher(pairs),
@@ -129,6 +130,18 @@ class PairDataset(Dataset):
             random = np.random.default_rng([self.seed, *address])
             return random_view(random, pair.size, self.config)
         return View((0.0, 0.0, float(pair.size[0]), float(pair.size[1])), False, ())
+
+    def _kept_patches(self, addresses: Sequence[Address]) -> Tensor | None:
+        """(B, M) int64, a function of seed and address alone."""
+        patches, share = (self.image_size // self.patch_size) ** 2, self.config.keep_patches
+        if not self.augment or share == 1:
+            return None
+        kept = max(1, round(share * patches))
+        orders = [
+            np.random.default_rng([self.seed, *address, patches]).permutation(patches)[:kept]
+            for address in addresses
+        ]
+        return torch.from_numpy(np.sort(orders, axis=1))
 
     def _seen_objects(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
         """(B, K) coverage of each best object, (B, 4) its box; zero where there is none."""

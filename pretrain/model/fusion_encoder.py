@@ -101,10 +101,13 @@ class FusionEncoder(Embedder):
         """(B, L) ids and mask -> (B, L, D)."""
         return self.text(input_ids, attention_mask).last_hidden_state
 
-    def encode_image(self, pixel_values: Tensor, *, normalized: bool = False) -> Tensor:
+    def encode_image(
+        self, pixel_values: Tensor, kept_patches: Tensor | None = None, *, normalized: bool = False
+    ) -> Tensor:
         """(B, 3, H, W) -> (B, 1+K, Dv). uint8 is normalised here, the one place.
 
         Args:
+            kept_patches: (B, M) int64, the patches to look at -> (B, 1+M, Dv); None: all.
             normalized: `pixel_values` are floats, normalised already.
 
         Raises:
@@ -115,7 +118,7 @@ class FusionEncoder(Embedder):
             pixel_values = (pixel_values.to(mean.dtype) - mean) / std
         elif not normalized:
             refuse_raw(pixel_values)
-        return self.vision(pixel_values)
+        return self.vision(pixel_values, kept_patches)
 
     def fuse(
         self,

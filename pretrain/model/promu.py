@@ -55,7 +55,9 @@ class Promu(nn.Module):
         """
         config, encoder = self.loss_config, self.encoder
         text = encoder.encode_text(batch.input_ids, batch.attention_mask)  # (B, L, D)
-        vision = encoder.encode_image(batch.pixel_values)  # (B, 1+K, Dv)
+        vision = encoder.encode_image(
+            batch.pixel_values, batch.kept_patches
+        )  # (B, 1+M, Dv), M of K patches
         features = None
         if config.cit or config.itm_hard_negatives:
             features = encoder.image_feat(vision), encoder.text_feat(text)
@@ -69,8 +71,8 @@ class Promu(nn.Module):
             if config.cit and features and step:
                 terms["cit"] = step.loss(*features, self.clamped_temperature())
         if config.itm or config.coe or config.cir:
-            fused = encoder.fuse(text, batch.attention_mask, vision)  # (B, L+1+K, D)
-            patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, K, D)
+            fused = encoder.fuse(text, batch.attention_mask, vision)  # (B, L+1+M, D)
+            patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, M, D)
             if config.itm:
                 logits = self.heads["itm"](fused[:, 0])
                 if config.itm_hard_negatives and features:
@@ -87,7 +89,7 @@ class Promu(nn.Module):
     def features(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         """(B, E) of the pictures and (B, E) of the captions, computed as `forward` does."""
         text = self.encoder.encode_text(batch.input_ids, batch.attention_mask)
-        vision = self.encoder.encode_image(batch.pixel_values)
+        vision = self.encoder.encode_image(batch.pixel_values, batch.kept_patches)
         return self.encoder.image_feat(vision), self.encoder.text_feat(text)
 
     def table(self, batch: PretrainBatch) -> Tensor:
@@ -156,7 +158,7 @@ class Promu(nn.Module):
         parts = len(takes_part) // len(batch)
         terms = {}
         if "coe" in targets:
-            state = self.object_state(patches, batch.patch_weights)
+            state = self.object_state(patches, batch.seen_weights)
             logits = self.heads["entity"](state)
             terms["coe"] = losses.soft_label_loss(logits, *targets["coe"], everywhere[0], parts)
         if "cir" in targets:
@@ -168,7 +170,7 @@ class Promu(nn.Module):
         config, targets = self.loss_config, {}
         if config.coe:
             labels, takes_part = self._labels(batch.require("object_feat"), self.entity_bank)
-            takes_part &= batch.patch_weights.sum(dim=1) > 0
+            takes_part &= batch.seen_weights.sum(dim=1) > 0
             targets["coe"] = (
                 labels,
                 takes_part & batch.matched if config.coe_pairs == "matched" else takes_part,

@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.attention import attention
@@ -39,8 +39,8 @@ class PlainViT(nn.Module):
                 truncated_normal(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, 1+K, D), class token first.
+    def forward(self, pixel_values: Tensor, kept_patches: Tensor | None = None) -> Tensor:
+        """(N, 3, S, S) -> (N, 1+K, D), class token first; (N, 1+M, D) of (N, M) patches.
 
         Raises:
             ValueError: S is not `image_size`.
@@ -53,6 +53,9 @@ class PlainViT(nn.Module):
         patches = self.patch_embed(pixel_values)
         states = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         states = states + self.pos_embed
+        if kept_patches is not None:
+            places = functional.pad(kept_patches + 1, (1, 0))  # the class token stands at 0
+            states = states.take_along_dim(places[..., None], dim=1)
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
             states = checkpoint(block, states, use_reentrant=False) if again else block(states)
@@ -113,7 +116,7 @@ class Mlp(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(N, L, D) -> (N, L, D)."""
-        return self.fc2(gelu(self.fc1(states)))
+        return self.fc2(functional.gelu(self.fc1(states)))
 
 
 @torch.no_grad()

@@ -406,3 +406,22 @@ def test_workers_give_the_same_batches(pair_shards):
         assert equal(one, two)
         seen += one.keys
     assert len(set(seen[:32])) == 32
+
+
+def test_kept_patches_are_a_function_of_seed_and_sample(pair_shards):
+    dataset = make_dataset(pair_shards, keep_patches=0.5)
+    addresses = [(0, shard, 0) for shard in range(6)]
+    together = dataset.__getitems__(addresses)
+    kept = together.kept_patches
+    assert kept.shape == (6, 8) and (kept.diff(dim=1) > 0).all() and kept.max() < 16
+    assert len({tuple(row) for row in kept.tolist()}) == 6
+    alone = [dataset.__getitems__([address]).kept_patches for address in reversed(addresses)]
+    assert torch.equal(torch.cat(alone[::-1]), kept)
+    for changed in (make_dataset(pair_shards, keep_patches=0.5, seed=1), dataset):
+        other = changed.__getitems__([(int(changed is dataset), shard, 0) for shard in range(6)])
+        assert not torch.equal(other.kept_patches, kept)
+    whole = make_dataset(pair_shards).__getitems__(addresses)
+    assert whole.kept_patches is None
+    assert torch.equal(whole.pixel_values, together.pixel_values)
+    clean = make_dataset(pair_shards, keep_patches=0.5, augment=False)
+    assert clean.__getitems__(addresses).kept_patches is None  # validation

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -325,6 +326,35 @@ def test_counted_operations_are_those_of_torch():
         model(given)
     # torch also counts the small products of losses and patch pooling.
     expected = forward_flops(CONFIG, model.heads_config, 8)
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_patches_that_are_dropped_change_nothing():
+    """FLIP: losses of the kept ones alone; with all kept, those of a step without dropping."""
+    model, given = promu().eval(), batch()
+    everything = torch.arange(16).expand(6, 16)
+    assert model(replace(given, kept_patches=everything)) == model(given)
+    kept = torch.tensor([0, 4, 7, 9, 12, 15]).expand(6, 6)
+    half = replace(given, kept_patches=kept)
+    losses_of_half = model(half)
+    assert losses_of_half["loss"] != model(given)["loss"]
+    hidden = half.pixel_values.unfold(2, 8, 8).unfold(3, 8, 8).clone()  # (6, 3, 4, 4, 8, 8)
+    dropped = torch.ones(16, dtype=torch.bool).index_fill(0, kept[0], False).view(4, 4)
+    hidden[:, :, dropped] = 255
+    repainted = hidden.permute(0, 1, 2, 4, 3, 5).reshape(6, 3, 32, 32)
+    assert model(replace(half, pixel_values=repainted)) == losses_of_half
+    # COE reads the object's kept patches; an object with none of them takes no part.
+    assert half.seen_weights.sum(dim=1).eq(2).all()  # of 4, 5, 8, 9
+    assert model.table(half)[:, 3].all()
+    none = replace(given, kept_patches=torch.tensor([[0, 1, 15]]).expand(6, 3))
+    assert not model.table(none)[:, 3].any() and model(none)["coe_loss"] == 0
+
+
+def test_operations_of_dropped_patches_do_not_count():
+    model, given = promu().eval(), replace(batch(1), kept_patches=torch.tensor([[1, 5, 6, 9]]))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(given)
+    expected = forward_flops(CONFIG, model.heads_config, 8, patches=4)
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 

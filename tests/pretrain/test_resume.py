@@ -115,6 +115,27 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_taken(
     assert losses(run) == losses(finished)
 
 
+def test_a_run_that_drops_patches_goes_on_to_the_same_losses(pair_shards, tmp_path):
+    options = ("--data.keep_patches", "0.5", "--data.unmasked_steps", "1")
+    start(tmp_path / "run", pair_shards, *options)
+    expected = losses(tmp_path / "run")
+    for part in ("checkpoints/step-6", "checkpoints/step-4", "model"):
+        shutil.rmtree(tmp_path / "run" / part)
+    start(tmp_path / "run", pair_shards, *options)
+    assert losses(tmp_path / "run") == expected
+
+
+def test_a_run_of_before_patches_were_dropped_goes_on(run, finished, pair_shards):
+    settings = run / "config.yaml"
+    old = re.sub("  (keep_patches|unmasked_steps): .*\n", "", settings.read_text())
+    assert old != settings.read_text()
+    settings.write_text(old)
+    with pytest.raises(InputError, match=r"data\.keep_patches"):
+        start(run, pair_shards, "--data.keep_patches", "0.5")
+    start(run, pair_shards)
+    assert losses(run) == losses(finished)
+
+
 def test_where_every_checkpoint_is_damaged_nothing_starts_anew(run, pair_shards):
     for folder in (run / "checkpoints").glob("step-*"):
         zeros(folder)
