@@ -36,7 +36,7 @@ class DataConfig:
     """Probability of each of two random brightness or sharpness changes."""
     keep_patches: float = 1.0
     """Share of each view's patches that the model sees, drawn anew each epoch; 1: all. A half takes
-    about half the time a step (FLIP: Li et al., CVPR 2023)."""
+    about two thirds of a step's time (FLIP: Li et al., CVPR 2023)."""
     unmasked_steps: int = 0
     """With `keep_patches` below 1: so many of the last steps see all patches, as users do."""
     min_visible: float = 0.25
