@@ -6,6 +6,7 @@ from typing import Literal
 from pretrain.model.config import LossConfig
 from pretrain.model.stated import ModelConfig
 
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_LENGTH = 80
 """Word pieces of a caption (paper)."""
 
@@ -178,7 +179,7 @@ class EngineConfig:
     """auto: DeepSpeed where a launcher started us, else this process alone."""
     deepspeed: str = "launch/zero1.json"
     """DeepSpeed tuning (stage, buckets, offload), relative to the repository or absolute."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 where the GPU or CPU computes in it, else fp16 on a GPU, fp32 on a CPU. bf16:
     autocast over float32 weights; features, softmax, losses and the sums of gradients over ranks
     stay float32. fp16: likewise, with a loss scale that finds itself; for GPUs without bf16."""

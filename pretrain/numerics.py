@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import distributed
+from pretrain.config import Precision
 from shards.files import CommonError
 
 _SHOWN_KEYS = 8
@@ -127,13 +128,15 @@ def clip_or_leave_out(
     return norm
 
 
-def precision_for(name: str, device: torch.device) -> str:
+def precision_for(name: Precision, device: torch.device) -> Precision:
     """What `auto` means on a device; other names as they are."""
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.10 and newer
+    able: dict[str, bool] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # of torch 2.10 and newer
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
 
 

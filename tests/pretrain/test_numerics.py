@@ -14,7 +14,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.engine import SingleEngine, autocast
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
-from pretrain.numerics import FiniteWatch, finite_weights
+from pretrain.numerics import FiniteWatch, finite_weights, precision_for
 from pretrain.optim import adamw, linear_schedule
 from pretrain.prompter.bank import PromptBank
 from pretrain.train import train
@@ -274,3 +274,17 @@ def test_zero_3_refuses_to_compile(monkeypatch):
     )  # fmt: skip
     with pytest.raises(CommonError, match=r"engine\.compile: not under ZeRO-3 \(launch"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("able", "name"),
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False}, "fp32"),
+    ],
+)
+def test_automatic_precision_is_bf16_where_the_cpu_computes_in_it(able, name, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert precision_for("auto", torch.device("cpu")) == name
+    assert precision_for("fp32", torch.device("cpu")) == "fp32"
