@@ -19,7 +19,7 @@ def overlap(task: Task, rows: Mapping[str, Sequence[Any]]) -> list[str]:
         pictures = {row.image_id for row in split_rows} - {None}
         without = sum(row.image_id is None for row in split_rows)
         lines.append(
-            f"{split}: {len(split_rows)} rows, {len(pictures)} pictures"
+            f"{split}: {len(split_rows)} rows, {len(pictures)} picture{'s' * (len(pictures) != 1)}"
             + (f" ({without} rows without one)" if without else "")
             + f", {_pairs(repeated)} repeated, {_pairs(contradicting)} repeated with another answer"
         )

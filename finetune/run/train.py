@@ -84,7 +84,7 @@ class SeedRun:
             unit="step",
             samples=self.config.optim.global_batch_size,
             silent=not distributed.is_main(),
-            say=lambda line: LOG.info("seed %d, epoch %d: %s", self.seed, progress.epoch, line),
+            say=lambda line: LOG.info("%s, epoch %d: %s", self.name, progress.epoch, line),
         )
         with self.bar:
             while progress.epoch < self.epochs and not self.out_of_patience():
@@ -97,11 +97,16 @@ class SeedRun:
         distributed.barrier()  # the chosen weights are on disk
         return self.finish()
 
+    @property
+    def name(self) -> str:
+        """What lines about it begin with: of a study's runs each speaks for itself."""
+        return f"{self.directory.parent.name}, seed {self.seed}"
+
     def describe(self) -> str:
         """What this seed will do, in a line."""
         total, size = self.epochs * self.steps_an_epoch, self.config.optim.global_batch_size
         return (
-            f"seed {self.seed}: {len(self.train_split):,} rows, {self.epochs} epochs, {total:,} "
+            f"{self.name}: {len(self.train_split):,} rows, {self.epochs} epochs, {total:,} "
             f"steps of {size} rows; {sum(p.numel() for p in self.method.parameters()):,} parameters"
             f", {self.engine.device}, {self.engine.precision}; writes {self.directory}"
         )
@@ -116,7 +121,7 @@ class SeedRun:
         if self.log:
             self.log.write(progress.step, values)
             dev = f", dev F1 {values['dev_f1']:.2f}" if "dev_f1" in values else ""
-            place = f"seed {self.seed}, epoch {progress.epoch} of {self.epochs}"
+            place = f"{self.name}, epoch {progress.epoch} of {self.epochs}"
             LOG.info("%s: loss %.4f%s", place, values["train_loss"], dev)
             self.bar.spoke()
 
