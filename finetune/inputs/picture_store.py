@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def load_array(path: Path) -> np.ndarray:
     """
     try:
         return np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError) as error:
         raise InputError(
             f"{path}: damaged ({error}); remove {path.parent}: it is made again"
         ) from None

@@ -63,7 +63,7 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
         options["config"] = PreTrainedConfig()  # `transformers` knows no model of ours, and warns
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # `tokenizers` raises no narrower kind on a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
     check_tokenizer(tokenizer, directory)

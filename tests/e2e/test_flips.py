@@ -119,6 +119,13 @@ def make_side_files(world: Path, place: Path, server: Server) -> None:
         ran(server, words, place)
 
 
+def read_views(world: Path, place: Path) -> object:
+    """What they change, and what a result says of them."""
+    keys = ("tool", "params", "seed", "split", "sources", "leaky")
+    views = [read_view(path) for path in sorted((place / "view").glob("*.jsonl"))]
+    return [(view.changes, [view.header.get(key) for key in keys]) for view in views]
+
+
 def read_encoder(world: Path, place: Path) -> object:
     """Embeddings of two texts and a picture."""
     encoder = FusionEncoder.from_pretrained(place)
@@ -189,7 +196,7 @@ STORED = {
     "regions and views": Stored(
         40, "**/*.jsonl", make_side_files,
         (lambda world, place: read_regions(place / "regions_vg_val.jsonl").values,
-         lambda world, place: [read_view(p) for p in sorted((place / "view").glob("*.jsonl"))]),
+         read_views),
     ),
     "model": Stored(
         60, "*", lambda world, place, server: shutil.copytree(
