@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import free_port
 
 from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import MARKER
@@ -288,6 +289,40 @@ def test_a_second_process_on_a_run_directory_is_refused(pair_shards, tmp_path):
     assert not (tmp_path / "run/config.yaml").exists()
 
 
+def children(pid: int) -> list[int]:
+    """Processes that another one has started itself, Python's own helper left aside."""
+    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in pids}
+    return [child for child, command in commands.items() if b"resource_tracker" not in command]
+
+
+@pytest.mark.slow
+def test_of_two_ranks_the_one_whose_worker_was_killed_is_named(pair_shards, tmp_path):
+    words = arguments(tmp_path / "run", pair_shards, "--optim.steps", "100000")
+    words += ["--data.workers", "1", "--engine.kind", "auto"]
+    launcher = f"-m torch.distributed.run --nproc-per-node 2 --master-port {free_port()}"
+    process = subprocess.Popen(
+        [sys.executable, *launcher.split(), "-m", "pretrain", *words], cwd=ROOT, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 240
+        while not any((tmp_path / "run/checkpoints").glob(f"step-*/{MARKER}")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        ranks = children(process.pid)
+        (rank,) = (r for r in ranks if b"\0RANK=1\0" in Path(f"/proc/{r}/environ").read_bytes())
+        os.kill(children(rank)[0], signal.SIGKILL)
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode
+    lines = [line for line in errors.splitlines() if line.startswith("error")]
+    assert any("rank 1: DataLoader worker" in line for line in lines), errors
+    assert not any("rank 0: DataLoader worker" in line for line in lines), errors
+
+
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(pair_shards, tmp_path):
     words = arguments(tmp_path / "run", pair_shards, "--optim.steps", "100000")
     words += ["--data.workers", "2"]
@@ -300,12 +335,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(pair_shards, tmp_pat
         while not any((tmp_path / "run/checkpoints").glob(f"step-*/{MARKER}")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [
-            pid for pid in children
-            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]  # fmt: skip
-        os.kill(int(workers[0]), signal.SIGKILL)
+        os.kill(children(process.pid)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
