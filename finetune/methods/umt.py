@@ -55,6 +55,12 @@ class Umt(Multimodal):
         gate = self.gate(torch.cat([words, picture], dim=-1)).sigmoid()
         return torch.cat([words, gate * picture * seen.any(1)[:, None, None]], dim=-1)
 
+    def learning_rate(self, name: str, optim: Any, above: int) -> float:
+        """As everywhere; the spans' chain learns like that of the types."""
+        if name.startswith("span_crf."):
+            return optim.crf_lr
+        return super().learning_rate(name, optim, above)
+
     def forward(self, batch: Batch) -> MethodOutput:
         """Relations as everywhere; entities with the spans of the text alone beside them."""
         if self.spans is None or not isinstance(self.head, TaggingHead):

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from finetune import registry
+from finetune.config import OptimConfig
 from finetune.inputs.batch import Batch
 from finetune.methods import mega
 from finetune.methods.base import Source
@@ -166,6 +167,9 @@ def test_umt_finds_spans_beside_entities(make):
         spans, torch.tensor([[1, 2, 0], [1, 0, 0]]), given.word_mask
     )
     torch.testing.assert_close(output.loss, without - UmtConfig().span_weight * found.mean())
+    rates = {id(p): g["lr"] for g in method.parameter_groups(OptimConfig()) for p in g["params"]}
+    chains = [p for name, p in method.named_parameters() if "crf." in name]
+    assert len(chains) == 6 and {rates[id(p)] for p in chains} == {OptimConfig().crf_lr}
 
 
 @torch.inference_mode()
