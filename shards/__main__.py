@@ -12,6 +12,7 @@ COMMANDS = {
     "detect": Module("shards.objects:DETECT", "write the objects column"),
     "nouns": Module("shards.nouns:NOUNS", "count the captions' nouns: the entity vocabulary"),
     "captions": Module("shards.captions", "generate captions, or convert published ones"),
+    "stats": Module("shards.stats:STATS", "what is in shards: figures, or a page with pictures"),
     "verify": Module("shards.verify:VERIFY", "check every byte, key and count"),
 }
 

@@ -15,6 +15,8 @@ from shards.images import QUALITY, SHORT_SIDE
 from shards.index import ShardIndex
 from shards.records import MOST_LISTED
 from shards.schema import REJECTS_NAME
+from shards.stats import short_form
+from shards.stream import ShardReader
 from shards.threads import cores
 
 
@@ -145,6 +147,7 @@ def _report(directory: Path, index: ShardIndex) -> None:
         f"+ {index.rejects} rejects; {index.pictures} pictures in {len(index.shards)} shards, "
         f"{total / 2**20:.1f} MiB"
     )
+    print(f"  {short_form(ShardReader(directory))}")
     for title, values in index.provenance["report"].items():
         print(f"  {title}: {values}")
     if index.rejects:

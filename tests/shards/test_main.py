@@ -99,6 +99,7 @@ def test_build_reports_what_it_did(caption_csv, tmp_path, capsys):
     main(["build", "captions", *options, "--jobs", "1"])
     output = capsys.readouterr().out
     assert "60 rows = 57 samples" in output and "rejected 3: empty image file" in output
+    assert "3.00 pairs a picture; words a caption: least 4, median 4, mean 4.0, most 4" in output
     assert "pictures: 20 of 20" in output and "19 pictures in" in output
 
 

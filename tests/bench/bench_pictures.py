@@ -1,0 +1,233 @@
+"""Pictures with several captions: disk, looking, loading and opening, beside an older checkout.
+
+    python tests/bench/bench_pictures.py IMAGES CAPTIONS.csv --old CHECKOUT [--rounds 7]
+
+Each checkout builds its own shards of the same files and runs in processes of its own, which take
+turns; figures are medians, in CPU seconds of one process. `raw` decodes every distinct picture, as
+it is, with simplejpeg and does nothing else.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+
+from PIL import Image
+
+NEW = Path(__file__).resolve().parents[2]
+BATCH, SAMPLES = 48, 960
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path)
+    parser.add_argument("captions", type=Path)
+    parser.add_argument("--old", type=Path, required=True, help="a checkout to compare with")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        boxes = write_boxes(args.images, root / "boxes.jsonl", 1)
+        raw = ["--images", str(args.images), "--captions", str(args.captions)]
+        shards = {"old": (args.old, root / "old", []), "new": (NEW, root / "new", []),
+                  "as it is": (NEW, root / "as_is", ["--as-is"])}  # fmt: skip
+        print("| build | MiB | detect, CPU s |\n|---|---|---|")
+        for name, (checkout, out, options) in shards.items():
+            run(checkout, "build", "captions", *raw, "--out", str(out), "--jobs", "1", *options)
+            spent = run(checkout, "detect", str(out), "--detector", "file", "--boxes", str(boxes))
+            size = sum(path.stat().st_size for path in out.glob("*.tar")) / 2**20
+            print(f"| {name} | {size:.1f} | {spent:.2f} |")
+        print("\n| loader, one core | samples/s | of old |\n|---|---|---|")
+        children = {
+            f"{name}, {together} step(s) a decoding": Child(checkout, "load", out, str(together))
+            for name, (checkout, out, _) in shards.items()
+            for together in ((1,) if name == "old" else (1, 5))
+        }
+        children["raw simplejpeg, pictures/s"] = Child(NEW, "raw", args.images)
+        report(children, args.rounds, lambda speed: f"{speed:,.0f}")
+        opened = {name: root / f"open_{name}" for name in ("old", "new")}
+        many_objects(root, opened, args.old)
+        print("\n| opening 2,048 pairs with ten boxes each | CPU ms; MiB of heap |\n|---|---|")
+        for name, out in opened.items():
+            child = Child(shards[name][0], "open", out)
+            print(f"| {name} | {statistics.median(child.ask() for _ in range(args.rounds)):.1f}; "
+                  f"{Child(shards[name][0], 'heap', out).ask():.3f} |")  # fmt: skip
+
+
+def run(checkout: Path, *words: str) -> float:
+    """A command of a checkout; its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "shards", *words], check=True, cwd=checkout,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def write_boxes(images: Path, path: Path, number: int) -> Path:
+    """Boxes for every picture of a folder."""
+    with open(path, "w") as file:
+        for picture in sorted(images.glob("*.jpg")):
+            with Image.open(picture) as image:
+                width, height = image.size
+            item = {"box": [0.2 * width, 0.2 * height, 0.8 * width, 0.9 * height], "label": "dog"}
+            objects = [item | {"score": 0.9 - 0.01 * n} for n in range(number)]
+            line = {"image_id": picture.name, "size": [width, height], "objects": objects}
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def many_objects(root: Path, outs: dict[str, Path], old: Path) -> None:
+    """One shard of 2,048 small pictures, built by each checkout."""
+    images, table = root / "small", root / "small.csv"
+    images.mkdir()
+    for number in range(2048):
+        Image.new("RGB", (64, 48), (number % 256, number // 256, 0)).save(images / f"{number}.jpg")
+    lines = [f"{n}.jpg,caption number {n} of some length and a few more words" for n in range(2048)]
+    table.write_text("\n".join(["image,caption", *lines]))
+    boxes = write_boxes(images, root / "many.jsonl", 10)
+    raw = ["--images", str(images), "--captions", str(table), "--mismatch", "0"]
+    for name, out in outs.items():
+        checkout = old if name == "old" else NEW
+        run(checkout, "build", "captions", *raw, "--out", str(out), "--shard-size", "2048")
+        options = ["--detector", "file", "--boxes", str(boxes), "--keep", "10"]
+        run(checkout, "detect", str(out), *options)
+
+
+class Child:
+    """This file, run with a checkout's packages; each question costs one measurement."""
+
+    def __init__(self, checkout: Path, *words: object) -> None:
+        command = [sys.executable, __file__, "--child", *map(str, words)]
+        env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, env=env, cwd=checkout, text=True, stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def ask(self) -> float:
+        """One figure."""
+        assert self.process.stdin and self.process.stdout  # pipes
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+
+def report(children: dict[str, Child], rounds: int, form) -> None:
+    """A line each, the contestants taking turns."""
+    figures: dict[str, list[float]] = {name: [] for name in children}
+    for _ in range(rounds):
+        for name, child in children.items():
+            figures[name].append(child.ask())
+    first = next(iter(figures.values()))
+    for name, values in figures.items():
+        ratio = statistics.median(a / b for a, b in zip(values, first, strict=True))
+        print(f"| {name} | {form(statistics.median(values))} | x{ratio:.2f} |")
+
+
+# ------------------------------------------------------------------ in a child
+
+
+def child(kind: str, place: str, *rest: str) -> None:
+    """Answer each line of standard input with a figure."""
+    measure = {"load": loader, "raw": raw_decoding, "open": opening, "heap": heap}[kind](
+        place, *rest
+    )
+    for _ in sys.stdin:
+        print(measure(), flush=True)
+
+
+def loader(place: str, together: str):
+    """Samples per CPU second."""
+    import torch
+
+    from pretrain.config import DataConfig
+
+    try:
+        from pretrain.data import pairs as data
+        from pretrain.data.tokenizer import learn_tokenizer
+    except ImportError:  # commit 265d405
+        from pretrain.tokenizer import learn_tokenizer  # type: ignore[import-not-found,no-redef]
+
+        from pretrain import data  # type: ignore[no-redef]
+    from shards.stream import CanonicalOrder, RankBatches
+
+    torch.set_num_threads(1)
+    reader = data.open_reader(place, teacher=False)
+    tokenizer = learn_tokenizer([s.meta.caption for s in reader.samples(0)] * 3, 1000)
+    options = {"image_size": 224, "patch_size": 16, "seed": 0, "augment": True}
+    dataset = data.PairDataset(reader, tokenizer, DataConfig(train=place), **options)
+    blocks = hasattr(dataset, "block")
+    extra = {"together": int(together), "pictures": reader.row_pictures} if blocks else {}
+    order = CanonicalOrder([s.samples for s in reader.index.shards], seed=0, **extra)
+    batches = RankBatches(order, rank=0, world=1, micro_batch_size=BATCH)
+    feed = iter(batches.blocks() if blocks else ([batch] for batch in batches))
+
+    def measure() -> float:
+        start, done = time.process_time(), 0
+        while done < SAMPLES:
+            block = next(feed)
+            made = dataset.block(block) if blocks else [dataset.__getitems__(block[0])]
+            done += sum(map(len, made))
+        return done / (time.process_time() - start)
+
+    measure()
+    return measure
+
+
+def raw_decoding(place: str):
+    """Pictures per CPU second."""
+    import simplejpeg
+
+    contents = [path.read_bytes() for path in sorted(Path(place).glob("*.jpg"))]
+
+    def measure() -> float:
+        start = time.process_time()
+        for content in contents:
+            simplejpeg.decode_jpeg(content, "RGB", strict=False)
+        return len(contents) / (time.process_time() - start)
+
+    return measure
+
+
+def opening(place: str):
+    """CPU ms from a reader to its first sample."""
+    from shards.stream import ShardReader
+
+    def measure() -> float:
+        reader = ShardReader(place, columns=["objects"])
+        start = time.process_time()
+        reader.read(0, 0)
+        return 1000 * (time.process_time() - start)
+
+    measure()
+    return measure
+
+
+def heap(place: str):
+    """MiB that an opened shard holds."""
+    from shards.stream import ShardReader
+
+    def measure() -> float:
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        reader = ShardReader(place, columns=["objects"])
+        reader.read(0, 0)
+        held = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        del reader
+        return held / 2**20
+
+    measure()
+    return measure
+
+
+if __name__ == "__main__":
+    child(*sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main()
