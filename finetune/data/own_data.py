@@ -146,7 +146,7 @@ def _marked(value: Any, text: str, offsets: str | None) -> tuple[int, int, str]:
     if isinstance(value, dict):  # as newer exports of doccano and spaCy write it
         starts, ends = ("start", "start_offset"), ("end", "end_offset")
         names = (starts, ends, ("type", "label"), ("text",))
-        value = [next((value[n] for n in some if n in value), None) for some in names]
+        value = [next((value[n] for n in spellings if n in value), None) for spellings in names]
         value = value if value[3] is not None else value[:3]
     types = [type(part) for part in value] if isinstance(value, list) else []
     if types not in ([int, int, str], [int, int, str, str]):

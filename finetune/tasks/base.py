@@ -68,11 +68,11 @@ class SideInput:
         """InputError unless a row-keyed file holds rows 0 … count - 1, no more and no fewer."""
         if self.keyed_by != "row" or self.values.keys() == set(range(count)):
             return
-        extra = sorted(key for key in self.values if not 0 <= key < count)
-        lost = next((row for row in range(count) if row not in self.values), None)
-        found = f"row {extra[0]} is too many" if extra else f"row {lost} is missing"
+        surplus = sorted(key for key in self.values if not 0 <= key < count)
+        missing = next((row for row in range(count) if row not in self.values), None)
+        problem = f"row {surplus[0]} is too many" if surplus else f"row {missing} is missing"
         raise InputError(
-            f"{self.path}: {len(self.values)} rows for a split of {count} ({found}); "
+            f"{self.path}: {len(self.values)} rows for a split of {count} ({problem}); "
             "it belongs to another split or another version of the data"
         )
 

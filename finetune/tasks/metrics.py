@@ -125,19 +125,19 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     An `I-x` that follows no `x` begins an entity, and so does a change of type. A tag outside BIO
     (`X`, `PAD`, `[SEP]`) has its first letter for a prefix and the rest for a type, as there.
     """
-    found: list[Entity] = []
+    spans: list[Entity] = []
     prefix, kind, start = "O", "", 0
     for place, tag in enumerate([*tags, "O"]):
         next_prefix, next_kind = tag[0], tag[1:].split("-", maxsplit=1)[-1] or "_"
         changed = kind != next_kind
         inside_ends = prefix in "BI" and next_prefix in "BSO"
         if prefix in "ES" or inside_ends or (changed and prefix not in "O."):
-            found.append((kind, start, place - 1))
+            spans.append((kind, start, place - 1))
         outside_starts = prefix in "ESO" and next_prefix in "EI"
         if next_prefix in "BS" or outside_starts or (changed and next_prefix not in "O."):
             start = place
         prefix, kind = next_prefix, next_kind
-    return found
+    return spans
 
 
 def entity_scores(
@@ -186,10 +186,10 @@ def _entity_counts(
     for truth, guess in zip(gold, predicted, strict=True):
         if scorer == "fixed":
             guess = [tag if tag[:2] in ("B-", "I-") else "O" for tag in guess]
-        wanted, given = set(entities(truth)), set(entities(guess))
-        correct.update(kind for kind, _, _ in wanted & given)
-        claimed.update(kind for kind, _, _ in given)
-        true.update(kind for kind, _, _ in wanted)
+        gold_spans, predicted_spans = set(entities(truth)), set(entities(guess))
+        correct.update(kind for kind, _, _ in gold_spans & predicted_spans)
+        claimed.update(kind for kind, _, _ in predicted_spans)
+        true.update(kind for kind, _, _ in gold_spans)
     return correct, claimed, true
 
 

@@ -199,22 +199,22 @@ def _from_text(
     # An entity may begin or end inside what would be a word: the text is cut there too.
     cuts = sorted({0, len(text), *(end for span in spans if span for end in span)})
     places = [
-        (start + found.start(), start + found.end())
+        (start + word.start(), start + word.end())
         for start, end in pairwise(cuts)
-        for found in (words or WHOLE_TAGS).finditer(text[start:end])
+        for word in (words or WHOLE_TAGS).finditer(text[start:end])
     ]
     if not places:
         raise InputError("text without a word")
-    inside: list[Span | None] = []
+    token_spans: list[Span | None] = []
     for span, name in zip(spans, ("head", "tail"), strict=True):
         if span is None:
-            inside.append(None)
+            token_spans.append(None)
             continue
         within = [i for i, (start, end) in enumerate(places) if span[0] <= start and end <= span[1]]
         if not within:
             raise InputError(f"{name} {list(span)} holds no word")
-        inside.append((within[0], within[-1] + 1))
-    return text, tuple(text[start:end] for start, end in places), tuple(places), inside
+        token_spans.append((within[0], within[-1] + 1))
+    return text, tuple(text[start:end] for start, end in places), tuple(places), token_spans
 
 
 def _from_tokens(tokens: Any, entities: list[Any]) -> Parsed:

@@ -216,9 +216,9 @@ def read_generated_boxes(path: str | Path) -> SideInput:
             raise InputError(f"{path}: row {row}: expected boxes (x1, y1, x2, y2)") from None
         if not all(len(box) == 4 and all(map(math.isfinite, box)) for box in rounded):
             raise InputError(f"{path}: row {row}: expected boxes of four finite numbers")
-        kept = [b for b in rounded if round(b[2]) > round(b[0]) and round(b[3]) > round(b[1])]
-        flat += len(rounded) - len(kept)
-        values[row] = tuple(kept)
+        solid = [b for b in rounded if round(b[2]) > round(b[0]) and round(b[3]) > round(b[1])]
+        flat += len(rounded) - len(solid)
+        values[row] = tuple(solid)
     notes = (f"{flat} boxes without area left out",) if flat else ()
     return SideInput(
         path=path, keyed_by="row", values=not_empty(values, path), leaky=True, notes=notes

@@ -178,15 +178,15 @@ def split_file(folder: Path, split: str) -> Path | None:
         InputError: two files could be it, and they differ.
     """
     names = [f"{name}{end}" for name in FILE_NAMES[split] for end in (".txt", ".jsonl")]
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    if not paths:
         return None
-    if len({path.read_bytes() for path in found}) > 1:
+    if len({path.read_bytes() for path in paths}) > 1:
         raise InputError(
-            f"{folder}: {' and '.join(path.name for path in found)} differ and both could be the "
+            f"{folder}: {' and '.join(path.name for path in paths)} differ and both could be the "
             f"{split} split; keep one"
         )
-    return found[0]
+    return paths[0]
 
 
 def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NERRow]:

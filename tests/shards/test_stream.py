@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from shards import location
 from shards.__main__ import main
@@ -581,3 +581,25 @@ def test_missing_backend_says_what_to_install(url, backend, tmp_path, monkeypatc
     expected = rf"{url}/index\.json: .*{backend}.*; pip install 'fusion-mre\[remote\]' brings"
     with pytest.raises(InputError, match=expected):
         ShardReader(url, cache=tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["moved by a row", "zeros", "other boxes"])
+def test_columns_that_are_not_what_was_written_are_refused(shards, damage):
+    """Files of the same size whose numbers are possible ones, as a script beside us leaves them."""
+    add_columns(shards)
+    column = "objects" if damage == "other boxes" else "teacher"
+    path = sorted((shards / column).glob("*[0-9].*"))[1]
+    size = path.stat().st_size
+    if column == "teacher":
+        tensors = load_file(path)
+        features = tensors["image_feat"]
+        changed = np.roll(features, 1, 0) if damage == "moved by a row" else features * 0
+        path.write_bytes(save(tensors | {"image_feat": changed}))
+    else:
+        boxes = [[DetectedObject((0, 0, 2 + n, 3), 0.5, "dog")] * (n % 3) for n in range(5)]
+        path.write_bytes(pack_detections(boxes))
+    assert path.stat().st_size == size
+    reader = ShardReader(shards, columns=[column])
+    assert reader.read(0, 0)
+    with pytest.raises(InputError, match=rf"{path.name}: another checksum than column\.json says"):
+        reader.read(1, 0)
