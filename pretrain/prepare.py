@@ -16,7 +16,7 @@ from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME
 from pretrain.config import PretrainConfig
 from pretrain.data.pairs import PairDataset
-from pretrain.data.tokenizer import learn_tokenizer
+from pretrain.data.tokenizer import LEARNERS
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank, encode_prompts
@@ -112,7 +112,12 @@ def run_tokenizer(
 
     def make() -> PreTrainedTokenizerBase:
         own = hub.load_tokenizer(init) if init else None
-        if config.model.tokenizer:
+        if own and config.model.tokenizer in LEARNERS:
+            raise InputError(
+                f"model.tokenizer {config.model.tokenizer}: model.init {init} has its own, whose "
+                "numbers its word table is read by"
+            )
+        if config.model.tokenizer and config.model.tokenizer not in LEARNERS:
             tokenizer = hub.load_tokenizer(resolve(config.model.tokenizer))
             if own and own.get_vocab() != tokenizer.get_vocab():
                 raise InputError(
@@ -125,7 +130,8 @@ def run_tokenizer(
         # A set, sorted: the vocabulary must not depend on the order of shards.
         shards = range(len(reader.index.shards))
         captions = {caption for number in shards for caption in reader.captions(number)}
-        return learn_tokenizer(sorted(captions), config.model.vocab_size)
+        learn = LEARNERS[config.model.tokenizer or "wordpiece"]
+        return learn(sorted(captions), config.model.vocab_size)
 
     def write() -> None:
         if resumes and (own := sorted(folder.glob("tokenizer*"))):

@@ -91,7 +91,8 @@ def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
     vision = encoder.encode_image(batch.pixel_values)
     out = {"matched": batch.matched, "ids": batch.ids}
     if config.cit:
-        out |= {"image_feat": encoder.image_feat(vision), "text_feat": encoder.text_feat(text)}
+        text_feat = encoder.text_feat(text, batch.attention_mask)
+        out |= {"image_feat": encoder.image_feat(vision), "text_feat": text_feat}
     if not (config.itm or config.coe or config.cir):
         return out
     fused = encoder.fuse(text, batch.attention_mask, vision)

@@ -52,7 +52,7 @@ class SpanEncoder:
         """(n, L) the word that each piece belongs to (-1: none), (n, L, 3·D) states."""
         encoded = self.tokenizer(
             list(map(list, posts)), is_split_into_words=True, truncation=True, padding=True,
-            max_length=self.bert.config.max_position_embeddings, return_tensors="pt",
+            max_length=self.bert.longest_text, return_tensors="pt",
         )  # fmt: skip
         states = self.bert(
             input_ids=encoded["input_ids"].to(self.device),

@@ -135,7 +135,10 @@ class Method(nn.Module):
             region_slots=self.region_slots,
             longest_text=self.longest_text,
             longest_caption=self.longest_caption,
-            positions=getattr(sizes, "max_position_embeddings", None),
+            # A RoBERTa's table has rows before the first word piece.
+            positions=getattr(
+                self.encoder, "longest_text", getattr(sizes, "max_position_embeddings", None)
+            ),
             frozen_vision=self.frozen_vision,
         )
 

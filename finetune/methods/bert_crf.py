@@ -5,9 +5,10 @@ from typing import Any
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import BertCrfConfig
-from finetune.methods.layers import TaggingHead, load_text_encoder, word_states
+from finetune.methods.layers import TaggingHead, load_any_text_encoder, word_states
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert
+from pretrain.model.library import LibraryText
 
 
 class BertCrf(Method):
@@ -16,7 +17,7 @@ class BertCrf(Method):
     Config = BertCrfConfig
     kinds = frozenset({"entities"})
 
-    def __init__(self, encoder: Bert, task: TaskInfo, config: BertCrfConfig) -> None:
+    def __init__(self, encoder: Bert | LibraryText, task: TaskInfo, config: BertCrfConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = TaggingHead(
@@ -25,8 +26,8 @@ class BertCrf(Method):
 
     @classmethod
     def build(cls, config: BertCrfConfig, task: TaskInfo, source: Source) -> tuple["BertCrf", Any]:
-        """From a BERT directory or the text side of a fusion model."""
-        encoder, tokenizer = load_text_encoder(source, task)
+        """From the directory of a text encoder, or the text side of a fusion model."""
+        encoder, tokenizer = load_any_text_encoder(source, task)
         return cls(encoder, task, config), tokenizer
 
     def forward(self, batch: Batch) -> MethodOutput:

@@ -3,6 +3,7 @@
 B: rows, L: positions, W: words, D: hidden size, C: labels.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,14 +15,43 @@ from finetune.methods.base import MethodOutput, Source
 from finetune.methods.crf import LinearChainCRF, PieceTags
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import Entity
+from pretrain import distributed
 from pretrain.checkpoint.hub import load_fusion, load_text_tower
 from pretrain.model.bert import Bert
+from pretrain.model.config import BERT_KIN, MODEL_TYPE
 from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain.model.library import LibraryText
+from shards.files import InputError
+from shards.redact import without_secrets
+
+LOG = logging.getLogger(__name__)
 
 
 def load_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert, Any]:
-    """A text-only BERT without pooler, with word rows for the task's special tokens."""
+    """A text-only BERT or its kin without pooler, with word rows for the task's special tokens: for
+    methods whose mathematics sits inside BERT's attention.
+
+    Raises:
+        InputError: a text encoder of another family.
+    """
+    encoder, tokenizer = load_any_text_encoder(source, task)
+    if not isinstance(encoder, Bert):
+        raise InputError(
+            f"{source.path}: its text encoder is a {encoder.config.model_type}; this method works "
+            f"inside the attention of {', '.join(BERT_KIN)}: begin with one of these"
+        )
+    return encoder, tokenizer
+
+
+def load_any_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert | LibraryText, Any]:
+    """The same of any family, for methods that read its last states alone."""
     encoder, tokenizer = load_text_tower(source.directory, random_weights=source.random_weights)
+    if source.directory.kind != MODEL_TYPE:
+        tell(source, f"the {encoder.config.model_type} of {{}}")
+    elif isinstance(encoder, Bert):
+        tell(source, "text and fusion layers of {}; left: vision, bridge, projections")
+    else:
+        tell(source, "text tower of {}; left: fusion layers, vision, bridges, projections")
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer
@@ -30,9 +60,18 @@ def load_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert, Any]:
 def load_fusion_encoder(source: Source, task: TaskInfo) -> tuple[FusionEncoder, Any]:
     """A fusion encoder with word rows for the task's special tokens."""
     encoder, tokenizer = load_fusion(source.directory, random_weights=source.random_weights)
+    tell(source, "text, fusion layers, vision and bridge of {}; unused: projections")
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer
+
+
+def tell(source: Source, line: str) -> None:
+    """One line of the log: what came from where; {} stands for the source. A finished run's tensors
+    are loaded afterwards, all of them."""
+    if not source.finished and distributed.is_main():
+        drawn = ", drawn at random" if source.random_weights else ""
+        LOG.info("%s%s", without_secrets(line.format(source.path)), drawn)
 
 
 def word_states(encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

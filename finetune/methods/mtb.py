@@ -18,10 +18,16 @@ from finetune.inputs.spec import Provider, Wanted
 from finetune.inputs.split import LoadedSplit
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import MTBConfig
-from finetune.methods.layers import RelationHead, load_text_encoder, marker_states, word_states
+from finetune.methods.layers import (
+    RelationHead,
+    load_any_text_encoder,
+    marker_states,
+    word_states,
+)
 from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert
+from pretrain.model.library import LibraryText
 
 MOST_CROPS = 4
 
@@ -46,7 +52,7 @@ class MTB(Method):
     Config = MTBConfig
     providers: Mapping[str, Provider] = {"crop_count": CROP_COUNT}
 
-    def __init__(self, encoder: Bert, task: TaskInfo, config: MTBConfig) -> None:
+    def __init__(self, encoder: Bert | LibraryText, task: TaskInfo, config: MTBConfig) -> None:
         super().__init__()
         self.encoder = encoder
         size = encoder.config.hidden_size
@@ -58,8 +64,8 @@ class MTB(Method):
 
     @classmethod
     def build(cls, config: MTBConfig, task: TaskInfo, source: Source) -> tuple["MTB", Any]:
-        """From a BERT directory or the text side of a fusion model."""
-        encoder, tokenizer = load_text_encoder(source, task)
+        """From the directory of a text encoder, or the text side of a fusion model."""
+        encoder, tokenizer = load_any_text_encoder(source, task)
         return cls(encoder, task, config), tokenizer
 
     def forward(self, batch: Batch) -> MethodOutput:

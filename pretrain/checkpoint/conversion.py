@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
+from pretrain.checkpoint.backbones import write_timm
 from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.convert_config import ConvertConfig, fine_tuned
 from pretrain.checkpoint.remote import fetch, is_remote
@@ -101,7 +102,7 @@ def _write_bert(out: str, imported: Imported, tokenizer: Any, facts: dict[str, A
 
 
 def _write_timm(out: str, imported: Imported, tokenizer: Any, facts: dict[str, Any]) -> State:
-    hub.save_directory(out, partial(towers.write_timm, imported=imported))
+    hub.save_directory(out, partial(write_timm, imported=imported))
     return {name: t for name, t in imported.state.items() if name.startswith("vision.")}
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pretrain.model.config import Layout
 
-KINDS = ("deepspeed", "promu", "alpro", "bert+vit", "model", "clip")
+KINDS = ("deepspeed", "promu", "alpro", "text+vision", "model", "clip")
 """Of checkpoints that are no fine-tuned one."""
 
 
@@ -27,18 +27,21 @@ class ConvertConfig:
     out: str
     """Directory, file for --to promu, or fsspec URL."""
     kind: str = "auto"
-    """Or --from: what SOURCE is: auto (found out), deepspeed, promu, alpro, bert+vit, model, clip;
+    """Or --from: what SOURCE is: auto (found out), deepspeed, promu, alpro, text+vision, model,
+    clip;
     fine-tuned: camim, hvpnet, mkgformer, tmr."""
     target: Literal["model", "promu", "bert", "timm"] = "model"
     """Or --to: model directory; the authors' layout; a tower alone."""
     vision: str | None = None
-    """timm name or directory of the ViT for a BERT or ALPRO."""
+    """timm name or directory of the picture backbone for a text encoder or ALPRO."""
     tokenizer: str = "bert-base-uncased"
     """Tokenizer of a file that has none; for a fine-tuned one its whole BERT directory or id."""
     text_layers: int | None = None
     """Where a BERT is cut: layers that read the text alone; none: half of them."""
     encoder_layout: Layout = "split"
-    """For bert+vit: one BERT cut in two, a copy for fusion, or the same layers again."""
+    """For a BERT: one cut in two, a copy for fusion, or the same layers again."""
+    fusion_layers: int | None = None
+    """New fusion layers over a text encoder that is not cut (DeBERTa, ModernBERT, …); none: 6."""
     part: Literal["student", "prompter", "prompter_image", "prompter_obj"] = "student"
     """For promu: the student, a stage-1 file as prompter, or a teacher inside the student."""
     labels: str | None = None
@@ -49,6 +52,8 @@ class ConvertConfig:
     """Of what no source has (projections)."""
 
     def __post_init__(self) -> None:
+        if self.kind == "bert+vit":  # its name before other families were read
+            object.__setattr__(self, "kind", "text+vision")
         kinds = ("auto", *KINDS, *sorted(fine_tuned()))
         if self.kind not in kinds:
             raise ValueError(f"--from {self.kind}: there are {', '.join(kinds)}")

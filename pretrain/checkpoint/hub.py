@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -30,15 +31,18 @@ from pretrain.checkpoint.strict import (
     load_strictly,
     read_weights,
 )
-from pretrain.checkpoint.text import read_bert
-from pretrain.model.bert import ARCHITECTURES, Bert
+from pretrain.checkpoint.text import read_text
+from pretrain.model.bert import Bert
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
+from pretrain.model.library import LibraryText
 from pretrain.model.promu import LossConfig, Promu
 from shards.files import InputError, read_json, replace_folder, write_json
 
 T = TypeVar("T")
 Source = str | os.PathLike[str]
-TOKENIZER_NAMES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+TOKENIZER_NAMES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model",
+                   "sentencepiece.bpe.model")  # fmt: skip
+"""What a tokenizer may lie in: WordPiece, byte-level BPE, SentencePiece."""
 
 
 def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
@@ -47,14 +51,9 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
 
     directory = Path(source)
     require_readable(directory / "tokenizer.json")
-    if not any((directory / name).exists() for name in ("tokenizer.json", "vocab.txt")):
-        raise InputError(f"{directory}: no tokenizer (tokenizer.json or vocab.txt)")
-    for name in (
-        "tokenizer.json",
-        "vocab.txt",
-        "tokenizer_config.json",
-        "preprocessor_config.json",
-    ):
+    if not any((directory / name).exists() for name in TOKENIZER_NAMES):
+        raise InputError(f"{directory}: no tokenizer ({', '.join(TOKENIZER_NAMES)})")
+    for name in (*TOKENIZER_NAMES, "tokenizer_config.json", "preprocessor_config.json"):
         check_member(directory / name)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if not isinstance(source, ModelDirectory) and (directory / CONFIG_NAME).is_file():
@@ -66,8 +65,23 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     except Exception as error:  # `tokenizers` raises no narrower kind on a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{directory}: {type(tokenizer).__name__} is a tokenizer without a fast form, which "
+            "alone tells where a piece lies in a text; take a model whose tokenizer.json there is"
+        )
     check_tokenizer(tokenizer, directory)
+    _begin_words_with_blanks(tokenizer)
     return tokenizer
+
+
+def _begin_words_with_blanks(tokenizer: Any) -> None:
+    """Byte-level pieces (RoBERTa, ModernBERT) tell a word's begin by the blank before it, which a
+    text's first word and words that are given one by one would lack."""
+    words = tokenizer.backend_tokenizer.pre_tokenizer
+    if isinstance(words, ByteLevel):
+        words.add_prefix_space = True
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
 
 def load_promu(
@@ -108,23 +122,26 @@ def fusion_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
 
 def load_text_tower(
     source: Source, *, revision: str | None = None, random_weights: bool = False
-) -> tuple[Bert, PreTrainedTokenizerBase]:
-    """A BERT without pooler: of a fusion model directory, or any Hugging Face BERT or its kin.
+) -> tuple[Bert | LibraryText, PreTrainedTokenizerBase]:
+    """A text encoder: of a fusion model directory, or any Hugging Face one of a known family.
 
     A fusion encoder of layout `split` is one BERT cut in two: its text and fusion layers are
     stacked again. Of the other layouts it is the text tower.
     """
     directory = ModelDirectory.open(source, revision=revision)
-    if directory.kind in ARCHITECTURES:
-        bert = read_bert(directory.path, random_weights=random_weights)
-        return bert, load_tokenizer(directory)
+    if directory.kind != MODEL_TYPE:
+        text = read_text(directory.path, random_weights=random_weights)
+        return text, load_tokenizer(directory)
     encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
     return stack_text_layers(encoder), tokenizer
 
 
-def stack_text_layers(encoder: FusionEncoder) -> Bert:
-    """All BERT layers of an encoder as one text-only BERT (weights shared, not copied)."""
+def stack_text_layers(encoder: FusionEncoder) -> Bert | LibraryText:
+    """All BERT layers of an encoder as one text-only BERT (weights shared, not copied); where the
+    text tower is of another family, that alone."""
     config = encoder.config
+    if not isinstance(encoder.text, Bert):
+        return encoder.text
     layers = list(encoder.text.encoder.layer)
     if config.encoder_layout == "split" and config.fusion_layers:
         layers += list(encoder.fusion.layer)

@@ -7,13 +7,17 @@ from typing import Any
 
 from pretrain.checkpoint import authors, hub, strict, towers
 from pretrain.checkpoint.authors import Imported
+from pretrain.checkpoint.backbones import read_backbone
 from pretrain.checkpoint.card import checkpoint_card
 from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
+from pretrain.checkpoint.text import read_text
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
+from pretrain.model.config import BERT_KIN
+from pretrain.model.library import TEXT_FAMILIES
 from shards.files import InputError
 
 
@@ -28,7 +32,8 @@ def detect(source: Path, name: str) -> str:
         return "deepspeed"
     if source.suffix in (".pt", ".pth", ".bin"):
         raise InputError(f"{name}: no such file")
-    kinds = {"fusion-mre": "model", "bert": "bert+vit", "clip": "clip"}
+    kinds = {"fusion-mre": "model", "clip": "clip"}
+    kinds |= dict.fromkeys((*BERT_KIN, *TEXT_FAMILIES, "siglip"), "text+vision")
     model_type = ModelDirectory.open(name).config.get("model_type")
     if str(model_type) not in kinds:
         raise InputError(f"{name}: model_type {model_type!r} is none of {list(kinds)}")
@@ -70,7 +75,7 @@ def _read_promu(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
 
 
 def _read_alpro(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
-    vit = towers.read_vit(_vision(config))
+    vit = read_backbone(_vision(config), config.image_size)
     content = load_pickle(source)
     with _about(source):
         text = authors.from_alpro(content, text_layers=config.text_layers)
@@ -79,11 +84,16 @@ def _read_alpro(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
 
 
 def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
-    vit = towers.read_vit(_vision(config))
+    vision = read_backbone(_vision(config), config.image_size)
     directory = resolve(config.source)
-    bert = hub.read_bert(directory).eval()
+    text = read_text(directory).eval()
     imported = towers.from_towers(
-        bert, vit, text_layers=config.text_layers, layout=config.encoder_layout, seed=config.seed
+        text,
+        vision,
+        text_layers=config.text_layers,
+        layout=config.encoder_layout,
+        fusion_layers=config.fusion_layers,
+        seed=config.seed,
     )
     return imported, hub.load_tokenizer(directory)
 
@@ -111,7 +121,7 @@ def _is_step(source: Path) -> bool:
 def _vision(config: ConvertConfig) -> str:
     if not config.vision:
         raise InputError(
-            f"{config.source} has no picture tower of ours: give --vision, a timm ViT such as "
+            f"{config.source} has no picture tower of ours: give --vision, a timm model such as "
             "vit_base_patch16_224.orig_in21k, or a directory of one"
         )
     return config.vision
@@ -130,7 +140,7 @@ READERS: dict[str, Callable[[Path, ConvertConfig], tuple[Imported, Any]]] = {
     "deepspeed": _read_run,
     "promu": _read_promu,
     "alpro": _read_alpro,
-    "bert+vit": _read_towers,
+    "text+vision": _read_towers,
     "model": _read_model,
 }
 """Kind -> what reads it: (path, options) -> the checkpoint in our names, and its tokenizer."""

@@ -1,4 +1,5 @@
-"""A published BERT, RoBERTa, XLM-R or ELECTRA -> our layers, strictly."""
+"""A published text encoder, strictly: a BERT, RoBERTa, XLM-R or ELECTRA -> our layers; of other
+families the model of `transformers`."""
 
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pretrain.checkpoint.foreign import check_settings, check_shards, unwrapped
+from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
 from pretrain.checkpoint.strict import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -20,6 +21,7 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.bert import ARCHITECTURES, Bert
+from pretrain.model.library import TEXT_FAMILIES, LibraryText, family_config
 from shards.files import InputError, read_json
 
 _LEFT = re.compile(r"embeddings\.(position_ids|token_type_ids)$|(?!embeddings|encoder\.)")
@@ -63,6 +65,55 @@ def read_bert(directory: Path, *, random_weights: bool = False) -> Bert:
     check_values(state, str(directory))
     bert.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return bert
+
+
+def read_text(directory: Path, *, random_weights: bool = False) -> Bert | LibraryText:
+    """`read_bert`, or a text encoder of another family (of a whole CLIP or SigLIP its text side).
+
+    Raises:
+        InputError: likewise; a family that is not known, or one that needs code of its own.
+    """
+    content = read_config(directory)
+    if content.get("model_type") in ARCHITECTURES:
+        return read_bert(directory, random_weights=random_weights)
+    if content.get("auto_map"):
+        raise InputError(
+            f"{directory}: `auto_map`: this model needs code of its own (trust_remote_code), and "
+            "no code of a model is ever run; take one that `transformers` itself knows"
+        )
+    if content.get("model_type") in ("clip", "siglip") and isinstance(
+        content.get("text_config"), dict
+    ):
+        family = f"{content['model_type']}_text_model"
+        content = {**content["text_config"], "model_type": family}
+    if content.get("model_type") not in TEXT_FAMILIES:
+        raise InputError(
+            f"{directory}: model_type is {content.get('model_type')!r}; text encoders are "
+            f"{', '.join([*ARCHITECTURES, *TEXT_FAMILIES])}"
+        )
+    try:
+        config = family_config(content)
+        text = LibraryText.of(config)
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{directory / CONFIG_NAME}: {reason}") from error
+    if random_weights:
+        return text
+    from transformers.utils import logging
+
+    check_shards(directory)
+    tensors = read_tensors(directory)  # no pickle that would run code comes further
+    check_values({n: t for n, t in tensors.items() if t.is_floating_point()}, str(directory))
+    logging.set_verbosity_error()
+    net, report = type(text.net).from_pretrained(
+        directory, config=config, output_loading_info=True, dtype=torch.float32,
+        local_files_only=True, key_mapping={WRAPPED: ""},
+    )  # fmt: skip
+    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        raise InputError(f"{directory}: {len(missing)} tensors missing, for example {missing[0]}")
+    if mismatched := list(report.get("mismatched_keys") or ()):
+        raise InputError(f"{directory}: tensors of another size: {mismatched[0]}")
+    return LibraryText(net)
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:

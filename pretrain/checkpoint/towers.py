@@ -1,62 +1,69 @@
-"""A published BERT and a published ViT -> a fusion encoder; positions for another picture size."""
+"""A published text encoder and a picture backbone -> a fusion encoder; other picture sizes."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
-from timm.models import create_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from transformers import BertConfig
 
 from pretrain.checkpoint.authors import Imported, cut_after
-from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, check_fits, load_strictly
+from pretrain.checkpoint.backbones import Backbone
+from pretrain.checkpoint.strict import (
+    check_fits,
+    load_strictly,
+)
 from pretrain.checkpoint.tables import bert_table, to_ours
 from pretrain.model.bert import Bert
-from pretrain.model.config import Layout
+from pretrain.model.config import CONFIG_VERSION, Layout
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
-from shards.files import InputError, write_json
-
-
-def read_vit(source: str) -> VisionTransformer:
-    """A timm model name (weights from hub or cache), or a directory in timm's hub layout."""
-    name = f"local-dir:{source}" if Path(source).is_dir() else source
-    try:
-        vit = create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # timm passes on whatever hub, file and registry raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--vision {source}: timm cannot load it ({reason})") from error
-    if type(vit) is not VisionTransformer:
-        raise InputError(f"--vision {source}: a {type(vit).__name__}, not a plain ViT")
-    return vit.eval()
+from pretrain.model.library import LibraryText, LibraryVision, settings_of
+from shards.files import InputError
 
 
 def from_towers(
-    bert: Bert,
-    vit: VisionTransformer,
+    bert: Bert | LibraryText,
+    vision: Backbone,
     *,
     text_layers: int | None = None,
     layout: Layout = "split",
+    fusion_layers: int | None = None,
     seed: int = 0,
 ) -> Imported:
-    """A fusion encoder whose text and fusion layers are those of a BERT.
+    """A fusion encoder whose text and fusion layers are those of a BERT or of its kin; of another
+    family the text tower is the whole encoder, and fusion layers are new.
 
     Args:
+        fusion_layers: of another family, None = 6.
         text_layers: layers that read the text alone where the layout is `split`, None = half;
             in the other layouts all do.
         seed: of what neither tower has: projections, and the bridge where the widths differ.
     """
+    if isinstance(bert, LibraryText):
+        if layout != "split" or text_layers is not None:
+            raise InputError(
+                f"a {bert.config.model_type} is taken whole: --encoder-layout and --text-layers "
+                "are of BERT, RoBERTa, XLM-R and ELECTRA"
+            )
+        whole = library_architecture(bert, 6 if fusion_layers is None else fusion_layers)
+        theirs = {f"text.{name}": tensor for name, tensor in bert.state_dict().items()}
+        imported = add_vision(Imported(whole.to_dict(), theirs), vision, seed=seed)
+        _check_text(encoder_of(imported), bert)
+        return imported
+    if fusion_layers is not None:
+        raise InputError("--fusion-layers: this encoder's own upper layers are; see --text-layers")
     architecture = bert_architecture(bert, text_layers=text_layers, layout=layout)
     state, whole = bert.state_dict(), bert.config.num_hidden_layers
-    table = bert_table("", whole, architecture.text_layers)
-    if layout == "two_bert":
-        again = bert_table("", whole, 0)
-        table |= {ours: names for ours, names in again.items() if ours.startswith("fusion.")}
-    text = {name: tensor.clone() for name, tensor in to_ours(state, table).items()}
-    imported = add_vision(Imported(architecture.to_dict(), text), vit, seed=seed)
-    _check_bert(encoder_of(imported), bert)
+    project = {n: state.pop(n) for n in list(state) if n.startswith("embeddings_project.")}
+    text = to_ours(state, bert_table("", whole, architecture.text_layers))
+    if layout == "two_bert":  # every layer once more
+        again = to_ours(state, bert_table("", whole, 0))
+        text |= {name: again[name] for name in again if name.startswith("fusion.")}
+    text = {name: tensor.clone() for name, tensor in text.items()}
+    text |= {f"text.{name}": tensor.clone() for name, tensor in project.items()}  # ELECTRA's
+    imported = add_vision(Imported(architecture.to_dict(), text), vision, seed=seed)
+    _check_text(encoder_of(imported), bert)
     return imported
 
 
@@ -75,34 +82,80 @@ def bert_architecture(
         text_layers=text_layers,
         fusion_layers=whole - text_layers if layout == "split" else whole,
         encoder_layout=layout,
-        max_position_embeddings=config.max_position_embeddings,
+        max_position_embeddings=bert.longest_text,
         hidden_dropout=config.hidden_dropout_prob,
         attention_dropout=config.attention_probs_dropout_prob,
         layer_norm_eps=config.layer_norm_eps,
+        text_config=_kin_settings(config),
     )
 
 
-def add_vision(imported: Imported, vit: VisionTransformer, *, seed: int = 0) -> Imported:
+_OF_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps",
+)  # fmt: skip
+"""Settings that `FusionEncoderConfig` holds under names of its own."""
+_OF_BERTS_KIN = (
+    "hidden_act", "type_vocab_size", "pad_token_id", "embedding_size", "max_position_embeddings",
+    "initializer_range",
+)  # fmt: skip
+"""Further settings that change what our layers compute or draw."""
+
+
+def _kin_settings(config: Any) -> dict[str, Any]:
+    """`text_config` of BERT's kin; {} for a BERT as the paper has it."""
+    names = [name for name in _OF_BERTS_KIN if hasattr(config, name)]
+    settings = {"model_type": config.model_type, **{n: getattr(config, n) for n in names}}
+    plain = BertConfig(max_position_embeddings=config.max_position_embeddings)
+    is_plain = config.model_type == "bert" and all(
+        getattr(plain, name) == settings[name] for name in names
+    )
+    return {} if is_plain else settings
+
+
+def library_architecture(text: LibraryText, fusion_layers: int) -> FusionEncoderConfig:
+    """Our description of a text encoder of another family; fusion layers are as wide as it is."""
+    config = text.config
+    width = config.hidden_size
+    return FusionEncoderConfig(
+        vocab_size=text.get_input_embeddings().num_embeddings,
+        hidden_size=width,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=4 * width,
+        text_layers=config.num_hidden_layers,
+        fusion_layers=fusion_layers,
+        max_position_embeddings=text.longest_text,
+        text_config=settings_of(config),
+    )
+
+
+def add_vision(imported: Imported, backbone: Backbone, *, seed: int = 0) -> Imported:
     """Give a text side a picture tower; what neither has is drawn at random and noted.
 
     A `vision_proj` of the text side's checkpoint is kept where its width fits.
     """
-    config = imported.config | vit_architecture(vit)
+    declared = FusionEncoderConfig.from_dict(imported.config | backbone.config | {
+        "format_version": CONFIG_VERSION
+    })  # fmt: skip
+    heads = {key: imported.config[key] for key in ("heads",) if key in imported.config}
+    config = declared.to_dict() | heads
     torch.manual_seed(seed)
-    encoder = FusionEncoder(FusionEncoderConfig.from_dict(config)).eval()
+    encoder = FusionEncoder(declared).eval()
     fresh = encoder.state_dict()
-    vision = {f"vision.{k}": v for k, v in vit.state_dict().items() if not k.startswith("head.")}
+    vision = backbone.state()
     expected = {name: tensor for name, tensor in fresh.items() if name.startswith("vision.")}
-    check_fits(expected, vision, "the ViT is of another kind than ours")
+    check_fits(expected, vision, "the picture tower is of another kind than described")
     text = {
         name: tensor
         for name, tensor in imported.state.items()
         if not name.startswith("vision_proj.") or tensor.shape == fresh[name].shape
     }
     drawn = sorted(set(fresh) - set(vision) - set(text))
-    notes = [*imported.notes, *([f"drawn at random: {', '.join(drawn)}"] if drawn else [])]
+    new = [name for name in drawn if name.startswith("fusion.")]
+    named = [*([f"{len(new)} tensors of fusion layers"] if new else []), *(set(drawn) - set(new))]
+    notes = [*imported.notes, *([f"drawn at random: {', '.join(sorted(named))}"] if drawn else [])]
     joined = Imported(config, fresh | text | vision, notes)
-    _check_vit(encoder_of(joined), vit)
+    _check_vision(encoder_of(joined), backbone.net)
     return joined
 
 
@@ -114,32 +167,13 @@ def encoder_of(imported: Imported) -> FusionEncoder:
     return encoder.eval()
 
 
-def vit_architecture(vit: VisionTransformer) -> dict[str, Any]:
-    """The fields of `FusionEncoderConfig` that a timm ViT decides."""
-    height, width = vit.patch_embed.img_size
-    if height != width:
-        raise InputError(
-            f"a ViT for pictures of {height}x{width} pixels; only squares are supported"
-        )
-    block: Any = vit.blocks[0]  # timm declares no attributes of its modules
-    preset: Any = vit.pretrained_cfg
-    return {
-        "image_size": height,
-        "patch_size": vit.patch_embed.patch_size[0],
-        "vision_hidden_size": vit.embed_dim,
-        "vision_layers": len(vit.blocks),
-        "vision_heads": block.attn.num_heads,
-        "vision_norm_eps": getattr(vit.norm, "eps", 1e-6),
-        "image_mean": tuple(preset["mean"]),
-        "image_std": tuple(preset["std"]),
-    }
-
-
 def resize_positions(imported: Imported, image_size: int) -> Imported:
     """The same model for pictures of `image_size` pixels a side (timm's own interpolation)."""
     old, patch = imported.config["image_size"], imported.config["patch_size"]
     if image_size == old:
         return imported
+    if imported.config.get("vision_config"):
+        return _resize_library(imported, image_size)
     if image_size % patch or image_size < patch:
         raise InputError(f"--image-size {image_size} is no multiple of the patch size {patch}")
     grid = image_size // patch
@@ -155,60 +189,48 @@ def resize_positions(imported: Imported, image_size: int) -> Imported:
     )
 
 
-def write_timm(folder: Path, imported: Imported) -> None:
-    """The picture tower as `timm.create_model("local-dir:…", pretrained=True)` reads it.
-
-    timm has no place for the LayerNorm epsilon: its 1e-6 is used there.
-    """
-    config = imported.config
-    size = config["image_size"]
-    content = {
-        "architecture": "vit_base_patch16_224",
-        "num_classes": 0,
-        "model_args": {
-            "img_size": size,
-            "patch_size": config["patch_size"],
-            "embed_dim": config["vision_hidden_size"],
-            "depth": config["vision_layers"],
-            "num_heads": config["vision_heads"],
-        },
-        "pretrained_cfg": {
-            "input_size": [3, size, size],
-            "mean": list(config["image_mean"]),
-            "std": list(config["image_std"]),
-            "num_classes": 0,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
-    }
-    write_json(folder / CONFIG_NAME, content)
-    state = {
-        name.removeprefix("vision."): tensor.contiguous()
-        for name, tensor in imported.state.items()
-        if name.startswith("vision.")
-    }
-    save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+def _resize_library(imported: Imported, image_size: int) -> Imported:
+    """The same of a backbone of timm, which resizes itself."""
+    old, patch = imported.config["image_size"], imported.config["patch_size"]
+    if image_size % patch or image_size < patch:
+        raise InputError(f"--image-size {image_size} is no multiple of the patch size {patch}")
+    encoder = encoder_of(imported)
+    if imported.config["vision_config"]["sized"]:
+        cast(LibraryVision, encoder.vision).net.set_input_size(img_size=image_size)
+    state = {f"vision.{name}": tensor for name, tensor in encoder.vision.state_dict().items()}
+    return replace(
+        imported,
+        config=imported.config | {"image_size": image_size},
+        state=imported.state | {name: tensor.contiguous() for name, tensor in state.items()},
+        notes=[*imported.notes, f"picture tower resized from {old} to {image_size} pixels"],
+    )
 
 
 # Equal names and shapes do not show an activation or a norm that differs; outputs do.
 
 
 @torch.inference_mode()
-def _check_vit(encoder: FusionEncoder, vit: VisionTransformer) -> None:
+def _check_vision(encoder: FusionEncoder, net: Any) -> None:
     size = encoder.config.image_size
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    _agree("the ViT", encoder.encode_image(pixels, normalized=True), vit.forward_features(pixels))
+    states, theirs = encoder.encode_image(pixels, normalized=True), net.forward_features(pixels)
+    if encoder.config.vision_config:  # first its own pooled state, then patches
+        states = states[:, 1:]
+        maps = theirs.dim() == 4
+        theirs = theirs.flatten(2).transpose(1, 2) if maps else theirs[:, -states.shape[1] :]
+    _agree("the picture tower", states, theirs)
 
 
 @torch.inference_mode()
-def _check_bert(encoder: FusionEncoder, bert: Bert) -> None:
+def _check_text(encoder: FusionEncoder, bert: Bert | LibraryText) -> None:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(0, encoder.config.vocab_size, (1, 8), generator=random)
     mask = torch.ones_like(ids)
     text = encoder.encode_text(ids, mask)
-    if encoder.config.encoder_layout == "split" and encoder.config.fusion_layers:
+    config = encoder.config
+    if config.is_cut and config.encoder_layout == "split" and config.fusion_layers:
         text = encoder.fuse(text, mask, None)
-    _agree("the BERT", text, bert(input_ids=ids, attention_mask=mask).last_hidden_state)
+    _agree("the text encoder", text, bert(ids, mask).last_hidden_state)
 
 
 def _agree(name: str, ours: Tensor, theirs: Tensor) -> None:

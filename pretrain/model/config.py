@@ -3,17 +3,20 @@
 Nothing here imports torch: a command line is parsed by these classes before anything heavy is.
 """
 
+import dataclasses
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from shards.files import is_number
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
+    from transformers import PreTrainedConfig
 
 Layout = Literal["split", "two_bert", "shared_twice"]
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 MODEL_TYPE = "fusion-mre"
+BERT_KIN = ("bert", "roberta", "xlm-roberta", "electra")
+"""Families of text encoders that are cut in two: their layers are ours (`pretrain.model.bert`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,12 @@ class FusionEncoderConfig:
     """RGB mean that pixels in 0..1 are normalised with, once, on the device."""
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """RGB standard deviation, likewise."""
+    text_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of a text tower that is no BERT, as in its `transformers` config.json; of BERT's kin
+    also the fusion layers are such. `convert` writes it."""
+    vision_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of a picture tower that is no plain ViT: timm's `architecture` and `model_args`, and
+    whether these take an `img_size`. `convert` writes it."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -75,6 +84,14 @@ class FusionEncoderConfig:
                 f"model.hidden_size {self.hidden_size} is no multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
+        if self.text_config and not isinstance(self.text_config.get("model_type"), str):
+            raise ValueError("model.text_config names no model_type")
+        if self.vision_config and not isinstance(self.vision_config.get("architecture"), str):
+            raise ValueError("model.vision_config names no architecture of timm")
+        if not self.is_cut and self.encoder_layout != "split":
+            raise ValueError(
+                f"model.encoder_layout {self.encoder_layout} needs BERT layers as text"
+            )
         shared = self.encoder_layout == "shared_twice"
         if shared and self.fusion_layers not in (0, self.text_layers):
             raise ValueError("model.encoder_layout shared_twice needs fusion_layers == text_layers")
@@ -84,9 +101,20 @@ class FusionEncoderConfig:
         """Patches a side; K = grid²."""
         return self.image_size // self.patch_size
 
+    @property
+    def is_cut(self) -> bool:
+        """The text tower is the lower part of a BERT, or of its kin, whose upper part may be the
+        fusion layers; else it is another family's whole encoder."""
+        return self.text_config.get("model_type", "bert") in BERT_KIN
+
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`."""
-        return {"model_type": MODEL_TYPE, "format_version": CONFIG_VERSION, **asdict(self)}
+        """The content of `config.json`: format version 1 where BERT and a plain ViT say it all."""
+        values = asdict(self)
+        for name in ("text_config", "vision_config"):
+            if not values[name]:
+                del values[name]
+        version = CONFIG_VERSION if self.text_config or self.vision_config else 1
+        return {"model_type": MODEL_TYPE, "format_version": version, **values}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "FusionEncoderConfig":
@@ -116,33 +144,38 @@ class FusionEncoderConfig:
     def least_parameters(self) -> int:
         """A lower bound of the number of parameters, by arithmetic: nothing is built for it."""
         fusion = 0 if self.encoder_layout == "shared_twice" else self.fusion_layers
+        text = self.text_layers if self.is_cut else 0
         bert = 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
         vit = 12 * self.vision_hidden_size**2
         words = self.vocab_size + self.max_position_embeddings
         patches = self.grid**2 + 3 * self.patch_size**2
         return (
-            words * self.hidden_size
-            + (self.text_layers + fusion) * bert
-            + patches * self.vision_hidden_size
-            + self.vision_layers * vit
+            (0 if self.text_config else words * self.hidden_size)
+            + (text + fusion) * bert
+            + (0 if self.vision_config else patches * self.vision_hidden_size)
+            + (0 if self.vision_config else self.vision_layers * vit)
             + self.projection_size * (self.hidden_size + self.vision_hidden_size)
         )
 
-    def bert_config(self, num_layers: int) -> "BertConfig":
-        """The `transformers` configuration of `num_layers` of our BERT layers."""
-        from transformers import BertConfig
+    def bert_config(self, num_layers: int) -> "PreTrainedConfig":
+        """The `transformers` configuration of `num_layers` of our layers."""
+        from transformers import AutoConfig
 
-        return BertConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=self.num_attention_heads,
-            intermediate_size=self.intermediate_size,
-            max_position_embeddings=self.max_position_embeddings,
-            hidden_dropout_prob=self.hidden_dropout,
-            attention_probs_dropout_prob=self.attention_dropout,
-            layer_norm_eps=self.layer_norm_eps,
-        )
+        values: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "hidden_dropout_prob": self.hidden_dropout,
+            "attention_probs_dropout_prob": self.attention_dropout,
+            "layer_norm_eps": self.layer_norm_eps,
+        }
+        if self.text_config and self.is_cut:  # its table of positions begins before the first text
+            values |= self.text_config
+            values |= {"vocab_size": self.vocab_size, "num_hidden_layers": num_layers}
+        return AutoConfig.for_model(values.pop("model_type", "bert"), **values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +234,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     elif get_origin(kind) is tuple:
         good = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_number, value))
         value = tuple(value) if good else value
+    elif get_origin(kind) is dict:
+        good = isinstance(value, dict)
     elif kind is int:
         good = type(value) is int and value >= (0 if name == "fusion_layers" else 1)
     else:

@@ -22,14 +22,14 @@ class Embedder(nn.Module):
     pixel_statistics: Tensor
     encode_text: Callable[..., Tensor]
     encode_image: Callable[..., Tensor]
-    text_feat: Callable[[Tensor], Tensor]
+    text_feat: Callable[..., Tensor]
     image_feat: Callable[[Tensor], Tensor]
 
     def embed_text(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
         """N texts -> (N, E) unit vectors, float32, on the encoder's device, without gradient."""
         ids, mask = self._reader().texts(texts)
         return self._embed(
-            lambda *rows: self.text_feat(self.encode_text(*rows)), (ids, mask), batch_size
+            lambda *rows: self.text_feat(self.encode_text(*rows), rows[1]), (ids, mask), batch_size
         )
 
     def embed_images(self, images: "Sequence[Picture]", *, batch_size: int = 64) -> Tensor:

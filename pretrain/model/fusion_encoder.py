@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pretrain.model.bert import Bert, Layers, draw
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
+from pretrain.model.library import READS_LAST, LibraryText, LibraryVision, family_config
 from pretrain.model.vit import PlainViT
 
 if TYPE_CHECKING:
@@ -46,15 +47,26 @@ class FusionEncoder(Embedder):
     def __init__(self, config: FusionEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.text = Bert(config.bert_config(config.text_layers))
-        self.vision = PlainViT(
-            config.image_size,
-            config.patch_size,
-            config.vision_hidden_size,
-            config.vision_layers,
-            config.vision_heads,
-            config.vision_norm_eps,
-        )
+        self.text: Bert | LibraryText
+        if config.is_cut:
+            self.text = Bert(config.bert_config(config.text_layers))
+        else:
+            self.text = LibraryText.of(family_config(config.text_config))
+            wide = self.text.config.hidden_size
+            same = wide == config.hidden_size
+            self.text_bridge = nn.Identity() if same else nn.Linear(wide, config.hidden_size)
+        self.vision: PlainViT | LibraryVision
+        if config.vision_config:
+            self.vision = LibraryVision.of(config.vision_config, config.image_size)
+        else:
+            self.vision = PlainViT(
+                config.image_size,
+                config.patch_size,
+                config.vision_hidden_size,
+                config.vision_layers,
+                config.vision_heads,
+                config.vision_norm_eps,
+            )
         widths = config.vision_hidden_size, config.hidden_size
         self.bridge = nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths)
         if config.fusion_layers and config.encoder_layout != "shared_twice":
@@ -70,15 +82,15 @@ class FusionEncoder(Embedder):
         """How many layers stand between a parameter and the encoder's output, for learning rates
         that fall with depth. name: as in `named_parameters`."""
         fusion = self.config.fusion_layers
-        if match := re.search(r"(text\.encoder|vision|fusion)\.(?:layer|blocks)\.(\d+)\.", name):
+        if match := re.match(r"(text|vision|fusion)\b.*?\.(?:layers?|blocks)\.(\d+)\.", name):
             tower, number = match[1], int(match[2])
             if tower == "fusion":
                 return fusion - number
             layers = self.config.vision_layers if tower == "vision" else self.config.text_layers
             return fusion + layers - number
-        if name.startswith("text.embeddings."):
+        if name.startswith("text.") and "embed" in name:
             return fusion + self.config.text_layers + 1
-        if name.startswith(("vision.patch_embed.", "vision.cls_token", "vision.pos_embed")):
+        if re.match(r"vision\.(net\.)?(patch_embed|cls_token|pos_embed|reg_token|stem)", name):
             return fusion + self.config.vision_layers + 1
         return fusion if name.startswith("vision.norm.") else 0
 
@@ -87,11 +99,14 @@ class FusionEncoder(Embedder):
         for stack in self.modules():
             if isinstance(stack, Layers | PlainViT):
                 stack.checkpointing = True
+            elif isinstance(stack, LibraryText | LibraryVision):
+                stack.checkpoint_activations()
 
     def compile_layers(self) -> None:
         """`torch.compile` the stacks of layers: for the first length of captions, and once more,
         for every other length, when it changes."""
-        for stack in (self.text.encoder, self.vision, getattr(self, "fusion", None)):
+        text = self.text.encoder if isinstance(self.text, Bert) else self.text
+        for stack in (text, self.vision, getattr(self, "fusion", None)):
             if stack is not None:
                 stack.compile()
 
@@ -99,7 +114,8 @@ class FusionEncoder(Embedder):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) ids and mask -> (B, L, D)."""
-        return self.text(input_ids, attention_mask).last_hidden_state
+        states = self.text(input_ids, attention_mask).last_hidden_state
+        return states if self.config.is_cut else self.text_bridge(states)
 
     def encode_image(
         self, pixel_values: Tensor, kept_patches: Tensor | None = None, *, normalized: bool = False
@@ -145,14 +161,22 @@ class FusionEncoder(Embedder):
                 seen &= image_mask.bool()[:, None]
             mask = torch.cat([mask, seen], dim=1)
         shared = self.config.encoder_layout == "shared_twice"
-        layers = self.text.encoder if shared else self.fusion
+        layers = self.text.encoder if shared and isinstance(self.text, Bert) else self.fusion
         return layers(states, mask[:, None, None, :])
 
     # ------------------------------------------------------------------ contrastive features
 
-    def text_feat(self, text_embeds: Tensor) -> Tensor:
-        """(B, L, D) -> (B, E) unit vectors, float32, of the class token."""
-        return self._unit(self.text_proj, text_embeds[:, 0])
+    def text_feat(self, text_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, E) unit vectors, float32, of the class token; of families that read the
+        last one, of the last word piece that the (B, L) mask shows."""
+        pooled = text_embeds[:, 0]
+        if self.config.text_config.get("model_type") in READS_LAST:
+            pooled = text_embeds[:, -1]
+            if attention_mask is not None:
+                places = torch.arange(text_embeds.shape[1], device=text_embeds.device)
+                last = (attention_mask.bool() * places).argmax(dim=1)
+                pooled = text_embeds[torch.arange(len(last), device=last.device), last]
+        return self._unit(self.text_proj, pooled)
 
     def image_feat(self, vision_embeds: Tensor) -> Tensor:
         """(B, 1+K, Dv) -> (B, E) unit vectors, float32."""
@@ -191,7 +215,10 @@ class FusionEncoder(Embedder):
     def resize_token_embeddings(self, num_tokens: int) -> None:
         """Grow or cut the word table; new rows are drawn like BERT's."""
         self.text.resize_token_embeddings(num_tokens)
-        self.config = FusionEncoderConfig(**asdict(self.config) | {"vocab_size": num_tokens})
+        changed: dict[str, Any] = {"vocab_size": num_tokens}
+        if not self.config.is_cut:
+            changed["text_config"] = self.config.text_config | changed
+        self.config = FusionEncoderConfig(**asdict(self.config) | changed)
 
     @classmethod
     def from_pretrained(

@@ -60,7 +60,7 @@ class Promu(nn.Module):
         )  # (B, 1+M, Dv), M of K patches
         features = None
         if config.cit or config.itm_hard_negatives:
-            features = encoder.image_feat(vision), encoder.text_feat(text)
+            features = encoder.image_feat(vision), encoder.text_feat(text, batch.attention_mask)
         targets = self._targets(batch)
         table = self._table(batch, targets)  # (B, 5), then (G, 5)
         terms: dict[str, Tensor] = {}
@@ -90,7 +90,7 @@ class Promu(nn.Module):
         """(B, E) of the pictures and (B, E) of the captions, computed as `forward` does."""
         text = self.encoder.encode_text(batch.input_ids, batch.attention_mask)
         vision = self.encoder.encode_image(batch.pixel_values, batch.kept_patches)
-        return self.encoder.image_feat(vision), self.encoder.text_feat(text)
+        return self.encoder.image_feat(vision), self.encoder.text_feat(text, batch.attention_mask)
 
     def table(self, batch: PretrainBatch) -> Tensor:
         """(B, 5) int64, what other ranks must know: two ids, matched, takes part in COE, in CIR."""

@@ -30,8 +30,8 @@ class ModelConfig(FusionEncoderConfig):
     """Model directory or hub id of the run's first weights, architecture and tokenizer; fusion
     layers it lacks are drawn at random. None: all weights random."""
     tokenizer: str | None = None
-    """Tokenizer directory or hub id where `init` gives none. None: a WordPiece vocabulary is
-    learned from the training captions."""
+    """Tokenizer directory or hub id where `init` gives none; or `wordpiece` or `unigram`
+    (SentencePiece): learned from the training captions. None: wordpiece."""
 
     def __post_init__(self) -> None:
         if not self.unsettled():

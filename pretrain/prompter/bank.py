@@ -64,6 +64,7 @@ def encode_prompts(
                 max_length=max_length,
                 return_tensors="pt",
             ).to(device)
-            states = encoder.encode_text(tokens["input_ids"], tokens["attention_mask"])
-            total[start : start + chunk] += encoder.text_feat(states)
+            mask = tokens["attention_mask"]
+            states = encoder.encode_text(tokens["input_ids"], mask)
+            total[start : start + chunk] += encoder.text_feat(states, mask)
     return PromptBank(torch.nn.functional.normalize(total, dim=-1), temperature)

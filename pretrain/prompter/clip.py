@@ -59,8 +59,8 @@ class ClipEncoder(nn.Module):
             pixel_values = (pixel_values.to(mean.dtype) - mean) / std
         return self.clip.vision_model(pixel_values).pooler_output
 
-    def text_feat(self, pooled: Tensor) -> Tensor:
-        """(B, D) of `encode_text` -> (B, E) unit vectors, float32."""
+    def text_feat(self, pooled: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, D) of `encode_text` -> (B, E) unit vectors, float32; needs no mask."""
         return normalize(self.clip.text_projection(pooled).float(), dim=-1)
 
     def image_feat(self, pooled: Tensor) -> Tensor:

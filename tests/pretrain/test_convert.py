@@ -320,6 +320,9 @@ def test_bert_and_vit(references, bert_dir, vit_dir, tmp_path, capsys, layout):
     stacked, _ = hub.load_text_tower(tmp_path / "out")
     whole = stacked.eval()(ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(whole, reference[LAYERS], rtol=1e-5, atol=1e-5)
+    first = 1 if layout == "split" else 0  # in the other layouts, all layers over again
+    fused = encoder.fuse(reference[first], mask, None)
+    torch.testing.assert_close(fused, reference[LAYERS], rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -377,14 +380,21 @@ def test_bert_of_before_safetensors(references, tokenizer_dir, vit_dir, tmp_path
     assert "1 tensors missing, for example encoder.layer.2" in capsys.readouterr().err
 
 
-def test_another_activation_is_found_out(bert_dir, vit_dir, tmp_path, capsys):
+@torch.inference_mode()
+def test_another_activation_is_kept(bert_dir, vit_dir, tmp_path):
+    """In a config.json of format version 2, and in a text tower that is written back."""
     folder = shutil.copytree(bert_dir, tmp_path / "bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    with pytest.raises(SystemExit):
-        run(folder, tmp_path / "out", "--vision", vit_dir, "--text-layers", 2)
-    assert "computes something else" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    run(folder, tmp_path / "out", "--vision", vit_dir, "--text-layers", 2)
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out")
+    assert encoder.config.to_dict()["text_config"]["hidden_act"] == "relu"
+    ids, mask = torch.randint(5, WORDS, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    text = encoder.fuse(encoder.encode_text(ids, mask), mask, None)
+    run(tmp_path / "out", tmp_path / "back", "--to", "bert")
+    for source in (folder, tmp_path / "back"):
+        states = BertModel.from_pretrained(source).eval()(ids, attention_mask=mask)
+        torch.testing.assert_close(text, states.last_hidden_state, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- CLIP as prompter

@@ -221,7 +221,8 @@ class Dgfpt(Method):
         if end:
             parts["end"] = end[0]
         layout = lay_out(parts, self.config.positions)
-        limit = self.encoder.config.max_position_embeddings
+        sizes: Any = self.encoder.config
+        limit = getattr(self.encoder, "longest_text", sizes.max_position_embeddings)
         if layout.mask.shape[1] > limit:
             raise InputError(
                 f"{layout.mask.shape[1]} positions with prefixes and objects, but the language "

@@ -16,6 +16,8 @@ from finetune.methods.base import Source
 from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.strict import read_transformers
+from pretrain.model.bert import Bert
+from pretrain.model.config import BERT_KIN
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
 from shards.files import InputError
 
@@ -35,12 +37,18 @@ def load_plm(source: Source, task: TaskInfo) -> tuple[nn.Module, Any]:
     if family in CAUSAL:
         return _load_causal(source.directory.path, CAUSAL[family], task, source.random_weights)
     if family == MODEL_TYPE:
-        return load_fusion_encoder(source, task)
-    if family == "bert":
+        encoder, tokenizer = load_fusion_encoder(source, task)
+        if not isinstance(encoder.text, Bert):
+            raise InputError(
+                f"{source.path}: its text encoder is a {encoder.text.config.model_type}; DGF-PT "
+                f"reads a fusion model's text with one of {', '.join(BERT_KIN)}"
+            )
+        return encoder, tokenizer
+    if family in BERT_KIN:
         return load_text_encoder(source, task)
     raise InputError(
         f"{source.path}: model_type is {family!r}; DGF-PT reads text with one of "
-        f"{', '.join([*CAUSAL, 'bert', MODEL_TYPE])}"
+        f"{', '.join([*CAUSAL, *BERT_KIN, MODEL_TYPE])}"
     )
 
 
@@ -89,6 +97,8 @@ def read(encoder: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor) ->
         positions: (B, S) position ids.
     """
     first, *rest = text_towers(encoder)
+    if isinstance(first, Bert):
+        positions = positions + first.embeddings.first_position
     states = first(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions
     ).last_hidden_state

@@ -90,7 +90,7 @@ class MKGformer(Method):
         """Text side of a fusion model or any BERT, and the vision tower that the settings name."""
         config = config.settled(task.kind)
         encoder, tokenizer = load_text_encoder(source, task)
-        longest = encoder.config.max_position_embeddings
+        longest = encoder.longest_text
         if (config.pad_to or 0) > longest:
             raise InputError(
                 f"--model.pad_to {config.pad_to}: {source.path} has {longest} positions"

@@ -15,6 +15,7 @@ from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
 from pretrain.checkpoint.tables import rename
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from pretrain.model.vit import PlainViT
 from shards.files import InputError
 
 LOG = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ def fusion_vit(encoder: FusionEncoder) -> tuple[CLIPVisionConfig, dict[str, Tens
     Its patch bias goes into the positions; its last norm is left out, like CLIP's.
     """
     theirs = encoder.config
+    if not isinstance(encoder.vision, PlainViT):
+        name = theirs.vision_config["architecture"]
+        raise InputError(f"--model.vision init: {name} is no plain ViT; name a CLIP instead")
     config = CLIPVisionConfig(
         hidden_size=theirs.vision_hidden_size,
         num_hidden_layers=theirs.vision_layers,

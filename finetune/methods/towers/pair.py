@@ -8,7 +8,6 @@ N: pictures, B: rows, L: word pieces, K: patches, D: width of the text, V: of th
 """
 
 import json
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.methods.base import Source
-from finetune.methods.layers import load_fusion_encoder, load_text_encoder
+from finetune.methods.layers import load_any_text_encoder, load_fusion_encoder, tell
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import load_strictly, read_config, read_transformers
 from pretrain.model.bert import Bert
 from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from pretrain.model.library import LibraryText
 from shards.files import InputError, write_json
 
-LOG = logging.getLogger(__name__)
 DESCRIPTION, WEIGHTS = "vision.json", "vision.safetensors"
 
 
@@ -68,7 +67,7 @@ class PictureTower(nn.Module):
 class TwoTowers(nn.Module):
     """A BERT and a picture tower of different origin."""
 
-    def __init__(self, text: Bert, vision: PictureTower) -> None:
+    def __init__(self, text: Bert | LibraryText, vision: PictureTower) -> None:
         super().__init__()
         self.text, self.vision = text, vision
 
@@ -77,7 +76,7 @@ class TwoTowers(nn.Module):
         """The sizes that inputs depend on."""
         return SimpleNamespace(
             hidden_size=self.text.config.hidden_size,
-            max_position_embeddings=self.text.config.max_position_embeddings,
+            max_position_embeddings=self.text.longest_text,
             image_size=self.vision.description["image_size"],
         )
 
@@ -105,11 +104,8 @@ def load_towers(source: Source, task: TaskInfo, vision: str) -> tuple[Towers, An
     directory = source.directory
     described = read_description(directory.path)
     if vision == "init" and directory.kind == MODEL_TYPE:
-        encoder, tokenizer = load_fusion_encoder(source, task)
-        _log(source, "text, fusion layers (reading the text alone), vision and bridge of {}; "
-             "left: both projections")  # fmt: skip
-        return encoder, tokenizer
-    text, tokenizer = load_text_encoder(source, task)
+        return load_fusion_encoder(source, task)
+    text, tokenizer = load_any_text_encoder(source, task)
     if described is not None and (source.finished or vision in ("init", described["source"])):
         tower = stored_tower(directory.path, described, source.random_weights)
         vision = described["source"]
@@ -120,7 +116,7 @@ def load_towers(source: Source, task: TaskInfo, vision: str) -> tuple[Towers, An
         )
     else:
         tower = named_tower(vision, source.random_weights)
-    _log(source, f"text tower of {{}}, picture tower {vision}")
+    tell(source, f"beside it: picture tower {vision}")
     return TwoTowers(text, tower), tokenizer
 
 
@@ -255,11 +251,3 @@ def _clip_tower(source: str, directory: Path, random_weights: bool) -> PictureTo
             "std": list(OPENAI_CLIP_STD),
         },
     )
-
-
-def _log(source: Source, line: str) -> None:
-    from pretrain import distributed
-
-    if not source.finished and distributed.is_main():
-        drawn = ", drawn at random" if source.random_weights else ""
-        LOG.info("%s%s", line.format(source.path), drawn)

@@ -1,0 +1,197 @@
+"""Towers of other families, as they are: text encoders of `transformers`, backbones of timm.
+
+Both libraries are imported where such a tower is built, not before. B: texts, L: word pieces, D:
+width of the text, N: pictures, K: patches, V: width of the picture.
+"""
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.model.bert import TextStates
+from shards.files import InputError
+
+TEXT_FAMILIES = (
+    "deberta-v2", "modernbert", "mpnet", "distilbert", "clip_text_model", "siglip_text_model",
+)  # fmt: skip
+"""`model_type` of text encoders that are taken whole."""
+READS_LAST = ("clip_text_model", "siglip_text_model")
+"""Those whose last word piece stands for the text, not the first one."""
+_NOT_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
+
+
+def family_config(content: dict[str, Any]) -> Any:
+    """The configuration object of a text encoder, from its `config.json` or `text_config`.
+
+    Raises:
+        ValueError: a family that is not known here.
+    """
+    from transformers import AutoConfig
+
+    family = content.get("model_type")
+    if family not in TEXT_FAMILIES:
+        raise ValueError(f"text encoders of model_type {family!r} are not known")
+    kept = {key: content[key] for key in content if key not in (*_NOT_SETTINGS, "model_type")}
+    return AutoConfig.for_model(str(family), **kept)
+
+
+def model_class(config: Any) -> Any:
+    """The class of `transformers` that a configuration is of: the encoder without heads."""
+    import transformers
+
+    if config.model_type == "siglip_text_model":  # AutoModel does not know it
+        return transformers.SiglipTextModel
+    return transformers.AutoModel._model_mapping[type(config)]
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """What `family_config` needs to make this configuration again."""
+    content = config.to_diff_dict()
+    return {key: content[key] for key in sorted(content) if key not in _NOT_SETTINGS}
+
+
+class LibraryText(nn.Module):
+    """A text encoder of `transformers`, called as `pretrain.model.bert.Bert` is."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    @classmethod
+    def of(cls, config: Any) -> "LibraryText":
+        """With random weights. config: as `family_config` makes it."""
+        return cls(model_class(config)(config))
+
+    @property
+    def config(self) -> Any:
+        """The family's own configuration."""
+        return self.net.config
+
+    @property
+    def longest_text(self) -> int:
+        """Most word pieces that have a position."""
+        before = self.config.pad_token_id + 1 if self.config.model_type == "mpnet" else 0
+        return self.config.max_position_embeddings - before
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+    ) -> TextStates:
+        """(B, L) -> (B, L, D)."""
+        mask = None if attention_mask is None else attention_mask.long()
+        given = {"input_ids": input_ids, "attention_mask": mask}
+        states = self.net(**given, output_hidden_states=output_hidden_states)
+        return TextStates(states.last_hidden_state, getattr(states, "hidden_states", None))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word table."""
+        return self.net.get_input_embeddings()
+
+    def resize_token_embeddings(self, num_tokens: int) -> None:
+        """Grow or cut the word table; new rows are drawn like the first ones."""
+        self.net.resize_token_embeddings(num_tokens, mean_resizing=False)
+
+    def checkpoint_activations(self) -> None:
+        """While training, keep the inputs of layers alone and compute the rest again backwards.
+
+        Raises:
+            InputError: the family cannot.
+        """
+        if not self.net.supports_gradient_checkpointing:
+            raise InputError(
+                f"engine.activation_checkpointing: a {self.config.model_type} cannot compute its "
+                "layers again; leave it false"
+            )
+        self.net.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write what `transformers.AutoModel` reads."""
+        self.net.save_pretrained(directory)
+
+
+class LibraryVision(nn.Module):
+    """A backbone of timm: normalised pictures -> its own pooled state, and its patches.
+
+    Of a convolutional net the places of the last feature map are the patches. BatchNorm stands
+    still: its statistics are those of the first weights.
+    """
+
+    def __init__(self, net: Any) -> None:
+        from timm.layers import freeze_batch_norm_2d
+
+        super().__init__()
+        self.net = freeze_batch_norm_2d(net)
+
+    @classmethod
+    def of(cls, described: dict[str, Any], image_size: int) -> "LibraryVision":
+        """With random weights.
+
+        Args:
+            described: `architecture` and `model_args`, as in timm's own directories, and `sized`:
+                the net has positions for one size of pictures.
+
+        Raises:
+            ValueError: timm knows no such architecture, or refuses its arguments.
+        """
+        from timm.models import create_model
+
+        arguments = dict(described.get("model_args", {}))
+        if described.get("sized"):
+            arguments["img_size"] = image_size
+        try:
+            net = create_model(described["architecture"], num_classes=0, **arguments)
+        except (RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"timm makes no {described['architecture']}: {reason}") from error
+        return cls(net)
+
+    @property
+    def width(self) -> int:
+        """V"""
+        return self.net.num_features
+
+    def forward(self, pixel_values: Tensor, kept_patches: Tensor | None = None) -> Tensor:
+        """(N, 3, S, S) -> (N, 1+K, V): the pooled state, then the patches row by row.
+
+        Raises:
+            InputError: only some patches are to be looked at, which the plain ViT alone can do.
+        """
+        if kept_patches is not None:
+            raise InputError(
+                f"data.keep_patches: a {type(self.net).__name__} looks at whole pictures: leave it "
+                "at 1"
+            )
+        states = self.net.forward_features(pixel_values)
+        if states.dim() == 4:
+            channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+            patches = states.flatten(1, 2) if channels_last else states.flatten(2).transpose(1, 2)
+        else:
+            patches = states[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        pooled = self.net.forward_head(states, pre_logits=True)
+        if pooled.shape[-1] != self.width:  # a classifier's own layer has widened it
+            pooled = patches.mean(dim=1)
+        return torch.cat([pooled[:, None], patches], dim=1)
+
+    def checkpoint_activations(self) -> None:
+        """While training, keep the inputs of layers alone and compute the rest again backwards."""
+        self.net.set_grad_checkpointing()
+
+
+@torch.no_grad()
+def grid_of(vision: LibraryVision, image_size: int) -> int:
+    """Patches a side. Raises: ValueError: they are no square."""
+    training = vision.training
+    states = vision.eval()(torch.zeros(1, 3, image_size, image_size))
+    vision.train(training)
+    patches = states.shape[1] - 1
+    if (side := math.isqrt(patches)) ** 2 != patches or image_size % side:
+        raise ValueError(
+            f"{patches} patches of a picture of {image_size} pixels are no square grid"
+        )
+    return side

@@ -1,0 +1,111 @@
+"""Tokenizers of other families, in the files that publishers give, on words given one by one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from families import CAPTIONS, TOKENIZERS
+
+from pretrain.checkpoint.hub import load_tokenizer
+from shards.files import InputError
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def byte_level_files(folder: Path) -> Path:
+    """RoBERTa as first published: vocab.json, merges.txt, no length, no blank before words."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder.mkdir()
+    learned = ByteLevelBPETokenizer()
+    learned.train_from_iterator(CAPTIONS, 330, special_tokens=SPECIAL, show_progress=False)
+    learned.save_model(str(folder))
+    settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 1e30}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def sentencepiece_file(folder: Path, name: str, tokenizer_class: str, **options) -> Path:
+    """A model of sentencepiece alone."""
+    import sentencepiece
+
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS), model_prefix=str(folder / "m"), vocab_size=80,
+        hard_vocab_limit=False, character_coverage=1.0, minloglevel=2, **options,
+    )  # fmt: skip
+    (folder / "m.model").rename(folder / name)
+    (folder / "m.vocab").unlink()
+    settings = {"tokenizer_class": tokenizer_class}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+FILES = {
+    "roberta": byte_level_files,
+    "xlm-roberta": lambda folder: sentencepiece_file(
+        folder, "sentencepiece.bpe.model", "XLMRobertaTokenizer"
+    ),
+    "deberta-v2": lambda folder: sentencepiece_file(
+        folder, "spm.model", "DebertaV2Tokenizer", pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+        pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FILES)
+def test_words_one_by_one_are_those_of_the_text(family, tmp_path):
+    """Every word begins as it does inside a text, markers stay whole, and saved it is the same."""
+    tokenizer = load_tokenizer(FILES[family](tmp_path / "files"))
+    assert tokenizer.add_tokens(["[E1]", "[/E1]"], special_tokens=True) == 2
+    words = ["Anna", "[E1]", "lives", "[/E1]", "in", "Oslo", "\u200b", "."]
+    for again in range(2):
+        encoded = tokenizer([words], is_split_into_words=True)
+        ids, places = encoded["input_ids"][0], encoded.word_ids(0)
+        pieces = [
+            [ids[i] for i, place in enumerate(places) if place == number]
+            for number in range(len(words))
+        ]
+        for number, word in enumerate(words):
+            if word.startswith("["):
+                assert pieces[number] == [tokenizer.convert_tokens_to_ids(word)]
+            elif word.isalpha():
+                alone = tokenizer(f"in {word}", add_special_tokens=False)["input_ids"]
+                first = tokenizer("in", add_special_tokens=False)["input_ids"]
+                assert alone == first + pieces[number], (word, again)
+        tokenizer.save_pretrained(tmp_path / f"saved{again}")
+        tokenizer = load_tokenizer(tmp_path / f"saved{again}")
+
+
+def test_a_tokenizer_without_its_fast_form_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a 1\nb 1\n")
+    (tmp_path / "bpe.codes").write_text("a b 1\n")
+    settings = {"tokenizer_class": "BertweetTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="BertweetTokenizer is a tokenizer without a fast form"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_every_word_of_real_rows_is_found_in_its_pieces(kind, shared_data):
+    """A word's characters, recovered from where its pieces lie in the text, are the word. Of 16
+    words BERT's normalisation leaves nothing: each is a variation selector alone (U+FE0F)."""
+    tokenizer = TOKENIZERS[kind]()
+    rows = [
+        [line.split("\t")[0].rstrip("\n") for line in block.split("\n")[1:] if line.strip()]
+        for block in (shared_data / "twitter2017/valid.txt").read_text("utf-8").split("\n\n")
+        if block.strip()
+    ]
+    encoded = tokenizer(rows, is_split_into_words=True, return_offsets_mapping=True)
+    lost = []
+    for row, words in enumerate(rows):
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for place, span in zip(encoded.word_ids(row), encoded["offset_mapping"][row], strict=True):
+            if place is not None and span[1] > span[0]:
+                spans.setdefault(place, []).append(span)
+        for number, word in enumerate(words):
+            ends = spans.get(number, [(0, 0)])
+            if word[ends[0][0] : ends[-1][1]].strip() != word.strip():
+                lost.append((row, word))
+    expected = {"\ufe0f"} if kind == "wordpiece" else set()
+    assert {word for _, word in lost} == expected and len(lost) == 16 * len(expected), lost[:8]
