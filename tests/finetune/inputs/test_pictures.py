@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune.inputs.picture_store import open_store
-from finetune.inputs.pictures import RESIZERS, Part, blank_store
+from finetune.inputs.pictures import RESIZERS, Part, blank_store, decode_images
 from shards.files import InputError
 
 
@@ -59,6 +59,18 @@ def test_absent_pictures_are_counted_and_zero(folder, tmp_path):
     found.require(allowed=3)
     with pytest.raises(InputError, match=r"of 4 pictures 1 are missing and 2 undecodable.*gone"):
         found.require()
+
+
+@pytest.mark.parametrize("names", [["a.png"], ["b.png", "gone.jpg", "cut.png"], ["cut.png"]])
+def test_in_memory_as_on_the_disk(folder, tmp_path, names):
+    """Pictures of posts, of which a call has one or many: the same pixels, the same absent ones."""
+    names = [*names, *(Part(name, (3, 2, 40, 20)) for name in names)]
+    kept, held = store(folder, names, tmp_path), decode_images(folder, names, size=16,
+                                                               resize="squash")  # fmt: skip
+    assert (held.missing, held.undecodable) == (kept.missing, kept.undecodable)
+    pixels = held.pixels_at(held.index_of(names))
+    assert (pixels == kept.pixels_at(kept.index_of(names))).all()
+    assert not isinstance(held.pixels, np.memmap) and len(held.pixels)
 
 
 def test_missing_folder(tmp_path):

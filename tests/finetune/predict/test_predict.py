@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from finetune import registry
 from finetune.__main__ import main
 from finetune.inputs.load import load_split
 from finetune.inputs.split import InputOptions
@@ -131,6 +132,21 @@ def test_text_tokens_and_python_agree(run, mnre_folder, posts):
         assert extractor(text, head=head, tail=span, image=picture) == by_tokens
     without = extractor(text, head=head, tail=tail)
     assert without["probability"] != by_tokens["probability"]
+
+
+def test_a_call_reads_the_post_alone(run, mnre_folder, posts, monkeypatch, tmp_path):
+    """No store on the disk, no search through installed packages: one post is milliseconds."""
+    extractor = Extractor.from_pretrained(run)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("finetune.registry.entry_points", lambda **_: pytest.fail("searched"))
+    before = (tmp_path / "temporary").stat().st_mtime_ns
+    picture = mnre_folder / posts[0]["image"]
+    assert extractor(posts[0]["tokens"], head=[3, 4], tail=[5, 6], image=picture)["top"]
+    assert (tmp_path / "temporary").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="unknown"):
+        monkeypatch.setattr("finetune.registry.entry_points", lambda **_: ())
+        registry.place_of("tasks", "no_such")
 
 
 def test_one_post_on_the_command_line(run, mnre_folder, capsys):
