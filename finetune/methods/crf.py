@@ -204,11 +204,16 @@ class LinearChainCRF(nn.Module):
 
 
 def check_mask(mask: Tensor) -> None:
-    """ValueError unless every row of the (B, T) mask is bool, True first, with no hole."""
+    """ValueError unless every row of the (B, T) mask is bool, True first, with no hole; on a GPU,
+    which would have to be waited for, its own error at the next wait."""
     if mask.dtype != torch.bool:
         raise ValueError(f"the mask must be bool, not {mask.dtype}")
-    if not bool(mask[:, 0].all()) or bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        raise ValueError("every mask row must be a run of True from the first position on")
+    rule = "every mask row must be a run of True from the first position on"
+    good = mask[:, 0].all() & ~(mask[:, 1:] & ~mask[:, :-1]).any()
+    if mask.device.type != "cpu":
+        torch._assert_async(good, rule)
+    elif not good:
+        raise ValueError(rule)
 
 
 def illegal_transitions(labels: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchcrf import CRF
 
-from finetune.methods.crf import LinearChainCRF, PieceTags, illegal_transitions
+from finetune.methods.crf import LinearChainCRF, PieceTags, check_mask, illegal_transitions
 from finetune.tasks.metrics import entities
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -146,6 +146,11 @@ def test_bad_masks(mask):
     crf = LinearChainCRF(["O", "B-A"])
     with pytest.raises(ValueError, match="mask"):
         crf.decode(torch.zeros(1, 3, 2), mask)
+
+
+def test_a_mask_on_a_device_is_not_waited_for():
+    """A tensor of shapes alone has no value to ask for."""
+    check_mask(torch.ones(2, 3, dtype=torch.bool, device="meta"))
 
 
 def test_piece_tags():
