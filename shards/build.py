@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from shards import corpora, newsclippings, write
+from shards import corpora, foreign, newsclippings, write
 from shards.command import Tool, dispatch
 from shards.files import InputError, read_json_lines
 from shards.images import QUALITY, SHORT_SIDE
@@ -102,6 +102,31 @@ class CaptionsConfig(BuildConfig):
         return first, last
 
 
+@dataclass(frozen=True, kw_only=True)
+class WebDatasetConfig(BuildConfig):
+    """Other people's WebDataset tars, such as img2dataset's: picture and .txt or .json a key."""
+
+    tars: tuple[str, ...]
+    """Files, with * or {00000..00099}."""
+    split: str = "train"
+    """Name of the split."""
+    mismatch: float = 0.5
+    """Share of the rows given another picture's caption."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.mismatch <= 1:
+            raise InputError(f"--mismatch {self.mismatch}: a share between 0 and 1 is needed")
+
+
+def build_webdataset(config: WebDatasetConfig, command: str = "") -> ShardIndex:
+    """Build and report; `command` is recorded for `verify`."""
+    corpus = foreign.webdataset(
+        config.tars, split=config.split, mismatch=config.mismatch, seed=config.seed
+    )
+    return _build(corpus, config, command)
+
+
 def build_newsclippings(config: NewsClippingsConfig, command: str = "") -> ShardIndex:
     """Build and report; `command` is recorded for `verify`."""
     subsets = list(dict.fromkeys(config.subset))
@@ -169,6 +194,11 @@ def main(argv: Sequence[str]) -> None:
             NewsClippingsConfig,
             partial(build_newsclippings, command=command),
             "--news-clippings NC --visual-news VN --split train --out shards/train",
+        ),
+        "webdataset": Tool(
+            WebDatasetConfig,
+            partial(build_webdataset, command=command),
+            "--tars 'laion/{00000..00099}.tar' --out shards/train",
         ),
         "captions": Tool(CaptionsConfig, partial(build_captions, command=command), example),
     }

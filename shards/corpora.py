@@ -170,7 +170,7 @@ def captions(
             rejects.append(Reject(row, problem))
         else:
             usable.append(row)
-    partner = _mismatches(Path(csv_file), lines, usable, mismatch, np.random.default_rng([seed, 2]))
+    partner = mismatches(Path(csv_file), lines, usable, mismatch, np.random.default_rng([seed, 2]))
 
     def record(row: int) -> Record:
         image = lines[row][0]
@@ -180,7 +180,7 @@ def captions(
             image=image,
             caption=caption,
             matched=row not in partner,
-            caption_id=_text_id(caption),
+            caption_id=text_id(caption),
             image_id=image,
             source=Path(csv_file).stem,
         )
@@ -215,7 +215,7 @@ def _image_and_caption(row: CaptionRow | Refused) -> tuple[str, str]:
     return os.path.normpath(row.image) if row.image else "", row.caption
 
 
-def _mismatches(
+def mismatches(
     path: Path,
     lines: list[tuple[str, str]],
     usable: list[int],
@@ -250,5 +250,6 @@ def is_text(text: str) -> bool:
     return True
 
 
-def _text_id(text: str) -> str:
+def text_id(text: str) -> str:
+    """Equal for equal captions."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
