@@ -170,7 +170,8 @@ def test_no_code_of_a_checkpoint_runs(where, run, pair_shards, tmp_path):
 
 def test_what_a_run_says_in_a_log_file(pair_shards, tmp_path, capsys):
     start(tmp_path / "run", pair_shards, "--optim.steps", "3")
-    first, *steps = capsys.readouterr().out.splitlines()
+    threads, first, *steps = capsys.readouterr().out.splitlines()
+    assert threads.startswith("threads: ")
     assert first.startswith("3 steps of 8 pairs (8 x 1 x 1 processes), 32 pairs in ")
     assert "parameters, cpu, fp32, single; writes " in first
     assert steps[0].startswith("step 1 of 3: loss ") and steps[0].endswith(" left")
