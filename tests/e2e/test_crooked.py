@@ -166,7 +166,7 @@ def test_convert(count, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         converted(capsys, tmp_path / "bad.jsonl", tmp_path / "bad/train.jsonl")
     message = capsys.readouterr().err
-    assert stopped.value.code == 2 and not (tmp_path / "bad").exists()
+    assert stopped.value.code == 2 and not list((tmp_path / "bad").glob("*"))
     assert f"{len(bad)} of {len(lines)} rows cannot be read:" in message
     assert list(map(int, re.findall(r"\n  line (\d+): ", message))) == bad[:20]
     totals["posts"] += len(lines)
