@@ -136,11 +136,11 @@ def test_modes_follow_the_umask(umask, world, server, tmp_path):
         root = tmp_path / name.replace(" ", "-")
         root.mkdir()
         scenario.prepare(world, root)
-        there = set(root.rglob("*"))
+        there = {(path, path.stat().st_ino) for path in root.rglob("*")}
         words = scenario.argv(world, root).split()
         ((status, output),) = server.ask([{"argv": words, "umask": umask} | SOUND], root)
         assert status == 0, output
-        made = {path for path in root.rglob("*") if path not in there}
+        made = {p for p in root.rglob("*") if (p, p.stat().st_ino) not in there}
         wrong = {
             f"{name}: {path.relative_to(root)}: {oct(path.stat().st_mode & 0o777)}"
             for path in made

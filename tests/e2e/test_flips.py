@@ -422,7 +422,7 @@ def test_flips(name, world, server, tmp_path):
 def test_some_flips(world, server, tmp_path):
     for name, stored in STORED.items():
         if stored.reads:
-            survey(Trial(name, world, tmp_path / name, server), 12, 1)
+            survey(Trial(name, world, tmp_path / name.replace(" ", "-"), server), 12, 1)
 
 
 @pytest.mark.slow
