@@ -7,19 +7,18 @@ seconds to import, is not needed. B: texts, L: word pieces, H: heads, d: their w
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from pretrain.model.attention import Dropout, attention
+from pretrain.model.attention import Dropout
+from pretrain.model.bert_layers import KeysValues, Layers, draw
 
 ARCHITECTURES = {
     "bert": "BertModel",
@@ -30,17 +29,6 @@ ARCHITECTURES = {
 """`model_type` -> the class of `transformers` that reads what `Bert.save_pretrained` writes."""
 _FROM_PADDING = ("roberta", "xlm-roberta")
 """Families whose positions begin behind the padding id; padding itself stays there."""
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
-    "silu": functional.silu,
-    "swish": functional.silu,
-    "tanh": torch.tanh,
-}
-KeysValues = tuple[Tensor, Tensor]
-"""Two of (B, H, P, d) that stand before a layer's own."""
 
 
 @dataclass
@@ -188,140 +176,3 @@ class Embeddings(nn.Module):
         assert given is not None
         first = self.first_position
         return torch.arange(first, first + given.shape[1], device=given.device)[None]
-
-
-class Layers(nn.Module):
-    """A stack of layers."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.checkpointing = False
-        """While training, keep the inputs of layers alone and compute the rest again backwards."""
-
-    @property
-    def layers(self) -> Iterator["Layer"]:
-        """From below."""
-        return cast(Iterator[Layer], iter(self.layer))
-
-    def forward(
-        self,
-        states: Tensor,
-        attention_mask: Tensor | None = None,
-        prefix: Sequence[KeysValues] | None = None,
-        every: list[Tensor] | None = None,
-    ) -> Tensor:
-        """(B, L, D) -> (B, L, D).
-
-        Args:
-            attention_mask: broadcasting to (B, H, L, keys); bool, True = may be looked at, or
-                float, to be added to the scores.
-            every: what each layer gives is appended to it.
-        """
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
-        for number, layer in enumerate(self.layer):
-            before = None if prefix is None else prefix[number]
-            states = (
-                checkpoint(layer, states, attention_mask, before, use_reentrant=False)
-                if again
-                else layer(states, attention_mask, before)
-            )
-            if every is not None:
-                every.append(states)
-        return states
-
-
-class Layer(nn.Module):
-    """Self-attention and a feed-forward net, each added to its input and normed."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.attention = Attention(config)
-        self.intermediate = Intermediate(config)
-        self.output = Output(config.intermediate_size, config)
-
-    def forward(
-        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
-    ) -> Tensor:
-        """As `Layers.forward`."""
-        states = self.attention(states, attention_mask, prefix)
-        return self.output(self.intermediate(states), states)
-
-
-class Attention(nn.Module):
-    """Self-attention (`self`) and its output projection."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.self = SelfAttention(config)
-        self.output = Output(config.hidden_size, config)
-
-    def forward(
-        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
-    ) -> Tensor:
-        """As `Layers.forward`."""
-        return self.output(self.self(states, attention_mask, prefix), states)
-
-
-class SelfAttention(nn.Module):
-    """Queries, keys and values."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.num_attention_heads = config.num_attention_heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.dropout = Dropout(config.attention_probs_dropout_prob)
-
-    def forward(
-        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
-    ) -> Tensor:
-        """(B, L, D) -> (B, L, D) heads side by side."""
-        query, key, value = (
-            projection(states).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
-        if prefix is not None:
-            key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
-        dropout = self.dropout.p if self.training else 0.0
-        return attention(query, key, value, attention_mask, dropout).flatten(2)
-
-
-class Intermediate(nn.Module):
-    """The feed-forward net up to its activation."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        if config.hidden_act not in _ACTIVATIONS:
-            raise ValueError(f"hidden_act {config.hidden_act!r} is none of {list(_ACTIVATIONS)}")
-        self.intermediate_act_fn = _ACTIVATIONS[config.hidden_act]
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, intermediate size)."""
-        return self.intermediate_act_fn(self.dense(states))
-
-
-class Output(nn.Module):
-    """A projection back to D, dropout, and the norm of its sum with the layer's input."""
-
-    def __init__(self, width: int, config: Any) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-
-    def forward(self, states: Tensor, added: Tensor) -> Tensor:
-        """(B, L, width), (B, L, D) -> (B, L, D)."""
-        return self.LayerNorm(self.dropout(self.dense(states)) + added)
-
-
-@torch.no_grad()
-def draw(std: float, module: nn.Module) -> None:
-    """First weights of one module: normal with standard deviation `std`; no bias."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        module.weight.normal_(0.0, std)
-    if isinstance(module, nn.Linear):
-        module.bias.zero_()
-    elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        module.weight[module.padding_idx].zero_()

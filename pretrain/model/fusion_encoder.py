@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.bert import Bert, Layers, draw
+from pretrain.model.bert import Bert
+from pretrain.model.bert_layers import Layers, draw
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
 from pretrain.model.library import READS_LAST, LibraryText, LibraryVision, family_config

@@ -34,7 +34,8 @@ from finetune.methods.mkgformer.config import MKGformerConfig
 from finetune.methods.mkgformer.vision import Layout, VisionTower, side
 from finetune.methods.mkgformer.weights import STORED, find_tower, saved_tower
 from finetune.tasks.base import TaskInfo
-from pretrain.model.bert import Bert, Layer
+from pretrain.model.bert import Bert
+from pretrain.model.bert_layers import Layer
 from shards.files import InputError
 
 LOG = logging.getLogger(__name__)

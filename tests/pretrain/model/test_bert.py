@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModel
 from transformers.activations import ACT2FN
 
 from pretrain.checkpoint.text import read_bert
-from pretrain.model.bert import _ACTIVATIONS, ARCHITECTURES, Bert
+from pretrain.model.bert import ARCHITECTURES, Bert
+from pretrain.model.bert_layers import ACTIVATIONS
 from pretrain.model.vit import PlainViT
 from shards.files import InputError
 
@@ -157,10 +158,10 @@ def test_what_is_too_much_or_too_little_is_refused(tmp_path):
         read_bert(tmp_path)
 
 
-@pytest.mark.parametrize("name", _ACTIVATIONS)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(name):
     values = torch.linspace(-6, 6, 101)
-    torch.testing.assert_close(_ACTIVATIONS[name](values), ACT2FN[name](values))
+    torch.testing.assert_close(ACTIVATIONS[name](values), ACT2FN[name](values))
 
 
 def test_longest_texts():
