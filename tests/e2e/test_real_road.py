@@ -25,6 +25,7 @@ BERT, VIT = "google-bert/bert-base-uncased", "vit_base_patch16_224.orig_in21k"
 ELSEWHERE = {
     "bash launch/quickstart.sh": "tests/e2e/test_quickstart.py",
     "bash tests/run.sh": "runs these tests",
+    "python -m finetune predict runs/retrieval": "tests/e2e/test_zero_shot_relations.py",
     "python -m finetune serve": "tests/finetune/predict/test_serve.py; needs gradio, does not end",
 }
 """Start of a command -> the test that runs it, or why none does."""
