@@ -115,11 +115,11 @@ DIRECTORIES = {
     "senseless": (lambda d: edit_config(d, patch_size=0), "config.json: patch_size cannot be 0"),
     "another model": (
         lambda d: edit_config(d, model_type="llama"),
-        "model_type 'llama' is none of ['fusion-mre', 'bert', 'clip']",
+        "model_type 'llama' is none of ['fusion-mre', 'clip', 'bert'",
     ),
     "newer format": (
         lambda d: edit_config(d, format_version=99),
-        "format_version 99 is newer than 1; update fusion-mre",
+        "format_version 99 is newer than 2; update fusion-mre",
     ),
     "config is no JSON": (
         lambda d: truncate(d / "config.json", 40),
@@ -143,7 +143,7 @@ DIRECTORIES = {
     "code of its own": (name_remote_code, "its tokenizer cannot be loaded"),
     "no tokenizer": (
         lambda d: [path.unlink() for path in d.glob("tokenizer*")],
-        "no tokenizer (tokenizer.json or vocab.txt)",
+        "no tokenizer (tokenizer.json, vocab.txt, ",
     ),
 }  # fmt: skip
 

@@ -179,7 +179,8 @@ def test_a_cache_of_another_split_or_with_gaps_is_refused(parts, caches, tmp_pat
         load(parts, tmp_path, str(caches))
     (caches / "regions_vg_val.jsonl").write_text("\n".join(lines) + "\n")
     found = (caches / "regions_od.jsonl").read_text().splitlines()
-    (caches / "regions_od.jsonl").write_text("\n".join(found[:-1]) + "\n")
+    without_a_count = '{"leaky": false}'
+    (caches / "regions_od.jsonl").write_text("\n".join([without_a_count, *found[1:-1]]) + "\n")
     with pytest.raises(InputError, match=r"no line for val29.jpg \(row 29\)"):
         load(parts, tmp_path, str(caches))
 

@@ -194,12 +194,12 @@ def test_accumulation_gives_the_same_updates(tmp_path, mnre_folder, tiny_model):
 
 
 def test_sweep_takes_the_best_on_dev(tmp_path, mnre_folder, tiny_model):
-    sweep = ("--optim.epochs", "8", "--sweep", "optim.head_lr=1e-9,3e-3;optim.warmup=0.1")
+    sweep = ("--optim.epochs", "8", "--sweep", "optim.lr=1e-9,1e-3;optim.warmup=0.1")
     places = f"--data {mnre_folder} --out {tmp_path}/sweep --init {tiny_model}"
-    main([*f"train --task mnre --method promu --optim.lr 1e-3 {places}".split(), *sweep])
+    main([*f"train --task mnre --method promu --optim.head_lr 1e-9 {places}".split(), *sweep])
     found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert found["best"] == "optim.head_lr=3e-3,optim.warmup=0.1"
-    assert set(found["dev"]) == {found["best"], "optim.head_lr=1e-9,optim.warmup=0.1"}
+    assert found["best"] == "optim.lr=1e-3,optim.warmup=0.1"
+    assert set(found["dev"]) == {found["best"], "optim.lr=1e-9,optim.warmup=0.1"}
     best = json.loads((tmp_path / "sweep" / found["best"] / "result.json").read_text())
     assert best["test"] == found["test"]
 

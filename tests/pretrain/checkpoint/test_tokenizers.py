@@ -1,6 +1,7 @@
 """Tokenizers of other families, in the files that publishers give, on words given one by one."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_tokenizer_without_its_fast_form_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_every_word_of_real_rows_is_found_in_its_pieces(kind, shared_data):
     """A word's characters, recovered from where its pieces lie in the text, are the word. Of 16
-    words BERT's normalisation leaves nothing: each is a variation selector alone (U+FE0F)."""
+    words BERT's normalisation leaves nothing: variation selectors and a joiner by themselves."""
     tokenizer = TOKENIZERS[kind]()
     rows = [
         [line.split("\t")[0].rstrip("\n") for line in block.split("\n")[1:] if line.strip()]
@@ -107,5 +108,5 @@ def test_every_word_of_real_rows_is_found_in_its_pieces(kind, shared_data):
             ends = spans.get(number, [(0, 0)])
             if word[ends[0][0] : ends[-1][1]].strip() != word.strip():
                 lost.append((row, word))
-    expected = {"\ufe0f"} if kind == "wordpiece" else set()
-    assert {word for _, word in lost} == expected and len(lost) == 16 * len(expected), lost[:8]
+    expected = {"\ufe0f": 15, "\u200d": 1} if kind == "wordpiece" else {}
+    assert Counter(word for _, word in lost) == expected, lost[:8]
