@@ -5,6 +5,7 @@ the spans without their types, with the conversion that leads from these to the 
 have no spans to find. README.md says what stands in for what.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ class Umt(Multimodal):
             return super().forward(batch)
         visual, seen = self.visual_tokens(batch)
         text = self.read_text(batch, visual, seen)
-        output = self.head(self.fuse(text, batch.attention_mask.bool(), visual, seen), batch)
+        states = self.fuse(text, batch.attention_mask.bool(), visual, seen)
+        # Without labels: the chain is asked once, about the emissions that it decodes.
+        output = self.head(states, replace(batch, labels=None))
         starts, words = batch.require("word_starts"), batch.require("word_mask")
         at_words = text.gather(1, starts[:, :, None].expand(-1, -1, self.size))
         spans = self.spans(at_words).float()  # (B, W, 3)

@@ -15,6 +15,7 @@ from finetune.methods.base import Source
 from finetune.methods.config import MegaConfig, UmtConfig, VisualConfig
 from finetune.methods.multimodal import CrossLayer
 from finetune.methods.umgf import Across
+from finetune.run.chain_calibration import chain_of, recorded
 from finetune.tasks.base import TaskInfo
 from finetune.tasks.mnre import MARKERS
 
@@ -153,7 +154,10 @@ def test_umt_finds_spans_beside_entities(make):
         "tail_start": None,
     }
     given = batch(regions=False, **tags)
-    output = method(given)
+    with recorded(chain_of(method)) as asked:
+        output = method(given)
+    # A temperature is fitted on these: the emissions that are decoded, and no others.
+    assert len(asked) == 1 and torch.equal(asked[0][0], output.logits)
     text = method.read_text(given, None, None)
     at_words = torch.stack([text[row, given.word_starts[row]] for row in range(2)])
     spans = method.spans(at_words)
