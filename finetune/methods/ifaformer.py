@@ -21,6 +21,7 @@ class Ifaformer(Multimodal):
 
     Config = IfaformerConfig
     sees = "objects"
+    reads_inside = True
 
     def make(self, config: Any) -> None:
         """A key and a value of each object for each layer."""

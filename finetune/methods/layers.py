@@ -35,12 +35,21 @@ def load_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert, Any]:
         InputError: a text encoder of another family.
     """
     encoder, tokenizer = load_any_text_encoder(source, task)
+    return inside_bert(encoder, source), tokenizer
+
+
+def inside_bert(encoder: Any, source: Source) -> Bert:
+    """The text encoder of `source`, for a method that works inside its layers.
+
+    Raises:
+        InputError: it is of another family.
+    """
     if not isinstance(encoder, Bert):
         raise InputError(
             f"{source.path}: its text encoder is a {encoder.config.model_type}; this method works "
             f"inside the attention of {', '.join(BERT_KIN)}: begin with one of these"
         )
-    return encoder, tokenizer
+    return encoder
 
 
 def load_any_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert | LibraryText, Any]:

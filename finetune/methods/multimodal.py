@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import VisualConfig
-from finetune.methods.layers import RelationHead, TaggingHead
+from finetune.methods.layers import RelationHead, TaggingHead, inside_bert
 from finetune.methods.towers.pair import (
     Towers,
     load_towers,
@@ -31,6 +31,8 @@ class Multimodal(Method):
     sees: ClassVar[Literal["patches", "objects"]] = "patches"
     """patches: the whole picture's class token and patches. objects: the class token of the whole
     picture and of each grounded region."""
+    reads_inside: ClassVar[bool] = False
+    """Whether the picture enters the layers of the text, which are BERT's then."""
     encoder: Towers
     head: RelationHead | TaggingHead
 
@@ -58,6 +60,8 @@ class Multimodal(Method):
     def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple[Self, Any]:
         """From a fusion model directory, or a BERT and a named picture tower."""
         encoder, tokenizer = load_towers(source, task, config.vision)
+        if cls.reads_inside:
+            inside_bert(encoder.text, source)
         return cls(encoder, task, config), tokenizer
 
     def fuse(self, text: Tensor, mask: Tensor, visual: Tensor, seen: Tensor) -> Tensor:

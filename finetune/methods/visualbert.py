@@ -19,6 +19,7 @@ class VisualBert(Multimodal):
     """[words ; class token and patches] through the layers of the text, then of the fusion."""
 
     Config = VisualConfig
+    reads_inside = True
 
     def make(self, config: Any) -> None:
         """What tells a visual token from a word."""

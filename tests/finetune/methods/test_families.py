@@ -201,6 +201,17 @@ def test_methods_that_work_inside_bert_refuse_the_rest(method, published, tasks)
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("method", ["visualbert", "ifaformer"])
+def test_pictures_inside_bert_refuse_the_rest(method, published, tasks, tmp_path):
+    """They read a picture tower, too: of a fusion model."""
+    model = tmp_path / "model"
+    words = [str(published("deberta-v2")), str(model), "--vision", str(published("plain"))]
+    convert([*words, "--fusion-layers", "1"])
+    method_class = registry.load("methods", method)
+    with pytest.raises(InputError, match="its text encoder is a deberta-v2; this method works"):
+        method_class.build(method_class.Config(), tasks[0].info, Source(str(model)))
+
+
 @pytest.mark.parametrize(
     ("method", "line"),
     [
