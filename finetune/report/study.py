@@ -43,6 +43,14 @@ from shards.locks import lock
 from shards.options import parse_config
 from shards.processes import end_with
 
+OF_THE_STUDY = {
+    "data": "it is --data",
+    "out": "runs lie in --out",
+    "seeds": "they are --seeds",
+    "view": "a column of its file names one",
+}
+"""Settings of a run that `--set` cannot change -> what can."""
+
 # ---- The runs ------------------------------------------------------------------------------------
 
 
@@ -182,6 +190,8 @@ class StudyConfig:
         for one in self.set:
             if not one.partition("=")[0] or "=" not in one:
                 raise ValueError(f"--set {one}: expected KEY=VALUE")
+            if (key := one.partition("=")[0]) in OF_THE_STUDY:
+                raise ValueError(f"--set {one}: {key} is the study's own; {OF_THE_STUDY[key]}")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -74,13 +74,18 @@ def read_study(name: str) -> dict[str, Any]:
 def cells(
     content: Mapping[str, Any], small: bool, places: Mapping[str, str], columns: Sequence[str] = ()
 ) -> Iterator[Cell]:
-    """Every cell of every table, in order; of some `columns` alone where any are named."""
+    """Every cell of every table, in order; of some `columns` alone where any are named.
+
+    Raises:
+        InputError: what is in it is no study; two trainings would have one folder.
+    """
     all_columns = [str(name) for table in content["tables"].values() for name in table]
     if unknown := set(columns) - set(all_columns):
         raise InputError(
             f"--columns {min(unknown)}: the study's columns are {', '.join(all_columns)}"
         )
     places = {"configs": "sample" if small else "mnre"} | dict(places)
+    trainings: dict[str, tuple] = {}
     common = content.get("settings", {}) | (content.get("small", {}) if small else {})
     for table, described_columns in content["tables"].items():
         for column, described in described_columns.items():
@@ -97,7 +102,14 @@ def cells(
                 settings = filled(common | content["runs"][run], places) | changed
                 if view and "data" in settings:
                     raise InputError(f"table {table}: {column}: views are of the rows of --data")
-                yield Cell(table, run, str(column), settings, view, own_training)
+                cell = Cell(table, run, str(column), settings, view, own_training)
+                training = settings, view if own_training else {}
+                if trainings.setdefault(cell.name, training) != training:
+                    raise InputError(
+                        f"table {table}: {run}, {column}: another training has its folder, "
+                        f"{cell.name}, already; rename the run or the column"
+                    )
+                yield cell
 
 
 def shown_at_test(view: Mapping[str, Any]) -> bool:

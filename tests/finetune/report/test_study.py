@@ -142,6 +142,8 @@ def test_settings_over_those_of_the_study(tmp_path, study, mnre_folder, tiny_mod
     assert settings["optim"]["epochs"] == 3 and settings["max_length"] == 40
     with pytest.raises(ValueError, match=r"--set optim\.epochs: expected KEY=VALUE"):
         StudyConfig(study="x", data="D", out=Path("x"), set=("optim.epochs",))
+    with pytest.raises(ValueError, match="--set seeds=5: seeds is the study's own"):
+        StudyConfig(study="x", data="D", out=Path("x"), set=("seeds=5",))
 
 
 def test_small_and_placeholders(study):
@@ -159,6 +161,10 @@ def test_small_and_placeholders(study):
         (("image-drop", "image-drip"), "no view tool 'image-drip'"),
         (("tables:", "tabels:"), "expected runs and tables"),
         (("runs:", "runs: ["), "while parsing"),
+        (
+            ("    all: {}", '    "none at all!": {only: [both], settings: {optim.epochs: 3}}'),
+            "another training has its folder, both--none-at-all, already",
+        ),
     ],
 )
 def test_damaged_studies_are_one_line(study, change, message):
