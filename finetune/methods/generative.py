@@ -80,7 +80,7 @@ class Generative(Method):
     def __init__(self, encoder: Speaker, task: TaskInfo, config: GenerativeConfig) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.answers = [label.rsplit("/", 1)[-1].replace("_", " ").lower() for label in task.labels]
+        self.answers = answers_of(task.labels)
         self.prior = nn.Parameter(torch.zeros(len(task.labels)))
 
     @classmethod
@@ -161,6 +161,17 @@ class Generative(Method):
             images=list(images), text=list(texts), return_tensors="pt", padding=True
         )
         return dict(inputs.to(self.prior.device))
+
+
+def answers_of(labels: Sequence[str]) -> list[str]:
+    """The words of each relation, its name's last part; where several end alike, the whole name:
+    the same words would get the same score, and all but the first would never be answered."""
+    last = [label.rsplit("/", 1)[-1] for label in labels]
+    words = [
+        part if last.count(part) == 1 else label.strip("/")
+        for label, part in zip(labels, last, strict=True)
+    ]
+    return [part.replace("/", " ").replace("_", " ").lower() for part in words]
 
 
 def shown(batch: Batch) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from finetune.inputs.load import load_split
 from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.config import GenerativeConfig
-from finetune.methods.generative import Generative, same_start
+from finetune.methods.generative import Generative, answers_of, same_start
 from finetune.run.results import Predictions
 from finetune.tasks.mnre import Mnre
 from shards.files import InputError
@@ -54,6 +54,13 @@ def test_scores_are_the_models_own(mnre_folder, tiny_captioner, tmp_path):
                 for place in range(length, labels.shape[1])
             ]
             assert output.logits[row, column].item() == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_no_two_relations_have_the_same_words():
+    labels = ["None", "/per/per/alternate_names", "/org/org/alternate_names", "/per/org/member_of"]
+    assert answers_of(labels) == [
+        "none", "per per alternate names", "org org alternate names", "member of",
+    ]  # fmt: skip
 
 
 def test_where_answers_begin():
