@@ -18,6 +18,8 @@ class Done:
     rows: int = 0
     bad: int = 0
     finished: bool = False
+    settings: dict[str, Any] | None = None
+    """What the answers depend on, where nothing is there yet."""
 
     @staticmethod
     def none() -> "Done":
@@ -47,9 +49,7 @@ class Done:
                     f"settings ({', '.join(changed)}); give another --out, or remove it"
                 )
         else:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(state, settings)
-            partial.touch()
+            return Done(out, settings=settings)
         path = out if out.exists() else partial
         rows = bad = end = 0
         with path.open("rb") as lines:
@@ -68,6 +68,9 @@ class Done:
         """The stream for further lines."""
         if self.out is None:
             return nullcontext(sys.stdout)
+        if self.settings is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(with_end(self.out, ".settings.json"), self.settings)
         return with_end(self.out, ".partial").open("a", encoding="utf-8", buffering=1 << 16)
 
     def finish(self) -> None:

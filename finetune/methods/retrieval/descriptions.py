@@ -1,5 +1,6 @@
 """What relations mean, in a text each: read from a table, and as word pieces."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from shards.files import InputError
 from shards.tables import read_table
 
+LOG = logging.getLogger(__name__)
 SHIPPED = {path.stem: path for path in Path(__file__).parent.glob("*.tsv")}
 LENGTH = 32
 """Word pieces of a description at most, specials included."""
@@ -57,6 +59,11 @@ def described(texts: Mapping[str, str], labels: Sequence[str], source: str | Pat
 
 def as_pieces(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """(C, LENGTH) int64 word pieces with specials, -1 where a text has ended."""
+    if long := [t for t in texts if len(tokenizer(t, verbose=False)["input_ids"]) > LENGTH]:
+        LOG.warning(
+            "%d of %d descriptions are longer than %d word pieces, and read so far; shorten them: "
+            "%.60s …", len(long), len(texts), LENGTH, long[0],
+        )  # fmt: skip
     rows = tokenizer(list(texts), truncation=True, max_length=LENGTH)["input_ids"]
     ids = torch.full((len(texts), LENGTH), -1)
     for row, pieces in zip(ids, rows, strict=True):

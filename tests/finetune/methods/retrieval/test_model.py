@@ -80,9 +80,11 @@ def test_other_relations_are_other_columns(loaded):
         torch.testing.assert_close(both[:, column : column + 1], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_pieces_end_where_the_text_does(loaded):
+def test_pieces_end_where_the_text_does(loaded, caplog):
     _, tokenizer, _ = loaded
     ids = as_pieces(tokenizer, ["on we go", "Ann " * 60])
+    (record,) = caplog.records
+    assert record.message.startswith("1 of 2 descriptions are longer than 32 word pieces")
     assert ids.shape == (2, LENGTH) and (ids[0] < 0).sum() > 20 and (ids[1] >= 0).all()
     assert ids[1, -1] == tokenizer.sep_token_id
 
@@ -143,3 +145,12 @@ def test_predict_with_relations_of_mine(mnre_folder, tiny_model, tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         main(["predict", f"{tmp_path}/mtb", *post, "--relations", str(labels)])
     assert "MTB reads no descriptions of relations" in capsys.readouterr().err
+    posts, out = mnre_folder / "p.jsonl", tmp_path / "answers"
+    record = {"text": "Ann and Bob", "head": "Ann", "tail": "Bob", "image": str(picture)}
+    posts.write_text(json.dumps(record))
+    whole_file = ["predict", f"{tmp_path}/run", "--input", str(posts), "--out", str(out)]
+    with pytest.raises(SystemExit, match="2"):
+        main([*whole_file, "--relations", f"{tmp_path}/absent.tsv"])
+    assert not list(tmp_path.glob("answers.*.json")) and not list(tmp_path.glob("answers.partial"))
+    main([*whole_file, "--relations", str(labels)])  # the slip left nothing that contradicts
+    assert json.loads(out.read_text())["relation"] == answer["relation"]
