@@ -45,7 +45,8 @@ class EncodeOnce:
         if new:
             places = torch.tensor(list(new.values()), device=inputs[0].device)
             states = encode(*(tensor[places] for tensor in inputs))
-            self.known |= zip(new, states.unbind(0), strict=True)
+            # Copies: one part of a batch's states that stays would keep all of them.
+            self.known |= {key: state.clone() for key, state in zip(new, states, strict=True)}
             self.bytes += states.nbytes
             self.encoded += len(new)
         states = torch.stack([self.known[key] for key in keys])

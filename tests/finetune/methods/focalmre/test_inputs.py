@@ -128,6 +128,9 @@ def test_encode_once_forgets_the_oldest():
         assert torch.equal(once(encode, part), part.float().flatten(1)[:, None])
     # 1 was the oldest when 3 came; the last call finds 3, 0 and 1 of six.
     assert calls == [3, 1, 1, 3] and once.encoded == 8
+    # What is kept is its own: a part would keep the states of its whole batch.
+    held = sum(state.untyped_storage().nbytes() for state in once.known.values())
+    assert held == once.bytes <= once.capacity
     keys = fingerprints(pictures)
     assert len(set(keys)) == 6
     assert keys == fingerprints(pictures.clone())
