@@ -5,6 +5,7 @@ there now, so that a figure never stands beside the hash of something else.
 """
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -81,17 +82,33 @@ def data_files(config: TrainConfig, task: Task) -> list[Path]:
 
 
 def model_files(config: TrainConfig) -> list[Path]:
-    """Weights, sizes and vocabulary of what the run starts from, its other towers included."""
+    """Weights, sizes and vocabulary of what the run starts from, its other towers included, and
+    the files that settings of the method name."""
     start = str(config.architecture or config.init)
     model = getattr(config, "model", None)
     settings = asdict(model) if is_dataclass(model) and not isinstance(model, type) else {}
-    towers = [Path(value) for value in settings.values() if isinstance(value, str)]
-    folders = [Path(resolve(start)), *(path for path in towers if path.is_dir())]
-    return [folder / name for folder in folders for name in MODEL_FILES]
+    texts = [value for value in settings.values() if isinstance(value, str)]
+    # os.path: of a text that is too long for a name, `Path.is_dir` raises.
+    folders = [Path(resolve(start)), *(Path(text) for text in texts if os.path.isdir(text))]
+    files = [Path(text) for text in texts if os.path.isfile(text)]
+    return [folder / name for folder in folders for name in MODEL_FILES] + files
 
 
 def picture_hashes(task: Task, split: str, cache: Path) -> dict[str, str]:
     """`state` and `content` of a split's pictures; content is read once for each state."""
+    paths, state = picture_state(task, split)
+    cached = cache / f"pictures-{state[:20]}.json"
+    with suppress(InputError, KeyError):  # none there, or damaged: hashed anew
+        return {"state": state, "content": read_json(cached)["content"]}
+    content = hashlib.sha256()
+    for name, path in paths.items():
+        content.update(f"\n{name}\t{digest(path) if path.is_file() else None}".encode())
+    write_json(cached, {"content": content.hexdigest()}, checksum=True)
+    return {"state": state, "content": content.hexdigest()}
+
+
+def picture_state(task: Task, split: str) -> tuple[dict[str, Path], str]:
+    """A split's pictures by name, and a hash of their folder, sizes and times: nothing is read."""
     folder = task.image_folder(split)
     names = sorted({row.image_id for row in task.read(split) if row.image_id is not None})
     state = hashlib.sha256(str(folder.resolve()).encode())
@@ -99,15 +116,7 @@ def picture_hashes(task: Task, split: str, cache: Path) -> dict[str, str]:
         path = folder / name
         stat = path.stat() if path.is_file() else None
         state.update(f"\n{name}\t{(stat.st_size, stat.st_mtime_ns) if stat else None}".encode())
-    cached = cache / f"pictures-{state.hexdigest()[:20]}.json"
-    with suppress(InputError, KeyError):  # none there, or damaged: hashed anew
-        return {"state": state.hexdigest(), "content": read_json(cached)["content"]}
-    content = hashlib.sha256()
-    for name in names:
-        path = folder / name
-        content.update(f"\n{name}\t{digest(path) if path.is_file() else None}".encode())
-    write_json(cached, {"content": content.hexdigest()}, checksum=True)
-    return {"state": state.hexdigest(), "content": content.hexdigest()}
+    return {name: folder / name for name in names}, state.hexdigest()
 
 
 def begin(
@@ -162,8 +171,9 @@ def changes(before: Inputs, task: Task, cache: Path) -> list[str]:
         changed += [str(path) for path in splits if path.resolve() not in known]
     for split, hashes in before.pictures.items():
         if task.split_file(split) and task.image_folder(split).is_dir():
-            now = picture_hashes(task, split, cache)
-            if now["state"] != hashes["state"] and now["content"] != hashes["content"]:
+            if picture_state(task, split)[1] == hashes["state"]:
+                continue
+            if picture_hashes(task, split, cache)["content"] != hashes["content"]:
                 changed.append(f"{task.image_folder(split)}: a picture of {split}")
     return changed
 

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from finetune.__main__ import main
+from finetune.config import parse_train
 from finetune.run.progress import Progress
-from finetune.run.provenance import kept_inputs
+from finetune.run.provenance import changes, kept_inputs, model_files
 from finetune.run.train import SeedRun
+from finetune.tasks.mnre import Mnre
 
 
 def train(data, out, model, *options, method="mtb"):
@@ -64,11 +66,34 @@ def test_finished_seeds(tmp_path, mnre_folder, model, capsys, place):
     assert json.loads((out / "result.json").read_text()) == before
 
 
+def test_a_file_that_a_setting_names(tmp_path, mnre_folder, model, capsys):
+    """Descriptions of relations: another seed would learn other ones."""
+    texts = tmp_path / "mine.tsv"
+    names = json.loads((mnre_folder / "ours_rel2id.json").read_text())
+    texts.write_text("relation\tdescription\n" + "".join(f"{n}\tAnn\n" for n in names))
+    options = ("--model.descriptions", str(texts), "--fraction", "0.2")
+    train(mnre_folder, tmp_path / "run", model, *options, method="retrieval")
+    texts.write_text(texts.read_text().replace("Ann", "Bob"))
+    run = lambda: train(  # noqa: E731
+        mnre_folder, tmp_path / "run", model, *options, "--seeds", "1,2", method="retrieval"
+    )
+    refused(capsys, run, str(texts), "changed since")
+
+
+def test_a_setting_that_is_a_long_text(tmp_path, model):
+    """A template of more letters than a file's name may have."""
+    words = f"--task mnre --method generative --data x --init {model} --out {tmp_path}/run"
+    config = parse_train([*words.split(), "--model.template", "{text} word " * 40])
+    assert {path.parent for path in model_files(config)} == {model}
+
+
 def test_nothing_changed(tmp_path, mnre_folder, model):
     """Touched and copied files are the same ones; weights that are gone contradict nothing."""
     out = tmp_path / "run"
     before = train(mnre_folder, out, model, method="promu")
     assert set(before["provenance"]["pictures"]) == {"train", "val", "test"}
+    seed, elsewhere = kept_inputs(out / "seed-1"), tmp_path / "cache"
+    assert not changes(seed, Mnre(mnre_folder), elsewhere) and not elsewhere.exists()  # none read
     for path in mnre_folder.rglob("*.*"):
         os.utime(path, (1, 1))
     (model / "model.safetensors").unlink()
