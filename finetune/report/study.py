@@ -214,7 +214,7 @@ def run_study(config: StudyConfig) -> None:
         if config.pretraining:
             study_models.train(content["pretrain"], config.pretraining, config.launcher, config.out)
         results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
-        write_report(Path(config.study).stem, results, seeds, config.out)
+        write_report(Path(config.study).stem, results, seeds, config.out, config.settings)
     print((config.out / "study.md").read_text(encoding="utf-8"))
 
 

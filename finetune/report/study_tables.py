@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from finetune.protocols import mean_and_sd
@@ -70,10 +71,23 @@ def costs(result: Mapping[str, Any]) -> list[str]:
     return [f"{seconds:.1f}", f"{per_seed[0]['parameters']:,}"]
 
 
-def write_report(name: str, results: Mapping[tuple, Mapping], seeds: str, out: Path) -> None:
-    """`study.md`, `study.html`, `study.json`."""
+def write_report(
+    name: str,
+    results: Mapping[tuple, Mapping],
+    seeds: str,
+    out: Path,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """`study.md`, `study.html`, `study.json`.
+
+    Args:
+        changed: settings of all runs that are others than the study's.
+    """
     split = "dev" if any(r["test"] is None for r in results.values()) else "test"
     note = f"{split} F1 in percent, seeds {seeds}; the epoch is chosen on dev."
+    if changed:
+        settings = ", ".join(f"{key} = {value}" for key, value in changed.items())
+        note += f" Not as the study has it: {settings}."
     tables: dict[tuple[str, bool], dict[tuple[str, str], Any]] = {}
     for (title, run, column), result in results.items():  # leaky figures: tables of their own
         tables.setdefault((title, bool(result["leaky"])), {})[run, column] = result
@@ -90,5 +104,5 @@ def write_report(name: str, results: Mapping[tuple, Mapping], seeds: str, out: P
         {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("leaky", "dev", "test")}}
         for (t, r, c), result in results.items()
     ]
-    content = {"study": name, "seeds": seeds, "cells": rows}
+    content = {"study": name, "seeds": seeds, "set": dict(changed), "cells": rows}
     write_json(out / "study.json", content, checksum=True)

@@ -140,6 +140,10 @@ def test_settings_over_those_of_the_study(tmp_path, study, mnre_folder, tiny_mod
     run_words([*words, "--set", "optim.epochs=3", "max_length=40"])
     settings = yaml.safe_load((tmp_path / "out/runs/text/config.yaml").read_text())
     assert settings["optim"]["epochs"] == 3 and settings["max_length"] == 40
+    page = (tmp_path / "out/study.md").read_text()
+    assert "Not as the study has it: optim.epochs = 3, max_length = 40." in page
+    content = json.loads((tmp_path / "out/study.json").read_text())
+    assert content["set"] == {"optim.epochs": 3, "max_length": 40}
     with pytest.raises(ValueError, match=r"--set optim\.epochs: expected KEY=VALUE"):
         StudyConfig(study="x", data="D", out=Path("x"), set=("optim.epochs",))
     with pytest.raises(ValueError, match="--set seeds=5: seeds is the study's own"):
