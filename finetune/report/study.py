@@ -193,6 +193,11 @@ class StudyConfig:
             if (key := one.partition("=")[0]) in OF_THE_STUDY:
                 raise ValueError(f"--set {one}: {key} is the study's own; {OF_THE_STUDY[key]}")
 
+            try:
+                yaml.safe_load(one.partition("=")[2])
+            except yaml.YAMLError:
+                raise ValueError(f"--set {one}: its value is no YAML") from None
+
     @property
     def settings(self) -> dict[str, Any]:
         """Of `set`, the values read as YAML."""

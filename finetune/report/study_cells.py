@@ -66,9 +66,35 @@ def read_study(name: str) -> dict[str, Any]:
             f"{path}: expected runs and tables; settings, small and pretrain may be there, too"
         )
     for key in content:
-        if not isinstance(content[key], dict):
-            raise InputError(f"{path}: {key}: expected a mapping")
+        content[key] = mapping(content[key], f"{path}: {key}")
+        if key in ("runs", "tables", "pretrain"):
+            content[key] = named_mappings(content[key], f"{path}: {key}")
+    for title, columns in content["tables"].items():
+        where = f"{path}: tables: {title}"
+        content["tables"][title] = columns = named_mappings(columns, where)
+        for column, described in columns.items():
+            described["settings"] = mapping(
+                described.get("settings"), f"{where}: {column}: settings"
+            )
+            if not isinstance(described.get("only", []), list):
+                raise InputError(f"{where}: {column}: only: expected a list of runs")
     return content
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """A copy of it; nothing at all is an empty one.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(value, dict | None):
+        raise InputError(f"{where}: expected a mapping")
+    return {str(key): inner for key, inner in (value or {}).items()}
+
+
+def named_mappings(values: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """A `mapping` each."""
+    return {name: mapping(value, f"{where}: {name}") for name, value in values.items()}
 
 
 def cells(
@@ -91,12 +117,12 @@ def cells(
         for column, described in described_columns.items():
             if columns and str(column) not in columns:
                 continue
-            described = filled(described or {}, places)
-            only = described.get("only", content["runs"])
+            described = filled(described, places)
+            only = [str(run) for run in described.get("only", content["runs"])]
             if unknown := set(only) - content["runs"].keys():
                 raise InputError(f"table {table}: only: no run called {sorted(unknown)[0]!r}")
             view = {key: described[key] for key in described if key not in VIEW_KEYS}
-            changed = described.get("settings", {})
+            changed = described["settings"]
             own_training = bool(changed) or (bool(view) and not shown_at_test(view))
             for run in only:
                 settings = filled(common | content["runs"][run], places) | changed
@@ -133,5 +159,7 @@ def filled(values: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, An
             return string.Template(value).substitute(places)
         except KeyError as error:
             raise InputError(f"study: {value} wants --{error.args[0]}") from None
+        except ValueError:
+            raise InputError(f"study: {value}: a $ without a name; $$ is the character") from None
 
     return {key: fill(value) for key, value in values.items()}

@@ -146,8 +146,20 @@ def test_settings_over_those_of_the_study(tmp_path, study, mnre_folder, tiny_mod
     assert content["set"] == {"optim.epochs": 3, "max_length": 40}
     with pytest.raises(ValueError, match=r"--set optim\.epochs: expected KEY=VALUE"):
         StudyConfig(study="x", data="D", out=Path("x"), set=("optim.epochs",))
+    with pytest.raises(ValueError, match="no YAML"):
+        StudyConfig(study="x", data="D", out=Path("x"), set=("optim.lr=[1",))
     with pytest.raises(ValueError, match="--set seeds=5: seeds is the study's own"):
         StudyConfig(study="x", data="D", out=Path("x"), set=("seeds=5",))
+
+
+def test_nothing_is_an_empty_mapping_and_names_may_be_numbers(study):
+    """As YAML has `text:` and `1:`."""
+    study.write_text(
+        "settings: {task: mnre, method: mtb}\nruns: {1: , text: }\n"
+        "tables: {T: {2: , x: {only: [1], settings: }}}\n"
+    )
+    todo = [(c.run, c.column, c.own_training) for c in cells(read_study(str(study)), False, {})]
+    assert todo == [("1", "2", False), ("text", "2", False), ("1", "x", False)]
 
 
 def test_small_and_placeholders(study):
@@ -165,6 +177,11 @@ def test_small_and_placeholders(study):
         (("image-drop", "image-drip"), "no view tool 'image-drip'"),
         (("tables:", "tabels:"), "expected runs and tables"),
         (("runs:", "runs: ["), "while parsing"),
+        (("{method: mtb, init: $model, images: none}", "3"), "runs: text: expected a mapping"),
+        (("    all: {}", "    all: [text]"), "tables: Labels: all: expected a mapping"),
+        (("{optim.epochs: 3}}", "3}"), "more epochs: settings: expected a mapping"),
+        (("only: [text]", "only: text"), "more epochs: only: expected a list of runs"),
+        (("$model, images", "$5, images"), r"a \$ without a name"),
         (
             ("    all: {}", '    "none at all!": {only: [both], settings: {optim.epochs: 3}}'),
             "another training has its folder, both--none-at-all, already",
