@@ -112,7 +112,7 @@ class GenerativeConfig:
     def __post_init__(self) -> None:
         try:
             self.template.format(text="", head="", tail="")
-        except (KeyError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
             raise ValueError(
                 f"model.template: {{text}}, {{head}}, {{tail}} alone ({error})"
             ) from None

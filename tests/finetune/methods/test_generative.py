@@ -122,6 +122,8 @@ def test_refusals(mnre_folder, tiny_captioner, tiny_model, tmp_path):
         Generative.build(GenerativeConfig(), task.info, Source(str(tiny_model)))
     with pytest.raises(ValueError, match=r"\{text\}, \{head\}, \{tail\} alone"):
         GenerativeConfig(template="{post}")
+    with pytest.raises(ValueError, match=r"\{tail\} alone"):
+        GenerativeConfig(template="{text.size}")
     method, split = build(mnre_folder, tiny_captioner, tmp_path)
     import dataclasses
 
