@@ -26,7 +26,7 @@ class StatsConfig:
     """Say what a shard directory holds: pairs, captions, sizes, objects, words, damage."""
 
     POSITIONAL: ClassVar = ("shards",)
-    shards: Path
+    shards: str
     """Shard directory, local or remote."""
     format: Literal["table", "json", "html"] = "table"
     """html: one page, with pictures."""

@@ -73,3 +73,8 @@ def test_damaged_pictures_are_counted_and_named(shards, tmp_path):
     assert figures["damaged pictures"] == 2 and figures["pictures"] == 34
     assert "train-000002.tar" in figures["damaged"][0] and "checksum" in figures["damaged"][0]
     assert "train-000003.tar: missing" in figures["damaged"][1]
+
+
+def test_a_url_is_read(news_shards, tmp_path):
+    main(["stats", f"file://{news_shards}", "--format", "json", "--out", str(tmp_path / "s.json")])
+    assert json.loads((tmp_path / "s.json").read_text())["pictures"] == 40
