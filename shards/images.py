@@ -130,6 +130,10 @@ def _content(path: Path) -> bytes:
         raise RejectedImage(path, "no such file") from error
     except OSError as error:
         raise RejectedImage(path, f"unreadable image ({error.strerror})") from error
+    except RejectedImage:
+        raise
+    except ValueError as error:  # a zero byte, or a lone surrogate
+        raise RejectedImage(path, "no file can be called so") from error
     if not content:
         raise RejectedImage(path, "empty image file")
     return content

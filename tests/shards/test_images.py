@@ -176,6 +176,13 @@ def test_missing_file_and_folder(tmp_path):
                 read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a\0b.jpg", "a\ud800b.jpg"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    for read in (decoded, picture_size):
+        with pytest.raises(RejectedImage, match="no file can be called so"):
+            read(name)
+
+
 # One picture, many encodings: (writer, largest mean difference of an 8-bit channel).
 
 
