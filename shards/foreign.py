@@ -143,7 +143,7 @@ def read_tar(number: int, path: Path) -> list[Entry]:
                 if not member.isfile():
                     continue
                 name = PurePosixPath(member.name)
-                key = str(name.with_suffix(""))
+                key = str(name.with_suffix("") if name.name else name)
                 places = members.setdefault(key, {})
                 places.setdefault(name.suffix.lower(), []).append((member.offset_data, member.size))
             if os.fstat(file.fileno()).st_size < tar.offset:

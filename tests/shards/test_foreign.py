@@ -91,3 +91,11 @@ def test_what_is_no_tar_is_said(picture, tmp_path):
     write_tar(tmp_path / "other" / "a.tar", [])
     with pytest.raises(InputError, match=r"two are called a\.tar"):
         expand([str(path), str(tmp_path / "other" / "*.tar")])
+
+
+@pytest.mark.parametrize("name", ["/", "."])
+def test_a_file_without_a_name_is_named(picture, tmp_path, name):
+    image = jpeg(picture, tmp_path, 0)
+    members = [(name, b"x"), ("a.jpg", image), ("a.txt", b"one")]
+    corpus = webdataset([str(write_tar(tmp_path / "t.tar", members))], mismatch=0)
+    assert len(corpus.numbers) == 1 and corpus.rejects[0].reason.startswith("neither picture nor")
