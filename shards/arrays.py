@@ -53,7 +53,7 @@ def map_arrays(path: Path) -> Arrays:
             shape, (begin, end) = entry["shape"], entry["data_offsets"]
             dtype = np.dtype(_DTYPES[entry["dtype"]])
             count = int(np.prod(shape, dtype=np.int64))
-            if count * dtype.itemsize != end - begin:
+            if min(shape, default=0) < 0 or count * dtype.itemsize != end - begin:
                 raise ValueError(f"`{name}` has another size than its shape says")
             tensor = np.frombuffer(content, dtype, count, start + begin) if count else (
                 np.empty(0, dtype)
@@ -62,5 +62,7 @@ def map_arrays(path: Path) -> Arrays:
         return Arrays(tensors, None if about is None else json.loads(about))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise InputError(f"{path}: damaged ({error})") from error
