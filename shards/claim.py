@@ -112,6 +112,8 @@ def build_command(directory: Path) -> str:
         words = []
     if words[:4] == ["python", "-m", "shards", "build"]:
         return shlex.join(_moved(words, str(directory)))
+    if words[:4] == ["python", "-m", "shards", "convert"] and len(words) == 6:
+        return shlex.join([*words[:5], str(directory)])
     return f"python -m shards build … --out {shlex.quote(str(directory))}"
 
 
