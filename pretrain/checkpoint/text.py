@@ -21,7 +21,7 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.bert import ARCHITECTURES, Bert
-from pretrain.model.library import TEXT_FAMILIES, LibraryText, family_config
+from pretrain.model.library import TEXT_FAMILIES, LibraryText, family_config, possible
 from shards.files import InputError, read_json
 
 _LEFT = re.compile(r"embeddings\.(position_ids|token_type_ids)$|(?!embeddings|encoder\.)")
@@ -46,15 +46,12 @@ def read_bert(directory: Path, *, random_weights: bool = False) -> Bert:
         raise InputError(f"{directory}: model_type is {family!r}, none of {list(ARCHITECTURES)}")
     settings = AutoConfig.for_model(family)
     check_settings(content, type(settings), str(directory / CONFIG_NAME))
-    try:
+    with possible(str(directory / CONFIG_NAME)):
         config = type(settings).from_dict(content)
         if random_weights:
             return Bert(config)
         with torch.device("meta"):
             bert = Bert(config)
-    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{directory / CONFIG_NAME}: {reason}") from error
     state = read_tensors(directory)
     named = {_present_name(name, family): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in named.items() if not _LEFT.match(name)}
@@ -74,7 +71,9 @@ def read_text(directory: Path, *, random_weights: bool = False) -> Bert | Librar
         InputError: likewise; a family that is not known, or one that needs code of its own.
     """
     content = read_config(directory)
-    if content.get("model_type") in ARCHITECTURES:
+    if not isinstance(content.get("model_type"), str):
+        raise InputError(f"{directory / CONFIG_NAME}: `model_type` is missing or no text")
+    if content["model_type"] in ARCHITECTURES:
         return read_bert(directory, random_weights=random_weights)
     if content.get("auto_map"):
         raise InputError(
@@ -91,12 +90,9 @@ def read_text(directory: Path, *, random_weights: bool = False) -> Bert | Librar
             f"{directory}: model_type is {content.get('model_type')!r}; text encoders are "
             f"{', '.join([*ARCHITECTURES, *TEXT_FAMILIES])}"
         )
-    try:
+    with possible(str(directory / CONFIG_NAME)):
         config = family_config(content)
         text = LibraryText.of(config)
-    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{directory / CONFIG_NAME}: {reason}") from error
     if random_weights:
         return text
     from transformers.utils import logging

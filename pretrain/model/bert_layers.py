@@ -106,6 +106,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         width = config.hidden_size
+        if width % config.num_attention_heads:
+            raise ValueError(f"hidden_size {width}: {config.num_attention_heads} heads do not fit")
         self.num_attention_heads = config.num_attention_heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.dropout = Dropout(config.attention_probs_dropout_prob)

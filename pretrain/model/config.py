@@ -84,6 +84,11 @@ class FusionEncoderConfig:
                 f"model.hidden_size {self.hidden_size} is no multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
+        if not self.vision_config and self.vision_hidden_size % self.vision_heads:
+            raise ValueError(
+                f"model.vision_hidden_size {self.vision_hidden_size} is no multiple of "
+                f"vision_heads {self.vision_heads}"
+            )
         if self.text_config and not isinstance(self.text_config.get("model_type"), str):
             raise ValueError("model.text_config names no model_type")
         if self.vision_config and not isinstance(self.vision_config.get("architecture"), str):

@@ -21,7 +21,13 @@ from pretrain.model.bert import Bert
 from pretrain.model.bert_layers import Layers, draw
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
-from pretrain.model.library import READS_LAST, LibraryText, LibraryVision, family_config
+from pretrain.model.library import (
+    READS_LAST,
+    LibraryText,
+    LibraryVision,
+    family_config,
+    possible,
+)
 from pretrain.model.vit import PlainViT
 
 if TYPE_CHECKING:
@@ -50,15 +56,18 @@ class FusionEncoder(Embedder):
         self.config = config
         self.text: Bert | LibraryText
         if config.is_cut:
-            self.text = Bert(config.bert_config(config.text_layers))
+            with possible("text_config"):
+                self.text = Bert(config.bert_config(config.text_layers))
         else:
-            self.text = LibraryText.of(family_config(config.text_config))
+            with possible("text_config"):
+                self.text = LibraryText.of(family_config(config.text_config))
             wide = self.text.config.hidden_size
             same = wide == config.hidden_size
             self.text_bridge = nn.Identity() if same else nn.Linear(wide, config.hidden_size)
         self.vision: PlainViT | LibraryVision
         if config.vision_config:
-            self.vision = LibraryVision.of(config.vision_config, config.image_size)
+            with possible("vision_config"):
+                self.vision = LibraryVision.of(config.vision_config, config.image_size)
         else:
             self.vision = PlainViT(
                 config.image_size,

@@ -6,6 +6,9 @@ width of the text, N: pictures, K: patches, V: width of the picture.
 
 import math
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +23,30 @@ TEXT_FAMILIES = (
 """`model_type` of text encoders that are taken whole."""
 READS_LAST = ("clip_text_model", "siglip_text_model")
 """Those whose last word piece stands for the text, not the first one."""
+_NAME = re.compile(r"\w+(\.\w+)?")
+"""Of an architecture in timm's registry; with `hf-hub:` or `local-dir:` it would be fetched."""
+_LOADING = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+"""Arguments with which timm fetches or opens files that no checksum covers."""
 _NOT_SETTINGS = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
+
+
+@contextmanager
+def possible(settings: str) -> Iterator[None]:
+    """What `transformers`, timm and torch raise of settings that no model can have becomes an
+    InputError about `settings`."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError,
+        ZeroDivisionError, StrictDataclassError,
+    ) as error:  # fmt: skip
+        raise InputError(f"{settings}: {' '.join(str(error).split())}") from error
 
 
 def family_config(content: dict[str, Any]) -> Any:
@@ -142,6 +168,11 @@ class LibraryVision(nn.Module):
         from timm.models import create_model
 
         arguments = dict(described.get("model_args", {}))
+        if not _NAME.fullmatch(described["architecture"]) or _LOADING & arguments.keys():
+            raise ValueError(
+                f"architecture {described['architecture']} with {sorted(arguments)}: must be a "
+                "name of timm's registry, and may load nothing"
+            )
         if described.get("sized"):
             arguments["img_size"] = image_size
         try:
