@@ -1,10 +1,10 @@
 """`python -m pretrain label`: what a frozen prompter sees in every picture, written once."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from shards import threads
 from shards.command import exit_on_input_error, without_local_rank
 from shards.options import parse_config
 
@@ -34,11 +34,11 @@ class LabelConfig:
 
 def label(config: LabelConfig) -> None:
     """Label every shard that is not labelled yet; several ranks share them out."""
-    from pretrain import distributed, engine
+    from pretrain import engine
     from pretrain.prompter.column import write_teacher_column
 
     engine.start("auto")
-    cores = len(os.sched_getaffinity(0)) // distributed.from_launcher("LOCAL_WORLD_SIZE", 1)
+    cores = threads.share(threads.processes_here())
     write_teacher_column(
         config.shards,
         config.prompter,

@@ -15,13 +15,16 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from pretrain import engine
 from pretrain.checkpoint.hub import load_fusion, save_model_directory
 from pretrain.data.clean import object_crop
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.label import main
+from pretrain.label import LabelConfig, label, main
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.prompter import column
 from pretrain.prompter.column import write_teacher_column
+from shards import threads
 from shards.schema import DetectedObject, PairMeta
 from shards.stream import Sample, ShardReader
 
@@ -134,6 +137,16 @@ def test_wrong_input_is_one_line(wrong, shards, prompter, tmp_path, capsys):
     assert not (shards / "teacher").exists()
 
 
+def test_loader_processes_are_as_many_as_the_container_has_cores(monkeypatch):
+    calls: list[dict] = []
+    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(column, "write_teacher_column", lambda *_, **options: calls.append(options))
+    monkeypatch.setattr(engine, "start", lambda kind: "single")
+    label(LabelConfig(shards="shards", prompter="prompter"))
+    assert calls[0]["workers"] == 3
+
+
 # ------------------------------------------------------------------ kill -9
 
 # Every rename waits a little, so that kills hit all stages of it.
@@ -141,7 +154,7 @@ SLOW_LABEL = """
 import os, sys, time
 replace = os.replace
 os.replace = lambda *paths: (time.sleep(0.02), replace(*paths), time.sleep(0.02))
-from pretrain.label import main
+from pretrain.label import LabelConfig, label, main
 main(sys.argv[1:])
 """
 
