@@ -115,7 +115,7 @@ def old_corpus(directory: Path, reader: ShardReader) -> tuple[Corpus, dict[str, 
                 source=pair.source,
                 similarity=pair.similarity,
             )
-    lines = {line["row"]: line for _, line in read_json_lines(directory / REJECTS_NAME)}
+    lines = _rejects(directory / REJECTS_NAME)
     ids = {image_id: number for number, image_id in enumerate(places)}
     numbers = sorted(records)
     corpus = Corpus(
@@ -130,6 +130,16 @@ def old_corpus(directory: Path, reader: ShardReader) -> tuple[Corpus, dict[str, 
         report=index.provenance.get("report", {}),
     )
     return corpus, places
+
+
+def _rejects(path: Path) -> dict[int, dict[str, Any]]:
+    """By raw row."""
+    lines = {}
+    for number, line in read_json_lines(path):
+        if type(line.get("row")) is not int or not {"where", "reason"} <= line.keys():
+            raise InputError(f"{path}: line {number}: no reject (`row`, `where`, `reason`)")
+        lines[line["row"]] = line
+    return lines
 
 
 def _convert_column(old: Path, new: Path, column: str, places: dict[str, Place]) -> None:

@@ -83,6 +83,12 @@ def test_what_cannot_be_converted_is_said(old, news_shards, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(news_shards), str(tmp_path / "new")])
     assert "stores each picture once already" in capsys.readouterr().err
+    rejects, content = old / "rejects.jsonl", (old / "rejects.jsonl").read_text()
+    rejects.write_text('{"row": 3}\n' + content)
+    with pytest.raises(SystemExit):
+        main(["convert", str(old), str(tmp_path / "new")])
+    assert "line 1: no reject" in capsys.readouterr().err
+    rejects.write_text(content)
     column = old / "objects" / "column.json"
     column.write_text(column.read_text() + "\n")
     with pytest.raises(SystemExit):
