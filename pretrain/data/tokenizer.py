@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerFast
 
+from shards.files import InputError
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -52,6 +54,9 @@ def learn_unigram(captions: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     """SentencePiece's unigram pieces (Kudo 2018) of NFKC text in lower case, blanks as ▁.
 
     The same captions in the same order give the same pieces: one thread, no sampling.
+
+    Raises:
+        InputError: more different letters than the vocabulary has room for, or no text.
     """
     import sentencepiece
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -62,13 +67,20 @@ def learn_unigram(captions: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
          normalizers.Strip()]
     )  # fmt: skip
     written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(normalizer.normalize_str(caption) for caption in captions),
-        model_writer=written, model_type="unigram", vocab_size=vocab_size, hard_vocab_limit=False,
-        character_coverage=1.0, normalization_rule_name="identity", num_threads=1,
-        pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=SPECIALS[0], unk_piece=SPECIALS[1],
-        control_symbols=",".join(SPECIALS[2:]), minloglevel=2,
-    )  # fmt: skip
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(normalizer.normalize_str(caption) for caption in captions),
+            model_writer=written, model_type="unigram", vocab_size=vocab_size,
+            hard_vocab_limit=False, character_coverage=1.0, normalization_rule_name="identity",
+            num_threads=1,
+            pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, pad_piece=SPECIALS[0], unk_piece=SPECIALS[1],
+            control_symbols=",".join(SPECIALS[2:]), minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:  # its only kind
+        raise InputError(
+            f"model.tokenizer unigram, model.vocab_size {vocab_size}: "
+            f"{str(error).rpartition('] ')[2].strip() or 'no text to learn from'}"
+        ) from error
     learned = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     numbers = range(learned.get_piece_size())
     pieces = [(learned.id_to_piece(number), learned.get_score(number)) for number in numbers]

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pretrain.data.tokenizer import LEARNERS, learn_tokenizer, learn_unigram
+from shards.files import InputError
 
 CAPTIONS = [
     "A golden crown and a ring .",
@@ -60,3 +61,12 @@ def test_unigram_pieces_are_those_of_sentencepiece(tmp_path):
     spans = [place for place in encoded["offset_mapping"] if place[1] > place[0]]
     assert "".join("A Golden RING"[a:b] for a, b in spans).replace(" ", "") == "AGoldenRING"
     assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "a golden ring"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a dog", "smaller than required"), (" ", "no text")]
+)
+def test_what_unigram_cannot_learn_is_one_line(text, message):
+    with pytest.raises(InputError, match=f"vocab_size 6: .*{message}") as told:
+        learn_unigram([text], 6)
+    assert "\n" not in str(told.value)
