@@ -20,7 +20,7 @@ HEADER = """\
 
 def closure(name: str) -> dict[str, str]:
     """name -> version of a distribution's installed requirements, without extras, and theirs."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     waiting = [(name, "")]
     seen = set()
     while waiting:
@@ -29,13 +29,13 @@ def closure(name: str) -> dict[str, str]:
             continue
         seen.add((current, extra))
         distribution = metadata.distribution(current)
-        found[canonicalize_name(current)] = distribution.version
+        versions[canonicalize_name(current)] = distribution.version
         for text in distribution.requires or ():
             requirement = Requirement(text)
             if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
                 continue
-            waiting += [(requirement.name, wanted) for wanted in ("", *requirement.extras)]
-    return found
+            waiting += [(requirement.name, extra) for extra in ("", *requirement.extras)]
+    return versions
 
 
 def lock() -> str:

@@ -156,10 +156,10 @@ def _convert_column(old: Path, new: Path, column: str, places: dict[str, Place])
         provenance["objects_sha256"] = file_sha256(new.joinpath(*objects))
 
     def compute(shard: int) -> bytes:
-        found = [places[picture.meta.image_id] for picture in target.pictures(shard)]
+        sources = [places[picture.meta.image_id] for picture in target.pictures(shard)]
         if column == OBJECTS:
-            return pack_detections([reader.shard(s).objects_of(n) or () for s, n in found])
-        rows = [reader.shard(s).teacher_of(n) or {} for s, n in found]
+            return pack_detections([reader.shard(s).objects_of(n) or () for s, n in sources])
+        rows = [reader.shard(s).teacher_of(n) or {} for s, n in sources]
         return pack({name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
     def files(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:

@@ -41,13 +41,13 @@ class Detections(NamedTuple):
 
 def make_detections(pictures: Sequence[Sequence[DetectedObject]]) -> Detections:
     """The arrays of a shard's objects."""
-    objects = [item for found in pictures for item in found]
+    objects = [item for one in pictures for item in one]
     names = sorted({item.label for item in objects})
     place = {name: number for number, name in enumerate(names)}
-    best = [found[0].box if found else (0.0, 0.0, 0.0, 0.0) for found in pictures]
+    best = [one[0].box if one else (0.0, 0.0, 0.0, 0.0) for one in pictures]
     return Detections(
         best=np.array(best, np.float64).reshape(-1, 4),
-        ends=np.cumsum([len(found) for found in pictures], dtype=np.int64),
+        ends=np.cumsum([len(one) for one in pictures], dtype=np.int64),
         boxes=np.array([item.box for item in objects], np.float64).reshape(-1, 4),
         scores=np.array([item.score for item in objects], np.float64),
         labels=np.array([place[item.label] for item in objects], np.int32),
@@ -78,23 +78,23 @@ def map_detections(path: Path, pictures: int) -> Detections:
 
 def check_detections(path: Path, pictures: int) -> None:
     """Raises: InputError: the file does not hold objects as `DetectedObject` describes them."""
-    found = map_detections(path, pictures)
-    ends, boxes = found.ends, found.boxes
-    values = (found.best, boxes, found.scores)
+    column = map_detections(path, pictures)
+    ends, boxes = column.ends, column.boxes
+    values = (column.best, boxes, column.scores)
     starts = np.concatenate([[0], ends[:-1]])
-    first = np.zeros_like(found.best)
-    some = ends > starts
+    total = int(ends[-1]) if len(ends) else 0
+    first = np.zeros_like(column.best)
+    occupied = ends > starts
     good = (
         (ends >= starts).all()
-        and len({int(ends[-1]) if len(ends) else 0, *map(len, (boxes, found.scores, found.labels))})
-        == 1
+        and {total} == {len(boxes), len(column.scores), len(column.labels)}
         and all(np.isfinite(array).all() for array in values)
         and (boxes[:, :2] < boxes[:, 2:]).all()
-        and ((found.labels >= 0) & (found.labels < len(found.names))).all()
+        and ((column.labels >= 0) & (column.labels < len(column.names))).all()
     )
     if good:
-        first[some] = boxes[starts[some]]
-    if not good or not np.array_equal(first, found.best):
+        first[occupied] = boxes[starts[occupied]]
+    if not good or not np.array_equal(first, column.best):
         raise InputError(f"{path}: an object's box, score or label is none; {AGAIN}")
 
 

@@ -108,10 +108,10 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for pattern in patterns:
-        found = [Path(name) for text in _ranges(pattern) for name in sorted(glob.glob(text))]
-        if not found:
+        matches = [Path(name) for text in _ranges(pattern) for name in sorted(glob.glob(text))]
+        if not matches:
             raise InputError(f"--tars {pattern}: no such file")
-        paths += found
+        paths += matches
     names = [path.name for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:

@@ -108,9 +108,9 @@ class CrossLayer(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """(B, Q, D), (B, K, D), (B, K) bool -> (B, Q, D); a row without any key reads nothing."""
-        some = mask.any(dim=1)[:, None]
-        read, _ = self.attention(query, keys, keys, ~(mask | ~some), need_weights=False)
-        states = self.norms[0](query + self.dropout(read) * some[..., None])
+        has_key = mask.any(dim=1)[:, None]
+        read, _ = self.attention(query, keys, keys, ~(mask | ~has_key), need_weights=False)
+        states = self.norms[0](query + self.dropout(read) * has_key[..., None])
         return self.norms[1](states + self.dropout(self.feed(states)))
 
 

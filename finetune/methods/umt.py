@@ -79,5 +79,5 @@ class Umt(Multimodal):
             return MethodOutput(logits, None)
         likely = self.head.crf.log_likelihood(logits, batch.labels, words).mean()
         tags: Any = self.span_of_tag
-        found = self.span_crf.log_likelihood(spans, tags[batch.labels], words).mean()
-        return MethodOutput(logits, -(likely + self.config.span_weight * found))
+        span_likelihood = self.span_crf.log_likelihood(spans, tags[batch.labels], words).mean()
+        return MethodOutput(logits, -(likely + self.config.span_weight * span_likelihood))

@@ -47,8 +47,8 @@ class PretrainBatch:
     @property
     def seen_weights(self) -> Tensor:
         """(B, M) `patch_weights` of the patches that the model sees."""
-        kept = self.kept_patches
-        return self.patch_weights if kept is None else self.patch_weights.gather(1, kept)
+        patches = self.kept_patches
+        return self.patch_weights if patches is None else self.patch_weights.gather(1, patches)
 
     def require(self, name: str) -> Tensor:
         """An optional field that this run cannot do without.

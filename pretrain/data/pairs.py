@@ -136,9 +136,9 @@ class PairDataset(Dataset):
         patches, share = (self.image_size // self.patch_size) ** 2, self.config.keep_patches
         if not self.augment or share == 1:
             return None
-        kept = max(1, round(share * patches))
+        count = max(1, round(share * patches))
         orders = [
-            np.random.default_rng([self.seed, *address, patches]).permutation(patches)[:kept]
+            np.random.default_rng([self.seed, *address, patches]).permutation(patches)[:count]
             for address in addresses
         ]
         return torch.from_numpy(np.sort(orders, axis=1))

@@ -60,8 +60,8 @@ def family_config(content: dict[str, Any]) -> Any:
     family = content.get("model_type")
     if family not in TEXT_FAMILIES:
         raise ValueError(f"text encoders of model_type {family!r} are not known")
-    kept = {key: content[key] for key in content if key not in (*_NOT_SETTINGS, "model_type")}
-    return AutoConfig.for_model(str(family), **kept)
+    settings = {key: content[key] for key in content if key not in (*_NOT_SETTINGS, "model_type")}
+    return AutoConfig.for_model(str(family), **settings)
 
 
 def model_class(config: Any) -> Any:

@@ -85,7 +85,7 @@ def test_posts_are_answered_alike(old, name):
 
 
 def test_settings_are_those_of_the_time(old):
-    assert open_run("runs/hvpnet").method.settings.tagging == "pieces"  # of profile legacy
+    assert open_run("runs/hvpnet").method.config.tagging == "pieces"  # of profile legacy
     legacy = open_run("runs/mkgformer")
     assert not any(weight.requires_grad for weight in legacy.method.head.parameters())  # preset
     assert legacy.description.inputs["regions"] == "mnre"

@@ -22,57 +22,57 @@ CAPTION_LENGTH = 40
 """Word pieces of a caption as released, and of a sentence that describes a generated picture."""
 
 
-def caption_encoder(encoder: Bert, settings: CamimSettings) -> Bert | None:
+def caption_encoder(encoder: Bert, config: CamimSettings) -> Bert | None:
     """The second BERT, begun from the same weights; None where it is shared or unused."""
-    if settings.share_bert or not settings.use_cam:
+    if config.share_bert or not config.use_cam:
         return None
     return copy.deepcopy(encoder)
 
 
 def read(
-    encoder: Bert, ids: Tensor, mask: Tensor, settings: CamimSettings, once: Once
+    encoder: Bert, ids: Tensor, mask: Tensor, config: CamimSettings, once: Once
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
-    if not settings.mask_words:  # as released: exactly 40
+    if not config.mask_words:  # as released: exactly 40
         missing = max(0, CAPTION_LENGTH - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
         mask = nn.functional.pad(mask, (0, missing))
     words = once(partial(word_states, encoder), ids, mask, name="described")
-    sentence = pool_sentence(words, mask, settings.sentence or "mean_masked")
-    return sentence, words, mask if settings.mask_words else None
+    sentence = pool_sentence(words, mask, config.sentence or "mean_masked")
+    return sentence, words, mask if config.mask_words else None
 
 
 def read_caption(
-    encoder: Bert, batch: Batch, settings: CamimSettings, once: Once
+    encoder: Bert, batch: Batch, config: CamimSettings, once: Once
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same of the batch's captions."""
     ids, mask = batch.require("caption_ids"), batch.require("caption_mask")
-    return read(encoder, ids, mask, settings, once)
+    return read(encoder, ids, mask, config, once)
 
 
 def information_loss(
-    loss: Tensor | None, settings: CamimSettings, batch: Batch, anchor: Tensor, candidates: Tensor
+    loss: Tensor | None, config: CamimSettings, batch: Batch, anchor: Tensor, candidates: Tensor
 ) -> Tensor | None:
     """The loss with α · InfoNCE added (Eq. 23).
 
     Negatives come from all processes in training only, and not in an epoch's last batch where its
     pieces differ in size: elsewhere processes hold different numbers of rows, or of batches.
     """
-    if loss is None or not settings.use_mi:
+    if loss is None or not config.use_mi:
         return loss
     equal = torch.is_grad_enabled() and batch.weight == 1
     information = mutual_information(
         anchor,
         candidates,
-        settings.mi_direction,
-        settings.mi_temperature,
-        batch.image_ids if settings.mi_mask_same_image else None,
-        settings.mi_gather and equal,
+        config.mi_direction,
+        config.mi_temperature,
+        batch.image_ids if config.mi_mask_same_image else None,
+        config.mi_gather and equal,
     )
-    return loss + settings.mi_alpha * information
+    return loss + config.mi_alpha * information
 
 
-def caption_needs(settings: CamimSettings) -> set[str]:
+def caption_needs(config: CamimSettings) -> set[str]:
     """Inputs beyond those of the method underneath."""
-    needs = {"caption"} if settings.use_cam else set()
-    return needs | ({"image_ids"} if settings.use_mi and settings.mi_mask_same_image else set())
+    needs = {"caption"} if config.use_cam else set()
+    return needs | ({"image_ids"} if config.use_mi and config.mi_mask_same_image else set())

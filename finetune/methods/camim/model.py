@@ -45,7 +45,7 @@ class CamimTmr(tmr.Tmr):
     Config = CamimTmrConfig
     kinds = frozenset({"relation"})
     towers: tuple[str, ...] = ("encoder.", "vision.", "caption_encoder.")
-    settings: CamimTmrConfig
+    config: CamimTmrConfig
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class CamimTmr(tmr.Tmr):
         config: CamimTmrConfig,
     ) -> None:
         super().__init__(encoder, vision, task, config)
-        settings, size = self.settings, encoder.config.hidden_size
-        self.needs |= caption_needs(settings)
-        self.longest_caption = None if settings.mask_words else CAPTION_LENGTH
-        self.caption_encoder = caption_encoder(encoder, settings)
+        config, size = self.config, encoder.config.hidden_size
+        self.needs |= caption_needs(config)
+        self.longest_caption = None if config.mask_words else CAPTION_LENGTH
+        self.caption_encoder = caption_encoder(encoder, config)
         self.aware = self.no_picture = None
-        if settings.use_cam:
+        if config.use_cam:
             self.aware = CaptionAware(
-                size, settings.cam_levels, settings.combine or "concat", bool(settings.swap_words)
+                size, config.cam_levels, config.combine or "concat", bool(config.swap_words)
             )
             if vision is None:
                 self.no_picture = nn.Parameter(0.02 * torch.randn(size))
@@ -93,16 +93,16 @@ class CamimTmr(tmr.Tmr):
         self, batch: Batch, text: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """What `read` gives for the captions and, where there is a second source, the sentences."""
-        settings, encoder = self.settings, self.caption_encoder or self.encoder
-        described = [read_caption(encoder, batch, settings, self.once)]
+        config, encoder = self.config, self.caption_encoder or self.encoder
+        described = [read_caption(encoder, batch, config, self.once)]
         if self.head.sources == 1:
             return described
         ids, mask = (field[:, :CAPTION_LENGTH] for field in (batch.input_ids, batch.attention_mask))
-        if self.caption_encoder is None and settings.mask_words:  # there already, with what follows
+        if self.caption_encoder is None and config.mask_words:  # there already, with what follows
             words = text[:, : mask.shape[1]]
-            vector = pool_sentence(words, mask, settings.sentence or "mean_masked")
+            vector = pool_sentence(words, mask, config.sentence or "mean_masked")
             return [*described, (vector, words, mask)]
-        return [*described, read(encoder, ids, mask, settings, self.once)]
+        return [*described, read(encoder, ids, mask, config, self.once)]
 
     def aligned(
         self,
@@ -113,8 +113,8 @@ class CamimTmr(tmr.Tmr):
         description: tuple[Tensor, Tensor, Tensor | None],
     ) -> Streams:
         """Source k from its pictures (B, M, P, D), the whole one first, and its description."""
-        settings = self.settings
-        mean = settings.pool == "mean"
+        config = self.config
+        mean = config.pool == "mean"
         mask = description[2]
         assert self.aware is not None  # `streams` asks
         rows = self.aware(pictures, *description)  # (B, M, P+W, D), or P rows without words
@@ -129,9 +129,9 @@ class CamimTmr(tmr.Tmr):
             # Regions are summed over their rows first, so each asks the phrases once.
             of_rows = None if counted is None else counted[:, None].expand(rows.shape[:3])[:, 1:]
             objects = pooled(rows[:, 1:], of_rows, mean)
-            objects_counted = look.regions_seen if settings.mask_absent else None
+            objects_counted = look.regions_seen if config.mask_absent else None
             for_objects = torch.tanh(pooled(objects, objects_counted, mean=True))
-        if look is not None and settings.mask_absent:
+        if look is not None and config.mask_absent:
             seen = look.seen
         shortcuts = torch.tanh(pooled(whole, counted, mean)), for_objects
         scores = tmr.source_scores(batch, k, seen)
@@ -155,7 +155,7 @@ class CamimTmr(tmr.Tmr):
             "tf": (pair, final),
             "ogt": (both, pair),
         }
-        return information_loss(loss, self.settings, batch, *joined[self.settings.mi_pair])
+        return information_loss(loss, self.config, batch, *joined[self.config.mi_pair])
 
 
 # ------------------------------------------------------------------ on HVPNeT
@@ -180,7 +180,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
     Config = CamimHvpnetConfig
     kinds = frozenset({"relation"})
     towers: tuple[str, ...] = ("encoder.", "caption_encoder.")
-    settings: CamimHvpnetConfig
+    config: CamimHvpnetConfig
     head: RelationHead
 
     def __init__(
@@ -188,32 +188,32 @@ class CamimHvpnet(hvpnet.Hvpnet):
     ) -> None:
         second = caption_encoder(encoder, config)
         super().__init__(encoder, vision, task, config)
-        settings, size = self.settings, encoder.config.hidden_size
+        config, size = self.config, encoder.config.hidden_size
         if "vision." in self.towers:
             self.towers = (*self.towers, "caption_encoder.")
         blind = isinstance(vision, NoVision)
         if blind:
             self.needs -= {"image", "region_pixels", "visual_features"}
             self.region_slots = {}
-        self.needs |= caption_needs(settings)
-        self.longest_caption = None if settings.mask_words else CAPTION_LENGTH
+        self.needs |= caption_needs(config)
+        self.longest_caption = None if config.mask_words else CAPTION_LENGTH
         self.caption_encoder = second
         channels = sum(vision.channels)
         self.aware = self.no_picture = self.reduce = None
-        if settings.use_cam:
+        if config.use_cam:
             self.aware = CaptionAware(
-                size, settings.cam_levels, settings.combine or "concat", bool(settings.swap_words),
-                word_rows=settings.hvp_cam_mode == "all_rows",
+                size, config.cam_levels, config.combine or "concat", bool(config.swap_words),
+                word_rows=config.hvp_cam_mode == "all_rows",
             )  # fmt: skip
             self.restore = nn.Linear(size, channels)
-            if settings.hvp_cam_mode == "residual":
+            if config.hvp_cam_mode == "residual":
                 nn.init.zeros_(self.restore.weight)
                 nn.init.zeros_(self.restore.bias)
-        if blind and settings.use_cam:
+        if blind and config.use_cam:
             self.no_picture = nn.Parameter(0.02 * torch.randn(TOKENS, size))
-        elif not blind and (settings.use_cam or settings.use_mi):
+        elif not blind and (config.use_cam or config.use_mi):
             self.reduce = nn.Linear(channels, size)
-        joined = settings.use_mi and (settings.use_cam or not blind)
+        joined = config.use_mi and (config.use_cam or not blind)
         self.final = nn.Linear(2 * size, size) if joined else None
 
     @classmethod
@@ -232,7 +232,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
         output = self.head.classify(self.dropout(pair), batch)
         if visual is None or self.final is None:
             return output
-        loss = information_loss(output.loss, self.settings, batch, visual, self.final(pair))
+        loss = information_loss(output.loss, self.config, batch, visual, self.final(pair))
         return MethodOutput(output.logits, loss)
 
     def read_pictures(self, batch: Batch) -> tuple[Prefix | None, Tensor | None]:
@@ -254,16 +254,16 @@ class CamimHvpnet(hvpnet.Hvpnet):
             tokens, present = visual
             positions = cast(nn.Linear, self.reduce)(tokens)
         encoder = self.caption_encoder or self.encoder
-        sentence, words, mask = read_caption(encoder, batch, self.settings, self.once)
+        sentence, words, mask = read_caption(encoder, batch, self.config, self.once)
         rows = self.aware(positions, sentence, words, mask)  # (B, M, 4, D), all_rows: 4 + W
         restored = self.restore(rows)
-        if visual is not None and self.settings.hvp_cam_mode == "residual":
+        if visual is not None and self.config.hvp_cam_mode == "residual":
             # `restore` begins at zero, so training begins at plain HVPNeT.
             restored = tokens + restored
         seen, slots_filled = pooled(rows[:, :, :TOKENS].mean(2), present, mean=True), present
         if rows.shape[2] > TOKENS and mask is not None:
             # Words of a caption fill slots only where its picture does.
-            slots_read = present if self.settings.absent != "attend" else torch.ones_like(present)
+            slots_read = present if self.config.absent != "attend" else torch.ones_like(present)
             of_picture = slots_read[..., None].expand(-1, -1, TOKENS)
             slots_filled = torch.cat([of_picture, slots_read[..., None] & mask[:, None]], dim=2)
         return self.prefix(restored, slots_filled), seen

@@ -45,16 +45,15 @@ class Hvpnet(Method):
     kinds = frozenset({"relation", "entities"})
     encoder: Bert
     vision: ResNetPyramid
-    settings: HvpnetConfig
+    config: HvpnetConfig
     head: TaskHead
 
     def __init__(
         self, encoder: Bert, vision: ResNetPyramid, task: TaskInfo, config: HvpnetConfig
     ) -> None:
         super().__init__()
-        self.given, self.settings = config, config.settled(task.kind)
-        self.recipe = Recipe.of(config, task.kind)
-        config = self.settings
+        self.recipe, self.given = Recipe.of(config, task.kind), config
+        self.config = config = config.settled(task.kind)
         self.needs = frozenset({"image"} | ({"region_pixels"} if config.regions else set()))
         if config.freeze and not config.batch_statistics:
             self.needs |= {"visual_features"}
@@ -100,14 +99,12 @@ class Hvpnet(Method):
     @property
     def image_size(self) -> int:
         """Side of the pictures."""
-        return self.settings.image_size
+        return self.config.image_size
 
     def train(self, mode: bool = True) -> "Hvpnet":
         """As everywhere, but a frozen ResNet keeps its BatchNorm's running statistics."""
         super().train(mode)
-        self.vision.train(
-            mode and (bool(self.settings.batch_statistics) or not self.settings.freeze)
-        )
+        self.vision.train(mode and (bool(self.config.batch_statistics) or not self.config.freeze))
         return self
 
     def forward(self, batch: Batch) -> MethodOutput:
@@ -132,12 +129,12 @@ class Hvpnet(Method):
             whole, regions = batch.image_features.float(), batch.region_features
             tokens = joined(whole, None if regions is None else regions.float())
             tokens = tokens.unflatten(-1, (TOKENS, -1)).to(self.prefix.encode[0].weight.dtype)
-            if self.settings.absent == "attend":
+            if self.config.absent == "attend":
                 tokens = torch.where(present[..., None, None], tokens, self._nothing())
             return tokens, present
         pixels = joined(batch.require("pixel_values"), batch.region_pixels)
         pixels = self.vision.normalise(pixels, present)
-        if self.vision.training and self.settings.freeze:
+        if self.vision.training and self.config.freeze:
             # As released: the whole pictures, the first crops, … each with their own statistics.
             return torch.stack([self._tokens(part) for part in pixels.unbind(1)], dim=1), present
         tokens = self.once(self._tokens, pixels.flatten(0, 1))
@@ -146,15 +143,15 @@ class Hvpnet(Method):
     @property
     def frozen_vision(self) -> "FrozenPyramid":
         """What sees every picture once; asked for where nothing in the ResNet changes."""
-        return FrozenPyramid(self.vision, self.settings.prompt_layout)
+        return FrozenPyramid(self.vision, self.config.prompt_layout)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         """Normalised (n, 3, S, S) -> (n, 4, C)."""
-        return prompt_tokens(self.vision(pixels), self.settings.prompt_layout)
+        return prompt_tokens(self.vision(pixels), self.config.prompt_layout)
 
     def _nothing(self) -> Tensor:
         """(1, 4, C): what the ResNet sees in a picture of the mean colour."""
-        size = self.settings.image_size
+        size = self.config.image_size
         return self._tokens(self.vision.mean.new_zeros(1, 3, size, size))
 
     def before_training(self, run: Any) -> None:

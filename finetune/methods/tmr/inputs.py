@@ -44,14 +44,14 @@ THEIRS = "IMGID:{}.png"
 TWITTER_PHRASES = "ner15_grounding_text_{split}.json", "ner17_grounding_text_{split}.json"
 
 
-def providers(settings: TmrConfig) -> dict[str, Provider]:
-    """The inputs that TMR alone reads, as its settings have them."""
-    phrases = partial(add_phrases, settings)
-    made = settings.phrases != "community"
+def providers(config: TmrConfig) -> dict[str, Provider]:
+    """The inputs that TMR alone reads, as its configuration has them."""
+    phrases = partial(add_phrases, config)
+    made = config.phrases != "community"
     published = "grounding phrases that TMR's authors published (of MNRE, they tell the label)"
     return {
         "generated": Provider(
-            partial(add_generated, settings),
+            partial(add_generated, config),
             live="pictures generated from each sentence",
             visual=True,
             asks=("image_size",),
@@ -59,26 +59,26 @@ def providers(settings: TmrConfig) -> dict[str, Provider]:
         "masked_entities": Provider(add_masked_entities, live=add_masked_entities),
         "phrases": Provider(phrases, live=phrases if made else published),
         "scores": Provider(
-            partial(add_scores, settings),
+            partial(add_scores, config),
             live="correlation scores that TMR's authors published",
             visual=True,
         ),
     }
 
 
-def add_generated(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+def add_generated(config: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`generated_pixels`, `generated_mask`, and with boxes the same of their regions.
 
     Raises:
         InputError: no folder, or more absent pictures than `--max_missing`.
     """
-    folder = generated_folder(settings.generated, wanted)
+    folder = generated_folder(config.generated, wanted)
     names = as_stored(folder, [row.image_id for row in as_posted(loaded, wanted)])
     boxes: list[Sequence[Box]] = [()] * len(loaded.rows)
-    if settings.generated_boxes == "community" and settings.regions:
+    if config.generated_boxes == "community" and config.regions:
         path = side_files.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
         source = side_files.read_generated_boxes(path)
-        boxes = [row_boxes[: settings.regions] for row_boxes in source.of(loaded.rows)]
+        boxes = [row_boxes[: config.regions] for row_boxes in source.of(loaded.rows)]
         traces = {"generated regions: number": [len(row_boxes) for row_boxes in boxes]}
         loaded = loaded.with_source(source, **traces)
     cuts: list[list[Name | None]] = [
@@ -90,9 +90,9 @@ def add_generated(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> L
     index = store.index_of(names)
     loaded = loaded.with_pictures("generated_pixels", Pictures(store, index, "generated_mask"))
     loaded = loaded.with_traces({"generated picture: present": (index >= 0).tolist()})
-    if settings.generated_boxes == "none" or not settings.regions:
+    if config.generated_boxes == "none" or not config.regions:
         return loaded
-    slots = [row_cuts + [None] * (settings.regions - len(row_cuts)) for row_cuts in cuts]
+    slots = [row_cuts + [None] * (config.regions - len(row_cuts)) for row_cuts in cuts]
     index = np.array([store.index_of(places) for places in slots]).reshape(len(slots), -1)
     pictures = Pictures(store, index, "generated_region_mask")
     return loaded.with_pictures("generated_region_pixels", pictures)
@@ -128,22 +128,22 @@ def as_stored(folder: Path, names: list[str | None]) -> list[str | None]:
             for spellings, name in zip(theirs, names, strict=True)]  # fmt: skip
 
 
-def add_phrases(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+def add_phrases(config: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`phrase_ids` and `phrase_mask`: what the regions of a row stand for, in words."""
     tokenizer = wanted.tokenizer
-    if settings.phrases == "community":
+    if config.phrases == "community":
         source = read_phrases(wanted)
         phrases = source.of(as_posted(loaded, wanted))
         words = [len(phrase.split()) for phrase in phrases]
         loaded = loaded.with_source(source, **{"phrases: words": words})
     else:
         phrases = [entity_phrase(row) for row in loaded.rows]
-    if settings.phrase_encoding == "lookup6":
+    if config.phrase_encoding == "lookup6":
         ids = look_up(phrases, tokenizer)
         everything = np.ones_like(ids, dtype=bool)
         return loaded.with_column("phrase_ids", ids).with_column("phrase_mask", everything)
-    length = PHRASE_LENGTHS[str(settings.phrase_encoding)]
-    if settings.phrase_encoding == "wordpiece5":
+    length = PHRASE_LENGTHS[str(config.phrase_encoding)]
+    if config.phrase_encoding == "wordpiece5":
         encoded = tokenizer(phrases, truncation=True, max_length=length, padding="max_length")
         mask = np.array(encoded["attention_mask"], dtype=bool)
         loaded = loaded.with_column("phrase_ids", np.array(encoded["input_ids"], dtype=np.int64))
@@ -179,15 +179,15 @@ def look_up(phrases: Sequence[str], tokenizer: Any) -> np.ndarray:
     return ids
 
 
-def add_scores(settings: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
+def add_scores(config: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     """`scores` (N, 2, 2): of the original and of the generated picture, [weak, strong]."""
-    folder = wanted.task.folder / settings.scores
+    folder = wanted.task.folder / config.scores
     rows = as_posted(loaded, wanted)
     has_picture = np.array([row.image_id is not None for row in rows], dtype=bool)
     with_picture = [row for row in rows if row.image_id is not None]
     scores = np.full((len(rows), 2, 2), UNKNOWN_SCORE, dtype=np.float32)
     for k, patterns in enumerate(SCORES):
-        if k and settings.generated == "none":
+        if k and config.generated == "none":
             break
         for j, strength in enumerate(("weak", "strong")):
             first, *others = (pattern.replace("%s", strength) for pattern in patterns)

@@ -43,14 +43,14 @@ class Tmr(Method):
     towers: tuple[str, ...] = ("encoder.", "vision.")
     encoder: Bert
     vision: ResNetPyramid | None
-    settings: TmrConfig
+    config: TmrConfig
     head: TmrHead | tmr_tagging.TmrTaggingHead
 
     def __init__(
         self, encoder: Bert, vision: ResNetPyramid | None, task: TaskInfo, config: TmrConfig
     ) -> None:
         super().__init__()
-        self.settings = config = config.settled(task.kind)
+        self.config = config = config.settled(task.kind)
         size = encoder.config.hidden_size
         self.encoder, self.vision = encoder, vision
         self.image_resize = config.resize
@@ -109,7 +109,7 @@ class Tmr(Method):
     @property
     def image_size(self) -> int:
         """As configured: the vision tower takes any."""
-        return self.settings.image_size
+        return self.config.image_size
 
     @property
     def frozen_vision(self) -> FrozenMaps | None:
@@ -119,7 +119,7 @@ class Tmr(Method):
     def train(self, mode: bool = True) -> "Tmr":
         """A vision tower that is not trained keeps its batch statistics."""
         super().train(mode)
-        if self.vision is not None and self.settings.freeze:
+        if self.vision is not None and self.config.freeze:
             self.vision.eval()
         return self
 
@@ -139,8 +139,8 @@ class Tmr(Method):
 
     def look(self, batch: Batch) -> list[Look]:
         """What the sources show."""
-        settings = self.settings
-        generated = settings.generated != "none"
+        config = self.config
+        generated = config.generated != "none"
         assert self.vision is not None  # only it makes pictures a need
         if batch.image_features is not None:
             return look_up(batch, self.vision.channels[-1], generated=generated)
@@ -149,12 +149,12 @@ class Tmr(Method):
             batch,
             partial(self.once, self.last_map),
             generated=generated,
-            bgr255=settings.whole_norm == "bgr255",
-            one_pass=bool(settings.one_pass),
+            bgr255=config.whole_norm == "bgr255",
+            one_pass=bool(config.one_pass),
         )
-        if generated and settings.regions and not (self.is_relation or settings.mask_absent):
+        if generated and config.regions and not (self.is_relation or config.mask_absent):
             # As released: it loses the regions of generated pictures, and sees empty squares.
-            empty = empty_regions(self.vision, self.image_size, len(batch), settings.regions)
+            empty = empty_regions(self.vision, self.image_size, len(batch), config.regions)
             looks[1] = replace(looks[1], regions=empty)
         return looks
 
@@ -179,30 +179,30 @@ class Tmr(Method):
         """Sentence (B, L, D), its mask, phrases (B, Lp, D), their mask: what is attended to and
         what of it counts (None: all of it)."""
         length = None
-        if not self.settings.mask_padding:
+        if not self.config.mask_padding:
             length = LENGTHS["relation" if self.is_relation else "entities"]
         text, text_mask = encode_text(self.encoder, batch, length)
-        if self.settings.phrases == "sentence":
+        if self.config.phrases == "sentence":
             return text, text_mask, text, text_mask
         ids, phrase_mask = batch.require("phrase_ids"), batch.require("phrase_mask")
         phrases = self.once(partial(word_states, self.encoder), ids, phrase_mask, name="phrases")
-        attended = None if self.settings.phrase_encoding == "wordpiece5" else phrase_mask
+        attended = None if self.config.phrase_encoding == "wordpiece5" else phrase_mask
         return text, text_mask, phrases, attended
 
     def streams(self, batch: Batch, looks: list[Look], text: Tensor) -> list[Streams]:
         """What each source brings to the fusion."""
-        settings = self.settings
-        mean = settings.pool == "mean"
+        config = self.config
+        mean = config.pool == "mean"
         streams = []
         for k, source in enumerate(looks):
             whole, objects, counted = self.reduce(source.whole), None, None
             if source.regions is not None:
                 positions = source.regions.mean(2) if mean else source.regions.sum(2)
                 objects = self.reduce(positions)
-                counted = source.regions_seen if settings.mask_absent else None
-            scores = source_scores(batch, k, source.seen if settings.mask_absent else None)
+                counted = source.regions_seen if config.mask_absent else None
+            scores = source_scores(batch, k, source.seen if config.mask_absent else None)
             shortcuts: tuple[Tensor | None, Tensor | None] = (None, None)
-            if settings.version == "v2":
+            if config.version == "v2":
                 shortcuts = (
                     pooled(whole, mean=mean),
                     None if objects is None else pooled(objects, counted, mean),

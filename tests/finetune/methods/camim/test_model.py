@@ -61,7 +61,7 @@ def read_one(encoder, ids, mask, at_most=None):
 def naive_tmr(method, batch, looks, row):
     """Logits and features of one row, from its real words, regions and pictures alone: tmr.md
     §3.3 to 3.5 with the rows of camim.md §3.2."""
-    head, mean = method.head, method.settings.pool == "mean"
+    head, mean = method.head, method.config.pool == "mean"
     text = read_one(method.encoder, batch.input_ids[row], batch.attention_mask[row])
     phrases = read_one(method.encoder, batch.phrase_ids[row], batch.phrase_mask[row])
     ids, mask = batch.caption_ids[row], batch.caption_mask[row]

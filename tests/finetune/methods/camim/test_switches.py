@@ -54,7 +54,7 @@ def test_pairs_of_the_loss(folder, tiny_model, tmp_path, monkeypatch):
     method, split, _ = load(folder, tiny_model, tmp_path, generated="x", mi_pair="og")
     batch = split.dataset.collate(np.arange(2))
     for name, wanted in expected.items():
-        method.settings = dataclasses.replace(method.settings, mi_pair=name)
+        method.config = dataclasses.replace(method.config, mi_pair=name)
         method.total_loss(torch.zeros(()), batch, pair, [p_o, p_g], final)
         assert all(map(torch.equal, given[-1], wanted))
     with pytest.raises(ValueError, match=r"model\.generated none leaves one"):

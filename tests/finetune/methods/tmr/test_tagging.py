@@ -269,9 +269,9 @@ def test_released_length_in_a_wider_batch():
 def test_everything_new_learns(settings):
     method = tiny_method(**settings).train()
     changes = {"scores": None}
-    if method.settings.generated == "none":
+    if method.config.generated == "none":
         changes |= {"generated_pixels": None, "generated_mask": None}
-    if not method.settings.regions:
+    if not method.config.regions:
         changes |= {"region_pixels": None, "region_mask": None}
     method(random_batch(**changes)).loss.backward()
     still = [
@@ -281,7 +281,7 @@ def test_everything_new_learns(settings):
         and (parameter.grad is None or not parameter.grad.any())
     ]
     assert not still
-    wide = LENGTH if method.settings.token_features == "positions" else 1
+    wide = LENGTH if method.config.token_features == "positions" else 1
     assert method.head.extend.out_features == wide * SIZE
     assert method.head.combine.in_features == (2 + (settings.get("generated") != "none")) * SIZE
     optim = OptimConfig(lr=1.0, head_lr=2.0, crf_lr=3.0)

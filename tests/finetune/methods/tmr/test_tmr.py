@@ -291,7 +291,7 @@ def test_absent_sources_are_silent(folder, tiny_model, tmp_path):
     unweighted = dataclasses.replace(batch, scores=batch.scores * torch.tensor([[0.0], [1.0]]))
     expected = method(unweighted).logits
     torch.testing.assert_close(method(gone).logits, expected)
-    method.settings = dataclasses.replace(method.settings, mask_absent=False)
+    method.config = dataclasses.replace(method.config, mask_absent=False)
     assert not torch.allclose(method(gone).logits, expected, atol=1e-4)
 
 
@@ -322,9 +322,9 @@ def test_switches(folder, tiny_model, tmp_path, settings):
     method, split = load(folder, tiny_model, tmp_path, **settings)
     output = method.train()(split.dataset.collate(np.arange(4)))
     output.loss.backward()
-    width = {"v1": 5, "v2": 6}[method.settings.version] - (method.settings.generated == "none")
+    width = {"v1": 5, "v2": 6}[method.config.version] - (method.config.generated == "none")
     assert method.head.final.in_features == width * 32
-    assert split.leaky == (method.settings.phrases == "community")
+    assert split.leaky == (method.config.phrases == "community")
 
 
 def test_without_pictures(folder, tiny_model, tmp_path):
