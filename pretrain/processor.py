@@ -143,10 +143,10 @@ class FusionProcessor:
     def _view(self, image: Picture, number: int) -> Tensor:
         if isinstance(image, str | os.PathLike):
             # As `shards build` stores it by default for views of 224 pixels; in proportion above.
-            content, size, _ = stored_image(Path(image), max(SHORT_SIDE, self.image_size * 9 // 7))
-            meta = PairMeta("", True, "", "", size, "")
-            whole = (0.0, 0.0, float(size[0]), float(size[1]))
-            return cropped(Sample(str(image), content, meta), whole, self.image_size)[0]
+            stored = stored_image(Path(image), max(SHORT_SIDE, self.image_size * 9 // 7))
+            meta = PairMeta("", True, "", "", stored.size, "")
+            whole = (0.0, 0.0, float(stored.size[0]), float(stored.size[1]))
+            return cropped(Sample(str(image), stored.content, meta), whole, self.image_size)[0]
         if isinstance(image, Image.Image):
             try:
                 image = torch.from_numpy(np.array(upright_rgb(image))).permute(2, 0, 1)

@@ -58,10 +58,14 @@ class OldPictures:
         self._reader = self._reader or ShardReader(self.location)
         shard, number = map(int, image.split("/"))
         picture = self._reader.shard(shard).picture(number)
-        return Stored(picture.image, picture.meta.size, picture.meta.orientation)
+        return Stored(picture.image, picture.meta.size, picture.meta.orientation, 0)
 
-    def stamp(self, image: str) -> int:
+    def stamp(self, image: str) -> tuple[int, int]:
         """See `PictureSource`; the corpus' options name the old index, which hashes all."""
+        return 0, 0
+
+    def crc32(self, image: str) -> int:
+        """See `stamp`."""
         return 0
 
 

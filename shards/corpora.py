@@ -6,6 +6,7 @@ Every raw row ends either as a `Record` or as a `Reject`.
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from shards.caption_files import CaptionRow, read_caption_rows
 from shards.files import InputError
-from shards.images import Stored, stored_image
+from shards.images import RejectedImage, Stored, file_content, stored_image
 from shards.records import Refused
 
 
@@ -48,8 +49,12 @@ class PictureSource(Protocol):
         """A picture, as it goes into a shard; errors as `stored_image`."""
         ...
 
-    def stamp(self, image: str) -> int:
-        """Changes when a picture's size in bytes does; -1: there is none."""
+    def stamp(self, image: str) -> tuple[int, int]:
+        """(size in bytes, time of the last change); (-1, 0): there is none."""
+        ...
+
+    def crc32(self, image: str) -> int:
+        """Of its bytes, as `Stored` has it; 0: there is none."""
         ...
 
 
@@ -63,12 +68,20 @@ class PictureFolder:
         """See `PictureSource`."""
         return stored_image(self.root / image, short_side, quality)
 
-    def stamp(self, image: str) -> int:
+    def stamp(self, image: str) -> tuple[int, int]:
         """See `PictureSource`."""
         try:
-            return os.stat(self.root / image).st_size
+            stat = os.stat(self.root / image)
         except OSError:
-            return -1
+            return -1, 0
+        return stat.st_size, stat.st_mtime_ns
+
+    def crc32(self, image: str) -> int:
+        """See `PictureSource`."""
+        try:
+            return zlib.crc32(file_content(self.root / image))
+        except RejectedImage:
+            return 0
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,14 +40,21 @@ class TarPictures:
 
     def stored(self, image: str, short_side: int | None, quality: int) -> Stored:
         """See `PictureSource`."""
+        return stored_bytes(*self._content(image), short_side, quality)
+
+    def _content(self, image: str) -> tuple[Path, bytes]:
         tar, offset, size = map(int, image.split("/"))
         with open(self.paths[tar], "rb") as file:
-            content = os.pread(file.fileno(), size, offset)
-        return stored_bytes(self.paths[tar], content, short_side, quality)
+            return self.paths[tar], os.pread(file.fileno(), size, offset)
 
-    def stamp(self, image: str) -> int:
+    def stamp(self, image: str) -> tuple[int, int]:
         """See `PictureSource`."""
-        return int(image.rpartition("/")[2])
+        tar, _, size = map(int, image.split("/"))
+        return size, self.paths[tar].stat().st_mtime_ns
+
+    def crc32(self, image: str) -> int:
+        """See `PictureSource`."""
+        return zlib.crc32(self._content(image)[1])
 
 
 def webdataset(
@@ -108,7 +116,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for pattern in patterns:
-        matches = [Path(name) for text in _ranges(pattern) for name in sorted(glob.glob(text))]
+        texts = [text.replace("[", "[[]") for text in _ranges(pattern)]  # of `glob`, * alone
+        matches = [Path(name) for text in texts for name in sorted(glob.glob(text))]
         if not matches:
             raise InputError(f"--tars {pattern}: no such file")
         paths += matches
@@ -136,16 +145,16 @@ def read_tar(number: int, path: Path) -> list[Entry]:
     Raises:
         InputError: no tar, or a cut one.
     """
-    members: dict[str, dict[str, list[tuple[int, int]]]] = {}
+    members: dict[str, dict[str, list[tuple[int, int] | None]]] = {}
     try:
         with tarfile.open(path, "r:") as tar, open(path, "rb") as file:
             for member in tar:
-                if not member.isfile():
+                if member.isdir():
                     continue
                 name = PurePosixPath(member.name)
                 key = str(name.with_suffix("") if name.name else name)
-                places = members.setdefault(key, {})
-                places.setdefault(name.suffix.lower(), []).append((member.offset_data, member.size))
+                place = (member.offset_data, member.size) if member.isfile() else None
+                members.setdefault(key, {}).setdefault(name.suffix.lower(), []).append(place)
             if os.fstat(file.fileno()).st_size < tar.offset:
                 raise InputError(f"{path}: is cut")
             return [_entry(number, key, endings, file.fileno()) for key, endings in members.items()]
@@ -153,7 +162,10 @@ def read_tar(number: int, path: Path) -> list[Entry]:
         raise InputError(f"{path}: cannot be read as an uncompressed tar ({error})") from error
 
 
-def _entry(number: int, key: str, endings: dict[str, list[tuple[int, int]]], file: int) -> Entry:
+def _entry(
+    number: int, key: str, endings: dict[str, list[tuple[int, int] | None]], file: int
+) -> Entry:
+    """`endings`: where its members lie; None: a link or the like, which has no content."""
     pictures = [place for ending in PICTURES for place in endings.get(ending, [])]
     captions = endings.get(".txt") or endings.get(".json") or []
 
@@ -168,11 +180,13 @@ def _entry(number: int, key: str, endings: dict[str, list[tuple[int, int]]], fil
         return problem("no picture of this key" if captions else "no .txt or .json of this key")
     if len(pictures) > 1 or len(captions) > 1:
         return problem("the key comes again")
+    if pictures[0] is None or captions[0] is None:
+        return problem("a link or a device, no file")
     offset, size = captions[0]
     if size > LARGEST_TEXT:
         return problem(f"a caption of {size:,} bytes")
     try:
-        text = os.pread(file, size, offset).decode()
+        text = os.pread(file, size, offset).decode("utf-8-sig")
         caption = text if ".txt" in endings else parse_object(text, "its .json").get("caption")
     except UnicodeDecodeError:
         return problem("its caption is no UTF-8")

@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +61,13 @@ def decoded(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         RejectedImage: missing, no regular file, empty, damaged, another format, too many pixels.
     """
-    with _opened(Path(path), _content(Path(path)), max_pixels) as image:
+    with _opened(Path(path), file_content(Path(path)), max_pixels) as image:
         return upright_rgb(image)
 
 
 def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) of `decoded`, from the file's header alone; errors as there."""
-    with _opened(Path(path), _content(Path(path)), max_pixels) as image:
+    with _opened(Path(path), file_content(Path(path)), max_pixels) as image:
         return image.size[::-1] if orientation(image) in SIDEWAYS else image.size
 
 
@@ -91,6 +92,8 @@ class Stored(NamedTuple):
     """(width, height)."""
     orientation: int
     """By which of `TURNS` the file's pixels were turned to be seen upright; 1: they were."""
+    crc32: int
+    """Of the file that it was made of."""
 
 
 def stored_image(path: Path, short_side: int | None, quality: int = QUALITY) -> Stored:
@@ -105,7 +108,7 @@ def stored_image(path: Path, short_side: int | None, quality: int = QUALITY) -> 
     Raises:
         RejectedImage: as `decoded`, or a side too short or too long for a JPEG.
     """
-    return stored_bytes(path, _content(path), short_side, quality)
+    return stored_bytes(path, file_content(path), short_side, quality)
 
 
 def stored_bytes(name: Path, content: bytes, short_side: int | None, quality: int) -> Stored:
@@ -115,10 +118,11 @@ def stored_bytes(name: Path, content: bytes, short_side: int | None, quality: in
         _opened(name, content, MAX_PIXELS) as image,
     ):
         turn = orientation(image)
-        return Stored(*_convert(name, image, content, short_side, quality, odd), turn)
+        stored = _convert(name, image, content, short_side, quality, odd)
+        return Stored(*stored, turn, zlib.crc32(content))
 
 
-def _content(path: Path) -> bytes:
+def file_content(path: Path) -> bytes:
     """The bytes of a regular file: a pipe or a device would never end."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's writer is not waited for

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from shards.arrays import pack
-from shards.claim import STATE, claim, is_whole, require_same_input, start
+from shards.claim import STATE, claim, is_whole, require_same_input, same_pictures, start
 from shards.corpora import Corpus, PictureSource, Record, Reject
 from shards.files import InputError, atomic_path, file_sha256, read_json, sweep, write_json
 from shards.images import QUALITY, SHORT_SIDE, RejectedImage, Stored
@@ -71,14 +71,24 @@ class ShardTask:
 
     def digest(self) -> str:
         """Changes whenever the tar's content would."""
-        content = json.dumps([self.name, self.split, *asdict(self.form).values(), self.records])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return _hashed([self.name, self.split, *asdict(self.form).values(), self.records])
 
-    def stamps(self) -> str:
-        """Changes whenever a picture's size in bytes does."""
-        names = dict.fromkeys(record.image for record in self.records)
-        sizes = [self.pictures.stamp(name) for name in names]
-        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    def stamps(self) -> dict[str, str]:
+        """Changes whenever sizes or times of pictures do: a hash of `sizes`, one of both."""
+        stamps = list(map(self.pictures.stamp, self.images()))
+        return {"sizes": _hashed([size for size, _ in stamps]), "times": _hashed(stamps)}
+
+    def contents(self) -> str:
+        """Changes whenever a picture does."""
+        return _hashed(list(map(self.pictures.crc32, self.images())))
+
+    def images(self) -> Iterable[str]:
+        """Each picture once, in order."""
+        return dict.fromkeys(record.image for record in self.records)
+
+
+def _hashed(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def build(
@@ -181,11 +191,11 @@ def shard_count(samples: int, shard_size: int | None) -> int:
 def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
     """Write one tar and its table, or read back what an earlier run says about them."""
     state = task.directory / STATE / f"{task.name}.json"
-    digest, stamps = task.digest(), task.stamps()
-    done = _finished(task, state, digest, stamps)
+    done = _finished(task, state)
     if done:
         return done
-    matched, rejects = 0, list[Reject]()
+    stamps = task.stamps()  # before pictures are read: a change afterwards must be noticed
+    matched, rejects, contents = 0, list[Reject](), dict[str, int]()
     with atomic_path(task.directory / task.name) as temporary:
         with open(temporary, "wb") as file, _tar_writer(file) as tar:
             for _, group in groupby(task.records, key=lambda record: record.image_id):
@@ -193,8 +203,10 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                 try:
                     stored = task.pictures.stored(records[0].image, *astuple(task.form))
                 except RejectedImage as error:
+                    contents[records[0].image] = task.pictures.crc32(records[0].image)
                     rejects += [Reject(record.row, error.reason) for record in records]
                     continue
+                contents[records[0].image] = stored.crc32
                 key = f"{task.split}_{records[0].row:08d}"  # unique, whatever the file was called
                 meta = _meta(records, stored).to_json()
                 json_member = with_checksum(key, stored.content, meta)
@@ -215,8 +227,10 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
         pictures=len(rows.sizes),
         rows_sha256=hashlib.sha256(content).hexdigest(),
     )
-    about = {"digest": digest, "pictures": stamps, "info": asdict(info), "rejects": rejects}
-    write_json(state, about, checksum=True)
+    about = {"digest": task.digest(), "info": asdict(info), "rejects": rejects}
+    read = {"pictures": stamps["sizes"], "times": stamps["times"]}
+    read["contents"] = _hashed([contents[name] for name in task.images()])
+    write_json(state, about | read, checksum=True)
     return info, rejects
 
 
@@ -252,16 +266,14 @@ def _tar_writer(file):
     return TarWriter(file, encoder=False, mtime=0, mode=0o644, user="", group="")
 
 
-def _finished(
-    task: ShardTask, state: Path, digest: str, stamps: str
-) -> tuple[ShardInfo, list[Reject]] | None:
+def _finished(task: ShardTask, state: Path) -> tuple[ShardInfo, list[Reject]] | None:
     if not state.exists():
         return None
     try:
         saved = read_json(state)
         info = ShardInfo(**saved["info"])
         rejects = [Reject(*reject) for reject in saved["rejects"]]
-        same = saved["digest"] == digest and saved["pictures"] == stamps
+        same = saved["digest"] == task.digest() and same_pictures(saved, task)
     except (InputError, ValueError, KeyError, TypeError):
         return None  # damaged: the tar is written again, to the same bytes
     return (info, rejects) if same and _is_whole(task.directory, info) else None

@@ -99,3 +99,33 @@ def test_a_file_without_a_name_is_named(picture, tmp_path, name):
     members = [(name, b"x"), ("a.jpg", image), ("a.txt", b"one")]
     corpus = webdataset([str(write_tar(tmp_path / "t.tar", members))], mismatch=0)
     assert len(corpus.numbers) == 1 and corpus.rejects[0].reason.startswith("neither picture nor")
+
+
+def test_links_are_rejects_and_marks_before_captions_go(picture, tmp_path):
+    """A link has no content of its own; a byte order mark is none of a caption's letters."""
+    image, path = jpeg(picture, tmp_path, 0), tmp_path / "a [1].tar"
+    with tarfile.open(path, "w") as tar:
+        mark = b"\xef\xbb\xbf"
+        members = {"a.jpg": image, "a.txt": mark + b"one", "b.txt": b"two", "c.jpg": image,
+                   "c.json": mark + b'{"caption": "three"}'}  # fmt: skip
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        for name, kind in (("b.jpg", tarfile.LNKTYPE), ("l.txt", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.jpg"
+            tar.addfile(info)
+    corpus = webdataset([str(path)], mismatch=0)
+    taken = {corpus.where(n)[-1]: corpus.record(n).caption for n in corpus.numbers.tolist()}
+    assert taken == {"a": "one", "c": "three"}
+    reasons = {corpus.where(reject.row)[-1]: reject.reason for reject in corpus.rejects}
+    assert reasons == {"b": "a link or a device, no file", "l": "no picture of this key"}
+
+
+def test_brackets_in_a_path_are_letters(picture, tmp_path):
+    members = [("a.jpg", jpeg(picture, tmp_path, 0)), ("a.txt", b"one")]
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / "set [ab]" / name, members)
+    found = expand([str(tmp_path / "set [ab]" / "{0..1}.tar")])
+    assert found == expand([str(tmp_path / "set [ab]" / "*.tar")]) and len(found) == 2

@@ -1,6 +1,7 @@
 """Tars: contract, determinism, resume; columns: resumable and replaceable alone."""
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from PIL import Image
 
 from shards import write
 from shards.columns import write_column
@@ -179,7 +181,34 @@ def test_a_finished_build_is_not_called_one_of_other_input(caption_csv, tmp_path
     (images / "0.v1.jpg").write_bytes(before + b" ")
     assert "pictures of train-" in refused()
     (images / "0.v1.jpg").write_bytes(before)
+    assert build(captions(*caption_csv), out) == index  # another time, the same picture
+    for same_size in (before[:-9] + b"x" + before[-8:], before[::-1]):
+        (images / "0.v1.jpg").write_bytes(same_size)
+        assert "pictures of train-" in refused()
+    (images / "0.v1.jpg").write_bytes(before)
     assert build(captions(*caption_csv), out) == index
+
+
+def test_an_unfinished_build_takes_a_picture_of_the_same_size_that_came_since(
+    caption_csv, tmp_path
+):
+    """The shard that was finished is written again; one whose pictures were only copied is not."""
+    images, out = caption_csv[0], tmp_path / "out"
+    build(captions(*caption_csv), out, shard_size=6)
+    (out / "index.json").unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    grey = io.BytesIO()
+    Image.open(images / "0.v1.jpg").convert("L").save(grey, "JPEG")
+    size = (images / "0.v1.jpg").stat().st_size
+    assert len(grey.getvalue()) < size
+    (images / "0.v1.jpg").write_bytes(grey.getvalue().ljust(size, b"\0"))
+    shutil.copy(images / "1.v1.jpg", tmp_path / "copy.jpg")
+    (tmp_path / "copy.jpg").rename(images / "1.v1.jpg")
+    index = build(captions(*caption_csv), out, shard_size=6)
+    anew = build(captions(*caption_csv), tmp_path / "anew", shard_size=6)
+    assert index.shards == anew.shards
+    written = [n for n in times if (out / n).stat().st_mtime_ns != times[n]]
+    assert len(written) == 1
 
 
 def test_two_builds_at_once(caption_csv, tmp_path):
