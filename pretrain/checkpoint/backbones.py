@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, read_config
+from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.library import LibraryVision, grid_of
 from pretrain.model.vit import PlainViT
 from shards.files import InputError, write_json
+
+_BESIDE = ("vision_norm_eps", "vision_pool")
+"""Settings of ours that timm's directories have no place for."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,14 @@ def read_backbone(source: str, image_size: int | None = None) -> Backbone:
     folder = source.removeprefix("local-dir:")
     is_folder = Path(folder).is_dir()
     name = f"local-dir:{folder}" if is_folder else source
-    arguments = read_config(Path(folder)).get("model_args") or {} if is_folder else {}
+    described = read_config(Path(folder)) if is_folder else {}
+    arguments, ours = described.get("model_args") or {}, _ours(described, folder)
     net = _created(source, name)
     if type(net) is VisionTransformer and _has_our_tensors(net):
-        return Backbone(net, vit_architecture(net) | {"vision_config": {}})
+        for norm in net.modules() if "vision_norm_eps" in ours else ():
+            if isinstance(norm, nn.LayerNorm):
+                norm.eps = ours["vision_norm_eps"]
+        return Backbone(net, vit_architecture(net) | ours | {"vision_config": {}})
     embed: Any = getattr(net, "patch_embed", None)
     sized = getattr(embed, "img_size", None) is not None and hasattr(net, "set_input_size")
     if image_size and sized and image_size != embed.img_size[0]:
@@ -60,10 +68,26 @@ def read_backbone(source: str, image_size: int | None = None) -> Backbone:
             raise InputError(f"--image-size {image_size} is no multiple of the patch size {patch}")
         net = _created(source, name, img_size=image_size)
     try:
-        return Backbone(net, _backbone_architecture(net, arguments, sized, image_size))
+        return Backbone(net, _backbone_architecture(net, arguments, sized, image_size) | ours)
     except (ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"--vision {source}: {type(net).__name__}: {reason}") from error
+
+
+def _ours(described: dict[str, Any], folder: str) -> dict[str, Any]:
+    """What `write_timm` says beside timm's own settings.
+
+    Raises:
+        InputError: changed to something that cannot be.
+    """
+    ours = described.get(MODEL_TYPE, {})
+    try:
+        if not isinstance(ours, dict) or ours.keys() - set(_BESIDE):
+            raise ValueError(f"{MODEL_TYPE} cannot be {ours!r}")
+        FusionEncoderConfig.from_dict({"model_type": MODEL_TYPE, **ours})
+    except ValueError as error:
+        raise InputError(f"{folder}/{CONFIG_NAME}: {error}") from None
+    return ours
 
 
 def _created(source: str, name: str, **options: Any) -> Any:
@@ -140,7 +164,8 @@ def vit_architecture(vit: VisionTransformer) -> dict[str, Any]:
 def write_timm(folder: Path, imported: Imported) -> None:
     """The picture tower as `timm.create_model("local-dir:…", pretrained=True)` reads it.
 
-    timm has no place for the LayerNorm epsilon: its 1e-6 is used there.
+    timm has no place for the LayerNorm epsilon (its 1e-6 is used there) and for what the projection
+    reads: they stand beside, for `read_backbone`.
     """
     config = imported.config
     size = config["image_size"]
@@ -163,6 +188,7 @@ def write_timm(folder: Path, imported: Imported) -> None:
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
+        MODEL_TYPE: {name: config[name] for name in _BESIDE if name in config},
     }
     if described:
         sized = {"img_size": size} if described["sized"] else {}

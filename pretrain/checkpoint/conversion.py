@@ -15,6 +15,7 @@ from pretrain.checkpoint.card import conversion_card
 from pretrain.checkpoint.convert_config import ConvertConfig, fine_tuned
 from pretrain.checkpoint.remote import fetch, is_remote
 from pretrain.checkpoint.sources import READERS, detect
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.promu import Promu
 from pretrain.prompter.load import write_clip
 from shards.files import InputError, atomic_path, digest
@@ -45,11 +46,23 @@ def convert(config: ConvertConfig) -> None:
         "parameters": f"{sum(tensor.numel() for tensor in imported.state.values()):,}",
     }
     state = _WRITERS[config.target](config.out, imported, tokenizer, facts)
-    for note in imported.notes:
+    for note in [*imported.notes, *_left(config.target, imported)]:
         print(note)
     parameters = sum(tensor.numel() for tensor in state.values())
     print(f"{len(state)} tensors, float32, {parameters:,} parameters -> {config.out}")
     report_digest(config.out)
+
+
+def _left(target: str, imported: Imported) -> list[str]:
+    """A line on what a tower alone does not take along."""
+    if target not in ("bert", "timm"):
+        return []
+    config = FusionEncoderConfig.from_dict(imported.config)
+    kept = {"vision"} if target == "timm" else {"text"}
+    if target == "bert" and config.is_cut and config.encoder_layout == "split":
+        kept.add("fusion")
+    left = {name.partition(".")[0] for name in imported.state} - kept
+    return [f"left: {', '.join(sorted(left))} (projection_size {config.projection_size})"]
 
 
 def report_digest(out: str) -> None:

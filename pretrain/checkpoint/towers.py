@@ -153,7 +153,9 @@ def add_vision(imported: Imported, backbone: Backbone, *, seed: int = 0) -> Impo
     drawn = sorted(set(fresh) - set(vision) - set(text))
     new = [name for name in drawn if name.startswith("fusion.")]
     named = [*([f"{len(new)} tensors of fusion layers"] if new else []), *(set(drawn) - set(new))]
-    notes = [*imported.notes, *([f"drawn at random: {', '.join(sorted(named))}"] if drawn else [])]
+    said = f"drawn at random: {', '.join(sorted(named))}"
+    said += f" (projection_size {declared.projection_size})" * ("text_proj.weight" in drawn)
+    notes = [*imported.notes, *([said] if drawn else [])]
     joined = Imported(config, fresh | text | vision, notes)
     _check_vision(encoder_of(joined), backbone.net)
     return joined

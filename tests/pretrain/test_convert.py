@@ -479,6 +479,40 @@ def test_towers_out(references, bert_dir, vit_dir, tmp_path, capsys):
     assert out.pretrained_cfg["mean"] == [0.5, 0.4, 0.3]
 
 
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_both_towers_out_and_together_again_are_the_model(
+    student, tokenizer_dir, tmp_path, capsys, pool
+):
+    """But for the projections, which no tower takes along: that is said, both times."""
+    torch.save(student, tmp_path / "their.pt")
+    run(tmp_path / "their.pt", tmp_path / "ours", "--tokenizer", tokenizer_dir)
+    before = json.loads((tmp_path / "ours/config.json").read_text()) | {"vision_pool": pool}
+    write_json(tmp_path / "ours/config.json", before)
+    (tmp_path / "ours/checksums.json").unlink()
+    del before["heads"]
+    capsys.readouterr()
+    run(tmp_path / "ours", tmp_path / "bert", "--to", "bert")
+    assert (
+        "left: heads, text_proj, vision, vision_proj (projection_size 24)"
+        in capsys.readouterr().out
+    )
+    run(tmp_path / "ours", tmp_path / "timm", "--to", "timm")
+    assert "left: fusion, heads, text, text_proj, vision_proj (" in capsys.readouterr().out
+    run(tmp_path / "bert", tmp_path / "again", "--vision", tmp_path / "timm")
+    assert "vision_proj.weight (projection_size 256)" in capsys.readouterr().out
+    after = json.loads((tmp_path / "again/config.json").read_text())
+    differing = {key for key in before if after.get(key) != before[key]}
+    assert differing == {"projection_size"} and after["vision_norm_eps"] == 1e-12
+    one, other = (load_file(tmp_path / f"{name}/model.safetensors") for name in ("ours", "again"))
+    assert all(torch.equal(one[k], other[k]) for k in one if k.startswith(("text.", "vision.")))
+    content = json.loads((tmp_path / "timm/config.json").read_text())
+    content["fusion-mre"]["image_size"] = 7
+    write_json(tmp_path / "timm/config.json", content)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "bert", tmp_path / "more", "--vision", tmp_path / "timm")
+    assert "timm/config.json: fusion-mre cannot be" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------- runs
 
 
