@@ -16,6 +16,7 @@ from pretrain.checkpoint.checksums import check_member, require_readable
 from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.library import library_parameters
 from pretrain.model.promu import HeadsConfig
 from shards.files import InputError
 
@@ -69,7 +70,8 @@ def check_size(content: dict[str, Any], state: dict[str, Tensor], name: str) -> 
     """Raises: InputError where `config.json` would have us build far more than is stored."""
     stored = sum(tensor.numel() for tensor in state.values())
     try:
-        least = FusionEncoderConfig.from_dict(content).least_parameters
+        config = FusionEncoderConfig.from_dict(content)
+        least = config.least_parameters + library_parameters(config)
         heads = HeadsConfig(**content.get("heads", {}))
         least += (heads.num_entities + heads.num_relations) * (heads.hidden_mult + 1)
     except (ValueError, TypeError) as error:

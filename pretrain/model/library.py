@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.model.bert import TextStates
+from pretrain.model.bert import Bert, TextStates
+from pretrain.model.config import FusionEncoderConfig
 from shards.files import InputError
 
 TEXT_FAMILIES = (
@@ -23,6 +24,7 @@ TEXT_FAMILIES = (
 """`model_type` of text encoders that are taken whole."""
 READS_LAST = ("clip_text_model", "siglip_text_model")
 """Those whose last word piece stands for the text, not the first one."""
+MOST_LAYERS = 1000
 _NAME = re.compile(r"\w+(\.\w+)?")
 """Of an architecture in timm's registry; with `hf-hub:` or `local-dir:` it would be fetched."""
 _LOADING = frozenset(
@@ -212,6 +214,38 @@ class LibraryVision(nn.Module):
     def checkpoint_activations(self) -> None:
         """While training, keep the inputs of layers alone and compute the rest again backwards."""
         self.net.set_grad_checkpointing()
+
+
+def library_parameters(config: FusionEncoderConfig) -> int:
+    """How many the parts have that `text_config` and `vision_config` describe: all of a library's
+    tower, the tables of BERT's kin. Nothing is allocated for it.
+
+    Raises:
+        InputError: settings that cannot be, or so many layers that naming them takes all memory.
+    """
+    parts: list[nn.Module] = []
+    arguments = config.vision_config.get("model_args", {})
+    for settings, described in ("text_config", config.text_config), ("vision_config", arguments):
+        with possible(settings):
+            if (layers := _layers(described)) > MOST_LAYERS:
+                raise ValueError(f"{layers:,} layers")
+    with torch.device("meta"):
+        if config.text_config:
+            with possible("text_config"):
+                if config.is_cut:
+                    parts.append(Bert(config.bert_config(0)))
+                else:
+                    parts.append(LibraryText.of(family_config(config.text_config)))
+        if config.vision_config:
+            with possible("vision_config"):
+                parts.append(LibraryVision.of(config.vision_config, config.image_size))
+    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+
+
+def _layers(settings: dict[str, Any]) -> int:
+    """The sum of all numbers that some families call layers or depth."""
+    numbers = [value for name, value in settings.items() if "layers" in name or "depth" in name]
+    return sum(int(n) for one in numbers for n in (one if isinstance(one, list) else [one]))
 
 
 @torch.no_grad()

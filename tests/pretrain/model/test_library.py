@@ -1,10 +1,17 @@
 """Settings of foreign towers in somebody's `config.json`: one line, and nothing is fetched."""
 
+import json
 from dataclasses import replace
 
+import families
 import pytest
+import torch
+from torch import nn
 
+from pretrain import convert
+from pretrain.checkpoint.strict import check_size
 from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.library import library_parameters
 from shards.files import InputError
 
 TINY = FusionEncoderConfig(
@@ -53,3 +60,40 @@ def test_a_backbone_that_cannot_be_or_would_load_is_refused(settings, monkeypatc
 def test_heads_must_part_the_pictures_width():
     with pytest.raises(ValueError, match="vision_heads 5"):
         replace(TINY, vision_heads=5)
+
+
+@pytest.mark.parametrize("text, vision", families.diagonal())
+def test_parameters_are_counted_without_making_them(text, vision, tmp_path):
+    convert.main(
+        [str(families.write_text(text, tmp_path / "text")), str(tmp_path / "model"), "--vision",
+         str(families.write_vision(vision, tmp_path / "vision"))]
+    )  # fmt: skip
+    content = json.loads((tmp_path / "model/config.json").read_text())
+    config = FusionEncoderConfig.from_dict(content)
+    encoder = FusionEncoder(config)
+    towers = [("text_config", encoder.text), ("vision_config", encoder.vision)]
+    parts = [tower for name, tower in towers if getattr(config, name)]
+    if config.is_cut and config.text_config:
+        parts[0] = nn.ModuleList([encoder.text.embeddings])
+    counted = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert abs(library_parameters(config) - counted) < 0.05 * counted + 100
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"text_config": {"model_type": "roberta", "type_vocab_size": 10**10}},
+        {"text_config": {"model_type": "bert", "max_position_embeddings": 10**10}},
+        {"text_config": {"model_type": "mpnet", "vocab_size": 10**10}},
+        {"text_config": {"model_type": "distilbert", "n_layers": 10**9}},
+        {"vision_config": {"architecture": "vit_tiny_patch16_224",
+                           "model_args": {"embed_dim": 10**6, "num_heads": 10}}},
+        {"vision_config": {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**9}}},
+        {"vision_config": {"architecture": "convnext_atto",
+                           "model_args": {"depths": [10**8, 1, 1, 1]}}},
+    ],
+)  # fmt: skip
+def test_a_giant_of_a_library_is_refused_before_it_is_made(settings):
+    content = replace(TINY, **settings).to_dict()
+    with pytest.raises(InputError, match=r"at least [\d,]+ parameters|layers"):
+        check_size(content, {"a": torch.zeros(10)}, "model")
