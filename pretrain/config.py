@@ -55,6 +55,11 @@ class DataConfig:
             _share(f"data.{name}", getattr(self, name))
         if not 0 < self.keep_patches <= 1 or self.unmasked_steps < 0:
             raise ValueError("data: 0 < keep_patches <= 1 and unmasked_steps >= 0 are needed")
+        if self.unmasked_steps and self.keep_patches == 1:
+            raise ValueError(
+                f"data.unmasked_steps {self.unmasked_steps}: with data.keep_patches 1 every step "
+                "sees all patches; set that below 1, or leave this out"
+            )
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"data.crop_scale: 0 < low <= high <= 1 is needed, not {low}, {high}")
@@ -273,6 +278,8 @@ class PretrainConfig:
             raise ValueError("checkpoint.best: needs data.val, a shard directory to validate on")
         if self.data.matched_only and self.loss.itm:
             raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")
+        if self.data.keep_patches < 1 and self.data.unmasked_steps >= self.optim.steps:
+            raise ValueError("data.keep_patches: data.unmasked_steps leaves no step that drops any")
         needs_entities = self.loss.coe and self.prompter.object_labels == "entities"
         if needs_entities and not self.prompter.entities:
             raise ValueError("prompter.entities: COE needs a vocabulary (`python -m shards nouns`)")

@@ -41,6 +41,11 @@ def settle(config: PretrainConfig) -> tuple[PretrainConfig, ModelDirectory | Non
     try:
         directory = ModelDirectory.open(config.model.init)
         architecture = initial_architecture(directory, config.model.stated())
+        if config.data.keep_patches < 1 and (timm := architecture.vision_config):
+            raise InputError(
+                f"data.keep_patches: model.init {directory} has a picture tower of timm, "
+                f"{timm['architecture']}, which looks at whole pictures: leave it at 1"
+            )
         return replace(config, model=replace(config.model, **asdict(architecture))), directory
     except (InputError, ValueError) as error:
         raise CommonError(str(error)) from error

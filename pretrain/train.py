@@ -17,7 +17,7 @@ from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_zero
 from pretrain.cluster.liveness import Liveness
 from pretrain.cluster.stopping import signals_blocked
-from pretrain.config import PretrainConfig
+from pretrain.config import DataConfig, PretrainConfig
 from pretrain.data.pairs import open_reader, train_batches
 from pretrain.model.promu import Promu
 from pretrain.numerics import precision_for
@@ -29,7 +29,7 @@ from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
 from shards import threads
 from shards.files import CommonError
-from shards.schema import TEACHER
+from shards.schema import FORMAT_VERSION, TEACHER
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
 
 
@@ -78,6 +78,8 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     needs_teacher = bool(config.loss.coe or config.loss.cir)
     cached = needs_teacher and config.prompter.mode == "cached"
     reader = open_reader(config.data.train, teacher=cached)
+    if distributed.is_main() and (line := without_effect(config.data, reader)):
+        print(line, flush=True)
     readers = {"data.train": reader}
     if config.data.val:
         readers["data.val"] = open_reader(config.data.val, teacher=False)
@@ -123,6 +125,20 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         return None
     distributed.on_main(lambda: export(engine, tokenizer, config, run_dir, order))
     return run_dir / "model"
+
+
+def without_effect(data: DataConfig, reader: ShardReader) -> str:
+    """A line about a setting that these shards give nothing to do, or ""."""
+    index = reader.index
+    if data.steps_per_decode == 1 or index.pictures < index.samples:
+        return ""
+    line = (
+        f"data.steps_per_decode {data.steps_per_decode} has no effect: every pair of {data.train} "
+        "has a picture of its own"
+    )
+    if index.format < FORMAT_VERSION:  # a picture is stored with each of its pairs
+        line += " in this old format; `python -m shards convert` makes one of equal ones"
+    return line
 
 
 def build_engine(model: Promu, config: PretrainConfig, kind: str) -> engines.Engine:

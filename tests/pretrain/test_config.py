@@ -17,6 +17,7 @@ from shards.options import parse_config
         ("data.workers", "-1"),
         ("data.streams", "0"),
         ("data.steps_per_decode", "0"),
+        ("data.unmasked_steps", "5"),
         ("optim.steps", "0"),
         ("optim.lr", "-1e-4"),
         ("optim.weight_decay", "-1"),
@@ -38,3 +39,11 @@ def test_out_of_range(setting, value):
         )
     message = str(refused.value)
     assert setting.rpartition(".")[2] in message and "\n" not in message
+
+
+def test_patches_that_no_step_drops_are_refused():
+    words = ["--run_dir", "r", "--data.train", "s", "--loss.coe", "0", "--loss.cir", "0"]
+    words += ["--data.keep_patches", "0.5", "--optim.steps", "9", "--data.unmasked_steps"]
+    parse_config(PretrainConfig, [*words, "8"], prog="p", description="", example="")
+    with pytest.raises(InputError, match=r"data\.unmasked_steps leaves no step"):
+        parse_config(PretrainConfig, [*words, "9"], prog="p", description="", example="")

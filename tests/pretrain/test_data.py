@@ -23,6 +23,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.data.pairs import PairDataset, open_reader, train_batches
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.data.views import Canvas, Part, View, cropped
+from pretrain.train import without_effect
 from shards.files import InputError, read_json
 from shards.schema import DetectedObject, PairMeta
 from shards.shard import PairPlace, Sample, scan_shard
@@ -425,3 +426,20 @@ def test_kept_patches_are_a_function_of_seed_and_sample(pair_shards):
     assert torch.equal(whole.pixel_values, together.pixel_values)
     clean = make_dataset(pair_shards, keep_patches=0.5, augment=False)
     assert clean.__getitems__(addresses).kept_patches is None  # validation
+
+
+def test_pairs_kept_together_where_there_are_none_is_said(pair_shards):
+    """Two captions a picture: nothing to say; one, or a format that repeats pictures: a line."""
+    reader = ShardReader(pair_shards)
+    settings = DataConfig(train=str(pair_shards), steps_per_decode=2)
+    assert without_effect(settings, reader) == ""
+    count = reader.index.samples
+    reader.index = dataclasses.replace(reader.index, shards=tuple(
+        dataclasses.replace(shard, pictures=shard.samples) for shard in reader.index.shards
+    ))  # fmt: skip
+    assert reader.index.pictures == count
+    line = without_effect(settings, reader)
+    assert line.startswith("data.steps_per_decode 2 has no effect") and "convert" not in line
+    reader.index = dataclasses.replace(reader.index, format=1)
+    assert "`python -m shards convert`" in without_effect(settings, reader)
+    assert without_effect(DataConfig(train=str(pair_shards)), reader) == ""

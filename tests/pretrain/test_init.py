@@ -1,5 +1,6 @@
 """Towers that start from another model directory."""
 
+import families
 import pytest
 import timm
 import torch
@@ -155,3 +156,20 @@ def test_two_whole_berts_are_made_by_convert_alone(weights, tmp_path):
     assert (taken.encoder_layout, taken.text_layers, taken.fusion_layers) == ("two_bert", 4, 4)
     with pytest.raises(InputError, match=r"model.encoder_layout \(two_bert there, split here\)"):
         initial_architecture(ModelDirectory.open(tmp_path / "two"), {"encoder_layout": "split"})
+
+
+def test_patches_cannot_be_dropped_in_a_tower_of_timm(tmp_path):
+    """Told before anything is read or built, not at the first step."""
+    text = families.write_text("bert", tmp_path / "text")
+    vision = families.write_vision(list(families.VISIONS)[-1], tmp_path / "vision")
+    convert([str(text), str(tmp_path / "model"), "--vision", str(vision)])
+    words = ["--run_dir", "r", "--data.train", "s", "--loss.coe", "0", "--loss.cir", "0"]
+    words += ["--model.init", str(tmp_path / "model")]
+
+    def settled(share):
+        words_of_share = [*words, "--data.keep_patches", share]
+        return settle(parse_config(PretrainConfig, words_of_share, prog="p", example=""))
+
+    settled("1")
+    with pytest.raises(InputError, match=r"data\.keep_patches: .* looks at whole pictures"):
+        settled("0.5")
