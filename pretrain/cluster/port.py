@@ -45,7 +45,9 @@ def own_port() -> Iterator[None]:
             "MASTER_PORT in the environment of ranks that no launcher starts"
         ) from None
     finally:
-        if note and distributed.is_main():  # all have met, so all have read it
+        # All have met, so all have read it. By the launcher's word: before they have, every rank
+        # takes itself for the first, and one that fails would take the note from the others.
+        if note and distributed.from_launcher("RANK", 0) == 0:
             note.unlink(missing_ok=True)
 
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from pretrain.cluster import port
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = """
@@ -63,3 +66,19 @@ def test_a_named_port_that_is_taken_is_told_in_one_line(start):
     assert job.returncode == 2, said
     assert said.count(f"error: port {port} of this machine is taken") == 1, said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_fails_leaves_the_note_to_the_others(rank, tmp_path, monkeypatch):
+    """The first rank alone takes it away, whoever fails before all have met."""
+    for name, value in {**port._UNNAMED, "RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    launcher = psutil.Process(os.getppid())
+    folder = tmp_path / f"fusion-mre-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    (folder / f"port-{launcher.pid}-{launcher.create_time()}").write_text("29501")
+    with pytest.raises(RuntimeError, match="of this rank"), port.own_port():
+        assert (os.environ["MASTER_PORT"] == "29501") == (rank == "1")
+        raise RuntimeError("of this rank")
+    assert len(list(folder.iterdir())) == int(rank)
