@@ -177,14 +177,14 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
     extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
     bad = done.bad
     row, first_error = done.rows - 1, ""
-    with done.open() as out:
+    with done.open() as write:
         posts = islice(posts_of(source, extractor.task, config.offsets), done.rows, None)
         answers = extractor.stream(posts, config.top_k)
         bar = tqdm(answers, initial=done.rows, total=total, unit=" posts", disable=None)
         for row, answer in enumerate(bar, start=done.rows):
             bad += "error" in answer
             first_error = first_error or answer.get("error", "")
-            out.write(json.dumps({"row": row, **answer}, ensure_ascii=False) + "\n")
+            write(json.dumps({"row": row, **answer}, ensure_ascii=False))
     if row + 1 != total:
         raise InputError(f"{source}: {total} posts, {row + 1} answers: it changed; start anew")
     done.finish()

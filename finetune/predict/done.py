@@ -1,13 +1,21 @@
-"""What an earlier `predict --out` has written, and the stream for what is missing."""
+"""What an earlier `predict --out` has written, and the stream for what is missing.
+
+Beside OUT.partial lies OUT.partial.crc32, a checksum a line: answers are plain JSON lines, which
+hold none themselves, and a resumed file is handed out as if written in one go.
+"""
 
 import os
 import sys
-from contextlib import nullcontext
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import InputError, parse_object, read_json, write_json
+from shards.files import InputError, atomic_path, parse_object, read_json, write_json
+
+SUMS, WIDTH = ".crc32", 9
 
 
 @dataclass(frozen=True)
@@ -52,31 +60,67 @@ class Done:
             return Done(out, settings=settings)
         path = out if out.exists() else partial
         rows = bad = end = 0
+        sums_path = with_end(partial, SUMS)
+        sums = sums_path.read_bytes() if path == partial and sums_path.is_file() else None
+        fresh = bytearray()
         with path.open("rb") as lines:
             for line in lines:
-                if not line.endswith(b"\n"):
-                    break
+                known = None if sums is None else sums[len(fresh) : len(fresh) + WIDTH]
+                if not line.endswith(b"\n") or (known is not None and len(known) < WIDTH):
+                    break  # the two files were not cut at the same line
+                if known not in (None, checksum(line)):
+                    raise InputError(
+                        f"{path}: line {rows + 1}: not what was written (damaged on the disk?); "
+                        f"remove {path} to answer anew"
+                    )
+                fresh += checksum(line)
                 rows, end = rows + 1, end + len(line)
                 if b'"error": ' in line:
                     where = f"{path}: line {rows}"
                     bad += "error" in parse_object(line, where, f"remove {path} to answer anew")
         if path == partial:
             os.truncate(partial, end)
+            if sums is None:  # of older code
+                with atomic_path(sums_path) as temporary:
+                    temporary.write_bytes(fresh)
+            os.truncate(sums_path, len(fresh))
+        else:
+            sums_path.unlink(missing_ok=True)  # killed before it was gone
         return Done(out, rows, bad, finished=path == out)
 
-    def open(self) -> Any:
-        """The stream for further lines."""
+    @contextmanager
+    def open(self) -> Iterator[Callable[[str], Any]]:
+        """What takes further lines."""
         if self.out is None:
-            return nullcontext(sys.stdout)
+            yield lambda line: sys.stdout.write(f"{line}\n")
+            return
         if self.settings is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(with_end(self.out, ".settings.json"), self.settings)
-        return with_end(self.out, ".partial").open("a", encoding="utf-8", buffering=1 << 16)
+        partial = with_end(self.out, ".partial")
+        with (
+            with_end(partial, SUMS).open("ab", buffering=1 << 16) as sums,
+            partial.open("ab", buffering=1 << 16) as lines,
+        ):
+
+            def write(text: str) -> None:
+                line = f"{text}\n".encode()
+                lines.write(line)
+                sums.write(checksum(line))
+
+            yield write
 
     def finish(self) -> None:
         """All lines are there: the file gets its name."""
         if self.out is not None:
-            os.replace(with_end(self.out, ".partial"), self.out)
+            partial = with_end(self.out, ".partial")
+            os.replace(partial, self.out)
+            with_end(partial, SUMS).unlink(missing_ok=True)
+
+
+def checksum(line: bytes) -> bytes:
+    """WIDTH bytes of text."""
+    return b"%08x\n" % zlib.crc32(line)
 
 
 def with_end(path: Path, end: str) -> Path:

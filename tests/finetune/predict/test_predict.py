@@ -595,3 +595,38 @@ def test_words_are_those_of_the_published_tokens(year, words, shared_data):
         places = parse_post({"tokens": list(row.tokens)}, None, "").places
         same, total = same + len(found & set(places)), total + len(places)
     assert same / total > 0.97
+
+
+def test_a_partial_file_is_what_was_written(tmp_path, run, mnre_folder, posts, monkeypatch, capsys):
+    """A bit that flips in a line, or in its checksum, is named; unequal ends are cut; a file of
+    older code, without checksums, goes on."""
+    source, out = write(mnre_folder / "p.jsonl", posts), tmp_path / "o"
+    partial, sums = tmp_path / "o.partial", tmp_path / "o.partial.crc32"
+    argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr("finetune.predict.done.Done.finish", stop)
+        main(argv)
+    lines, checks = partial.read_bytes(), sums.read_bytes()
+    for path, content, place in ((partial, lines, 300), (sums, checks, 20)):
+        for bit in range(0, 8, 3):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(SystemExit, match="2"):
+                main(argv)
+            assert "o.partial: line " in capsys.readouterr().err
+        path.write_bytes(content)
+    main(argv)
+    expected = out.read_bytes()
+    assert expected == lines and sorted(tmp_path.glob("o*")) == [out, tmp_path / "o.settings.json"]
+    for cut_lines, cut_sums in ((lines[:-40], checks), (lines, checks[:40]), (lines[:900], None)):
+        out.unlink()
+        partial.write_bytes(cut_lines)
+        if cut_sums is not None:
+            sums.write_bytes(cut_sums)
+        main(argv)
+        assert out.read_bytes() == expected and not sums.exists()
