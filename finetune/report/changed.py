@@ -21,18 +21,21 @@ def changed_inputs(runs: Mapping[str, Path]) -> dict[str, list[str]]:
     left out. What is gone contradicts nothing."""
     changed: dict[str, list[str]] = {}
     for name, run in runs.items():
-        seeds = [path.parent for path in seed_files(run, "result.json")]
-        before = provenance.kept_inputs(seeds[0]) if seeds else None
-        if before is None or not Path(before.data).is_dir():
-            continue
-        try:
-            task = registry.load("tasks", read_result(run)["task"])(Path(before.data))
-            differing = provenance.changes(before, task, cache_directory(None, run))
-        except InputError as error:
-            differing = [f"{before.data}: cannot be read any more ({error})"]
+        differing: dict[str, None] = {}
+        for path in seed_files(run, "result.json"):  # one may have been trained later than others
+            before = provenance.kept_inputs(path.parent)
+            if before is None or not Path(before.data).is_dir():
+                continue
+            try:
+                task = registry.load("tasks", read_result(run)["task"])(Path(before.data))
+                now = provenance.changes(before, task, cache_directory(None, run))
+            except InputError as error:
+                now = [f"{before.data}: cannot be read any more ({error})"]
+            differing |= dict.fromkeys(now)
         if differing:
-            changed[name] = differing
-            LOG.warning("%s: %s: changed since the run was trained; %s", run, differing[0], REMEDY)
+            changed[name] = list(differing)
+            first = changed[name][0]
+            LOG.warning("%s: %s: changed since the run was trained; %s", run, first, REMEDY)
     return changed
 
 

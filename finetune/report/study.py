@@ -36,7 +36,7 @@ import yaml
 from finetune.report import study_models
 from finetune.report.study_cells import Cell, cells, folder_name, read_study
 from finetune.report.study_models import as_words
-from finetune.report.study_tables import write_report
+from finetune.report.study_tables import in_order, of_other_columns, write_report
 from shards import threads
 from shards.files import InputError, replace_folder
 from shards.locks import lock
@@ -63,8 +63,7 @@ def train(cell: Cell, data: str, seeds: str, out: Path) -> dict[str, Any]:
     if cell.view and cell.own_training:
         options["view"] = str(make_view(cell, data, out))
     settings = {"cache": str(out / "cache"), "data": data} | dict(cell.settings) | options
-    given = {key: value for key, value in settings.items() if value is not None}
-    return run(parse_train(as_words(given)))
+    return run(parse_train(as_words(settings)))
 
 
 def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
@@ -177,7 +176,8 @@ class StudyConfig:
     small: bool = False
     """The study's reduced form."""
     columns: tuple[str, ...] = ()
-    """These columns of the tables alone, such as datasets that are at hand; none: all."""
+    """These columns of the tables alone, such as datasets that are at hand; none: all. What an
+    earlier call has found for others stays in the tables."""
     pretraining: Path | None = None
     """Settings of `python -m pretrain`, such as `config.yaml` of a run directory, for a study that
     trains models first: one run each in --out/pretrain."""
@@ -219,6 +219,9 @@ def run_study(config: StudyConfig) -> None:
         if config.pretraining:
             study_models.train(content["pretrain"], config.pretraining, config.launcher, config.out)
         results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
+        if config.columns:
+            results |= of_other_columns(config.out, config.columns, seeds, config.settings)
+            results = in_order(results, content)
         write_report(Path(config.study).stem, results, seeds, config.out, config.settings)
     print((config.out / "study.md").read_text(encoding="utf-8"))
 

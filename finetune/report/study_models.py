@@ -53,8 +53,8 @@ def train(models: Mapping[str, Any], settings: Path, launcher: str, out: Path) -
 
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
-    """A mapping as words of a command line."""
-    return [f"--{key}={as_word(value)}" for key, value in options.items()]
+    """A mapping as words of a command line; what is null is left out."""
+    return [f"--{key}={as_word(value)}" for key, value in options.items() if value is not None]
 
 
 def as_word(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The tables of a study: `study.md`, `study.html`, `study.json`."""
 
+import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from finetune.protocols import mean_and_sd
 from finetune.report import pages
 from finetune.report.series import best_f1
-from shards.files import write_json
+from shards.files import read_json, write_json
+
+LOG = logging.getLogger(__name__)
 
 PRINTED = {"precision": "P", "recall": "R", "f1": "F1", "accuracy": "accuracy"}
 """Scores, and what papers call them."""
@@ -69,6 +72,41 @@ def costs(result: Mapping[str, Any]) -> list[str]:
     per_seed = result["per_seed"]
     seconds = statistics.mean(seed["seconds"] / seed["epochs"] for seed in per_seed)
     return [f"{seconds:.1f}", f"{per_seed[0]['parameters']:,}"]
+
+
+def of_other_columns(
+    out: Path, columns: Sequence[str], seeds: str, settings: Mapping[str, Any]
+) -> dict[tuple[str, str, str], Any]:
+    """(table, run, column) -> what an earlier call found for columns that are not computed now.
+
+    Those of other seeds or settings do not belong in one table with these: they are named.
+
+    Raises:
+        InputError: the earlier `study.json` is damaged.
+    """
+    path = out / "study.json"
+    if not path.is_file():
+        return {}
+    before = read_json(path, f"remove {path} and give the same command again: the runs stay")
+    others = [cell for cell in before["cells"] if cell["column"] not in columns]
+    if others and (before["seeds"], before.get("set", {})) != (seeds, dict(settings)):
+        names = ", ".join(dict.fromkeys(cell["column"] for cell in others))
+        LOG.warning("%s: of other seeds or settings, and left out of it now: %s", path, names)
+        return {}
+    return {(cell["table"], cell["run"], cell["column"]): cell for cell in others}
+
+
+def in_order(
+    results: Mapping[tuple[str, str, str], Any], content: Mapping[str, Any]
+) -> dict[tuple[str, str, str], Any]:
+    """Results as the study's file has its tables, columns and runs; what it no longer has goes."""
+    places = [
+        (str(table), str(run), str(column))
+        for table, described in content["tables"].items()
+        for column in described
+        for run in content["runs"]
+    ]
+    return {place: results[place] for place in places if place in results}
 
 
 def write_report(

@@ -11,6 +11,7 @@ import yaml
 from finetune.__main__ import main
 from finetune.report.study import StudyConfig, run_study
 from finetune.report.study_cells import STUDIES, cells, read_study
+from finetune.report.study_models import as_words
 from finetune.report.study_tables import write_report
 from shards.files import InputError
 from shards.options import parse_config
@@ -77,6 +78,33 @@ def test_tables_hold_what_runs_and_evaluations_found(
     assert f"| text | {trained('text'):.1f} | – | – |" in page
     monkeypatch.setattr("finetune.run.train.SeedRun.run", lambda self: pytest.fail("trained twice"))
     run(study, mnre_folder, tiny_model, out)  # everything is there
+
+
+def test_some_columns_leave_the_others_in_the_tables(
+    tmp_path, study, mnre_folder, tiny_model, caplog
+):
+    """Computed one after the other or all at once: one study. Other seeds share no table."""
+
+    def written(out, *words):
+        places = ["--data", mnre_folder, "--model", tiny_model, "--out", out]
+        main(["study", str(study), *map(str, places), *words])
+        return json.loads((out / "study.json").read_text())["cells"]
+
+    study.write_text(
+        "settings: {task: mnre, optim.epochs: 1, init: $model, images: none, method: mtb}\n"
+        "runs: {slow: {optim.lr: 1.0e-4}, fast: {}}\n"
+        "tables: {All: {a: {}, b: {settings: {optim.epochs: 2}}, c: {settings: {seed: null}}}}\n"
+    )
+    parts = tmp_path / "parts"
+    assert len(written(parts, "--seeds", "1", "--columns", "b")) == 2
+    assert len(written(parts, "--seeds", "1", "--columns", "a")) == 4
+    cells = written(parts, "--seeds", "1", "--columns", "b", "c")
+    assert cells == written(tmp_path / "whole", "--seeds", "1") and len(cells) == 6
+    assert (parts / "study.md").read_text() == (tmp_path / "whole/study.md").read_text()
+    caplog.clear()
+    assert len(written(parts, "--seeds", "2", "--columns", "a")) == 2
+    (warning,) = [r.message for r in caplog.records if "left out of it now" in r.message]
+    assert warning.endswith(": b, c")
 
 
 def test_changed_data_are_named_and_tables_stay(tmp_path, study, mnre_folder, tiny_model, capsys):
@@ -160,6 +188,11 @@ def test_nothing_is_an_empty_mapping_and_names_may_be_numbers(study):
     )
     todo = [(c.run, c.column, c.own_training) for c in cells(read_study(str(study)), False, {})]
     assert todo == [("1", "2", False), ("text", "2", False), ("1", "x", False)]
+
+
+def test_null_is_left_out_of_every_command():
+    words = as_words({"optim.lr": None, "loss.coe": 0, "data.train": "x", "flag": False})
+    assert words == ["--loss.coe=0", "--data.train=x", "--flag=false"]
 
 
 def test_small_and_placeholders(study):
