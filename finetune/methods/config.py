@@ -111,10 +111,12 @@ class GenerativeConfig:
 
     def __post_init__(self) -> None:
         try:
-            self.template.format(text="", head="", tail="")
+            filled = self.template.format(text="\1", head="\2", tail="\3")
         except (AttributeError, KeyError, IndexError, ValueError) as error:
             raise ValueError(
                 f"model.template: {{text}}, {{head}}, {{tail}} alone ({error})"
             ) from None
+        if not set("\1\2\3") <= set(filled):
+            raise ValueError("model.template must hold {text}, {head} and {tail}, all three")
         if self.lora < 0:
             raise ValueError("model.lora must not be negative")

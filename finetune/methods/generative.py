@@ -119,6 +119,14 @@ class Generative(Method):
         logits = self.scores(questions, pictures, pairs).view(len(batch), count) + self.prior
         return MethodOutput(logits, relation_loss(logits, batch.labels))
 
+    @property
+    def net(self) -> nn.Module:
+        """The model, in the precision it was published in, or float32 where that is asked for."""
+        net: Any = self.encoder.net
+        if net.dtype != torch.float32 and not torch.is_autocast_enabled(net.device.type):
+            net.float()
+        return net
+
     def questions(self, batch: Batch) -> list[str]:
         """The filled template of each row."""
         questions = []
@@ -148,7 +156,7 @@ class Generative(Method):
             asked = self.encoded([questions[row] for row, _ in chosen], images)
             ids, mask = full["input_ids"], full["attention_mask"].bool()
             begins = [same_start(*pair) for pair in zip(ids, asked["input_ids"], strict=True)]
-            logits = self.encoder.net(**full).logits[:, :-1].float()
+            logits = self.net(**full).logits[:, :-1].float()
             likely = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]  # (pairs, L-1)
             places = torch.arange(1, ids.shape[1], device=ids.device)
             counted = (places >= torch.tensor(begins, device=ids.device)[:, None]) & mask[:, 1:]

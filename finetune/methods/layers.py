@@ -66,10 +66,17 @@ def load_any_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert | Librar
     return encoder, tokenizer
 
 
-def load_fusion_encoder(source: Source, task: TaskInfo) -> tuple[FusionEncoder, Any]:
-    """A fusion encoder with word rows for the task's special tokens."""
+def load_fusion_encoder(
+    source: Source, task: TaskInfo, *, projections: bool = False
+) -> tuple[FusionEncoder, Any]:
+    """A fusion encoder with word rows for the task's special tokens.
+
+    Args:
+        projections: whether the method reads them, for the log.
+    """
     encoder, tokenizer = load_fusion(source.directory, random_weights=source.random_weights)
-    tell(source, "text, fusion layers, vision and bridge of {}; unused: projections")
+    parts = "text, fusion layers, vision and bridge of {}"
+    tell(source, f"projections, {parts}" if projections else f"{parts}; unused: projections")
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer

@@ -29,8 +29,11 @@ def read_descriptions(name: str | Path) -> dict[str, str]:
             f"{name}: no file of descriptions; give one with the columns relation and description, "
             f"or {', '.join(sorted(SHIPPED))}"
         )
+    table = read_table(path, ("relation", "description"))
+    if unread := [column for column in table.columns if column not in ("relation", "description")]:
+        LOG.warning("%s: not read: column %s", path, ", ".join(unread))
     texts: dict[str, str] = {}
-    for row in read_table(path, ("relation", "description")).accepted():
+    for row in table.accepted():
         relation, text = (row.fields[key].strip() for key in ("relation", "description"))
         if not relation or not text:
             raise InputError(f"{path}: line {row.line}: relation or description is empty")

@@ -60,8 +60,11 @@ class Retrieval(Method):
     @classmethod
     def build(cls, config: RetrievalConfig, task: TaskInfo, source: Source) -> tuple[Method, Any]:
         """From a fusion model directory, or with `pictures none` from a BERT."""
-        load = load_fusion_encoder if config.pictures == "init" else load_text_encoder
-        encoder, tokenizer = load(source, task)
+        encoder: FusionEncoder | Bert
+        if config.pictures == "init":
+            encoder, tokenizer = load_fusion_encoder(source, task, projections=True)
+        else:
+            encoder, tokenizer = load_text_encoder(source, task)
         method = cls(encoder, task, config)
         if not source.finished:  # else they come with the other tensors
             texts = described(

@@ -29,7 +29,7 @@ def build(folder, captioner, tmp_path, **settings):
 @torch.inference_mode()
 def test_scores_are_the_models_own(mnre_folder, tiny_captioner, tmp_path):
     """Each logit is minus the mean loss of the model itself over the answer's tokens."""
-    template = "a photo of {head} {tail} word3 of"
+    template = "a photo of {head} {tail} word3 of {text}"
     method, split = build(mnre_folder, tiny_captioner, tmp_path, template=template)
     method.answers = ["word1", "word2 word4", "photo"]
     batch = split.dataset.collate(np.arange(3))
@@ -54,6 +54,27 @@ def test_scores_are_the_models_own(mnre_folder, tiny_captioner, tmp_path):
                 for place in range(length, labels.shape[1])
             ]
             assert output.logits[row, column].item() == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+@torch.inference_mode()
+def test_fp32_is_fp32_whatever_was_published(mnre_folder, tiny_captioner, tmp_path):
+    """The same logits as of the same numbers stored in float32; under bf16 nothing is widened."""
+    method, split = build(mnre_folder, tiny_captioner, tmp_path)
+    method.encoder.net.bfloat16()
+    method.encoder.save_pretrained(tmp_path / "half")
+    method.encoder.net.float()
+    method.encoder.save_pretrained(tmp_path / "whole")
+    batch, dtypes = split.dataset.collate(np.arange(2)), []
+    logits = []
+    for name in ("half", "whole"):
+        method, _ = build(mnre_folder, tmp_path / name, tmp_path)
+        dtypes.append(method.encoder.net.dtype)
+        if name == "half":
+            with torch.autocast("cpu", torch.bfloat16):
+                assert method(batch).logits.isfinite().all()
+            assert method.encoder.net.dtype == torch.bfloat16
+        logits.append(method(batch).logits)
+    assert dtypes == [torch.bfloat16, torch.float32] and torch.equal(*logits)
 
 
 def test_no_two_relations_have_the_same_words():
@@ -124,6 +145,9 @@ def test_refusals(mnre_folder, tiny_captioner, tiny_model, tmp_path):
         GenerativeConfig(template="{post}")
     with pytest.raises(ValueError, match=r"\{tail\} alone"):
         GenerativeConfig(template="{text.size}")
+    for lacking in ("{head} and {tail} are", "{text} {head} is", "{text} {{head}} {tail}"):
+        with pytest.raises(ValueError, match="must hold"):
+            GenerativeConfig(template=lacking)
     method, split = build(mnre_folder, tiny_captioner, tmp_path)
     import dataclasses
 

@@ -89,6 +89,19 @@ def test_pieces_end_where_the_text_does(loaded, caplog):
     assert ids[1, -1] == tokenizer.sep_token_id
 
 
+def test_what_is_not_read_and_what_is_used_are_said(mnre_folder, tiny_model, tmp_path, caplog):
+    path = tmp_path / "mine.tsv"
+    path.write_text("relation\tdescription\tsource\nNone\tnothing\tme\n")
+    caplog.set_level("INFO")
+    assert read_descriptions(path) == {"None": "nothing"}
+    with pytest.raises(InputError, match="no description of"):
+        config = RetrievalConfig(descriptions=str(path))
+        Retrieval.build(config, Mnre(mnre_folder).info, Source(str(tiny_model)))
+    messages = [record.message for record in caplog.records]
+    assert messages[0] == f"{path}: not read: column source"
+    assert f"projections, text, fusion layers, vision and bridge of {tiny_model}" in messages
+
+
 def test_shipped_descriptions(shared_data):
     mnre = json.loads((shared_data / "mnre/ours_rel2id.json").read_text())
     assert read_descriptions("mnre").keys() == mnre.keys()
