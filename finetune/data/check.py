@@ -35,9 +35,17 @@ def check(task: Task, tokenizer: str | None = None) -> list[str]:
     """What there is to say about a task's folder.
 
     Raises:
-        InputError: a split with lines that are no rows: lists them.
+        InputError: splits with lines that are no rows: lists them, of all splits.
     """
-    rows = {split: task.read(split) for split in SPLITS if task.split_file(split)}
+    rows, problems = dict[str, Sequence[Any]](), list[str]()
+    for split in SPLITS:
+        if task.split_file(split):
+            try:
+                rows[split] = task.read(split)
+            except InputError as error:
+                problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
     if not rows:
         raise InputError(f"{task.folder}: no split of the task {task.info.name} in it")
     lines = []

@@ -190,3 +190,15 @@ def test_check_of_a_folder_without_splits(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["data", "check", "--task", "twitter2017", "--data", str(tmp_path)])
     assert "no split of the task twitter2017" in capsys.readouterr().err
+
+
+def test_check_lists_the_damage_of_every_split(mnre_folder, capsys):
+    for split, line in (("train", 4), ("test", 2)):
+        path = mnre_folder / f"txt/ours_{split}.txt"
+        lines = path.read_text().splitlines()
+        lines[line - 1] = "{no row"
+        path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "check", "--task", "mnre", "--data", str(mnre_folder)])
+    errors = capsys.readouterr().err
+    assert "ours_train.txt: line 4" in errors and "ours_test.txt: line 2" in errors
