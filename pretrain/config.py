@@ -35,6 +35,10 @@ class DataConfig:
     """Probability of a left-right flip."""
     photometric: float = 0.5
     """Probability of each of two random brightness or sharpness changes."""
+    fixed_views: bool = False
+    """Whole pictures, neither cropped, flipped nor changed. While `optim.freeze` holds the vision
+    tower, its states are computed once a picture and kept in memory (4 bytes a value: 100 KB for 64
+    patches, 384 wide)."""
     keep_patches: float = 1.0
     """Share of each view's patches that the model sees, drawn anew each epoch; 1: all. A half takes
     about two thirds of a step's time (FLIP: Li et al., CVPR 2023)."""
@@ -53,6 +57,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("flip", "photometric", "min_visible"):
             _share(f"data.{name}", getattr(self, name))
+        if self.fixed_views and self.keep_patches != 1:
+            raise ValueError("data.fixed_views shows whole pictures: leave data.keep_patches at 1")
         if not 0 < self.keep_patches <= 1 or self.unmasked_steps < 0:
             raise ValueError("data: 0 < keep_patches <= 1 and unmasked_steps >= 0 are needed")
         if self.unmasked_steps and self.keep_patches == 1:
@@ -117,8 +123,14 @@ class OptimConfig:
     """Global gradient norm limit; 0: none."""
     layer_decay: float = 1.0
     """Factor on the learning rate for each layer between a parameter and the encoder's output."""
+    tower_lr_scale: float = 1.0
+    """Factor on the learning rate of both towers: 0.1 where they are published ones and fusion
+    layers, projections and heads are new."""
     freeze: tuple[Literal["text", "vision"], ...] = ()
     """Towers that keep their first weights."""
+    freeze_steps: int | None = None
+    """So many first steps `freeze` holds for; then these towers warm up and learn with the others.
+    None: the whole run."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: end the run and name the samples, or leave that update
     out, count it in `skipped_updates`, and go on."""
@@ -128,6 +140,19 @@ class OptimConfig:
             raise ValueError(f"optim.steps must be at least 1, not {self.steps}")
         if self.lr <= 0:
             raise ValueError(f"optim.lr must be positive, not {self.lr}")
+        if self.tower_lr_scale <= 0:
+            raise ValueError(
+                f"optim.tower_lr_scale must be positive, not {self.tower_lr_scale}; towers that "
+                "are to stay as they are: optim.freeze"
+            )
+        if self.freeze_steps is not None:
+            if not self.freeze:
+                raise ValueError("optim.freeze_steps: name the towers in optim.freeze")
+            if not 0 < self.freeze_steps < self.steps:
+                raise ValueError(
+                    f"optim.freeze_steps {self.freeze_steps}: 1 to {self.steps - 1} of the "
+                    f"{self.steps} steps; leave it out to freeze towers for the whole run"
+                )
         if self.weight_decay < 0 or self.clip < 0:
             raise ValueError("optim.weight_decay and optim.clip must not be negative")
         if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:

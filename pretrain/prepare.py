@@ -19,6 +19,7 @@ from pretrain.data.pairs import PairDataset
 from pretrain.data.tokenizer import LEARNERS
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.model.stored import VisionStore
 from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank, encode_prompts
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
@@ -83,13 +84,15 @@ def build_model(
     else:
         encoder = FusionEncoder(replace(architecture, vocab_size=len(tokenizer)))
     # Before the optimizer is built: it takes what requires a gradient, and nothing else.
-    for tower in config.optim.freeze:
+    for tower in config.optim.freeze if config.optim.freeze_steps is None else ():
         getattr(encoder, tower).requires_grad_(False)
     if config.engine.activation_checkpointing:
         encoder.checkpoint_activations()
     if config.engine.compile:
         encoder.compile_layers()
     model = Promu(encoder, heads, config.loss)
+    if config.data.fixed_views and "vision" in config.optim.freeze:
+        model.vision_store = VisionStore()
     content = model.released_config()
 
     def write() -> None:

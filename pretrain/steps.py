@@ -128,6 +128,9 @@ class Run:
         # Dropout is a function of (seed, step, rank): a resumed run repeats it without saved state.
         seeds = _seeds(self.config.seed, step, self.accumulation)
         self.feed.masked = step <= self.config.optim.steps - self.config.data.unmasked_steps
+        optim = self.config.optim
+        rest = optim.freeze_steps is None or step <= optim.freeze_steps
+        self.model.encoder.resting = optim.freeze if rest else ()
         for batch, seed, contrast in self._micro_batches(seeds):
             torch.manual_seed(seed)
             losses = self.engine(batch, contrast)

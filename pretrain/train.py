@@ -153,11 +153,13 @@ def build_engine(model: Promu, config: PretrainConfig, kind: str) -> engines.Eng
             weight_decay=optim.weight_decay,
             layer_decay=optim.layer_decay,
             above=lambda name: model.encoder.layers_above(name.removeprefix("encoder.")),
+            tower=lambda name: model.encoder.tower_of(name.removeprefix("encoder.")),
+            tower_scale=optim.tower_lr_scale,
+            rests=optim.freeze,
         )
         optimizer = adamw(groups, betas=optim.betas, eps=optim.eps)
-        return optimizer, linear_schedule(
-            optimizer, round(optim.warmup_ratio * optim.steps), optim.steps
-        )
+        warmup = round(optim.warmup_ratio * optim.steps)
+        return optimizer, linear_schedule(optimizer, warmup, optim.steps, optim.freeze_steps or 0)
 
     precision, clip = config.engine.precision, optim.clip
     if kind == "single":

@@ -88,7 +88,7 @@ def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
     """Columns of one batch, B rows each."""
     encoder, config = model.encoder, model.loss_config
     text = encoder.encode_text(batch.input_ids, batch.attention_mask)
-    vision = encoder.encode_image(batch.pixel_values)
+    vision = model.see(batch)
     out = {"matched": batch.matched, "ids": batch.ids}
     if config.cit:
         text_feat = encoder.text_feat(text, batch.attention_mask)

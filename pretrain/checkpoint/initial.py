@@ -15,8 +15,8 @@ from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
 
-_FREE = ("hidden_dropout", "attention_dropout")
-"""No tensor and no output of a trained model depends on them."""
+_FREE = ("hidden_dropout", "attention_dropout", "text_pool", "vision_pool")
+"""No tensor depends on them: a run may state its own."""
 
 
 def read_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
@@ -92,4 +92,7 @@ def initial_encoder(
     notes = [f"{len(loaded)} tensors loaded, {len(drawn)} fusion tensors drawn at random"]
     if len(loaded) < len(state):
         notes.append(f"{len(theirs)} left")
+    for pool in ("text_pool", "vision_pool"):
+        if (ours_pool := getattr(architecture, pool)) != (there := getattr(before, pool)):
+            notes.append(f"{pool} {ours_pool} ({there} there)")
     return encoder, ", ".join([*notes, *imported.notes])

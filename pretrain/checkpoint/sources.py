@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
-from pretrain.checkpoint.text import read_text
+from pretrain.checkpoint.text import pools_by_mean, read_text
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
-from pretrain.model.config import BERT_KIN
+from pretrain.model.config import BERT_KIN, FusionEncoderConfig
 from pretrain.model.library import TEXT_FAMILIES
 from shards.files import InputError
 
@@ -95,6 +96,13 @@ def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
         fusion_layers=config.fusion_layers,
         seed=config.seed,
     )
+    if pools_by_mean(directory):
+        architecture = FusionEncoderConfig.from_dict(imported.config)
+        imported = replace(
+            imported,
+            config=replace(architecture, text_pool="avg").to_dict(),
+            notes=[*imported.notes, "text_pool avg, as its 1_Pooling/config.json says"],
+        )
     return imported, hub.load_tokenizer(directory)
 
 

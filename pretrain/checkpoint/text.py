@@ -112,6 +112,12 @@ def read_text(directory: Path, *, random_weights: bool = False) -> Bert | Librar
     return LibraryText(net)
 
 
+def pools_by_mean(directory: Path) -> bool:
+    """Whether a sentence-transformers directory says that a text is the mean of its pieces."""
+    path = directory / "1_Pooling" / CONFIG_NAME
+    return path.is_file() and read_json(path).get("pooling_mode_mean_tokens") is True
+
+
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of a local directory, names as there: safetensors, in parts or whole, or a pickle
     that holds nothing but tensors."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Layout = Literal["split", "two_bert", "shared_twice"]
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 MODEL_TYPE = "fusion-mre"
 BERT_KIN = ("bert", "roberta", "xlm-roberta", "electra")
 """Families of text encoders that are cut in two: their layers are ours (`pretrain.model.bert`)."""
@@ -61,6 +61,9 @@ class FusionEncoderConfig:
     """LayerNorm epsilon of the vision tower (Hugging Face ViT: 1e-12, timm: 1e-6)."""
     vision_pool: Literal["cls", "avg"] = "cls"
     """What the picture's projection reads: the class token, or the mean over patches."""
+    text_pool: Literal["cls", "avg"] = "cls"
+    """What the text's projection reads: the token that stands for the text (the first one; of CLIP
+    and SigLIP the last), or the mean over word pieces, as most sentence-transformers do."""
     projection_size: int = 256
     """Width E of the contrastive features."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -113,12 +116,17 @@ class FusionEncoderConfig:
         return self.text_config.get("model_type", "bert") in BERT_KIN
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json`: format version 1 where BERT and a plain ViT say it all."""
+        """The content of `config.json`: format version 1 where BERT and a plain ViT say it all, 2
+        with towers of other families, 3 where the text is pooled by its mean."""
         values = asdict(self)
         for name in ("text_config", "vision_config"):
             if not values[name]:
                 del values[name]
-        version = CONFIG_VERSION if self.text_config or self.vision_config else 1
+        version = 2 if self.text_config or self.vision_config else 1
+        if self.text_pool == "cls":
+            del values["text_pool"]
+        else:
+            version = CONFIG_VERSION
         return {"model_type": MODEL_TYPE, "format_version": version, **values}
 
     @classmethod

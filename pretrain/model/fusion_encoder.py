@@ -9,6 +9,7 @@ added at the joint, and padding is masked as keys.
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,8 @@ class FusionEncoder(Embedder):
     def __init__(self, config: FusionEncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.resting: Collection[str] = ()
+        """Towers, `text` or `vision`, through which no gradient goes for now."""
         self.text: Bert | LibraryText
         if config.is_cut:
             with possible("text_config"):
@@ -87,6 +90,12 @@ class FusionEncoder(Embedder):
         self.vision_proj = nn.Linear(config.vision_hidden_size, config.projection_size)
         statistics = torch.tensor([config.image_mean, config.image_std]) * 255
         self.register_buffer("pixel_statistics", statistics.view(2, 3, 1, 1), persistent=False)
+
+    @staticmethod
+    def tower_of(name: str) -> str:
+        """`text`, `vision`, or "" of a parameter that is in neither tower."""
+        tower = name.partition(".")[0]
+        return tower if tower in ("text", "vision") else ""
 
     def layers_above(self, name: str) -> int:
         """How many layers stand between a parameter and the encoder's output, for learning rates
@@ -124,7 +133,8 @@ class FusionEncoder(Embedder):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) ids and mask -> (B, L, D)."""
-        states = self.text(input_ids, attention_mask).last_hidden_state
+        with self._gradient("text"):
+            states = self.text(input_ids, attention_mask).last_hidden_state
         return states if self.config.is_cut else self.text_bridge(states)
 
     def encode_image(
@@ -144,7 +154,11 @@ class FusionEncoder(Embedder):
             pixel_values = (pixel_values.to(mean.dtype) - mean) / std
         elif not normalized:
             refuse_raw(pixel_values)
-        return self.vision(pixel_values, kept_patches)
+        with self._gradient("vision"):
+            return self.vision(pixel_values, kept_patches)
+
+    def _gradient(self, tower: str) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(torch.is_grad_enabled() and tower not in self.resting)
 
     def fuse(
         self,
@@ -177,8 +191,14 @@ class FusionEncoder(Embedder):
     # ------------------------------------------------------------------ contrastive features
 
     def text_feat(self, text_embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, E) unit vectors, float32, of the class token; of families that read the
-        last one, of the last word piece that the (B, L) mask shows."""
+        """(B, L, D) -> (B, E) unit vectors, float32, of the class token (of families that read the
+        last one, of the last word piece that the (B, L) mask shows), or of the mean."""
+        if self.config.text_pool == "avg":
+            shown = text_embeds.new_ones(text_embeds.shape[:2])
+            if attention_mask is not None:
+                shown = attention_mask.to(text_embeds.dtype)
+            total = (text_embeds * shown[..., None]).sum(dim=1)
+            return self._unit(self.text_proj, total / shown.sum(dim=1, keepdim=True))
         pooled = text_embeds[:, 0]
         if self.config.text_config.get("model_type") in READS_LAST:
             pooled = text_embeds[:, -1]

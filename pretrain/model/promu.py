@@ -15,6 +15,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.gradcache import StepContrast
 from pretrain.model.config import FusionEncoderConfig, HeadsConfig, LossConfig
 from pretrain.model.fusion_encoder import FusionEncoder
+from pretrain.model.stored import VisionStore
 from pretrain.prompter.bank import PromptBank
 
 Targets = dict[str, tuple[Tensor, Tensor]]
@@ -42,6 +43,8 @@ class Promu(nn.Module):
         self.temperature = nn.Parameter(torch.tensor([self.loss_config.temperature_init]))
         self.entity_bank: PromptBank | None = None
         self.relation_bank: PromptBank | None = None
+        self.vision_store: VisionStore | None = None
+        """Where views of a picture are always the same, its states while the tower rests."""
 
     def clamped_temperature(self) -> Tensor:
         """(1,) Clamped where used: an in-place clamp would be undone by the next ZeRO step."""
@@ -55,9 +58,7 @@ class Promu(nn.Module):
         """
         config, encoder = self.loss_config, self.encoder
         text = encoder.encode_text(batch.input_ids, batch.attention_mask)  # (B, L, D)
-        vision = encoder.encode_image(
-            batch.pixel_values, batch.kept_patches
-        )  # (B, 1+M, Dv), M of K patches
+        vision = self.see(batch)  # (B, 1+M, Dv), M of K patches
         features = None
         if config.cit or config.itm_hard_negatives:
             features = encoder.image_feat(vision), encoder.text_feat(text, batch.attention_mask)
@@ -89,8 +90,15 @@ class Promu(nn.Module):
     def features(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         """(B, E) of the pictures and (B, E) of the captions, computed as `forward` does."""
         text = self.encoder.encode_text(batch.input_ids, batch.attention_mask)
-        vision = self.encoder.encode_image(batch.pixel_values, batch.kept_patches)
+        vision = self.see(batch)
         return self.encoder.image_feat(vision), self.encoder.text_feat(text, batch.attention_mask)
+
+    def see(self, batch: PretrainBatch) -> Tensor:
+        """(B, 1+M, Dv) vision tower: while it rests and views are fixed, from the store."""
+        if self.vision_store and "vision" in self.encoder.resting:
+            images, encode = batch.ids[:, 1], self.encoder.encode_image
+            return self.vision_store(images, batch.pixel_values, encode)
+        return self.encoder.encode_image(batch.pixel_values, batch.kept_patches)
 
     def table(self, batch: PretrainBatch) -> Tensor:
         """(B, 5) int64, what other ranks must know: two ids, matched, takes part in COE, in CIR."""
