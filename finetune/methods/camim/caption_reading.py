@@ -18,6 +18,8 @@ from pretrain.model.bert import Bert
 
 Once = Callable[..., Tensor]
 """`Method.once`"""
+Description = tuple[Tensor, Tensor, Tensor | None]
+"""A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
 CAPTION_LENGTH = 40
 """Word pieces of a caption as released, and of a sentence that describes a generated picture."""
 
@@ -31,8 +33,8 @@ def caption_encoder(encoder: Bert, config: CamimSettings) -> Bert | None:
 
 def read(
     encoder: Bert, ids: Tensor, mask: Tensor, config: CamimSettings, once: Once
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A text's sentence vector (B, D), words (B, W, D), and mask of the words (None: all count)."""
+) -> Description:
+    """What describes pictures, from a text's ids and mask (B, W)."""
     if not config.mask_words:  # as released: exactly 40
         missing = max(0, CAPTION_LENGTH - ids.shape[1])
         ids = nn.functional.pad(ids, (0, missing), value=encoder.config.pad_token_id or 0)
@@ -42,9 +44,7 @@ def read(
     return sentence, words, mask if config.mask_words else None
 
 
-def read_caption(
-    encoder: Bert, batch: Batch, config: CamimSettings, once: Once
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def read_caption(encoder: Bert, batch: Batch, config: CamimSettings, once: Once) -> Description:
     """The same of the batch's captions."""
     ids, mask = batch.require("caption_ids"), batch.require("caption_mask")
     return read(encoder, ids, mask, config, once)

@@ -67,8 +67,16 @@ class CamimTmrConfig(CamimSettings, TmrConfig):
     mi_pair: Literal["og", "ogf", "tf", "ogt"] = "og"
     """What the loss joins (Figure 4a): original and generated feature; both and the final feature;
     text and final feature; both and the text."""
+    fusion: Literal["tmr", "cross_attention"] = "tmr"
+    """How the sources meet the sentence. tmr: TMR's scores, phrases, sums and entity states, as
+    released. cross_attention: [CLS] alone, as printed (Eqs. 15 to 19); no phrases, no scores."""
 
     def __post_init__(self) -> None:
+        if self.fusion == "cross_attention" and not (self.use_cam and "w" in self.cam_levels):
+            raise ValueError(
+                "model.fusion cross_attention reads [CLS] among the captions' words: it wants "
+                "use_cam true and cam_levels ws or w"
+            )
         if self.use_mi and self.generated == "none" and self.mi_pair != "tf":
             raise ValueError(
                 f"model.mi_pair {self.mi_pair} joins the original and the generated feature, and "

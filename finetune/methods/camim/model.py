@@ -3,13 +3,14 @@
 Zhang et al., "Caption-Aware Multimodal Relation Extraction with Mutual Information Maximization"
 (MM 2024), on TMR and on HVPNeT. The released code holds the first only; the second follows two
 sentences of the paper and is **our construction** (`CamimHvpnet`). Profile `fixed` reads the module
-as Eqs. 5 to 14 do, `legacy` as the released code; fusion and head are TMR's in both, as in that
-code, not those of Eqs. 15 to 19 (README.md). Without pictures (`--images none`) captions stand for
-them: a picture's positions become one learned vector, which the caption then informs.
+as Eqs. 5 to 14 do, `legacy` as the released code. Fusion and head are TMR's, as in that code, or
+with `fusion: cross_attention` those of Eqs. 15 to 19. Without pictures (`--images none`) captions
+stand for them: a picture's positions become one learned vector, which the caption then informs.
 
 B: rows, M: pictures of a source, P: positions of a picture, W: words, D: hidden size.
 """
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,12 +21,14 @@ from finetune.methods.base import MethodOutput, Source
 from finetune.methods.camim.caption_aware import CaptionAware, pool_sentence
 from finetune.methods.camim.caption_reading import (
     CAPTION_LENGTH,
+    Description,
     caption_encoder,
     caption_needs,
     information_loss,
     read,
     read_caption,
 )
+from finetune.methods.camim.class_token import ClassTokenHead, relate_as_printed
 from finetune.methods.camim.config import CamimHvpnetConfig, CamimTmrConfig
 from finetune.methods.hvpnet import model as hvpnet
 from finetune.methods.hvpnet.prefix import Prefix, encode_with_prefix
@@ -46,6 +49,8 @@ class CamimTmr(tmr.Tmr):
     kinds = frozenset({"relation"})
     towers: tuple[str, ...] = ("encoder.", "vision.", "caption_encoder.")
     config: CamimTmrConfig
+    head: Any  # TmrHead or ClassTokenHead
+    is_relation = True
 
     def __init__(
         self,
@@ -54,8 +59,13 @@ class CamimTmr(tmr.Tmr):
         task: TaskInfo,
         config: CamimTmrConfig,
     ) -> None:
+        if as_printed := config.fusion == "cross_attention":
+            config = replace(config, phrases="sentence", scores="none")
         super().__init__(encoder, vision, task, config)
         config, size = self.config, encoder.config.hidden_size
+        if as_printed:
+            sources, labels = self.head.sources, len(task.labels)
+            self.head = ClassTokenHead(size, labels, sources, config.dropout)
         self.needs |= caption_needs(config)
         self.longest_caption = None if config.mask_words else CAPTION_LENGTH
         self.caption_encoder = caption_encoder(encoder, config)
@@ -67,31 +77,41 @@ class CamimTmr(tmr.Tmr):
             if vision is None:
                 self.no_picture = nn.Parameter(0.02 * torch.randn(size))
 
+    def relate(self, batch: Batch, looks: list[Look]) -> MethodOutput:
+        """Logits from what the sources' [CLS] rows are told, or as TMR."""
+        if not isinstance(self.head, ClassTokenHead):
+            return super().relate(batch, looks)
+        return relate_as_printed(self, self.head, batch, looks)
+
     def streams(self, batch: Batch, looks: list[Look], text: Tensor) -> list[Streams]:
         """What each source brings: its pictures, aligned with what describes them."""
         if self.aware is None:
             return super().streams(batch, looks, text)
+        sources = self.sources(batch, looks, text)
+        return [self.aligned(*source, batch, k) for k, source in enumerate(sources)]
+
+    def sources(
+        self, batch: Batch, looks: list[Look], text: Tensor
+    ) -> list[tuple[Tensor, Look | None, Description]]:
+        """Of each source its pictures (B, M, P, D), the whole one first, and their description."""
         described = self.descriptions(batch, text)
         if not looks:
             # Captions stand for pictures that nobody sees: one learned position each.
-            blank = self.blank(batch)
-            return [self.aligned(blank, None, batch, k, text) for k, text in enumerate(described)]
-        streams = []
-        for k, (look, description) in enumerate(zip(looks, described, strict=True)):
+            return [(self.blank(batch), None, description) for description in described]
+        sources: list[tuple[Tensor, Look | None, Description]] = []
+        for look, description in zip(looks, described, strict=True):
             pictures = look.whole[:, None]
             if look.regions is not None:
                 pictures = torch.cat([pictures, look.regions], dim=1)
-            streams.append(self.aligned(self.reduce(pictures), look, batch, k, description))
-        return streams
+            sources.append((self.reduce(pictures), look, description))
+        return sources
 
     def blank(self, batch: Batch) -> Tensor:
         """(B, 1, 1, D): a vector that stands for a picture nobody sees."""
         vector = self.reduce.bias if self.no_picture is None else self.no_picture
         return vector.expand(len(batch), 1, 1, -1)
 
-    def descriptions(
-        self, batch: Batch, text: Tensor
-    ) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    def descriptions(self, batch: Batch, text: Tensor) -> list[Description]:
         """What `read` gives for the captions and, where there is a second source, the sentences."""
         config, encoder = self.config, self.caption_encoder or self.encoder
         described = [read_caption(encoder, batch, config, self.once)]
@@ -108,9 +128,9 @@ class CamimTmr(tmr.Tmr):
         self,
         pictures: Tensor,
         look: Look | None,
+        description: Description,
         batch: Batch,
         k: int,
-        description: tuple[Tensor, Tensor, Tensor | None],
     ) -> Streams:
         """Source k from its pictures (B, M, P, D), the whole one first, and its description."""
         config = self.config

@@ -127,6 +127,64 @@ def test_on_tmr_against_loops(settings):
     assert output.loss.item() == pytest.approx((plain + 0.1 * information).item(), abs=1e-5)
 
 
+def naive_as_printed(method, batch, looks, row):
+    """Logits, O_final and G_final of one row by Eqs. 15 to 19: pictures that are there alone."""
+    head = method.head
+    text = read_one(method.encoder, batch.input_ids[row], batch.attention_mask[row])
+    told = [
+        read_one(method.caption_encoder, batch.caption_ids[row], batch.caption_mask[row]),
+        read_one(method.caption_encoder, batch.input_ids[row], batch.attention_mask[row], 40),
+    ]
+    features = []
+    for words, look in zip(told, looks, strict=True):
+        pictures = [look.whole[row]] * bool(look.seen[row])
+        if look.regions is not None:
+            pictures += list(look.regions[row][look.regions_seen[row]])
+        answers = []
+        for picture in pictures:
+            aligned = naive(method.aware, method.reduce(picture), words.mean(0), words)
+            query = head.query(aligned[-len(words)])  # of the description's rows the first: [CLS]
+            weights = [torch.exp(query @ head.key(word) / 12**0.5) for word in text]
+            values = [head.value(word) for word in text]
+            answers.append(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights))
+        features.append(sum(answers) / len(answers) if answers else torch.zeros(12))
+    return head.classifier(head.final(torch.cat(features))), features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"cam_levels": "w"}, {"mi_pair": "ogf"}], ids=str)
+def test_fusion_as_printed_against_loops(settings):
+    """Row by row, word by word; the loss joins O_final and G_final, or both and F_final."""
+    torch.manual_seed(0)
+    vision = load_resnet("resnet10t", random_weights=True, width=4)
+    config = camim.CamimTmrConfig(fusion="cross_attention", **settings)
+    method = CamimTmr(small_bert(), vision, INFO, config).eval()
+    assert not {"phrases", "scores"} & method.needs
+    for parameter in (*method.aware.parameters(), *method.head.parameters()):
+        parameter.mul_(3)
+    batch = dataclasses.replace(texts(), phrase_ids=None, phrase_mask=None, scores=None)
+    region = torch.tensor([[True, True], [True, False], [False, False]])
+    looks = [
+        Look(torch.randn(3, 4, 32), torch.ones(3).bool(), torch.randn(3, 2, 4, 32), region),
+        Look(torch.randn(3, 4, 32), torch.tensor([True, False, True])),
+    ]
+    output = method.relate(batch, looks)
+    rows = [naive_as_printed(method, batch, looks, row) for row in range(3)]
+    expected = torch.stack([logits for logits, _ in rows])
+    assert expected.std(0).min() > 1e-3  # rows differ
+    torch.testing.assert_close(output.logits, expected, atol=1e-5, rtol=1e-4)
+    original, generated = (torch.stack(parts) for parts in zip(*[f for _, f in rows], strict=True))
+    if settings.get("mi_pair") == "ogf":
+        generated = torch.cat([original, generated], dim=-1)
+        original = method.head.final(generated)
+    cosines = torch.cosine_similarity(generated[:, None], original[None], dim=-1)
+    information = torch.nn.functional.cross_entropy(cosines, torch.arange(3))
+    plain = torch.nn.functional.cross_entropy(expected, batch.labels)
+    assert output.loss.item() == pytest.approx((plain + 0.1 * information).item(), abs=1e-5)
+    with pytest.raises(ValueError, match="wants use_cam true and cam_levels ws or w"):
+        camim.CamimTmrConfig(fusion="cross_attention", cam_levels="s")
+
+
 @pytest.mark.parametrize("levels", ["ws", "s", "w"])
 def test_pictures_learn_through_the_captions(levels):
     """Every picture that is there gets a gradient, whole ones and regions; no absent one does."""
