@@ -10,6 +10,8 @@ from typing import Any
 from finetune.protocols import mean_and_sd
 from finetune.report import pages
 from finetune.report.series import best_f1
+from finetune.report.tables import ALSO_IN_TRAIN
+from finetune.run.results import also_in_train
 from shards.files import read_json, write_json
 
 LOG = logging.getLogger(__name__)
@@ -50,10 +52,19 @@ def figures_table(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.T
         rows.append(
             named
             + [mean_and_sd(scores[name]) if name in scores else "–" for name in PRINTED]
-            + [gain]
+            + [gain, repetitions(cells[run, column])]
         )
-    head = ["run"] + ["column"] * (len(columns) > 1) + [*PRINTED.values(), "Δ F1"]
-    return pages.Table(head, rows, numeric=len(head) - len(PRINTED) - 1)
+    named = ["run"] + ["column"] * (len(columns) > 1)
+    head = [*named, *PRINTED.values(), "Δ F1", ALSO_IN_TRAIN]
+    return pages.Table(head, rows, numeric=len(named))
+
+
+def repetitions(result: Mapping[str, Any]) -> str:
+    """`also_in_train` of a training, of an evaluation of its test rows, or as a cell keeps it."""
+    if "also_in_train" in result:
+        return result["also_in_train"]
+    per_seed = result.get("per_seed") or (result["test"] or {}).get("per_seed", [])
+    return also_in_train(per_seed)
 
 
 def mean_f1(result: Mapping[str, Any]) -> float:
@@ -140,6 +151,7 @@ def write_report(
     pages.write(out / "study.md", name, sections)
     rows = [
         {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("leaky", "dev", "test")}}
+        | {"also_in_train": repetitions(result)}
         for (t, r, c), result in results.items()
     ]
     content = {"study": name, "seeds": seeds, "set": dict(changed), "cells": rows}

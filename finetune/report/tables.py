@@ -11,7 +11,7 @@ import numpy as np
 from finetune.protocols import METRICS, mean_and_sd
 from finetune.report import pages, published
 from finetune.report.series import best_f1, percent, shares_of_train, start_of
-from finetune.run.results import Predictions, Results
+from finetune.run.results import Predictions, Results, also_in_train
 from finetune.tasks import metrics
 from shards.files import InputError
 
@@ -24,6 +24,10 @@ FIELDS = {
 some by more text."""
 
 
+ALSO_IN_TRAIN = "test rows also in train: F1 without"
+"""Head of a column of `also_in_train`."""
+
+
 def main_table(
     results: Results,
     answers: Mapping[str, Sequence[Predictions]],
@@ -32,7 +36,7 @@ def main_table(
 ) -> pages.Table:
     """One run a row; `seed` draws the bootstrap; `changed` runs are marked."""
     head = ["run", "task", "method", "start", "images", "labels", "seeds", "dev F1"]
-    head += ["test F1", "P", "R", "accuracy", "test rows also in train: F1 without"]
+    head += ["test F1", "P", "R", "accuracy", ALSO_IN_TRAIN]
     rows = []
     for name, result in results.items():
         config, test = result["provenance"]["config"], result["test"]
@@ -56,19 +60,6 @@ def main_table(
             ]
         )
     return pages.Table(head, rows, numeric=7)
-
-
-def also_in_train(per_seed: Sequence[Mapping[str, Any]]) -> str:
-    """How many test rows ask what a training row asks, and the mean F1 of the others; "–" of runs
-    that are older than this count."""
-    counts = [seed.get("also_in_train", {}).get("test") for seed in per_seed]
-    known = [count for count in counts if count]
-    if not known or len(known) < len(counts):
-        return "–"
-    rows = sorted({count["rows"] for count in known})
-    scores = [count["f1_without"] for count in known if count["f1_without"] is not None]
-    numbers = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
-    return f"{numbers}: {mean(scores):.2f}" if scores else numbers
 
 
 def interval(kind: str, answers: Sequence[Predictions], seed: int) -> str:

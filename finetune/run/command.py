@@ -33,6 +33,7 @@ def run_training(config: TrainConfig) -> None:
         store(Path(local.out), config.out)
     for split in ("dev", "test"):
         print(f"{split:>5}: {figures(result[split])}")
+    print(repetitions(result["per_seed"], "test"), end="")
     print(f"{config.out}/{'sweep' if config.sweep else 'result'}.json")
 
 
@@ -46,6 +47,16 @@ def evaluate(argv: Sequence[str]) -> None:
 
     result = run(config)
     print(f"{result['split']:>5}: {figures(result)}")
+    print(repetitions(result["per_seed"], result["split"]), end="")
+
+
+def repetitions(per_seed: Sequence[Mapping[str, Any]], split: str) -> str:
+    """A line on the rows that training had seen; nothing where no count is known."""
+    from finetune.run.results import also_in_train
+
+    rows, _, f1 = also_in_train(per_seed, split).partition(": ")
+    without = f"; f1 {f1} without them" if f1 else ""
+    return "" if rows == "–" else f"{split} rows also in train: {rows}{without}\n"
 
 
 def figures(scores: Mapping[str, Any] | None) -> str:

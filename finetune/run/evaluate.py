@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import torch
 
 from finetune import protocols
 from finetune.config import EvaluateConfig, cache_directory, split_paths
+from finetune.data.overlap import also_in
 from finetune.inputs.load import read_views
 from finetune.inputs.split import LoadedSplit
 from finetune.inputs.view import View
 from finetune.methods.base import Method
+from finetune.protocols import fraction_rows
 from finetune.run import provenance
 from finetune.run.open_run import open_seed, seed_directories, with_captions
-from finetune.run.results import Predictions, read_seed
+from finetune.run.results import Predictions, read_result, read_seed
 from finetune.tasks.base import Task
 from finetune.tasks.metrics import entities
 from finetune.tasks.splits import BY_OPTION, shown_name
@@ -72,6 +74,39 @@ def predict(
         [by_row[row][0] for row in rows],
         [by_row[row][1] for row in rows] if relation or entity_scores else None,
     )
+
+
+def repeated(
+    task: Task, train: Sequence[Any], rows: Sequence[Any], predictions: Predictions
+) -> dict[str, Any]:
+    """How many of the rows ask what one of `train` asks, and the F1 of the others."""
+    left_out = also_in(train, rows)
+    others = predictions.without(left_out)
+    f1 = others.score(task)["f1"] if len(others) else None
+    return {"rows": sum(left_out), "f1_without": f1}
+
+
+def trained_rows(directory: Path, task: Task) -> list[Any] | None:
+    """The rows that a seed was trained on; None where its record, or the file, is gone or another
+    by now."""
+    before = provenance.kept_inputs(directory)
+    records = directory / "result.json", directory.parent / "result.json"
+    if before is None or not all(record.is_file() for record in records):
+        return None
+    config = read_result(directory.parent)["provenance"]["config"]
+    trained = type(task)(Path(before.data))
+    path = trained.split_file("train")
+    views = split_paths(config.get("view"))
+    if path is None or not all(view.exists() for view in views):
+        return None
+    if before.files.get(str(path), digest(path)) != digest(path):
+        return None
+    rows = trained.read("train")
+    for view in read_views(views).get("train", ()):
+        rows = view.apply(rows, "train")
+    seed = read_seed(records[0])["seed"]
+    chosen = fraction_rows(len(rows), config["fraction"], seed, config.get("bootstrap", False))
+    return [rows[place] for place in chosen]
 
 
 def merge(by_row: dict[Any, Any]) -> dict[Any, Any]:
@@ -132,7 +167,12 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
                 "%s: not what this run was trained on; answers: pred_%s.jsonl", config.data, stem
             )
         predictions.write(directory / f"pred_{stem}.jsonl")
-        per_seed.append({"seed": directory.name, **predictions.score(task)})
+        scores: dict[str, Any] = {"seed": directory.name, **predictions.score(task)}
+        train = None if split == "train" else trained_rows(directory, task)
+        if train is not None:
+            overlap = repeated(task, train, loaded.rows, predictions)
+            scores["also_in_train"] = {shown_name(split): overlap}
+        per_seed.append(scores)
         leaky |= loaded.leaky or trained_leaky(directory)
     result = {
         "split": shown_name(split),

@@ -4,6 +4,7 @@ Nothing here needs torch: tables of finished runs are made of files alone.
 """
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,19 @@ def loaded_pictures(seed: Mapping[str, Any]) -> bool:
     # Older runs counted whole pictures alone; cut ones show in the files of their boxes.
     boxes = any("regions_" in name or "_img2crop" in name for name in seed["side_inputs"])
     return boxes or seed["images"].get("train") is not None
+
+
+def also_in_train(per_seed: Sequence[Mapping[str, Any]], split: str = "test") -> str:
+    """How many rows of a split ask what a training row asks, and the mean F1 of the others; "–"
+    where a seed knows no count: runs older than it, training data that are gone."""
+    counts = [seed.get("also_in_train", {}).get(split) for seed in per_seed]
+    known = [count for count in counts if count]
+    if not known or len(known) < len(counts):
+        return "–"
+    rows = sorted({count["rows"] for count in known})
+    scores = [count["f1_without"] for count in known if count["f1_without"] is not None]
+    numbers = f"{rows[0]}" if len(rows) == 1 else f"{rows[0]} to {rows[-1]}"
+    return f"{numbers}: {statistics.mean(scores):.2f}" if scores else numbers
 
 
 def of_seeds(run: Path, split: str) -> list[Predictions]:

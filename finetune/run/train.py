@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from finetune.config import TrainConfig
-from finetune.data.overlap import also_in
 from finetune.inputs.batch import num_batches
 from finetune.inputs.load import audit_inputs, load_split, read_views
 from finetune.inputs.split import InputOptions, LoadedSplit
@@ -23,7 +22,7 @@ from finetune.protocols import PROTOCOLS, fraction_rows
 from finetune.run import checkpoint, provenance
 from finetune.run.build import build_engine, build_method, set_seed
 from finetune.run.chain_calibration import chain_of, keep_calibration, recorded
-from finetune.run.evaluate import predict
+from finetune.run.evaluate import predict, repeated
 from finetune.run.losses import READ_LOSS_EVERY, EpochLosses
 from finetune.run.progress import Progress
 from finetune.tasks.base import Task
@@ -234,12 +233,9 @@ class SeedRun:
                 predictions.write(self.directory / f"pred_{name}.jsonl")
             keep_calibration(chain, asked, self.directory)
             result[name] = dict(predictions.score(self.task))
-            repeated = also_in(self.train_split.rows, loaded.rows)
-            others = predictions.without(repeated)
-            result["also_in_train"][name] = {
-                "rows": sum(repeated),
-                "f1_without": others.score(self.task)["f1"] if len(others) else None,
-            }
+            result["also_in_train"][name] = repeated(
+                self.task, self.train_split.rows, loaded.rows, predictions
+            )
             images[name] = loaded.images
             splits.append(loaded)
         result |= {

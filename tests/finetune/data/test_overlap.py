@@ -4,6 +4,7 @@ import json
 
 from finetune.__main__ import main
 from finetune.data.overlap import also_in, peculiarities
+from finetune.run.evaluate import trained_rows
 from finetune.run.results import Predictions
 from finetune.tasks import metrics
 from finetune.tasks.mnre import Mnre, RelationRow
@@ -36,7 +37,7 @@ def test_nested_entities_are_told_from_overlapping_ones():
     assert fact == "head and tail share words in 2 rows (first: 1), one within the other in 1"
 
 
-def test_a_run_says_how_many_test_rows_it_was_trained_on(mnre_folder, tiny_model, tmp_path):
+def test_a_run_says_how_many_test_rows_it_was_trained_on(mnre_folder, tiny_model, tmp_path, capsys):
     """Two test rows are made training rows of another answer; the F1 without them is that of the
     other rows."""
     lines = (mnre_folder / "txt/ours_test.txt").read_text().splitlines()
@@ -58,3 +59,27 @@ def test_a_run_says_how_many_test_rows_it_was_trained_on(mnre_folder, tiny_model
     )
     expected = metrics.relation_scores(gold, answers, none_id=task.none_id)["f1"]
     assert result["also_in_train"]["test"] == {"rows": sum(shared), "f1_without": expected}
+    line = f"test rows also in train: {sum(shared)}; f1 {expected:.2f} without them\n"
+    assert capsys.readouterr().out.count(line) == 1
+    main(f"evaluate {tmp_path}/run --data {mnre_folder}".split())
+    assert capsys.readouterr().out.endswith(line)
+    again = json.loads((tmp_path / "run/evaluate_test.json").read_text())["per_seed"]
+    assert again[0]["also_in_train"] == {"test": result["also_in_train"]["test"]}
+
+
+def test_an_evaluation_counts_the_rows_that_were_trained_on(mnre_folder, tiny_model, tmp_path):
+    """Of a share, rows of a view left out; none where the training file is another by now."""
+    view = tmp_path / "train.jsonl"
+    main(f"view kshot --k 20 --data {mnre_folder} --out {view}".split())
+    main(
+        f"train --task mnre --method mtb --data {mnre_folder} --init {tiny_model} --images none "
+        f"--optim.epochs 1 --fraction 0.5 --seeds 3 --view {view} --out {tmp_path}/run".split()
+    )
+    seed, task = tmp_path / "run/seed-3", Mnre(mnre_folder)
+    result = json.loads((seed / "result.json").read_text())
+    rows = trained_rows(seed, task)
+    assert len(rows) == result["train_rows"] < len(task.read("train")) / 2
+    assert sum(also_in(rows, task.read("test"))) == result["also_in_train"]["test"]["rows"]
+    with (mnre_folder / "txt/ours_train.txt").open("a") as train:
+        train.write("\n")
+    assert trained_rows(seed, task) is None

@@ -76,6 +76,9 @@ def test_tables_hold_what_runs_and_evaluations_found(
     )
     assert found["Pictures", "both", "none at test"] == again["f1"]["mean"]
     assert f"| text | {trained('text'):.1f} | – | – |" in page
+    also = again["per_seed"][0]["also_in_train"]["test"]
+    line = next(line for line in page.splitlines() if line.startswith("| both | none at test |"))
+    assert line.endswith(f"| {also['rows']}: {also['f1_without']:.2f} |")
     monkeypatch.setattr("finetune.run.train.SeedRun.run", lambda self: pytest.fail("trained twice"))
     run(study, mnre_folder, tiny_model, out)  # everything is there
 
@@ -152,14 +155,14 @@ def test_figures_as_papers_print_them(tmp_path):
     }
     write_report("mine", one, "1", tmp_path)
     page = (tmp_path / "study.md").read_text()
-    assert "| full | 60.00 | 40.00 | 48.00 | 50.00 | – |" in page
-    assert "| less | 1.00 | 2.00 | 45.50 | 50.00 | -2.50 |" in page
+    assert "| full | 60.00 | 40.00 | 48.00 | 50.00 | – | – |" in page
+    assert "| less | 1.00 | 2.00 | 45.50 | 50.00 | -2.50 | – |" in page
     two = {("T", "a", "5 %"): result(1.0, 1.0, 1.0), ("T", "a", "10 %"): result(2.0, 2.0, 3.0)}
     two |= {("T", "b", "10 %"): result(2.0, 2.0, 4.0)}  # limited to one column: nothing to compare
     write_report("mine", two, "1", tmp_path)
     page = (tmp_path / "study.md").read_text()
-    assert "| a | 10 % | 2.00 | 2.00 | 3.00 | 50.00 | +2.00 |" in page
-    assert "| b | 10 % | 2.00 | 2.00 | 4.00 | 50.00 | – |" in page
+    assert "| a | 10 % | 2.00 | 2.00 | 3.00 | 50.00 | +2.00 | – |" in page
+    assert "| b | 10 % | 2.00 | 2.00 | 4.00 | 50.00 | – | – |" in page
 
 
 def test_settings_over_those_of_the_study(tmp_path, study, mnre_folder, tiny_model):
