@@ -3,7 +3,7 @@
 B: rows, M: pictures of a source, L: word pieces, D: hidden size, K: sources.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from finetune.methods.base import MethodOutput
 from finetune.methods.camim.caption_aware import CaptionAware
 from finetune.methods.layers import attend, marker_states, relation_loss
 from finetune.methods.tmr.fusion import Look, pooled
-
-if TYPE_CHECKING:
-    from finetune.methods.camim.model import CamimTmr
 
 
 class ClassTokenHead(nn.Module):
@@ -67,9 +64,9 @@ class ClassTokenHead(nn.Module):
 
 
 def relate_as_printed(
-    method: "CamimTmr", head: ClassTokenHead, batch: Batch, looks: list[Look]
+    method: Any, head: ClassTokenHead, batch: Batch, looks: list[Look]
 ) -> MethodOutput:
-    """Logits and loss of the batch from what the sources show."""
+    """Logits and loss of the batch from what the sources of `method`, a `CamimTmr`, show."""
     text, text_mask, *_ = method.read(batch)
     aware, classes = cast(CaptionAware, method.aware), []
     for pictures, look, description in method.sources(batch, looks, text):
