@@ -158,7 +158,7 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
         )
         other = other_data(directory, task, split, cache_directory(config.cache, run))
         captions = re.sub(r"[^\w.-]+", "-", config.captions or "")
-        parts = [shown_name(split), *(path.stem for path in paths), other]
+        parts = [shown_name(split), *map(view_name, paths), other]
         parts += [f"captions-{captions}"] * bool(captions)
         stem = "_".join(part for part in parts if part)
         predictions = predict(seed.method, task, loaded, pick_precision(config.precision))
@@ -187,6 +187,16 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
     return result
 
 
+def view_name(path: Path) -> str:
+    """A manifest, or a folder of them, in the name of a file: what it is called, whole, and a
+    digest of what it holds, for many are called `test.jsonl`."""
+    content = hashlib.sha256()
+    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+        content.update(f"{file.name} {digest(file)}\n".encode())
+    name = re.sub(r"[^\w.-]+", "-", path.resolve().name.removesuffix(".jsonl"))
+    return f"{name}-{content.hexdigest()[:8]}"
+
+
 def views_of(option: str | None, split: str) -> dict[str, list[View]]:
     """The manifests that `--view` names, of which one must be for the split."""
     views = read_views(split_paths(option))
@@ -204,7 +214,7 @@ def other_data(directory: Path, task: Task, split: str, cache: Path) -> str | No
         return None
     place = str(task.folder.resolve())
     # Initial weights may be gone or others: the seed has its own.
-    files = {k: v for k, v in before.files.items() if Path(k).name not in provenance.MODEL_FILES}
+    files = {k: v for k, v in before.files.items() if not provenance.of_model(Path(k))}
     if place == before.data and not provenance.changes(replace(before, files=files), task, cache):
         return None
     name = re.sub(r"[^\w.-]+", "-", task.folder.resolve().name)[-40:]

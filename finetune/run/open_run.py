@@ -107,9 +107,20 @@ def best_seed(source: str) -> Path:
 
 def seed_directories(run: Path) -> list[Path]:
     """The finished seeds of a run directory, or the directory itself where it is one seed's, or a
-    converted checkpoint's."""
+    converted checkpoint's.
+
+    Raises:
+        InputError: none is finished.
+    """
     seeds = [path.parent for path in seed_files(run, "result.json")]
+    begun = [path.parent for path in seed_files(run, "metrics.jsonl")]
+    if unfinished := [seed.name for seed in begun if seed not in seeds]:
+        LOG.warning("%s: not finished, and left out: %s", run, ", ".join(unfinished))
     if not seeds and (run / "model").is_dir():
+        if (run / "metrics.jsonl").is_file() and not (run / "result.json").is_file():
+            raise InputError(
+                f"{run}: this seed is not finished; give its `finetune train` command again"
+            )
         return [run]
     if not seeds:
         raise InputError(f"{run}: no finished seed in it (expected seed-*/result.json)")

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,7 +27,12 @@ from shards.files import InputError, digest, read_json, write_json
 
 FILE = "inputs.json"
 PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt")
+MODEL_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"),
+    *("tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "*.model"),
+    *("special_tokens_map.json", "preprocessor_config.json"),
+)
+"""What decides weights, word pieces and pixels of a model directory, in whatever form it comes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,13 @@ def model_files(config: TrainConfig) -> list[Path]:
     # os.path: of a text that is too long for a name, `Path.is_dir` raises.
     folders = [Path(resolve(start)), *(Path(text) for text in texts if os.path.isdir(text))]
     files = [Path(text) for text in texts if os.path.isfile(text)]
-    return [folder / name for folder in folders for name in MODEL_FILES] + files
+    members = [path for folder in folders for path in sorted(folder.glob("*")) if of_model(path)]
+    return members + files
+
+
+def of_model(path: Path) -> bool:
+    """Whether a file's name is one of `MODEL_FILES`."""
+    return any(fnmatchcase(path.name, pattern) for pattern in MODEL_FILES)
 
 
 def picture_hashes(task: Task, split: str, cache: Path) -> dict[str, str]:

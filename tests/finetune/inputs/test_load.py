@@ -78,7 +78,8 @@ def test_view_in_a_run_and_in_evaluate(tmp_path, mnre_folder, tiny_model):
     result = json.loads((out / "result.json").read_text())
     assert [view["tool"] for view in result["views"]] == ["image-drop"] * 2
     main(f"evaluate {out} --data {mnre_folder} --view {tmp_path}/views/test.jsonl".split())
-    again = json.loads((out / "evaluate_test_test.json").read_text())
+    (written,) = out.glob("evaluate_test_test-*.json")
+    again = json.loads(written.read_text())
     assert again["f1"] == result["test"]["f1"] and again["views"]
     with pytest.raises(SystemExit):
         main(f"evaluate {out} --data {mnre_folder} --view {tmp_path}/views/val.jsonl".split())

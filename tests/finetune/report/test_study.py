@@ -71,9 +71,8 @@ def test_tables_hold_what_runs_and_evaluations_found(
     assert found["Labels", "text", "more epochs"] == trained("text--more-epochs")
     view = str(out / "views" / "image-drop--0--test.jsonl")
     main(["evaluate", str(out / "runs" / "both"), "--data", str(mnre_folder), "--view", view])
-    again = json.loads(
-        (out / "runs" / "both" / "evaluate_test_image-drop--0--test.json").read_text()
-    )
+    (written,) = (out / "runs" / "both").glob("evaluate_test_image-drop--0--test-????????.json")
+    again = json.loads(written.read_text())
     assert found["Pictures", "both", "none at test"] == again["f1"]["mean"]
     assert f"| text | {trained('text'):.1f} | – | – |" in page
     also = again["per_seed"][0]["also_in_train"]["test"]

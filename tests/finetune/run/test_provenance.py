@@ -83,8 +83,42 @@ def test_a_file_that_a_setting_names(tmp_path, mnre_folder, model, capsys):
 def test_a_setting_that_is_a_long_text(tmp_path, model):
     """A template of more letters than a file's name may have."""
     words = f"--task mnre --method generative --data x --init {model} --out {tmp_path}/run"
-    config = parse_train([*words.split(), "--model.template", "{text} word " * 40])
+    config = parse_train([*words.split(), "--model.template", "{text} {head} {tail} word " * 40])
     assert {path.parent for path in model_files(config)} == {model}
+
+
+def in_parts(model):
+    """Weights as `save_pretrained` cuts large ones; the file that holds the first part."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(model / "model.safetensors")
+    names = sorted(state)
+    parts = {f"model-0000{part}-of-00002.safetensors": names[part - 1 :: 2] for part in (1, 2)}
+    for part, members in parts.items():
+        save_file({name: state[name] for name in members}, model / part, metadata={"format": "pt"})
+    index = {name: part for part, members in parts.items() for name in members}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (model / "model.safetensors").unlink()
+    return model / "model-00001-of-00002.safetensors"
+
+
+def as_pickle(model):
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    return model / "pytorch_model.bin"
+
+
+@pytest.mark.parametrize("form", (in_parts, as_pickle, "preprocessor_config.json"))
+def test_initial_weights_in_every_form(tmp_path, model, form):
+    """What decides them is recorded, whatever the files are called."""
+    path = model / form if isinstance(form, str) else form(model)
+    config = parse_train(
+        f"--task mnre --method mtb --data x --init {model} --out {tmp_path}/run".split()
+    )
+    assert path in model_files(config) and model / "README.md" not in model_files(config)
 
 
 def test_nothing_changed(tmp_path, mnre_folder, model):
@@ -181,6 +215,42 @@ def test_evaluate_on_other_data(tmp_path, mnre_folder, model):
     (written,) = run.glob("seed-1/pred_test_data-mnre-*.jsonl")
     written.unlink()
     assert own() == before
+
+
+def test_two_views_of_one_name(tmp_path, mnre_folder, model):
+    """Folders that differ behind a dot, manifests that are all called `test.jsonl`: each has its
+    own figures."""
+    run = tmp_path / "run"
+    train(mnre_folder, run, model)
+    figures = {}
+    for ratio in ("0.5", "0.25"):
+        place = tmp_path / f"views/keep-{ratio}"
+        main(
+            f"view fraction --data {mnre_folder} --scope test --ratio {ratio} --out {place}".split()
+        )
+        for view in (place, place / "test.jsonl"):
+            main(f"evaluate {run} --data {mnre_folder} --view {view}".split())
+            (figures[view],) = set(run.glob("evaluate_test_*.json")) - set(figures.values())
+    rows = {view: json.loads(path.read_text())["views"][0]["params"]["ratio"]
+            for view, path in figures.items()}  # fmt: skip
+    assert rows == {view: 0.5 if "0.5" in str(view) else 0.25 for view in figures}
+    assert len(list((run / "seed-1").glob("pred_test_*.jsonl"))) == 4
+
+
+def test_seeds_that_are_not_finished(tmp_path, mnre_folder, model, capsys, caplog):
+    """They are left out aloud; alone they have no figure."""
+    run = tmp_path / "run"
+    train(mnre_folder, run, model)
+    shutil.copytree(run / "seed-1", run / "seed-2")
+    (run / "seed-2/result.json").unlink()
+    evaluate = f"evaluate {run} --data {mnre_folder}"
+    main(evaluate.split())
+    assert "not finished, and left out: seed-2" in caplog.text
+    (scores,) = json.loads((run / "evaluate_test.json").read_text())["per_seed"]
+    assert scores["seed"] == "seed-1"
+    for command in (evaluate, f"predict {run} --text a --head a --tail a"):
+        words = [word.replace(str(run), f"{run}/seed-2") for word in command.split()]
+        refused(capsys, lambda words=words: main(words), "seed-2: this seed is not finished")
 
 
 def test_all_splits_are_opened_before_training(tmp_path, mnre_folder, model, capsys, monkeypatch):
