@@ -87,7 +87,8 @@ METHODS = {
     "generative": MethodEntry(
         f"{_OURS}generative:Generative",
         f"{_OURS}config:GenerativeConfig",
-        "A generative model that reads pictures: relations' words scored, zero-shot or with LoRA.",
+        "A generative model that reads pictures: labels' words scored, zero-shot or with LoRA.",
+        BOTH,
     ),
     "dgfpt": MethodEntry(
         f"{_OURS}dgfpt.model:Dgfpt",

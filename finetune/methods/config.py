@@ -104,19 +104,28 @@ class GenerativeConfig:
     """Settings of a generative model."""
 
     template: str = "{text} In this post the relation of {head} to {tail} is"
-    """The question, with {text}, {head} and {tail}; a relation's words follow it."""
+    """Relations: the question, with {text}, {head} and {tail}; a relation's words follow it."""
+    word_template: str = "{text} In this post the word {word} names"
+    """Entities: the question on each word, with {text} and {word}; a type's words follow it."""
     lora: int = 0
     """Rank of adapters that learn at optim.lr (pip install 'fusion-mre[lora]'); 0: the model stays
     as it is."""
 
     def __post_init__(self) -> None:
-        try:
-            filled = self.template.format(text="\1", head="\2", tail="\3")
-        except (AttributeError, KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"model.template: {{text}}, {{head}}, {{tail}} alone ({error})"
-            ) from None
-        if not set("\1\2\3") <= set(filled):
-            raise ValueError("model.template must hold {text}, {head} and {tail}, all three")
+        self.check_template("template", ("text", "head", "tail"))
+        self.check_template("word_template", ("text", "word"))
         if self.lora < 0:
             raise ValueError("model.lora must not be negative")
+
+    def check_template(self, setting: str, fields: tuple[str, ...]) -> None:
+        """ValueError unless a template holds these fields and no other."""
+        marks = dict(zip(fields, "\1\2\3", strict=False))
+        names = [f"{{{field}}}" for field in fields]
+        try:
+            filled = getattr(self, setting).format(**marks)
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"model.{setting}: {', '.join(names)} alone ({error})") from None
+        if not set(marks.values()) <= set(filled):
+            raise ValueError(
+                f"model.{setting} must hold {', '.join(names[:-1])} and {names[-1]}, all of them"
+            )

@@ -1,17 +1,18 @@
-"""A generative model as it is: each relation's words are scored behind a question about the post.
+"""A generative model as it is: each answer's words are scored behind a question about the post.
+
+Relations: one question a post. Entities: one a word, which the types and "nothing" answer; words of
+one type side by side are one entity. The same word twice in a post is asked the same.
 
 Any `AutoModelForImageTextToText` of a local folder whose text side is a decoder (LLaVA, Qwen-VL,
 SmolVLM, BLIP, …). Untrained (`--optim.head_lr 0 --optim.epochs 1`) this is zero-shot; else it
-learns what each relation's words get for nothing (a number each), or with `lora` adapters of the
-model by the likelihood of the right words. Relations alone.
+learns what each answer's words get for nothing (a number each), or with `lora` adapters of the
+model by the likelihood of the right words.
 
-B: rows, C: relations, L: tokens of question and answer.
+B: rows, W: words, C: answers, L: tokens of question and answer, Q: questions of a batch.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from finetune.inputs.split import LoadedSplit
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import GenerativeConfig
 from finetune.methods.layers import relation_loss
+from finetune.methods.speaker import Speaker, linear_layers, load_speaker
 from finetune.tasks.base import TaskInfo
 from shards.command import require_extra
 from shards.files import InputError
@@ -32,47 +34,34 @@ AT_ONCE = 64
 """Questions with answers in a forward pass."""
 
 
+NAMES = {
+    "O": "nothing",
+    "PER": "a person",
+    "LOC": "a place",
+    "ORG": "an organisation",
+    "MISC": "something else with a name",
+    "OTHER": "something else with a name",
+}
+"""What a word names that has such a tag or type; other types are said as they are called."""
+
+
 def add_posts(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
-    """`post`: text, head and tail of each row, as the bytes of a JSON list."""
-    posts = [
-        json.dumps(
-            [" ".join(row.tokens), *(" ".join(row.tokens[slice(*s)]) for s in (row.head, row.tail))]
-        )
-        for row in loaded.rows
-    ]
+    """`post`: text, then head and tail (relations) or all words, as the bytes of a JSON list."""
+    posts = []
+    for row in loaded.rows:
+        asked = row.tokens
+        if hasattr(row, "head"):
+            asked = [" ".join(row.tokens[slice(*span)]) for span in (row.head, row.tail)]
+        posts.append(json.dumps([" ".join(row.tokens), *asked]))
     arrays = [np.frombuffer(post.encode(), dtype=np.uint8) for post in posts]
     return loaded.with_column("post", arrays, mask="post_mask")
 
 
-class Speaker(nn.Module):
-    """The model and its processor, as an encoder that is saved and loaded as one folder."""
-
-    def __init__(self, net: nn.Module, processor: Any) -> None:
-        super().__init__()
-        self.net, self.processor = net, processor
-
-    @property
-    def config(self) -> SimpleNamespace:
-        """The side of the square pictures; the processor cuts them to what the model takes."""
-        sizes: Any = self.net.config
-        size = getattr(getattr(sizes, "vision_config", None), "image_size", None)
-        return SimpleNamespace(image_size=size if isinstance(size, int) else 224)
-
-    def save_pretrained(self, directory: Path) -> None:
-        """Adapters are merged into the weights."""
-        import copy
-
-        net: Any = self.net
-        if hasattr(net, "merge_and_unload"):
-            net = copy.deepcopy(net).merge_and_unload()
-        net.save_pretrained(directory)
-        self.processor.save_pretrained(directory)
-
-
 class Generative(Method):
-    """Words of relations, scored by a model that writes."""
+    """Words of relations or types, scored by a model that writes."""
 
     Config = GenerativeConfig
+    kinds = frozenset({"relation", "entities"})
     needs = frozenset({"image", "post"})
     providers: Mapping[str, Provider] = {"post": Provider(add_posts, live=add_posts)}
     encoder: Speaker
@@ -80,8 +69,11 @@ class Generative(Method):
     def __init__(self, encoder: Speaker, task: TaskInfo, config: GenerativeConfig) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.answers = answers_of(task.labels)
-        self.prior = nn.Parameter(torch.zeros(len(task.labels)))
+        self.is_relation = task.kind == "relation"
+        self.answers, self.labels = answers_of(task.labels), list(range(len(task.labels)))
+        if not self.is_relation:
+            self.answers, self.labels = types_of(task.labels)
+        self.prior = nn.Parameter(torch.zeros(len(self.answers)))
 
     @classmethod
     def build(cls, config: GenerativeConfig, task: TaskInfo, source: Source) -> tuple[Method, Any]:
@@ -100,24 +92,59 @@ class Generative(Method):
         return cls(Speaker(net, processor), task, config), processor.tokenizer
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Logits (B, C): mean log-probability of each answer's tokens, and the prior.
+        """Logits (B, C), or (B, W, C) of types: mean log-probability of each answer's tokens, and
+        the prior.
 
         Learning adapters, the loss is that of the right answers alone, and the others are not
         scored (their logits are -inf).
         """
         if batch.pixel_values is None:
             raise InputError("method Generative reads pictures: --images none leaves it nothing")
-        questions, pictures = self.questions(batch), shown(batch)
-        rows, count = range(len(batch)), len(self.answers)
-        if self.training and self.config.lora and batch.labels is not None:
-            pairs = [(row, int(label)) for row, label in zip(rows, batch.labels, strict=True)]
-            right = self.scores(questions, pictures, pairs)
-            logits = right.new_full((len(batch), count), -torch.inf)
-            logits[rows, batch.labels] = right
-            return MethodOutput(logits, -right.mean())
-        pairs = [(row, label) for row in rows for label in range(count)]
-        logits = self.scores(questions, pictures, pairs).view(len(batch), count) + self.prior
-        return MethodOutput(logits, relation_loss(logits, batch.labels))
+        pictures, (rows, questions) = shown(batch), self.questions(batch)
+        pictures = [pictures[row] for row in rows]
+        right = self.right_answers(batch)
+        numbers, count = range(len(questions)), len(self.answers)
+        if self.training and self.config.lora and right is not None:
+            pairs = list(zip(numbers, right.tolist(), strict=True))
+            scores = self.scores(questions, pictures, pairs)
+            logits = scores.new_full((len(questions), count), -torch.inf)
+            logits[list(numbers), right] = scores
+            return MethodOutput(self.in_places(logits, batch), -scores.mean())
+        pairs = [(number, answer) for number in numbers for answer in range(count)]
+        logits = self.scores(questions, pictures, pairs).view(-1, count) + self.prior
+        return MethodOutput(self.in_places(logits, batch), relation_loss(logits, right))
+
+    def right_answers(self, batch: Batch) -> Tensor | None:
+        """(Q,) the right answer of each question, where the batch knows it."""
+        if batch.labels is None or self.is_relation:
+            return batch.labels
+        answer_of = torch.tensor(self.labels, device=batch.labels.device)
+        return answer_of[batch.labels[batch.require("word_mask")]]
+
+    def in_places(self, scores: Tensor, batch: Batch) -> Tensor:
+        """(Q, C) -> (B, C), or (B, W, C): zeros where no word is."""
+        if self.is_relation:
+            return scores
+        mask = batch.require("word_mask")
+        logits = scores.new_zeros(*mask.shape, scores.shape[-1])
+        logits[mask] = scores
+        return logits
+
+    def decode(self, output: MethodOutput, batch: Batch) -> list[Any]:
+        """The likeliest answer; of words as tags, where a type begins an entity or goes on."""
+        best = output.logits.argmax(dim=-1).tolist()
+        if self.is_relation:
+            return best
+        lengths = batch.require("word_mask").sum(1).tolist()
+        return [self.tags(types[:n]) for types, n in zip(best, lengths, strict=True)]
+
+    def tags(self, answers: Sequence[int]) -> list[int]:
+        """Of the words of a row, the label ids: `labels` has B-, then I- of each type."""
+        before = (0, *answers)
+        return [
+            self.labels.index(answer) + (answer == last and answer > 0)
+            for last, answer in zip(before, answers, strict=False)
+        ]
 
     @property
     def net(self) -> nn.Module:
@@ -127,26 +154,46 @@ class Generative(Method):
             net.float()
         return net
 
-    def questions(self, batch: Batch) -> list[str]:
-        """The filled template of each row."""
-        questions = []
+    def questions(self, batch: Batch) -> tuple[list[int], list[str]]:
+        """The filled templates, and of which row each is."""
+        rows: list[int] = []
+        questions: list[str] = []
+        counts = [1] * len(batch)
+        if not self.is_relation:
+            counts = batch.require("word_mask").sum(1).tolist()
         posts, lengths = batch.require("post"), batch.require("post_mask").sum(1)
-        for post, length in zip(posts.cpu().numpy(), lengths.tolist(), strict=True):
-            text, head, tail = json.loads(bytes(post[:length]).decode())
-            asked = self.config.template.format(text=text, head=head, tail=tail)
-            processor = self.encoder.processor
-            if getattr(processor, "chat_template", None):
-                content = [{"type": "image"}, {"type": "text", "text": asked}]
-                message = [{"role": "user", "content": content}]
-                asked = processor.apply_chat_template(message, add_generation_prompt=True)
-            questions.append(asked)
-        return questions
+        for row, (post, length) in enumerate(
+            zip(posts.cpu().numpy(), lengths.tolist(), strict=True)
+        ):
+            text, *asked = json.loads(bytes(post[:length]).decode())
+            rows += [row] * counts[row]
+            if self.is_relation:
+                head, tail = asked
+                filled = [self.config.template.format(text=text, head=head, tail=tail)]
+            else:
+                words = asked[: counts[row]]  # the others lie beyond --max_length
+                filled = [self.config.word_template.format(text=text, word=word) for word in words]
+            questions += map(self.as_message, filled)
+        return rows, questions
+
+    def as_message(self, question: str) -> str:
+        """As the model was taught to be asked, if it was."""
+        processor = self.encoder.processor
+        if not getattr(processor, "chat_template", None):
+            return question
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        message = [{"role": "user", "content": content}]
+        return processor.apply_chat_template(message, add_generation_prompt=True)
 
     def scores(
         self, questions: Sequence[str], pictures: Sequence[np.ndarray], pairs: Sequence[tuple]
     ) -> Tensor:
-        """(pairs,) float32: mean log-probability of the tokens that (row, relation)'s answer adds
-        to the row's question."""
+        """(pairs,) float32: mean log-probability of the tokens that the second of a pair, an
+        answer, adds to the first, a question.
+
+        Args:
+            pictures: one a question.
+        """
         parts = []
         for start in range(0, len(pairs), AT_ONCE):
             chosen = pairs[start : start + AT_ONCE]
@@ -182,6 +229,15 @@ def answers_of(labels: Sequence[str]) -> list[str]:
     return [part.replace("/", " ").replace("_", " ").lower() for part in words]
 
 
+def types_of(labels: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The answers on a word ("nothing" first), and the number of the answer of each BIO label."""
+    types = ["O", *(label[2:] for label in labels if label.startswith("B-"))]
+    words = [NAMES.get(name.upper(), name.replace("_", " ").lower()) for name in types]
+    if len(set(words)) < len(words):  # MISC beside OTHER
+        words = [NAMES["O"], *(name.replace("_", " ").lower() for name in types[1:])]
+    return words, [types.index(label.partition("-")[2] or "O") for label in labels]
+
+
 def shown(batch: Batch) -> list[np.ndarray]:
     """(S, S, 3) uint8 of each row; a row without picture is shown grey."""
     pixels = batch.require("pixel_values").permute(0, 2, 3, 1).cpu().numpy().copy()
@@ -189,53 +245,8 @@ def shown(batch: Batch) -> list[np.ndarray]:
     return list(pixels)
 
 
-def linear_layers(net: nn.Module) -> list[str]:
-    """Names of all linear layers but those that share the word table: an adapter that is merged
-    there would change the words' vectors, too."""
-    tables = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
-    return [
-        name
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) not in tables
-    ]
-
-
 def same_start(one: Tensor, other: Tensor) -> int:
     """How many tokens two sequences have in common from the first on."""
     length = min(len(one), len(other))
     differ = (one[:length] != other[:length]).nonzero()
     return int(differ[0]) if len(differ) else length
-
-
-def load_speaker(source: Source) -> tuple[Any, Any]:
-    """(model, processor) of a folder.
-
-    Raises:
-        InputError: none there, of another kind, or one whose text side is no plain decoder.
-    """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-    path = source.directory.path
-    own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        processor: Any = AutoProcessor.from_pretrained(path, **own)
-        if source.random_weights:
-            config = AutoConfig.from_pretrained(path, **own)
-            net: Any = AutoModelForImageTextToText.from_config(config)
-        else:
-            net = AutoModelForImageTextToText.from_pretrained(path, use_safetensors=True, **own)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{source.path}: no model that reads pictures and writes text can be loaded "
-            f"({reason}); --init takes a folder that AutoModelForImageTextToText reads"
-        ) from error
-    if net.config.is_encoder_decoder or getattr(processor, "tokenizer", None) is None:
-        raise InputError(
-            f"{source.path}: {type(net).__name__} does not score a text that it is given; take a "
-            "model whose text side is a decoder (LLaVA, Qwen-VL, SmolVLM, BLIP)"
-        )
-    processor.tokenizer.padding_side = "right"
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return net, processor
