@@ -5,6 +5,7 @@ from typing import Literal
 
 from pretrain.model.config import LossConfig
 from pretrain.model.stated import ModelConfig
+from shards.location import names_tars
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_LENGTH = 80
@@ -21,9 +22,10 @@ class DataConfig:
     """Shards and how pairs become tensors."""
 
     train: str
-    """Shard directory (path or fsspec URL) to train on."""
+    """Shard directory (path or fsspec URL) to train on; or tars of other people with pictures and
+    captions, read in place: "DIR/{00000..00099}.tar"."""
     val: str | None = None
-    """Shard directory to validate on."""
+    """Shard directory, or tars, to validate on."""
     matched_only: bool = False
     """Train on matched pairs alone: mismatched ones teach nothing under CIT alone."""
     max_length: int | None = None
@@ -305,9 +307,26 @@ class PretrainConfig:
             raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")
         if self.data.keep_patches < 1 and self.data.unmasked_steps >= self.optim.steps:
             raise ValueError("data.keep_patches: data.unmasked_steps leaves no step that drops any")
+        self._check_tars()
         needs_entities = self.loss.coe and self.prompter.object_labels == "entities"
         if needs_entities and not self.prompter.entities:
             raise ValueError("prompter.entities: COE needs a vocabulary (`python -m shards nouns`)")
+
+    def _check_tars(self) -> None:
+        cached = self.prompter.mode == "cached"
+        missing = {
+            "loss.itm": self.loss.itm and not self.loss.itm_hard_negatives,  # mismatched pairs
+            "loss.coe": self.loss.coe,  # objects
+            "loss.cir": self.loss.cir and cached,  # a teacher column
+        }
+        for location in filter(None, (self.data.train, self.data.val)):
+            if names_tars(location) and any(missing.values()):
+                losses = " and ".join(name for name, needed in missing.items() if needed)
+                raise ValueError(
+                    f"{location}: tars as they are hold no mismatched pairs, objects or teacher "
+                    f"column; set {losses} to 0, or make shards of them: `python -m shards build "
+                    f"webdataset --tars '{location}' --out DIR`, then `detect` and `label`"
+                )
 
     def _settle_length(self, positions: int) -> None:
         length = self.data.max_length

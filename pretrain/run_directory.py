@@ -12,6 +12,7 @@ from shards.files import InputError, atomic_path, file_sha256, read_json, write_
 from shards.options import dump_config
 from shards.redact import without_secrets
 from shards.stream import ShardReader
+from shards.tars import TarReader
 
 _LATER = {"data.steps_per_decode": 1, "data.keep_patches": 1.0, "data.unmasked_steps": 0}
 """Settings that came later, and what runs before them did."""
@@ -68,7 +69,8 @@ def remember_inputs(
     config: PretrainConfig, readers: dict[str, ShardReader], run_dir: Path, *, resumes: bool
 ) -> None:
     """Write `inputs.json`, the checksums of what the run learns from; a run that resumes must find
-    them again. Runs that kept none, of earlier versions, are taken as they are.
+    them again. Runs that kept none, of earlier versions, are taken as they are. Keys of tars that
+    are no pairs are counted, and listed in `data.train.rejects.jsonl`.
 
     Args:
         readers: `data.train` and `data.val`, by these names.
@@ -96,6 +98,11 @@ def remember_inputs(
                 "back to resume it, or give another --run_dir"
             )
     write_json(path, digests, checksum=True)
+    for setting, reader in readers.items():
+        if isinstance(reader, TarReader):
+            rejects = run_dir / f"{setting}.rejects.jsonl"
+            reader.write_rejects(rejects)
+            print(f"{setting}: {reader.summary()}; every reject in {rejects}", flush=True)
 
 
 def _digest(content: Any) -> str:

@@ -31,6 +31,7 @@ from shards import threads
 from shards.files import CommonError
 from shards.schema import FORMAT_VERSION, TEACHER
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
+from shards.tars import open_shards
 
 
 def train(config: PretrainConfig) -> Path | None:
@@ -105,7 +106,7 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
         seed=config.seed,
         streams=config.data.streams,
         together=config.data.steps_per_decode,
-        pictures=ShardReader(config.data.train).row_pictures,
+        pictures=open_shards(config.data.train).row_pictures,
     )
     batches = RankBatches(
         order,
@@ -195,7 +196,7 @@ def open_validator(
     shards: str, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Validator:
     """The fixed sample of `data.val`."""
-    labelled = ShardReader(shards).has_column(TEACHER)
+    labelled = open_shards(shards).has_column(TEACHER)
     has_teacher = bool(config.loss.coe or config.loss.cir)
     reader = open_reader(shards, teacher=labelled and has_teacher)
     dataset = pair_dataset(reader, tokenizer, config, augment=False)

@@ -119,12 +119,12 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         texts = [text.replace("[", "[[]") for text in _ranges(pattern)]  # of `glob`, * alone
         matches = [Path(name) for text in texts for name in sorted(glob.glob(text))]
         if not matches:
-            raise InputError(f"--tars {pattern}: no such file")
+            raise InputError(f"{pattern}: no such file")
         paths += matches
     names = [path.name for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise InputError(f"--tars: two are called {twice}; their keys could not be told apart")
+        raise InputError(f"two are called {twice}; their keys could not be told apart")
     return paths
 
 

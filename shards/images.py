@@ -122,6 +122,21 @@ def stored_bytes(name: Path, content: bytes, short_side: int | None, quality: in
         return Stored(*stored, turn, zlib.crc32(content))
 
 
+def header(name: Path, content: bytes) -> tuple[tuple[int, int], bool]:
+    """(width, height) as it is to be seen, and whether these bytes are an upright RGB or grey JPEG.
+
+    Args:
+        content: the picture, or the start of a JPEG.
+
+    Raises:
+        RejectedImage: as far as the header tells, `stored_bytes` would.
+    """
+    with warnings.catch_warnings(action="ignore"), _opened(name, content, MAX_PIXELS) as image:
+        _check_sides(name, image)
+        turn = orientation(image)
+        return (image.size[::-1] if turn in SIDEWAYS else image.size), _is_plain(image, turn)
+
+
 def file_content(path: Path) -> bytes:
     """The bytes of a regular file: a pipe or a device would never end."""
     try:
@@ -174,15 +189,13 @@ def _convert(
 ) -> tuple[bytes, tuple[int, int]]:
     """Keep or encode; `odd` collects Pillow's warnings, which must not come again in training."""
     width, height = image.size
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_JPEG_SIDE:
-        raise RejectedImage(path, f"absurd size {width}x{height}")
+    _check_sides(path, image)
     scale = short_side / min(width, height) if short_side else 1.0
     turn = orientation(image)
     if scale < 1:
         image.draft(None, (round(width * scale), round(height * scale)))
     image.load()  # a damaged file must not enter a shard
-    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1
-    if plain and scale >= 1 and not odd:
+    if _is_plain(image, turn) and scale >= 1 and not odd:
         return content, image.size
     picture = upright_rgb(image)
     if scale < 1:
@@ -192,6 +205,15 @@ def _convert(
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue(), picture.size
+
+
+def _check_sides(path: Path, image: Image.Image) -> None:
+    if min(image.size) < MIN_SIDE or max(image.size) > MAX_JPEG_SIDE:
+        raise RejectedImage(path, f"absurd size {image.width}x{image.height}")
+
+
+def _is_plain(image: Image.Image, turn: int) -> bool:
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1
 
 
 def orientation(image: Image.Image) -> int:

@@ -38,8 +38,7 @@ def open_location(location: str | os.PathLike[str], cache: Path | None = None) -
     """A local directory, or a URL such as `s3://bucket/train`.
 
     Args:
-        cache: folder for fetched files; by default `$FUSION_MRE_CACHE`, else
-            `~/.cache/fusion-mre/shards`.
+        cache: folder for fetched files; None: `cache_folder`.
     """
     text = os.fspath(location)
     protocol, separator, _ = text.partition("://")
@@ -47,8 +46,17 @@ def open_location(location: str | os.PathLike[str], cache: Path | None = None) -
         return LocalDirectory(Path(text))
     if protocol not in PROTOCOLS or "::" in text:
         raise InputError(f"{text}: reads only from {', '.join(PROTOCOLS)}")
-    default = os.environ.get("FUSION_MRE_CACHE", "~/.cache/fusion-mre/shards")
-    return RemoteDirectory(text, cache or Path(default).expanduser())
+    return RemoteDirectory(text, cache or cache_folder())
+
+
+def names_tars(location: str | os.PathLike[str]) -> bool:
+    """Whether a location is other people's tars (`DIR/{00000..00099}.tar`), no shard directory."""
+    return os.fspath(location).endswith(".tar")
+
+
+def cache_folder() -> Path:
+    """`$FUSION_MRE_CACHE`, else `~/.cache/fusion-mre/shards`."""
+    return Path(os.environ.get("FUSION_MRE_CACHE", "~/.cache/fusion-mre/shards")).expanduser()
 
 
 class LocalDirectory:

@@ -231,13 +231,14 @@ class ShardReader:
         """A shard, opened; errors as `read`."""
         opened = self._open.get(number)
         if opened is None:
-            opened = self._open[number] = OpenShard(
-                self._source, self.index.shards[number], self.columns, self.index
-            )
+            opened = self._open[number] = self._shard(number)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return opened
+
+    def _shard(self, number: int) -> OpenShard:
+        return OpenShard(self._source, self.index.shards[number], self.columns, self.index)
 
     def row_pictures(self, shard: int) -> np.ndarray:
         """(samples,) int32: of each row of a shard the number of its picture."""

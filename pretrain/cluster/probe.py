@@ -124,14 +124,16 @@ def code_hash(root: Path) -> str:
 
 
 def _data(path: str) -> dict:
-    from shards.stream import ShardReader
+    from shards.location import names_tars
+    from shards.tars import open_shards
 
     try:
-        reader = ShardReader(path)
+        reader = open_shards(path)
         columns = [column for column in (OBJECTS, TEACHER) if reader.has_column(column)]
         shards = [(shard.name, shard.sha256) for shard in reader.index.shards]
         hashed = hashlib.sha256(repr(shards).encode()).hexdigest()[:32]
-        missing = [] if "://" in path else [n for n, _ in shards if not (Path(path) / n).is_file()]
+        elsewhere = "://" in path or names_tars(path)
+        missing = [] if elsewhere else [n for n, _ in shards if not (Path(path) / n).is_file()]
     except (InputError, OSError) as error:
         return {"error": str(error)}
     if missing:

@@ -21,6 +21,7 @@ from shards.files import InputError
 from shards.schema import OBJECTS, TEACHER
 from shards.shard import PairPlace
 from shards.stream import RankBatches, ShardReader
+from shards.tars import open_shards
 
 TOGETHER = 16  # pictures decoded before their views are drawn: code and tables stay cached
 Address = tuple[int, int, int]  # (epoch, shard number, row in the shard)
@@ -183,10 +184,9 @@ def _teacher(pairs: Sequence[PairPlace]) -> dict[str, Tensor]:
 def open_reader(location: str, *, teacher: bool) -> ShardReader:
     """A shard reader with the objects column where there is one, and the teacher's if asked for."""
     columns = [TEACHER] if teacher else []
-    probe = ShardReader(location)
-    if probe.has_column(OBJECTS):
+    if open_shards(location).has_column(OBJECTS):
         columns.append(OBJECTS)
-    return ShardReader(location, columns=columns)
+    return open_shards(location, columns=columns)
 
 
 def train_batches(

@@ -47,3 +47,27 @@ def test_patches_that_no_step_drops_are_refused():
     parse_config(PretrainConfig, [*words, "8"], prog="p", description="", example="")
     with pytest.raises(InputError, match=r"data\.unmasked_steps leaves no step"):
         parse_config(PretrainConfig, [*words, "9"], prog="p", description="", example="")
+
+
+@pytest.mark.parametrize(
+    ("options", "losses"),
+    [
+        ([], "loss.itm and loss.coe and loss.cir"),
+        (["--loss.coe", "0"], "loss.itm and loss.cir"),
+        (["--loss.itm", "0", "--prompter.mode", "online_clean"], "loss.coe"),
+        (["--loss.itm_hard_negatives", "true", "--loss.coe", "0", "--loss.cir", "0"], ""),
+    ],
+)
+@pytest.mark.parametrize("setting", ["data.train", "data.val"])
+def test_tars_as_they_are_serve_some_losses(options, losses, setting):
+    words = ["--run_dir", "r", "--data.train", "s", f"--{setting}", "laion/{00..99}.tar", *options,
+             "--prompter.source", "m", "--prompter.entities", "e"]  # fmt: skip
+
+    def parse() -> None:
+        parse_config(PretrainConfig, words, prog="p", description="", example="")
+
+    if losses:
+        with pytest.raises(InputError, match=f"set {losses} to 0, or .*webdataset --tars 'laion"):
+            parse()
+    else:
+        parse()
