@@ -1,6 +1,7 @@
 """Configuration of `finetune train`: defaults, help texts and validation in one place."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -13,6 +14,7 @@ from finetune.methods.profiles import in_present_names
 from finetune.protocols import PROTOCOLS
 from finetune.tasks.base import Task
 from finetune.tasks.splits import SPLITS
+from shards.files import InputError
 from shards.options import look_ahead, parse_config
 
 Split = Literal["train", "val", "test"]
@@ -79,6 +81,8 @@ class OptimConfig:
         for name in ("lr", "head_lr", "crf_lr", "weight_decay", "clip", "min_steps", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optim.{name} must not be negative")
+            if getattr(self, name) == math.inf:  # 1e400
+                raise ValueError(f"optim.{name} must be finite")
         if not 0 < self.layer_decay <= 1:
             raise ValueError("optim.layer_decay must be in (0, 1]")
         if not 0 <= self.warmup < 1:
@@ -170,6 +174,8 @@ class TrainConfig:
             raise ValueError(f"protocol {self.protocol!r}: there are {', '.join(PROTOCOLS)}")
         if len(set(self.seed_list)) != len(self.seed_list):
             raise ValueError(f"seeds {self.seeds}: one is repeated")
+        if not all(0 <= seed < 2**32 for seed in self.seed_list):
+            raise ValueError(f"seeds {self.seeds}: 0 to 4294967295")
 
     @property
     def seed_list(self) -> list[int]:
@@ -217,7 +223,10 @@ class EvaluateConfig:
 
 def split_paths(option: str | None) -> list[Path]:
     """Paths separated by commas."""
-    return [Path(name.strip()) for name in (option or "").split(",") if name.strip()]
+    paths = [Path(name.strip()) for name in (option or "").split(",") if name.strip()]
+    if option and not paths:
+        raise InputError(f"--view {option}: names no manifest")
+    return paths
 
 
 def local_out(out: str) -> str:

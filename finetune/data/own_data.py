@@ -28,6 +28,7 @@ from finetune.data.check import CheckConfig, run_check
 from finetune.tasks.posts import ENDS, TABLES, WHOLE_TAGS, parse_post, record_of
 from finetune.tasks.reading import shown
 from finetune.tasks.spans import Occurrence, Offsets, check_record, place_span
+from finetune.tasks.twitter import TAG_PATTERN
 from shards.command import Tool, dispatch
 from shards.files import InputError, atomic_path
 from shards.records import Parsed, Refused, parse_records, read_records
@@ -152,8 +153,8 @@ def _marked(value: Any, text: str, offsets: str | None) -> tuple[int, int, str]:
     if types not in ([int, int, str], [int, int, str, str]):
         raise InputError(f"an entity is [start, end, type] or with its text, not {shown(value)}")
     start, end, kind, *words = value
-    if not kind or any(c.isspace() for c in kind):
-        raise InputError(f"entity {shown(value)} has no type, or one with a blank")
+    if not TAG_PATTERN.fullmatch(f"B-{kind}"):
+        raise InputError(f"entity {shown(value)}: its type is empty, has a blank, or begins with -")
     place = place_span([start, end], text, "entity", offsets, words[0] if words else None)
     return *place, kind
 
@@ -192,6 +193,8 @@ class ConvertConfig:
 
 def run_convert(config: ConvertConfig) -> None:
     """Write the split's file."""
+    if config.out.exists() and config.out.samefile(config.posts):
+        raise InputError(f"--out {config.out}: is the file of the posts; choose another")
     rows = convert(
         config.posts, config.to, config.offsets, config.occurrence, config.delimiter,
         config.encoding,

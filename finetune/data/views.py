@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune.data import view_options as options
 from finetune.data import view_rules
-from finetune.inputs.view import Change, View, write_view
+from finetune.inputs.view import Change, View, read_view, write_view
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, SideInput, Task
 from finetune.tasks.region_cache import read_regions
@@ -131,8 +131,13 @@ def write(config: options.ViewConfig) -> dict[Path, str]:
         raise InputError(f"--out {config.out}: {len(splits)} splits need a folder; or give --scope")
     written = {}
     for split in splits:
-        view = draw(config, task, split)
         path = config.out if one_file else config.out / f"{split}.jsonl"
+        if path.exists():
+            try:
+                read_view(path)
+            except InputError:
+                raise InputError(f"{path}: exists and is no view; choose another --out") from None
+        view = draw(config, task, split)
         write_view(path, view)
         written[path] = f"changes {len(view.changes)} rows of {split}"
     return written

@@ -122,7 +122,7 @@ def merged(views: Sequence[View]) -> View:
         for row, new in view.changes.items():
             old = changes.get(row, Change())
             if new.image_id is not None:
-                old = replace(old, image_id=None, vg=None, od=None)
+                old = replace(old, image_id=None, vg=None, od=None, no_image=False)
             changes[row] = Change(
                 drop=old.drop or new.drop,
                 image_id=new.image_id or old.image_id,

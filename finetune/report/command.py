@@ -47,6 +47,8 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: 0 or more")
+        if self.out.suffix not in ("", ".md"):
+            raise ValueError(f"--out {self.out}: name a .md; HTML and PNGs are named after it")
         if self.looks < 0 or self.states < 0 or self.states in (1, 2):
             raise ValueError("--looks N: 1 or more; --states N: 3 or more")
 

@@ -89,7 +89,7 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
         options |= {"task": cell.settings.get("task", "mnre")}
         tool = TOOLS[cell.view["tool"]]
         prog = f"study: view {cell.view['tool']}"
-        with nullcontext(place) if place.suffix else replace_folder(place) as partial:
+        with replace_folder(place) if cell.own_training else nullcontext(place) as partial:
             words = as_words(options | {"out": partial})  # all of its splits, or nothing
             written = write(parse_config(tool.config, words, prog=prog, example=""))
         for path, text in written.items():

@@ -12,6 +12,8 @@ from pretrain import distributed
 from shards.files import InputError, write_json
 
 LOG = logging.getLogger(__name__)
+WHOLE = ("task", "method", "out", "sweep", "cache")
+"""Settings that other ones, or the places of all points, hang on."""
 
 
 def sweep(config: TrainConfig, run: Callable[[TrainConfig], dict[str, Any]]) -> dict[str, Any]:
@@ -50,6 +52,8 @@ def points(config: TrainConfig) -> dict[str, TrainConfig]:
         key, _, values = axis.strip().partition("=")
         if not key or not values:
             raise InputError(f"--sweep {axis.strip()!r}: expected KEY=VALUE,VALUE;KEY=…")
+        if key.partition(".")[0] in WHOLE:
+            raise InputError(f"--sweep {key}: another {key} is another run; start it by itself")
         axes.append([(key, value.strip()) for value in values.split(",")])
     by_name = {}
     for settings in itertools.product(*axes):
@@ -57,6 +61,9 @@ def points(config: TrainConfig) -> dict[str, TrainConfig]:
         point = dataclasses.replace(config, sweep=None, out=str(Path(config.out) / name))
         for key, value in settings:
             point = with_setting(point, key, value)
+        twin = (n for n, p in by_name.items() if dataclasses.replace(p, out=point.out) == point)
+        if same := next(twin, None):
+            raise InputError(f"--sweep: {name} is the same point as {same}")
         by_name[name] = point
     return by_name
 

@@ -16,7 +16,7 @@ import numpy as np
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
 from finetune.tasks.spans import check_text, read_span
-from finetune.tasks.splits import FILE_NAMES
+from finetune.tasks.splits import FILE_NAMES, only_file
 from shards.files import InputError
 from shards.records import parse_records, python_literal, read_records
 
@@ -55,7 +55,7 @@ class Mnre(Task):
     def split_file(self, split: str) -> Path | None:
         """`txt/ours_{split}.txt`; "dev" and "valid" are accepted for "val"."""
         paths = (self.folder / "txt" / f"ours_{name}.txt" for name in FILE_NAMES[split])
-        return next((path for path in paths if path.is_file()), None)
+        return only_file(paths, split)
 
     def image_folder(self, split: str) -> Path:
         """`img_org/{split}`."""

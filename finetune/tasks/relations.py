@@ -16,7 +16,7 @@ from finetune.tasks.base import TaskInfo
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.spans import check_record, read_span
-from finetune.tasks.splits import FILE_NAMES
+from finetune.tasks.splits import FILE_NAMES, only_file
 from shards.files import InputError
 from shards.records import parse_records, read_records
 
@@ -40,8 +40,7 @@ class OwnRelations(Mnre):
 
     def split_file(self, split: str) -> Path | None:
         """`{split}.jsonl`; "dev" and "valid" are accepted for "val"."""
-        paths = (self.folder / f"{name}.jsonl" for name in FILE_NAMES[split])
-        return next((path for path in paths if path.is_file()), None)
+        return only_file((self.folder / f"{name}.jsonl" for name in FILE_NAMES[split]), split)
 
     def image_folder(self, split: str) -> Path:
         """`images`, for all splits."""

@@ -28,7 +28,7 @@ import numpy as np
 from finetune.tasks import metrics, side_files
 from finetune.tasks.base import Column, Row, SideInput, Task, TaskInfo
 from finetune.tasks.spans import check_record, check_text
-from finetune.tasks.splits import FILE_NAMES
+from finetune.tasks.splits import FILE_NAMES, only_file
 from shards.files import InputError
 from shards.records import Parsed, Refused, accepted, parse_records, read_records
 
@@ -64,7 +64,8 @@ class Twitter(Task):
 
     def split_file(self, split: str) -> Path | None:
         """`train`, `valid` (or `val`, `dev`) or `test`, `.txt` or `.jsonl`."""
-        return split_file(self.folder, split)
+        names = [f"{name}{end}" for name in FILE_NAMES[split] for end in (".txt", ".jsonl")]
+        return only_file((self.folder / name for name in names), split)
 
     def image_folder(self, split: str) -> Path:
         """One folder for all splits: `<task>_images`, inside the data folder or beside it."""
@@ -169,24 +170,6 @@ def first_pieces(word_ids: Sequence[int | None], num_words: int, max_length: int
             starts[word], last = position, word
     cut = len(word_ids) == max_length
     return starts[: last + 1] if cut else starts
-
-
-def split_file(folder: Path, split: str) -> Path | None:
-    """The file of a split, or None.
-
-    Raises:
-        InputError: two files could be it, and they differ.
-    """
-    names = [f"{name}{end}" for name in FILE_NAMES[split] for end in (".txt", ".jsonl")]
-    paths = [folder / name for name in names if (folder / name).is_file()]
-    if not paths:
-        return None
-    if len({path.read_bytes() for path in paths}) > 1:
-        raise InputError(
-            f"{folder}: {' and '.join(path.name for path in paths)} differ and both could be the "
-            f"{split} split; keep one"
-        )
-    return paths[0]
 
 
 def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NERRow]:

@@ -66,6 +66,9 @@ def test_shipped_configs(path):
         (["--init", "m", "--optim.lrr", "1"], "did you mean --optim.lr?"),
         (["--init", "m", "--optim.lr", "fast"], "optim.lr"),
         (["--init", "m", "--optim.lr", "-1"], "optim.lr must not be negative"),
+        (["--init", "m", "--optim.lr", "1e400"], "optim.lr must be finite"),
+        (["--init", "m", "--seeds", "1,-1"], "0 to 4294967295"),
+        (["--init", "m", "--seeds", "4294967296"], "0 to 4294967295"),
         (["--init", "m", "--optim.epochs", "0"], "optim.epochs must be at least 1"),
         (["--init", "m", "--optim.warmup", "1.5"], "optim.warmup"),
         (["--init", "m", "--optim.layer_decay", "0"], "optim.layer_decay"),
@@ -171,7 +174,19 @@ def test_a_sweep_says_which_points_are_leaky(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "sweep",
-    ["optim.lr", "=3", "optim.lrr=1", "optim.lr=fast", "optim.lr=-1", "optim=1", "task.x=1"],
+    [
+        "optim.lr",
+        "=3",
+        "optim.lrr=1",
+        "optim.lr=fast",
+        "optim.lr=-1",
+        "optim=1",
+        "task.x=1",
+        "method=mtb,promu",
+        "out=a,b",
+        "sweep=x",
+        "optim.lr=1e-3,0.001",
+    ],
 )
 def test_bad_sweep(sweep):
     with pytest.raises(InputError, match="--sweep"):

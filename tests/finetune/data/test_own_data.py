@@ -85,7 +85,8 @@ def test_entities_survive_the_way_there_and_back(tmp_path):
         ("entities", {"text": "Bob"}, "entities must be a list"),
         ("entities", {"text": "Bob", "entities": [[0, 4, "PER"]]}, "outside 3 characters"),
         ("entities", {"text": "Bob", "entities": [[0, 2, "PER"], [1, 3, "LOC"]]}, "overlap at"),
-        ("entities", {"text": "Bob", "entities": [[0, 2, "A B"]]}, "has no type"),
+        ("entities", {"text": "Bob", "entities": [[0, 2, "A B"]]}, "has a blank"),
+        ("entities", {"text": "Bob", "entities": [[0, 2, "-PER"]]}, "begins with -"),
         ("entities", {"text": "a  b", "entities": [[1, 3, "X"]]}, "holds no word"),
     ],
 )  # fmt: skip
@@ -103,6 +104,19 @@ def test_damaged_csv(tmp_path):
         list(convert(source, "relations"))
     with pytest.raises(InputError, match="cannot be read"):
         list(convert(tmp_path / "no.csv", "relations"))
+
+
+def test_posts_are_not_replaced_by_their_rows(tmp_path, capsys):
+    path = write(
+        tmp_path / "train.jsonl", [{"text": "a b", "head": "a", "tail": "b", "relation": "r"}]
+    )
+    before = path.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for out in (path, tmp_path / "link.jsonl"):
+        with pytest.raises(SystemExit):
+            main(["data", "convert", str(path), "--to", "relations", "--out", str(out)])
+        assert "is the file of the posts" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_what_is_not_read_is_said(tmp_path, capsys):

@@ -83,6 +83,12 @@ def test_merged():
         "fraction", None, "align-noise"
     ]  # fmt: skip
     assert merged([VIEW]).changes == VIEW.changes
+    dropped = View("val", {0: Change(no_image=True)}, {"tool": "image-drop"})
+    for views, picture in (([dropped, wrong], "b.jpg"), ([wrong, dropped], None)):
+        later = rows  # as rows are read: one view after the other
+        for view in views:
+            later = view.apply(later, "val")
+        assert merged(views).apply(rows, "val")[0].image_id == later[0].image_id == picture
     with pytest.raises(InputError, match="different splits cannot be merged: val, test"):
         merged([few, View("test", {})])
 
@@ -193,6 +199,22 @@ def test_command_one_file(corpus, tmp_path):
     out = tmp_path / "half.jsonl"
     main(["fraction", "--data", str(corpus[0]), "--ratio", "0.5", "--out", str(out)])
     assert len(read_view(out).changes) == 60
+
+
+def test_nothing_but_a_view_is_replaced(corpus, capsys):
+    """--out DATA where a task's own files are called as views are."""
+    data = corpus[0].parent / "mine"
+    data.mkdir()
+    row = {"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relation": "r", "image": None}
+    for split in ("train", "val"):
+        (data / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    command = f"fraction --task relations --data {data} --ratio 0 --out"
+    for _ in range(2):  # a view may be drawn again
+        main([*command.split(), str(data / "views")])
+    with pytest.raises(SystemExit):
+        main([*command.split(), str(data)])
+    assert f"{data}/train.jsonl: exists and is no view" in capsys.readouterr().err
+    assert json.loads((data / "val.jsonl").read_text()) == row
 
 
 @pytest.mark.parametrize(

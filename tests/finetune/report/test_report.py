@@ -214,6 +214,15 @@ def test_seeds_come_by_number(tmp_path):
     assert names == ["seed-1", "seed-2", "seed-10"]
 
 
+@pytest.mark.parametrize("name", ["result.json", "report.html"])
+def test_a_report_is_called_md(tmp_path, capsys, name):
+    """It would replace the run's figures, or its own page."""
+    (tmp_path / name).write_text("kept")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path), "--out", str(tmp_path / name)])
+    assert "name a .md" in capsys.readouterr().err and (tmp_path / name).read_text() == "kept"
+
+
 def test_missing_runs_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["report", str(tmp_path / "none")])

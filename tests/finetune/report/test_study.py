@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from finetune.__main__ import main
-from finetune.report.study import StudyConfig, run_study
-from finetune.report.study_cells import STUDIES, cells, read_study
+from finetune.report.study import StudyConfig, make_view, run_study
+from finetune.report.study_cells import STUDIES, Cell, cells, read_study
 from finetune.report.study_models import as_words
 from finetune.report.study_tables import write_report
 from shards.files import InputError
@@ -38,6 +38,27 @@ def study(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(STUDY)
     return path
+
+
+def test_a_view_is_there_whole_or_not_at_all(tmp_path, mnre_folder, monkeypatch):
+    """Also where a dot in its folder's name looks like the ending of a file."""
+    from finetune.data import views
+
+    cell = Cell("T", "text", "half", {}, {"tool": "image-drop", "keep": 0.5}, True)
+    write_view, written = views.write_view, []
+
+    def full(path, view):
+        if written:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(write_view(path, view))
+
+    monkeypatch.setattr(views, "write_view", full)
+    with pytest.raises(OSError):
+        make_view(cell, str(mnre_folder), tmp_path)
+    assert not list((tmp_path / "views").glob("[!.]*"))
+    monkeypatch.undo()
+    place = make_view(cell, str(mnre_folder), tmp_path)
+    assert "." in place.name and len(list(place.iterdir())) == 3
 
 
 def run(study, data, model, out):

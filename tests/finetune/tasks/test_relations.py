@@ -1,10 +1,12 @@
 """Your own relation data: read, encoded like MNRE, every damage named."""
 
 import json
+import shutil
 
 import pytest
+from tiny_mnre import write_mnre
 
-from finetune.tasks.mnre import RelationRow
+from finetune.tasks.mnre import Mnre, RelationRow
 from finetune.tasks.relations import OwnRelations
 from shards.files import InputError
 
@@ -86,6 +88,21 @@ def test_damage_names_the_line(tmp_path, name):
         OwnRelations(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'train.jsonl'}: line 2: ")
     assert "\n" not in str(caught.value)
+
+
+def test_two_files_of_one_split(tmp_path):
+    """Which of them was meant, nobody can tell; copies are one."""
+    row = {"tokens": ["a", "b"], "head": [0, 1], "tail": [1, 2], "relation": "r"}
+    for split in ("train", "val", "dev"):
+        write(tmp_path, row, split=split)
+    assert OwnRelations(tmp_path).split_file("val") == tmp_path / "val.jsonl"
+    write(tmp_path, row, row, split="valid")
+    with pytest.raises(InputError, match=r"valid\.jsonl differ and both could be the val split"):
+        OwnRelations(tmp_path).split_file("val")
+    mnre = write_mnre(tmp_path / "mnre", {"train": 2, "val": 2, "test": 2})
+    shutil.copy(mnre / "txt/ours_test.txt", mnre / "txt/ours_dev.txt")
+    with pytest.raises(InputError, match=r"ours_val\.txt and ours_dev\.txt differ"):
+        Mnre(mnre).split_file("val")
 
 
 def test_unknown_relation_and_empty_file(tmp_path):
