@@ -213,6 +213,9 @@ class EvaluateConfig:
     captions: str | None = None
     """Another captioner than the run's, where it reads captions: NAME, a path with {split}, or
     none."""
+    scorer: Literal["ours", "hvpnet"] = "ours"
+    """Entities. hvpnet: as its code counts (PROMU used it): words cut or without a piece are left
+    out, tags that no word has stand. A report prints both."""
     max_missing: int = 0
     """So many pictures may be absent; those rows are masked, and counted."""
     cache: str | None = None

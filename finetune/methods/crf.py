@@ -260,9 +260,17 @@ class PieceTags:
     def to_words(
         self, paths: Sequence[Sequence[int]], word_starts: Tensor, word_mask: Tensor
     ) -> list[list[int]]:
-        """Word labels read at first pieces; a tag that no word has, and no piece at all, is `O`."""
-        words = []
+        """Word labels read at first pieces (at [CLS] where a word has none); beyond these the
+        number in `metrics.STRAY_TAGS` of a tag that no word has, or of a word without pieces."""
+        count, words = self.num_word_labels, []
+        ids = {tag: tag - 1 if 1 <= tag <= count else tag or count for tag in range(count + 4)}
         for path, starts, mask in zip(paths, word_starts.tolist(), word_mask.tolist(), strict=True):
-            tags = [path[start] for start, on in zip(starts, mask, strict=True) if on]
-            words.append([tag - 1 if 1 <= tag <= self.num_word_labels else 0 for tag in tags])
+            here = [start for start, on in zip(starts, mask, strict=True) if on]
+            tags = [ids[path[start]] for start in here]
+            words.append(
+                [
+                    tag if start or tag < count else count + 4
+                    for start, tag in zip(here, tags, strict=True)
+                ]
+            )
         return words

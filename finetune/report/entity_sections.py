@@ -32,12 +32,37 @@ def entities(report: Report, task: str) -> list[pages.Section]:
     return [
         pages.Section(f"Entity types of {task}", note, [entity_table(answers)], [picture]),
         pages.Section(
+            f"As HVPNeT's code counts {task}",
+            "Test scores by our scorer, and by that of HVPNeT's code, which PROMU used: words "
+            "beyond --max_length or without a word piece are left out there, not missed, and "
+            "a tag that no word has (of a chain over word pieces) makes or hides an entity.",
+            [scorer_table(answers)],
+        ),
+        pages.Section(
             f"Hardest cases of {task}",
             f"Test rows where {best} (first seed) made most errors; entities by their words' "
             "numbers, the first word being 0.",
             [entity_cases(report.answers[best][0])],
         ),
     ]
+
+
+def scorer_table(answers: Mapping[str, Sequence[Predictions]]) -> pages.Table:
+    """Our scores and HVPNeT's of the same answers, and how many words and tags they differ in."""
+    rows = []
+    for name, seeds in answers.items():
+        ours = [metrics.entity_scores(a.gold, metrics.padded(a.gold, a.answers)) for a in seeds]
+        theirs = [metrics.hvpnet_entity_scores(a.gold, a.answers, a.strays) for a in seeds]
+        cut = sum(map(len, seeds[0].gold)) - sum(map(len, seeds[0].answers))
+        strays = sum(map(len, seeds[0].strays))
+        scores = [
+            f"{statistics.mean(seed[key] for seed in scored):.2f}"
+            for scored in (ours, theirs)
+            for key in ("f1", "precision", "recall")
+        ]
+        rows.append([name, *scores, str(cut), str(strays)])
+    head = ["run", "F1", "P", "R", "HVPNeT's F1", "P", "R", "words cut", "stray tags"]
+    return pages.Table(head, rows, numeric=1)
 
 
 def entity_table(answers: Mapping[str, Sequence[Predictions]]) -> pages.Table:

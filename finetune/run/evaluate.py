@@ -24,7 +24,7 @@ from finetune.run import provenance
 from finetune.run.open_run import open_seed, seed_directories, with_captions
 from finetune.run.results import Predictions, read_result, read_seed
 from finetune.tasks.base import Task
-from finetune.tasks.metrics import entities
+from finetune.tasks.metrics import entities, hvpnet_entity_scores, without_strays
 from finetune.tasks.splits import BY_OPTION, shown_name
 from pretrain import distributed
 from pretrain.engine import autocast
@@ -54,25 +54,29 @@ def predict(
     relation = task.info.kind == "relation"
     rows = split.dataset.rows.tolist()
     mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
-    by_row: dict[int, tuple[Any, list[Any]]] = {}
+    by_row: dict[int, tuple[Any, list[Any], dict[int, str]]] = {}
     with autocast(device, precision), method.one_pass():
         for batch in mine.batches(micro_batch_size):
             batch = batch.to(device)
             output = method(batch)
             answers = list(map(task.to_answer, method.decode(output, batch)))
+            strays: list[dict[int, str]] = [{}] * len(batch)
+            if not relation:
+                answers, strays = map(list, zip(*map(without_strays, answers), strict=True))
             shares: Iterable[list[Any]] = itertools.repeat([], len(batch))
             if relation:
                 shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5).tolist()
             elif entity_scores:
                 shares = method.entity_scores(output, batch, list(map(entities, answers)))
-            pairs = zip(answers, shares, strict=True)
-            by_row |= zip(batch.rows.tolist(), pairs, strict=True)
+            told = zip(answers, shares, strays, strict=True)
+            by_row |= zip(batch.rows.tolist(), told, strict=True)
     by_row = merge(by_row)
     return Predictions(
         rows,
         split.gold,
         [by_row[row][0] for row in rows],
         [by_row[row][1] for row in rows] if relation or entity_scores else None,
+        [by_row[row][2] for row in rows],
     )
 
 
@@ -148,6 +152,8 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
     leaky, stem = False, ""
     for directory in seeds:
         seed = open_seed(directory)
+        if config.scorer == "hvpnet" and seed.description.task.kind != "entities":
+            raise InputError("--scorer hvpnet: of entities; relations are counted alike by both")
         task, loaded = seed.load(
             Path(config.data),
             split,
@@ -168,6 +174,9 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
             )
         predictions.write(directory / f"pred_{stem}.jsonl")
         scores: dict[str, Any] = {"seed": directory.name, **predictions.score(task)}
+        if config.scorer == "hvpnet":
+            told = predictions.gold, predictions.answers, predictions.strays
+            scores |= hvpnet_entity_scores(*told)
         train = None if split == "train" else trained_rows(directory, task)
         if train is not None:
             overlap = repeated(task, train, loaded.rows, predictions)
@@ -177,12 +186,14 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
     result = {
         "split": shown_name(split),
         "data": config.data,
+        "scorer": config.scorer,
         "leaky": leaky,
         "captions": with_captions(seed.description.inputs, config.captions).get("captions"),
         "views": [dict(view.header) for view in views.get(split, ())],
         **protocols.aggregate(per_seed),
         "per_seed": per_seed,
     }
+    stem += "_scorer-hvpnet" * (config.scorer == "hvpnet")
     write_json(run / f"evaluate_{stem}.json", result, checksum=True)
     return result
 

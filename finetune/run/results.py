@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from finetune.protocols import METRICS, seed_files
 from finetune.tasks.base import Task
+from finetune.tasks.metrics import STRAY_TAGS
 from finetune.tasks.reading import checked, damaged, is_row, read_object
 from shards.files import InputError, atomic_path, read_json_lines, with_crc32
 
@@ -54,6 +55,9 @@ class Predictions:
     probabilities: list[list[Any]] | None
     """Relations: one a label, in order of the labels. Entities: None, or where they were asked for
     one an entity, in order of `metrics.entities`, which is None if the method knows none."""
+    strays: Sequence[Mapping[int, str]] = ()
+    """Entities: of each row the words that were told what is no tag of a word, and what; the answer
+    there is `O`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,6 +70,8 @@ class Predictions:
                 record = {"split": split, "row": row, "gold": self.gold[i], "pred": self.answers[i]}
                 if self.probabilities is not None:
                     record["scores"] = self.probabilities[i]
+                if self.strays and self.strays[i]:
+                    record["strays"] = {str(word): tag for word, tag in self.strays[i].items()}
                 lines.write(json.dumps(with_crc32(record), ensure_ascii=False) + "\n")
 
     @classmethod
@@ -94,7 +100,9 @@ class Predictions:
             raise damaged(path, error, AGAIN) from None
         gold, answers = ([record[key] for record in records.values()] for key in ("gold", "pred"))
         scores = [record["scores"] for record in records.values()] if True in with_scores else None
-        return cls(list(records), gold, answers, scores)
+        odd = [record.get("strays", {}) for record in records.values()]
+        strays = [{int(word): tag for word, tag in one.items()} for one in odd]
+        return cls(list(records), gold, answers, scores, strays if any(strays) else ())
 
     def without(self, left_out: Sequence[bool]) -> "Predictions":
         """The rows that are not left out."""
@@ -103,7 +111,8 @@ class Predictions:
         rows, gold, answers = (
             [values[i] for i in stay] for values in (self.rows, self.gold, self.answers)
         )
-        return Predictions(rows, gold, answers, shares)
+        strays = self.strays and [self.strays[i] for i in stay]
+        return Predictions(rows, gold, answers, shares, strays)
 
     def score(self, task: Task) -> dict[str, float]:
         """The task's metric, in percent."""
@@ -118,6 +127,9 @@ def _split_of(path: Path) -> str:
 def _check(record: Any, where: str) -> None:
     """A relation, or the tags of the words, and a probability a label or entity."""
     checked(record, {"row": int, "gold": str | list[str], "pred": str | list[str]}, where)
+    strays = checked(record.get("strays", {}), dict, f"{where}: strays")
+    if not all(word.isdecimal() and tag in STRAY_TAGS for word, tag in strays.items()):
+        raise InputError(f"{where}: strays: expected word numbers and tags that no word has")
     if not is_row(record["row"]) or type(record["gold"]) is not type(record["pred"]):
         raise InputError(f"{where}: expected a row number, and gold and pred of one kind")
     if "scores" in record:

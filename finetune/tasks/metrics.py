@@ -117,6 +117,15 @@ def relation_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray
 
 Entity = tuple[str, int, int]
 """(type, first word, last word)"""
+STRAY_TAGS = ("PAD", "X", "[CLS]", "[SEP]", "")
+"""What a chain over word pieces may say of a word beside its tags, their ids following; the empty
+one: the word has no piece."""
+
+
+def without_strays(tags: Sequence[str]) -> tuple[list[str], dict[int, str]]:
+    """Tags with `O` in the place of what no word has, and what stood there."""
+    strays = {place: tag for place, tag in enumerate(tags) if tag in STRAY_TAGS}
+    return ["O" if tag in STRAY_TAGS else tag for tag in tags], strays
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
@@ -140,6 +149,14 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     return spans
 
 
+def padded(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The predictions with `O` for the words where they were cut."""
+    return [
+        [*tags, *["O"] * (len(truth) - len(tags))]
+        for truth, tags in zip(gold, predicted, strict=True)
+    ]
+
+
 def entity_scores(
     gold: Sequence[Sequence[str]],
     predicted: Sequence[Sequence[str]],
@@ -159,6 +176,28 @@ def entity_scores(
         **prf(correct, claimed, true),
         "accuracy": 100 * same / len(words) if words else 0.0,
     }
+
+
+def hvpnet_entity_scores(
+    gold: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    strays: Sequence[Mapping[int, str]] = (),
+) -> dict[str, float]:
+    """`entity_scores` as HVPNeT's code counts, which PROMU says that it used: words that were cut
+    or have no piece are left out, so that the entities in them are not missed; a tag that no word
+    has stands as it is, so that it makes an entity or hides one.
+
+    Args:
+        predicted: tags of each sentence up to the word where it was cut.
+        strays: of each sentence place -> such a tag; none: there were none.
+    """
+    truths, guesses = [], []
+    for truth, guess, odd in zip(gold, predicted, strays or [{}] * len(gold), strict=True):
+        told = [odd.get(place, tag) for place, tag in enumerate(guess)]
+        words = [pair for pair in zip(truth, told, strict=False) if pair[1]]
+        truths.append([true for true, _ in words])
+        guesses.append([said for _, said in words])
+    return entity_scores(truths, guesses, "legacy")
 
 
 def entity_scores_by_type(

@@ -119,18 +119,15 @@ class Twitter(Task):
         return [list(row.tags) for row in rows]
 
     def to_answer(self, prediction: Sequence[int]) -> list[str]:
-        """Label ids -> tags."""
-        return [self.info.labels[label] for label in prediction]
+        """Label ids -> tags, and beyond these the stray ones."""
+        names = (*self.info.labels, *metrics.STRAY_TAGS)
+        return [names[label] for label in prediction]
 
     def score(
         self, gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
     ) -> Mapping[str, float]:
         """Exact span and type; a word beyond a prediction's end counts as `O`."""
-        whole = [
-            [*tags, *["O"] * (len(truth) - len(tags))]
-            for truth, tags in zip(gold, predicted, strict=True)
-        ]
-        return metrics.entity_scores(gold, whole)
+        return metrics.entity_scores(gold, metrics.padded(gold, predicted))
 
 
 class Twitter2015(Twitter):

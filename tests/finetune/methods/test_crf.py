@@ -7,7 +7,7 @@ import torch
 from torchcrf import CRF
 
 from finetune.methods.crf import LinearChainCRF, PieceTags, check_mask, illegal_transitions
-from finetune.tasks.metrics import entities
+from finetune.tasks.metrics import STRAY_TAGS, entities, without_strays
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -168,9 +168,11 @@ def test_piece_tags():
         ["[CLS]", "B-PER", "[SEP]", "PAD", "PAD", "PAD"],
     ]
     paths = [row[:length] for row, length in zip(got.tolist(), (5, 3), strict=True)]
-    assert tags.to_words(paths, starts, word_mask) == [[3, 0, 0], [1]]
+    assert tags.to_words(paths, starts, word_mask) == [[3, 9, 0], [1]]  # 9: no piece
     odd = [[0, tags.names.index("X"), 0, 2, 0], [0, tags.names.index("[SEP]"), 0]]
-    assert tags.to_words(odd, starts, word_mask) == [[0, 0, 1], [0]]
+    words = tags.to_words(odd, starts, word_mask)
+    stray = [[(*BIO, *STRAY_TAGS)[tag] for tag in row] for row in words]
+    assert stray == [["X", "", "B-PER"], ["[SEP]"]]
 
 
 # ---------------------------------------------------------------------- probability of an entity
@@ -251,7 +253,8 @@ def test_entity_probabilities_of_a_chain_of_pieces():
         sums = dict.fromkeys(some, 0.0)
         for path, share in enumerated(crf, emissions[row][mask[row]], legal=False):
             (tags,) = pieces.to_words([path], places[row : row + 1], words[row : row + 1])
-            for entity in entities([("O", "B-A", "I-A")[tag] for tag in tags]):
+            said, _ = without_strays([("O", "B-A", "I-A", *STRAY_TAGS)[tag] for tag in tags])
+            for entity in entities(said):
                 sums[entity] += share
         assert found[row] == pytest.approx(list(sums.values()), abs=2e-6)
     assert max(map(max, found)) > 0.1

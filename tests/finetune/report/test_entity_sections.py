@@ -1,7 +1,9 @@
 """Reports on entities: types, what becomes what, and the sentences that went wrong most."""
 
+import json
+
 from finetune.__main__ import main
-from finetune.report.entity_sections import entity_cases, entity_pairs, entity_table
+from finetune.report.entity_sections import entity_cases, entity_pairs, entity_table, scorer_table
 from finetune.run.results import Predictions
 
 GOLD = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG"], ["O", "O"]]
@@ -24,7 +26,15 @@ def test_types_pairs_and_cases():
     ]
 
 
-def test_a_report_of_entities(tmp_path, tiny_model):
+def test_both_scorers_side_by_side():
+    """The second sentence was cut before its entity; a stray tag in the first makes one."""
+    said = [SAID[0], ["O"], ["O", "O"]]
+    run = Predictions([0, 1, 4], GOLD, said, None, [{2: "X"}, {}, {}])
+    (row,) = scorer_table({"mine": [run]}).rows
+    assert row == ["mine", "40.00", "50.00", "33.33", "40.00", "33.33", "50.00", "1", "1"]
+
+
+def test_a_report_of_entities(tmp_path, tiny_model, capsys):
     for split in ("train", "valid", "test"):
         tweets = (f"IMGID:{i}\nBob\tB-PER\nin\tO\nOslo\tB-LOC\n\n" for i in range(8))
         (tmp_path / f"{split}.txt").write_text("".join(tweets))
@@ -34,5 +44,11 @@ def test_a_report_of_entities(tmp_path, tiny_model):
     )
     main(f"report {tmp_path}/ner --out {tmp_path}/report.md".split())
     text = (tmp_path / "report.md").read_text()
+    assert "## As HVPNeT's code counts twitter2017" in text
+    capsys.readouterr()
+    main(f"evaluate {tmp_path}/ner --data {tmp_path} --scorer hvpnet".split())
+    told = json.loads((tmp_path / "ner/evaluate_test_scorer-hvpnet.json").read_text())
+    assert told["scorer"] == "hvpnet" and not (tmp_path / "ner/evaluate_test.json").exists()
+    assert f"f1 {told['f1']['mean']:.2f}" in capsys.readouterr().out
     assert "## Entity types of twitter2017" in text and "## Hardest cases of twitter2017" in text
     assert (tmp_path / "report_twitter2017_confusion.png").is_file()

@@ -32,7 +32,7 @@ def test_round_trip(predictions, tmp_path):
     again = Predictions.read(predictions)
     assert (again.rows, again.gold, again.answers) == ([0, 3], ["a", "x\u2028y"], ["a", "a"])
     assert again.probabilities == [[0.75, 0.25], [0.5, 0.5]] and len(again) == 2
-    tags = Predictions([0], [["B-PER", "O"]], [["O"]], None)
+    tags = Predictions([0], [["B-PER", "O"]], [["O"]], None, [{0: "[SEP]"}])
     tags.write(tmp_path / "tags.jsonl")
     assert Predictions.read(tmp_path / "tags.jsonl") == tags
 
@@ -59,6 +59,9 @@ def test_cut_predictions(predictions, cut):
         lambda record: record.update(scores=[0.5, "0.5"]),
         lambda record: record.update(scores=[float("nan"), 1.0]),
         lambda record: record.pop("scores"),
+        lambda record: record.update(strays={"x": "X"}),
+        lambda record: record.update(strays={"0": "B-PER"}),
+        lambda record: record.update(strays=[]),
     ],
 )
 def test_edited_predictions(predictions, edit):

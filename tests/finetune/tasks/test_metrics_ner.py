@@ -13,7 +13,14 @@ from seqeval.metrics import (
 )
 from seqeval.metrics.sequence_labeling import get_entities
 
-from finetune.tasks.metrics import entities, entity_scores, entity_scores_by_type
+from finetune.tasks.metrics import (
+    entities,
+    entity_scores,
+    entity_scores_by_type,
+    hvpnet_entity_scores,
+    padded,
+    without_strays,
+)
 
 BIO = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]
 ODD = [*BIO, "X", "PAD", "[SEP]", "[CLS]", "E-PER", "S-LOC", "B", "I", "B-a-b"]
@@ -81,6 +88,29 @@ def test_fixed_scorer_reads_odd_predictions_as_o():
         assert entity_scores(gold, [stray.split()])["f1"] == 100
     with pytest.raises(ValueError, match="scorer"):
         entity_scores(gold, gold, scorer="lenient")
+
+
+def test_hvpnets_scorer_by_hand_and_by_seqeval():
+    """A sentence cut after three of five words, a word without a piece, an X where O is right, an X
+    within an entity."""
+    gold = ["B-PER I-PER O O B-LOC", "O B-ORG O B-PER", "B-LOC I-LOC O O"]
+    told = ["B-PER I-PER O", "X  O B-PER", "B-LOC X O O"]
+    gold, told = ([line.split(" ") for line in lines] for lines in (gold, told))
+    answers, strays = zip(*map(without_strays, told), strict=True)
+    assert strays == ({}, {0: "X", 1: ""}, {1: "X"})
+    assert answers[1] == ["O", "O", "O", "B-PER"] and answers[2][1] == "O"
+    scores = hvpnet_entity_scores(gold, answers, strays)
+    truth = [gold[0][:3], ["O", "O", "B-PER"], gold[2]]
+    said = [told[0], ["X", "O", "B-PER"], told[2]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, oracle in (("precision", precision_score), ("recall", recall_score)):
+            assert scores[name] == pytest.approx(100 * oracle(truth, said))
+    ours = entity_scores(gold, padded(gold, answers))
+    assert (ours["precision"], ours["recall"]) == (pytest.approx(200 / 3), 40)  # LOC and ORG missed
+    assert scores["recall"] == pytest.approx(200 / 3)  # of three: LOC and ORG are not asked
+    same = hvpnet_entity_scores(gold, gold)
+    assert same == entity_scores(gold, gold) and same["f1"] == 100
 
 
 def test_unequal_lengths_are_refused():
