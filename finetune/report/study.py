@@ -11,7 +11,7 @@ A study is a YAML file in `finetune/configs/studies/` (or of your own)::
         none: {}                                 # as it is
         "10 %": {tool: align-noise, ratio: 0.1}  # a view; `only: [run, …]` limits it
         "8 shots": {tool: kshot, k: 8, settings: {optim.epochs: 20}}
-    small: {optim.epochs: 2}                     # over `settings`, with --small
+    small: {optim.epochs: 2}                     # over `settings`, with --small; a run may have one
     pretrain: {no_coe: {loss.coe: 0}}            # models trained first; runs say `init: $no_coe`
 
 A view whose scope is the test split is shown to the run that was trained without it; every other

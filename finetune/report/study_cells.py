@@ -69,6 +69,8 @@ def read_study(name: str) -> dict[str, Any]:
         content[key] = mapping(content[key], f"{path}: {key}")
         if key in ("runs", "tables", "pretrain"):
             content[key] = named_mappings(content[key], f"{path}: {key}")
+    for run, settings in content["runs"].items():
+        settings["small"] = mapping(settings.get("small"), f"{path}: runs: {run}: small")
     for title, columns in content["tables"].items():
         where = f"{path}: tables: {title}"
         content["tables"][title] = columns = named_mappings(columns, where)
@@ -125,7 +127,11 @@ def cells(
             changed = described["settings"]
             own_training = bool(changed) or (bool(view) and not shown_at_test(view))
             for run in only:
-                settings = filled(common | content["runs"][run], places) | changed
+                own = content["runs"][run]
+                own = {key: own[key] for key in own if key != "small"} | (
+                    own.get("small", {}) if small else {}
+                )
+                settings = filled(common | own, places) | changed
                 if view and "data" in settings:
                     raise InputError(f"table {table}: {column}: views are of the rows of --data")
                 cell = Cell(table, run, str(column), settings, view, own_training)

@@ -222,6 +222,12 @@ def test_small_and_placeholders(study):
     todo = list(cells(read_study(str(study)), True, {"model": "M"}))
     assert {cell.settings["init"] for cell in todo} == {"M"}
     assert todo[0].settings["optim.epochs"] == 1
+    content = read_study(str(study))
+    content["runs"]["text"]["small"] = {"method": "x", "optim.epochs": 7}
+    for small, expected in ((True, ("x", 7)), (False, ("mtb", 2))):
+        cell = next(cells(content, small, {"model": "M"}))
+        found = cell.settings["method"], cell.settings["optim.epochs"]
+        assert cell.run == "text" and found == expected and "small" not in cell.settings
     with pytest.raises(InputError, match="wants --model"):
         list(cells(read_study(str(study)), False, {}))
 
@@ -234,6 +240,7 @@ def test_small_and_placeholders(study):
         (("tables:", "tabels:"), "expected runs and tables"),
         (("runs:", "runs: ["), "while parsing"),
         (("{method: mtb, init: $model, images: none}", "3"), "runs: text: expected a mapping"),
+        (("images: none}", "images: none, small: 3}"), "runs: text: small: expected a mapping"),
         (("    all: {}", "    all: [text]"), "tables: Labels: all: expected a mapping"),
         (("{optim.epochs: 3}}", "3}"), "more epochs: settings: expected a mapping"),
         (("only: [text]", "only: text"), "more epochs: only: expected a list of runs"),
