@@ -19,8 +19,8 @@ def overlap(task: Task, rows: Mapping[str, Sequence[Any]]) -> list[str]:
         pictures = {row.image_id for row in split_rows} - {None}
         without = sum(row.image_id is None for row in split_rows)
         lines.append(
-            f"{split}: {len(split_rows)} rows, {len(pictures)} picture{'s' * (len(pictures) != 1)}"
-            + (f" ({without} rows without one)" if without else "")
+            f"{split}: {counted(len(split_rows), 'row')}, {counted(len(pictures), 'picture')}"
+            + (f" ({counted(without, 'row')} without one)" if without else "")
             + f", {_pairs(repeated)} repeated, {_pairs(contradicting)} repeated with another answer"
         )
         lines += [f"{split}: {fact}" for fact in peculiarities(split_rows)]
@@ -59,15 +59,16 @@ def peculiarities(rows: Sequence[Any]) -> list[str]:
     if overlapping:
         nested = sum(_nested(row) for row in relation_rows)
         facts.append(
-            f"head and tail share words in {len(overlapping)} rows (first: {overlapping[0]}), one "
+            f"head and tail share words in {counted(len(overlapping), 'row')} (first: "
+            f"{overlapping[0]}), one "
             f"within the other in {nested}"
         )
     ner_rows = [row for row in rows if isinstance(row, NERRow)]
     orphans = [number for row in ner_rows if (number := _orphans(row.tags))]
     if orphans:
         facts.append(
-            f"{sum(orphans)} I- tags after O, in {len(orphans)} posts: read as the beginning of an "
-            "entity (seqeval's default); strict IOB2 would not count them"
+            f"{counted(sum(orphans), 'I- tag')} after O, in {counted(len(orphans), 'post')}: read "
+            "as the beginning of an entity (seqeval's default), which strict IOB2 would not count"
         )
     return facts
 
@@ -110,10 +111,15 @@ def _shared(task: Task, one: str, first: Sequence[Any], other: str, second: Sequ
         if question(row) in answers
     ]
     return (
-        f"{other}: {len({row.tokens for row in shared})} posts in {len(shared)} rows and "
-        f"{len(pictures)} pictures occur in {one}, too; {len(repeated)} rows ask what {one} asks, "
-        f"{repeated.count(False)} of them with another answer"
+        f"{other}: also in {one}: {counted(len({row.tokens for row in shared}), 'post')} in "
+        f"{counted(len(shared), 'row')}, {counted(len(pictures), 'picture')}, "
+        f"{counted(len(repeated), 'question')} ({repeated.count(False)} with another answer)"
     )
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _pairs(places: Sequence[tuple[int, int]]) -> str:

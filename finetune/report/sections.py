@@ -123,19 +123,26 @@ def training(report: Report, curves: Mapping[str, Lines]) -> Section:
 
 
 def few_labels(report: Report) -> list[Section]:
-    """Where runs differ in the share of train."""
-    if (table := tables.fraction_table(report.results)) is None:
-        return []
-    path = report.figure("few_labels")
-    figures.study(series.few_labels(report.results), path)
-    scored = "Test F1 (dev where there is no test)"
-    caption = f"{scored} over shares of the training rows. {report.protocol()}"
-    picture = Picture(path, "Lines: test F1 over shares of the training rows", caption)
-    note = (
-        f"{scored} over shares of train. Runs of a line differ in nothing else but, where they do, "
-        "in how long they train and how often dev is read."
-    )
-    return [Section("Few labels", note, [table], [picture])]
+    """Where runs of a task differ in the share of train; scores of two tasks are no two values of
+    one thing, and share no table."""
+    sections = []
+    for task in report.tasks:
+        results = {name: report.results[name] for name in report.of_task(task)}
+        if (table := tables.fraction_table(results)) is None:
+            continue
+        alone = len(report.tasks) == 1
+        path = report.figure("few_labels" if alone else f"{task}_few_labels")
+        figures.study(series.few_labels(results), path)
+        scored = "Test F1 (dev where there is no test)"
+        caption = f"{scored} over shares of the training rows. {report.protocol(*results)}"
+        picture = Picture(path, "Lines: test F1 over shares of the training rows", caption)
+        note = (
+            f"{scored} over shares of train. Runs of a line differ in nothing else but, where they "
+            "do, in how long they train and how often dev is read."
+        )
+        title = "Few labels" if alone else f"Few labels of {task}"
+        sections.append(Section(title, note, [table], [picture]))
+    return sections
 
 
 def views(report: Report) -> list[Section]:

@@ -1,13 +1,17 @@
 """The same captions in each format that is read; what is damaged is a reject with its place."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from shards.boxes import FileDetector
 from shards.caption_files import CaptionRow, read_caption_rows
 from shards.corpora import captions
 from shards.files import InputError
 from shards.records import Refused
+from shards.schema import PictureMeta
 
 ROWS = [("1.jpg", "A dog, brown."), ("1.jpg", 'It "barks"'), ("b/2.jpg", "Zwei Hünde")]
 
@@ -92,3 +96,21 @@ def test_files_that_are_none(tmp_path, name, content, problem):
         read_caption_rows(tmp_path / name)
     with pytest.raises(InputError, match="not of JSON"):
         read_caption_rows(tmp_path / "c.jsonl", delimiter="tab")
+
+
+def test_the_page_of_formats_says_what_is_read(tmp_path):
+    """Each example of shards/README.md is taken as it stands."""
+    text = (Path(__file__).parents[2] / "shards/README.md").read_text(encoding="utf-8")
+    _, table, reject, _, sample, boxes = re.findall(r"^```\n(.*?)^```$", text, re.M | re.S)
+    (tmp_path / "c.csv").write_text(table)
+    rows = read_caption_rows(tmp_path / "c.csv")
+    assert rows == [
+        CaptionRow(2, "1.jpg", "A dog, brown."), CaptionRow(3, "b/2.jpg", "Two men on a bench ."),
+    ]  # fmt: skip
+    (tmp_path / "c.jsonl").write_text(re.search(r"^\.jsonl +(.*)$", text, re.M)[1])
+    assert read_caption_rows(tmp_path / "c.jsonl") == [CaptionRow(1, "1.jpg", "A dog, brown.")]
+    assert json.loads(reject).keys() == {"row", "where", "reason"}
+    picture = PictureMeta.parse(sample.encode(), "sample")
+    assert [pair.matched for pair in picture.pairs] == [True, False]
+    (tmp_path / "b.jsonl").write_text(boxes)
+    assert FileDetector(tmp_path / "b.jsonl")

@@ -181,7 +181,7 @@ def test_overlap(corpus, capsys):
     train, val, both = capsys.readouterr().out.splitlines()
     assert train.startswith("train: 400 rows, 200 pictures, ") and "(first: " in train
     assert val.startswith("val: 100 rows, 50 pictures, ")
-    assert both.startswith("val: 1 posts in 100 rows and 0 pictures occur in train, too; ")
+    assert both.startswith("val: also in train: 1 post in 100 rows, 0 pictures, ")
 
 
 def test_overlap_of_the_real_rows(shared_data, capsys):
@@ -192,8 +192,10 @@ def test_overlap_of_the_real_rows(shared_data, capsys):
     assert (
         "train: head and tail share words in 59 rows (first: 678), one within the other in" in out
     )
-    assert "6 rows ask what train asks, 6 of them with another answer" in out
-    assert "val: 5 posts in 6 rows and 0 pictures occur in train, too" in out
+    assert (
+        "val: also in train: 5 posts in 6 rows, 0 pictures, 6 questions (6 with another answer)"
+        in out
+    )
     main(["--data", str(shared_data / "twitter2017"), "--task", "twitter2017", "--overlap"])
     assert "train: 3373 rows" in capsys.readouterr().out
 

@@ -1,6 +1,6 @@
 """Which runs are points of one line, and where published figures stand."""
 
-from finetune.report import published, series, tables
+from finetune.report import published, sections, series, tables
 
 
 def result(fraction=1.0, f1=50.0, views=(), **more):
@@ -85,3 +85,21 @@ def test_our_rows_stand_above_the_published_ones():
     assert table.rows[0] == ["promu", "50.00", "50.00", "50.00", "this report, mine", "picture"]
     assert len(table.rows) == 1 + sum(entry.task == "mnre" for entry in published.FIGURES)
     assert tables.published_table("mnre", {"mine": run | {"per_seed": [{"train_rows": 9}]}}) is None
+
+
+def test_tasks_share_no_table_of_few_labels(tmp_path):
+    """Each has its own, with its own shares; a single one keeps the short title."""
+    named = {"all": result(1.0, 80), "tenth": result(0.1, 40)}
+    other = {f"ner {name}": {**found, "task": "twitter2017"} for name, found in named.items()}
+    for found in (*named.values(), *other.values()):
+        found |= {"dev": found["test"], "per_seed": [{}], "leaky": False}
+        found["provenance"]["kind"] = "relation"
+    other["ner half"] = {**other["ner all"], "provenance": result(0.5, 0)["provenance"]}
+    other["ner half"]["provenance"]["kind"] = "entity"
+    both = sections.Report({}, named | other, {}, tmp_path / "r.md")
+    first, second = sections.few_labels(both)
+    assert (first.title, second.title) == ("Few labels of mnre", "Few labels of twitter2017")
+    assert [len(s.tables[0].head) for s in (first, second)] == [3, 4]
+    assert (tmp_path / "r_twitter2017_few_labels.png").is_file()
+    (alone,) = sections.few_labels(sections.Report({}, named, {}, tmp_path / "r.md"))
+    assert alone.title == "Few labels" and (tmp_path / "r_few_labels.png").is_file()
