@@ -1,5 +1,6 @@
 """`python -m pretrain`, and what `launch/pretrain.sh` runs under any launcher."""
 
+import sys
 from collections.abc import Sequence
 
 from shards.command import Module, dispatch, exit_on_input_error, without_local_rank
@@ -47,5 +48,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     dispatch("python -m pretrain", COMMANDS, words, "The fusion encoder.", example)
 
 
+def run() -> None:
+    """`main` as a process of its own: the others of its job, and who started it, learn at once that
+    it has failed (`leave`)."""
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code and "torch" in sys.modules:
+            from pretrain.cluster.stopping import leave
+
+            leave(ended.code if isinstance(ended.code, int) else 1)
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    run()

@@ -325,6 +325,8 @@ def test_of_two_ranks_the_one_whose_worker_was_killed_is_named(pair_shards, tmp_
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_one_line(pair_shards, tmp_path):
+    """At once, as `leave` does: the interpreter's own end took 11 to 18 seconds beside other load,
+    which this test, and whoever supervises ranks, took for a process that hangs."""
     words = arguments(tmp_path / "run", pair_shards, "--optim.steps", "100000")
     words += ["--data.workers", "2"]
     process = subprocess.Popen(

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import pretrain.__main__
 from pretrain.cluster.stopping import SIGNALS, StopSignal, launchers, signals_blocked
 
 
@@ -66,3 +67,14 @@ def test_processes_forked_under_the_mask_live_on(number):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
+
+
+@pytest.mark.parametrize(("code", "status"), [(2, 2), ("a word", 1), (None, None), (0, None)])
+def test_a_process_that_fails_leaves_at_once(monkeypatch, code, status):
+    """One that ends well takes its interpreter down in good order."""
+    left = []
+    monkeypatch.setattr("pretrain.cluster.stopping.leave", left.append)
+    monkeypatch.setattr("pretrain.__main__.main", lambda: sys.exit(code))
+    with pytest.raises(SystemExit):  # `leave` itself would not come back
+        pretrain.__main__.run()
+    assert left == ([] if status is None else [status])

@@ -1,14 +1,15 @@
 """The picture store: right pixels, everything absent counted, never a stand-in."""
 
 import os
+import resource
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.inputs.picture_store import open_store
+from finetune.inputs.picture_store import new_array, open_store
 from finetune.inputs.pictures import RESIZERS, Part, blank_store, decode_images
-from shards.files import InputError
+from shards.files import DISK_FULL, InputError
 
 
 @pytest.fixture
@@ -100,6 +101,20 @@ def test_no_half_built_store(folder, tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         store(folder, ["a.png"], tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_store_that_does_not_fit_is_an_error_and_leaves_nothing(folder, tmp_path):
+    """Its place is taken before the first pixel is written; a sparse file would end in SIGBUS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError) as full:
+            store(folder, ["a.png"], tmp_path, size=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.value.errno in DISK_FULL and list((tmp_path / "cache").iterdir()) == []
+    new_array(tmp_path / "a.npy", (1 << 20,), "uint8")
+    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 1 << 20
 
 
 def test_parts_of_a_picture_equal_pillows_crops(folder, tmp_path):
