@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -219,18 +220,38 @@ def workers_watched() -> Iterator[None]:
     would wait for them at its exit without end."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not (reason := dead_worker(error)):
             raise
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"rank {distributed.rank()}: {reason.rstrip('. ')}: out of memory? data.workers sets "
             "how many there are; the same command goes on from the last complete checkpoint"
         ) from None
     finally:
         if sys.exc_info()[0] is not None:
+            # PyTorch raises for every worker that dies, also for those that die here, by our hand.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
             for worker in multiprocessing.active_children():
                 worker.kill()
+                worker.join()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+
+
+def dead_worker(error: Exception) -> str:
+    """What PyTorch says of a loader worker that has died, if `error` comes of that; else "".
+
+    A batch that a worker has made is fetched through it: of one that is gone the connection breaks,
+    and that may come first. The process itself ends a little later than its connections.
+    """
+    broken = isinstance(error, ConnectionError | EOFError | FileNotFoundError)
+    try:
+        for _ in range(100 if broken and not getattr(error, "filename", None) else 0):
+            torch._C._error_if_any_worker_fails()
+            time.sleep(0.02)
+    except RuntimeError as told:
+        error = told
+    reason = str(error).strip().partition("\n")[0]
+    return reason if "DataLoader worker" in reason else ""
 
 
 def panel(validator: Validator, columns: dict[str, Tensor], config: PretrainConfig) -> np.ndarray:

@@ -1,11 +1,16 @@
 """What the loop makes of its loader."""
 
+import multiprocessing
+import os
+import signal
+import time
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data.batch import PretrainBatch
-from pretrain.steps import Feed
+from pretrain.steps import Feed, workers_watched
 from shards.files import InputError
 
 
@@ -24,6 +29,40 @@ def test_an_error_out_of_a_loader_process_is_one_line(workers):
         next(feed)
     expected = "rank 0: train-000007.tar: pair-12: undecodable image in shard (truncated)"
     assert str(caught.value) == expected
+
+
+class Numbers(Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, number):
+        return torch.full((9,), number)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_worker_that_is_gone_is_named_however_that_shows(heard):
+    """By PyTorch's signal, or first by the connection through which its last batches come; and the
+    workers that die by our own hand then say nothing more."""
+    stream = iter(DataLoader(Numbers(), num_workers=2, prefetch_factor=8))
+    try:
+        next(stream)
+        time.sleep(0.5)  # the others are made, and not fetched
+        if not heard:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        with pytest.raises(InputError, match=r"^rank 0: DataLoader worker"), workers_watched():
+            for worker in multiprocessing.active_children()[: 1 if heard else None]:
+                os.kill(worker.pid, signal.SIGKILL)
+            for _ in stream:
+                time.sleep(0.01)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    assert not multiprocessing.active_children()
+
+
+def test_what_breaks_while_all_workers_live_stays_what_it_is():
+    for error in (ConnectionResetError("peer"), RuntimeError("other"), OSError("disk")):
+        with pytest.raises(type(error), match=str(error)), workers_watched():
+            raise error
 
 
 def test_the_last_steps_see_all_patches():
