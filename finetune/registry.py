@@ -22,21 +22,27 @@ class MethodEntry(NamedTuple):
     text: str
     kinds: tuple[str, ...] = ("relation",)
     """Kinds of task that it can do."""
+    takes: str = "text and fusion layers, vision, bridge"
+    """What it takes of an `--init` that is a fusion model."""
 
 
 BOTH = ("entities", "relation")
+_TEXT = "text and fusion layers"
+_OR_VISION = f"{_TEXT}; vision by --model.vision init"
 _OURS = "finetune.methods."
 METHODS = {
     "mtb": MethodEntry(
         f"{_OURS}mtb:MTB",
         f"{_OURS}config:MTBConfig",
         "MTB: text only, the states of the two opening entity markers (Baldini Soares, ACL 2019).",
+        takes=_TEXT,
     ),
     "bert_crf": MethodEntry(
         f"{_OURS}bert_crf:BertCrf",
         f"{_OURS}config:BertCrfConfig",
         "BERT-CRF: text only, emissions at first pieces, CRF over words.",
         ("entities",),
+        takes=_TEXT,
     ),
     "promu": MethodEntry(
         f"{_OURS}promu:Promu",
@@ -48,6 +54,7 @@ METHODS = {
         f"{_OURS}retrieval.model:Retrieval",
         f"{_OURS}retrieval.config:RetrievalConfig",
         "Retrieval: post and picture ask, descriptions of the relations answer (after RoC, 2025).",
+        takes=f"{_TEXT}, vision, bridge, projections",
     ),
     "two_tower": MethodEntry(
         f"{_OURS}two_tower:TwoTower",
@@ -89,6 +96,7 @@ METHODS = {
         f"{_OURS}config:GenerativeConfig",
         "A generative model that reads pictures: labels' words scored, zero-shot or with LoRA.",
         BOTH,
+        takes="nothing: it begins with a generative model of transformers",
     ),
     "dgfpt": MethodEntry(
         f"{_OURS}dgfpt.model:Dgfpt",
@@ -105,28 +113,33 @@ METHODS = {
         f"{_OURS}mkgformer.config:MKGformerConfig",
         "MKGformer: BERT and CLIP in lock-step, joined in their last layers (SIGIR 2022).",
         BOTH,
+        takes=_OR_VISION,
     ),
     "hvpnet": MethodEntry(
         f"{_OURS}hvpnet.model:Hvpnet",
         f"{_OURS}hvpnet.config:HvpnetConfig",
         "HVPNeT: a picture's pyramid as key and value prefixes of every BERT layer (NAACL 2022).",
         BOTH,
+        takes=_OR_VISION,
     ),
     "tmr": MethodEntry(
         f"{_OURS}tmr.model:Tmr",
         f"{_OURS}tmr.config:TmrConfig",
         "TMR: the picture, and one generated from the text, weighted by how well they match it.",
         BOTH,
+        takes=_OR_VISION,
     ),
     "camim_hvpnet": MethodEntry(
         f"{_OURS}camim.model:CamimHvpnet",
         f"{_OURS}camim.config:CamimHvpnetConfig",
         "CAMIM on HVPNeT: captions that align pictures with the text; mutual information kept.",
+        takes=_OR_VISION,
     ),
     "camim_tmr": MethodEntry(
         f"{_OURS}camim.model:CamimTmr",
         f"{_OURS}camim.config:CamimTmrConfig",
         "CAMIM on TMR: captions that align pictures with the text; mutual information kept.",
+        takes=_OR_VISION,
     ),
 }
 TASKS = {

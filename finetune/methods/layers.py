@@ -27,14 +27,17 @@ from shards.redact import without_secrets
 LOG = logging.getLogger(__name__)
 
 
-def load_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert, Any]:
+def load_text_encoder(source: Source, task: TaskInfo, *, vision: bool = False) -> tuple[Bert, Any]:
     """A text-only BERT or its kin without pooler, with word rows for the task's special tokens: for
     methods whose mathematics sits inside BERT's attention.
+
+    Args:
+        vision: whether the method takes the source's vision tower by itself, for the log.
 
     Raises:
         InputError: a text encoder of another family.
     """
-    encoder, tokenizer = load_any_text_encoder(source, task)
+    encoder, tokenizer = load_any_text_encoder(source, task, vision=vision)
     return inside_bert(encoder, source), tokenizer
 
 
@@ -52,15 +55,18 @@ def inside_bert(encoder: Any, source: Source) -> Bert:
     return encoder
 
 
-def load_any_text_encoder(source: Source, task: TaskInfo) -> tuple[Bert | LibraryText, Any]:
+def load_any_text_encoder(
+    source: Source, task: TaskInfo, *, vision: bool = False
+) -> tuple[Bert | LibraryText, Any]:
     """The same of any family, for methods that read its last states alone."""
     encoder, tokenizer = load_text_tower(source.directory, random_weights=source.random_weights)
+    left = "" if vision else "vision, "
     if source.directory.kind != MODEL_TYPE:
-        tell(source, f"the {encoder.config.model_type} of {{}}")
+        takes(source, f"the {encoder.config.model_type}")
     elif isinstance(encoder, Bert):
-        tell(source, "text and fusion layers of {}; left: vision, bridge, projections")
+        takes(source, f"text and fusion layers; left: {left}bridge, projections")
     else:
-        tell(source, "text tower of {}; left: fusion layers, vision, bridges, projections")
+        takes(source, f"text tower; left: fusion layers, {left}bridges, projections")
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer
@@ -75,11 +81,16 @@ def load_fusion_encoder(
         projections: whether the method reads them, for the log.
     """
     encoder, tokenizer = load_fusion(source.directory, random_weights=source.random_weights)
-    parts = "text, fusion layers, vision and bridge of {}"
-    tell(source, f"projections, {parts}" if projections else f"{parts}; unused: projections")
+    parts = "text, fusion layers, vision, bridge"
+    takes(source, f"{parts}, projections" if projections else f"{parts}; left: projections")
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
         encoder.resize_token_embeddings(len(tokenizer))
     return encoder, tokenizer
+
+
+def takes(source: Source, parts: str) -> None:
+    """The line of the log that says what a method took of `--init`, and what it left there."""
+    tell(source, f"takes of --init {{}}: {parts}")
 
 
 def tell(source: Source, line: str) -> None:

@@ -32,7 +32,7 @@ def methods() -> Iterator[tuple[str, str]]:
     """Name -> what it is, and which kinds of task it can do."""
     for name in sorted(registry.known("methods")):
         if entry := registry.METHODS.get(name):
-            yield name, f"{entry.text} [{', '.join(entry.kinds)}]"
+            yield name, f"{entry.text} [{', '.join(entry.kinds)}] takes of --init: {entry.takes}"
         else:
             yield name, described("methods", name)
 

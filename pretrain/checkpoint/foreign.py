@@ -28,7 +28,7 @@ _attn_implementation_autoset _commit_hash _num_labels attn_implementation bad_wo
 begin_suppress_tokens classifier_dropout_prob cls_token_id cross_attention_hidden_size
 decoder_start_token_id directionality diversity_penalty do_sample dropout early_stopping
 encoder_no_repeat_ngram_size eos_token_ids exponential_decay_length_penalty finetuning_task
-forced_bos_token_id forced_eos_token_id gradient_checkpointing language length_penalty
+forced_bos_token_id forced_eos_token_id fusion_vision gradient_checkpointing language length_penalty
 logit_scale_init_value mask_token_id max_length min_length model_type name no_repeat_ngram_size
 num_beam_groups num_beams num_labels num_return_sequences output_past output_scores
 pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
@@ -38,7 +38,7 @@ tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype 
 typical_p use_bfloat16 use_cache vision_config_dict vision_tower
 vocab_size_or_config_json_file xla_device
 """  # where it comes from, how it was trained, what a head or a text generator would read;
-# `vision_tower` is of fine-tuned runs of ours, whose methods read it
+# `vision_tower` and `fusion_vision` are of fine-tuned runs of ours, whose methods read it
 _HARMLESS = frozenset(_NO_MATTER.split())
 WRAPPED = r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\."
 """What DDP and `torch.compile` put into names."""

@@ -49,6 +49,21 @@ class FusionOutput:
     """(B, L+1+K, D): text positions, class token, patches row by row; (B, L, D) without picture."""
 
 
+def vision_tower(config: FusionEncoderConfig) -> PlainViT | LibraryVision:
+    """The vision tower of a configuration, with random weights."""
+    if config.vision_config:
+        with possible("vision_config"):
+            return LibraryVision.of(config.vision_config, config.image_size)
+    return PlainViT(
+        config.image_size,
+        config.patch_size,
+        config.vision_hidden_size,
+        config.vision_layers,
+        config.vision_heads,
+        config.vision_norm_eps,
+    )
+
+
 class FusionEncoder(Embedder):
     """Text tower, vision tower, fusion layers, and the two contrastive projections."""
 
@@ -67,19 +82,7 @@ class FusionEncoder(Embedder):
             wide = self.text.config.hidden_size
             same = wide == config.hidden_size
             self.text_bridge = nn.Identity() if same else nn.Linear(wide, config.hidden_size)
-        self.vision: PlainViT | LibraryVision
-        if config.vision_config:
-            with possible("vision_config"):
-                self.vision = LibraryVision.of(config.vision_config, config.image_size)
-        else:
-            self.vision = PlainViT(
-                config.image_size,
-                config.patch_size,
-                config.vision_hidden_size,
-                config.vision_layers,
-                config.vision_heads,
-                config.vision_norm_eps,
-            )
+        self.vision = vision_tower(config)
         widths = config.vision_hidden_size, config.hidden_size
         self.bridge = nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths)
         if config.fusion_layers and config.encoder_layout != "shared_twice":

@@ -39,8 +39,8 @@ class PlainViT(nn.Module):
                 truncated_normal(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, pixel_values: Tensor, kept_patches: Tensor | None = None) -> Tensor:
-        """(N, 3, S, S) -> (N, 1+K, D), class token first; (N, 1+M, D) of (N, M) patches.
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, 1+K, D) that the first layer reads.
 
         Raises:
             ValueError: S is not `image_size`.
@@ -52,7 +52,15 @@ class PlainViT(nn.Module):
             )
         patches = self.patch_embed(pixel_values)
         states = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        states = states + self.pos_embed
+        return states + self.pos_embed
+
+    def forward(self, pixel_values: Tensor, kept_patches: Tensor | None = None) -> Tensor:
+        """(N, 3, S, S) -> (N, 1+K, D), class token first; (N, 1+M, D) of (N, M) patches.
+
+        Raises:
+            ValueError: as `embed`.
+        """
+        states = self.embed(pixel_values)
         if kept_patches is not None:
             places = functional.pad(kept_patches + 1, (1, 0))  # the class token stands at 0
             states = states.take_along_dim(places[..., None], dim=1)

@@ -47,7 +47,8 @@ class HvpnetConfig(Profiled):
     """Relations. released (legacy): the closing marker of an entity at the text's end is lost, and
     between neighbours one opens before the other closes. whole (fixed): four markers, nested."""
     vision: str = "resnet50.tv_in1k"
-    """A timm ResNet, or a directory in timm's layout."""
+    """A timm ResNet, or a directory in timm's layout; init: the vision tower of --init's fusion
+    model, whose picture size is taken, four of its layers standing for a ResNet's stages."""
     vision_random: bool = False
     """Draw the ResNet's weights at random."""
     vision_width: int = 64

@@ -25,14 +25,8 @@ from finetune.methods.layers import (
     load_text_encoder,
     marker_states,
 )
-from finetune.methods.towers.resnet import (
-    TOKENS,
-    FrozenPyramid,
-    ResNetPyramid,
-    load_resnet,
-    prompt_tokens,
-)
-from finetune.methods.towers.timm_model import drawn_at_random
+from finetune.methods.towers.grid import load_pyramid
+from finetune.methods.towers.resnet import TOKENS, FrozenPyramid, ResNetPyramid, prompt_tokens
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert
 
@@ -88,18 +82,13 @@ class Hvpnet(Method):
     @classmethod
     def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple["Hvpnet", Any]:
         """From a BERT directory or the text side of a fusion model, and a ResNet."""
-        encoder, tokenizer = load_text_encoder(source, task)
-        vision = load_resnet(
-            config.vision,
-            random_weights=drawn_at_random(source, config.vision_random),
-            width=config.vision_width,
-        )
-        return cls(encoder, vision, task, config), tokenizer
+        encoder, tokenizer = load_text_encoder(source, task, vision=config.vision == "init")
+        return cls(encoder, load_pyramid(config, source, encoder), task, config), tokenizer
 
     @property
     def image_size(self) -> int:
         """Side of the pictures."""
-        return self.config.image_size
+        return self.vision.image_size or self.config.image_size
 
     def train(self, mode: bool = True) -> "Hvpnet":
         """As everywhere, but a frozen ResNet keeps its BatchNorm's running statistics."""
@@ -151,7 +140,7 @@ class Hvpnet(Method):
 
     def _nothing(self) -> Tensor:
         """(1, 4, C): what the ResNet sees in a picture of the mean colour."""
-        size = self.config.image_size
+        size = self.image_size
         return self._tokens(self.vision.mean.new_zeros(1, 3, size, size))
 
     def before_training(self, run: Any) -> None:

@@ -30,8 +30,8 @@ class MKGformerConfig(Profiled):
     }
     former: ClassVar = {"preset": ("profile", {"modern": "fixed"})}
     vision: str = "openai/clip-vit-base-patch32"
-    """CLIP vision tower: hub id or directory; init: the ViT of --init's fusion model, where it is
-    as wide and deep as its text side; random: new weights in the text tower's sizes."""
+    """CLIP vision tower: hub id or directory; init: the ViT of --init's fusion model, if it has
+    its text side's width and heads; random: new weights in the text tower's sizes."""
     vision_patch: int = 32
     """Patch side in pixels of a random tower."""
     vg: int = 3

@@ -4,7 +4,7 @@ B: rows, L: word pieces, K: visual tokens, D: hidden size, C: labels; i: number 
 README.md, Layers. In the last `fusion_layers` layers,
 
 * prefix-guided interaction (PGI): vision layer i attends to the keys and values of text layer i-1,
-  put before its own;
+  put before its own; of towers of different depth the last layers are joined;
 * correlation-aware fusion (CAF): with C the heads of text layer i before their output projection
   and V the output of vision layer i, A = softmax(C Vᵀ) V, and the feed-forward layer becomes
   W2 GELU(W1 x + b1 + W3 A + b3).
@@ -69,6 +69,7 @@ class MKGformer(Method):
         self.encoder, self.vision, self.config, self.pad_id = encoder, vision, config, pad_id
         setattr(encoder.config, STORED, vision.config.to_dict())  # for `saved_tower`
         self.first = sizes.num_hidden_layers - config.fusion_layers
+        self.vision_first = vision.config.num_hidden_layers - config.fusion_layers
         self.caf_scale = 1.0 if config.caf_scale == "one" else sizes.hidden_size**-0.5
         self.fusion = nn.ModuleList(
             nn.Linear(sizes.hidden_size, sizes.intermediate_size)
@@ -90,7 +91,7 @@ class MKGformer(Method):
     ) -> tuple["MKGformer", Any]:
         """Text side of a fusion model or any BERT, and the vision tower that the settings name."""
         config = config.settled(task.kind)
-        encoder, tokenizer = load_text_encoder(source, task)
+        encoder, tokenizer = load_text_encoder(source, task, vision=config.vision == "init")
         longest = encoder.longest_text
         if (config.pad_to or 0) > longest:
             raise InputError(
@@ -111,7 +112,7 @@ class MKGformer(Method):
             check_towers(encoder.config, sizes, config.fusion_layers)
             vision = VisionTower(sizes, layout)
             vision.load(state, config.positions or "clip", config.vision)
-            LOG.info("mkgformer, text: %s; %s", source.path, line)
+            LOG.info("mkgformer, %s", line)
         return cls(encoder, vision, task, config, tokenizer.pad_token_id), tokenizer
 
     @property
@@ -148,7 +149,7 @@ class MKGformer(Method):
     def see_alone(self, seen: Tensor, seen_mask: Tensor | None = None) -> Tensor:
         """The vision layers below those that read the text; arguments as of `encode`."""
         own_keys = None if seen_mask is None else seen_mask[:, None, None, :]
-        for block in islice(self.vision.layers, self.first):
+        for block in islice(self.vision.layers, self.vision_first):
             seen = vision_layer(block, seen, own_keys)
         return seen
 
@@ -183,7 +184,7 @@ class MKGformer(Method):
             text, prefix = text_layer(layer, text, text_keys)
         joined = zip(
             islice(self.encoder.encoder.layers, self.first, None),
-            islice(self.vision.layers, self.first, None),
+            islice(self.vision.layers, self.vision_first, None),
             self.fusion,
             strict=True,
         )
@@ -274,7 +275,7 @@ def join(states: Tensor) -> Tensor:
 
 def check_towers(text: BertConfig, vision: CLIPVisionConfig, fusion_layers: int) -> None:
     """Raises: InputError where layers cannot be joined pairwise."""
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+    for name in ("hidden_size", "num_attention_heads"):
         ours, theirs = getattr(text, name), getattr(vision, name)
         if ours != theirs:
             raise InputError(
@@ -285,4 +286,9 @@ def check_towers(text: BertConfig, vision: CLIPVisionConfig, fusion_layers: int)
         raise InputError(
             f"--model.fusion_layers {fusion_layers}: PGI reads the text layer below, and the text "
             f"tower has {text.num_hidden_layers} layers"
+        )
+    if fusion_layers > vision.num_hidden_layers:
+        raise InputError(
+            f"--model.fusion_layers {fusion_layers}: the vision tower has "
+            f"{vision.num_hidden_layers} layers"
         )

@@ -44,7 +44,8 @@ class TmrConfig(Profiled):
     version: Literal["v2", "v1"] = "v2"
     """v1 (relations): the upload of July 2023, without pooled shortcuts and the layers on top."""
     vision: str = "resnet50.a1_in1k"
-    """timm ResNet, or a directory in timm's layout; none: no vision tower, for --images none."""
+    """timm ResNet, or a directory in timm's layout; init: the vision tower of --init's fusion model
+    and its picture size; none: no vision tower, for --images none."""
     vision_random: bool = False
     """Draw the vision tower's weights at random also where the text tower's are loaded."""
     vision_width: int = 64

@@ -29,8 +29,8 @@ from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.fusion import Look, Streams, TmrHead, look, look_up, pooled
 from finetune.methods.tmr.inputs import providers
 from finetune.methods.tmr.released import LENGTHS, empty_regions
-from finetune.methods.towers.resnet import FrozenMaps, ResNetPyramid, load_resnet
-from finetune.methods.towers.timm_model import drawn_at_random
+from finetune.methods.towers.grid import load_pyramid
+from finetune.methods.towers.resnet import FrozenMaps, ResNetPyramid
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert
 
@@ -103,13 +103,15 @@ class Tmr(Method):
     @classmethod
     def build(cls, config: Any, task: TaskInfo, source: Source) -> tuple["Tmr", Any]:
         """BERT from `source` (a fusion model's text side, or a BERT), the ResNet from timm."""
-        encoder, tokenizer = load_text_encoder(source, task)
-        return cls(encoder, build_vision(config, source), task, config), tokenizer
+        encoder, tokenizer = load_text_encoder(source, task, vision=config.vision == "init")
+        vision = None if config.vision == "none" else load_pyramid(config, source, encoder)
+        return cls(encoder, vision, task, config), tokenizer
 
     @property
     def image_size(self) -> int:
-        """As configured: the vision tower takes any."""
-        return self.config.image_size
+        """As configured: a ResNet takes any; else the vision tower's own."""
+        own = None if self.vision is None else self.vision.image_size
+        return own or self.config.image_size
 
     @property
     def frozen_vision(self) -> FrozenMaps | None:
@@ -226,14 +228,6 @@ class Tmr(Method):
     ) -> Tensor | None:
         """The cross-entropy; a method built on this one may add to it."""
         return loss
-
-
-def build_vision(config: TmrConfig, source: Source) -> ResNetPyramid | None:
-    """The ResNet, or None where there is none."""
-    if config.vision == "none":
-        return None
-    at_random = drawn_at_random(source, config.vision_random)
-    return load_resnet(config.vision, random_weights=at_random, width=config.vision_width)
 
 
 def source_scores(batch: Batch, k: int, seen: Tensor | None) -> Tensor:

@@ -31,6 +31,8 @@ class ResNetPyramid(nn.Module):
 
     mean: Tensor
     std: Tensor
+    image_size: int | None = None
+    """S, where the net takes no other."""
 
     def __init__(self, net: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """

@@ -12,6 +12,7 @@ from finetune import registry
 from finetune.inputs.load import load_split
 from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
+from finetune.methods.towers.grid import GridPyramid
 from finetune.predict.extractor import Extractor
 from finetune.run.checkpoint import save_method
 from finetune.tasks.mnre import Mnre
@@ -212,11 +213,34 @@ def test_pictures_inside_bert_refuse_the_rest(method, published, tasks, tmp_path
         method_class.build(method_class.Config(), tasks[0].info, Source(str(model)))
 
 
+@pytest.mark.parametrize("vision", VISIONS)
+def test_maps_of_a_vision_tower(vision, published, tmp_path):
+    """Of a ViT four layers, the last of which is, normed, what the encoder sees; of a net with
+    stages these, the last one as it is."""
+    model = tmp_path / "model"
+    convert([str(published("bert")), str(model), "--vision", str(published(vision))])
+    encoder = FusionEncoder.from_pretrained(model)
+    pyramid = GridPyramid(encoder.vision, encoder.config).eval()
+    size = encoder.config.image_size
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        maps = pyramid(pyramid.normalise(pixels))
+        expected = encoder.encode_image(pixels)[:, 1:]
+    last = maps[-1].flatten(2).transpose(1, 2)
+    assert tuple(stage.shape[1] for stage in maps) == pyramid.channels and len(maps) == 4
+    if vision not in ("resnet", "convnext", "efficientnet"):
+        assert len({stage.shape for stage in maps}) == 1
+        norm = encoder.vision.norm if vision == "plain" else encoder.vision.net.norm
+        last = norm(last)
+    if vision != "efficientnet":  # a last convolution widens its map
+        torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "line"),
     [
-        ("mtb", "text and fusion layers of MODEL; left: vision, bridge, projections"),
-        ("promu", "text, fusion layers, vision and bridge of MODEL; unused: projections"),
+        ("mtb", "text and fusion layers; left: vision, bridge, projections"),
+        ("promu", "text, fusion layers, vision, bridge; left: projections"),
     ],
 )
 def test_a_method_says_what_it_takes(method, line, tiny_model, tasks, caplog):
@@ -226,7 +250,7 @@ def test_a_method_says_what_it_takes(method, line, tiny_model, tasks, caplog):
         with caplog.at_level("INFO"):
             source = Source(str(tiny_model), random_weights=random)
             method_class.build(method_class.Config(), tasks[0].info, source)
-        told = line.replace("MODEL", str(tiny_model)) + ", drawn at random" * random
+        told = f"takes of --init {tiny_model}: {line}" + ", drawn at random" * random
         assert [record.message for record in caplog.records] == [told]
 
 

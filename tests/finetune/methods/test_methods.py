@@ -19,6 +19,7 @@ from finetune.run.checkpoint import load_method, save_method
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, write_regions
 from finetune.tasks.twitter import Twitter2017
+from pretrain.checkpoint.hub import load_tokenizer
 from shards.files import InputError
 
 SETTINGS = {
@@ -258,6 +259,30 @@ def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
     (directory / "method.json").write_text('{"method": "mtb"')
     with pytest.raises(InputError, match=r"method\.json: damaged"):
         load_method(directory)
+
+
+@pytest.mark.parametrize("name", ["hvpnet", "tmr", "camim_hvpnet", "camim_tmr"])
+def test_the_vision_tower_of_init_stands_where_a_resnet_did(
+    tmp_path, tasks, tiny_model, monkeypatch, caplog, name
+):
+    """Trained, saved and loaded; its own picture size; from a BERT it is refused."""
+    small = {"vision": "init", "vision_random": False, "vision_width": 64}
+    monkeypatch.setitem(SETTINGS, name, SETTINGS[name] | small)
+    with caplog.at_level("INFO"):
+        (method, _), config = build(name, tasks["relation"], tiny_model)
+    assert caplog.messages == [
+        f"takes of --init {tiny_model}: text and fusion layers; left: bridge, projections",
+        f"takes of --init {tiny_model}: vision, without its pooled state",
+    ]
+    assert method.image_size == 16 and method.vision.channels == (16, 16, 16, 16)
+    for part in ("contract", "saved"):
+        (tmp_path / part).mkdir()
+    test_contract(tmp_path / "contract", tasks, tiny_model, name, "relation")
+    test_saved_and_loaded(tmp_path / "saved", tasks, tiny_model, name, "relation")
+    method.encoder.save_pretrained(tmp_path / "bert")
+    load_tokenizer(tiny_model).save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match=r"--model.vision init: .* is no fusion model directory"):
+        type(method).build(config, tasks["relation"].info, Source(str(tmp_path / "bert")))
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from finetune.methods.mkgformer.vision import Layout, VisionTower, resize_table
 from finetune.methods.mkgformer.weights import fusion_vit, read_clip
 from finetune.run.checkpoint import load_method, save_method
 from pretrain.checkpoint.hub import load_fusion
+from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
 from shards.files import InputError
 
 
@@ -91,9 +92,7 @@ def test_layers_alone_are_those_of_transformers_and_timm(tiny_model):
 
 def test_towers_that_do_not_fit_are_named(tiny_model):
     build = partial(MKGformer.build, task=RELATION, source=Source(str(tiny_model)))
-    with pytest.raises(
-        InputError, match="num_hidden_layers is 2 in the text tower, 1 in the vision"
-    ):
+    with pytest.raises(InputError, match="hidden_size is 32 in the text tower, 16 in the vision"):
         build(MKGformerConfig(vision="init", fusion_layers=1))
     with pytest.raises(InputError, match="fusion_layers 4: PGI reads the text layer below"):
         build(MKGformerConfig(vision="random"))
@@ -126,3 +125,35 @@ def test_a_finished_run_gives_its_towers(tmp_path, tiny_model, caplog):
     loaded, _, _ = load_method(directory)
     with torch.inference_mode():
         assert torch.equal(loaded(given).logits, method.eval()(given).logits)
+
+
+def test_the_last_layers_of_towers_of_different_depth_are_joined(tmp_path, tiny_model, caplog):
+    """The vision tower of a fusion model, as if it began with a layer that changes nothing."""
+    sizes = FusionEncoderConfig(
+        vocab_size=200, hidden_size=32, num_attention_heads=2, intermediate_size=48, text_layers=2,
+        fusion_layers=2, max_position_embeddings=96, image_size=32, patch_size=8,
+        vision_hidden_size=32, vision_layers=2, vision_heads=2, projection_size=8,
+    )  # fmt: skip
+    _, tokenizer = load_fusion(tiny_model)
+    FusionEncoder(replace(sizes, vocab_size=len(tokenizer))).save_pretrained(tmp_path, tokenizer)
+    config = MKGformerConfig(**TINY | {"vision": "init", "fusion_layers": 2})
+    build = partial(MKGformer.build, task=RELATION, source=Source(str(tmp_path)))
+    with caplog.at_level("INFO"):
+        method, _ = build(config)
+    assert "vision: the ViT of" in caplog.text
+    deeper = type(method.vision.config)(**method.vision.config.to_dict() | {"num_hidden_layers": 3})
+    tower = VisionTower(deeper, method.vision.layout)
+    for place, layer in enumerate(method.vision.layer):
+        tower.layer[place + 1].load_state_dict(layer.state_dict())
+    rest = {n: t for n, t in method.vision.state_dict().items() if not n.startswith("layer.")}
+    tower.load_state_dict(rest, strict=False)
+    for part in (tower.layer[0].self_attn.out_proj, tower.layer[0].mlp.fc2):
+        torch.nn.init.zeros_(part.weight)
+        torch.nn.init.zeros_(part.bias)
+    other = MKGformer(method.encoder, tower, RELATION, method.config)
+    other.fusion, other.head = method.fusion, method.head
+    given = batch(method)
+    with torch.inference_mode():
+        torch.testing.assert_close(method.eval()(given).logits, other.eval()(given).logits)
+    with pytest.raises(InputError, match="fusion_layers 3: the vision tower has 2 layers"):
+        build(replace(config, fusion_layers=3))
