@@ -55,8 +55,9 @@ def test_the_bars_of_the_quickstart(work):
     summary = json.loads((work / "summary.json").read_text())
     print(json.dumps(summary, indent=2))
     assert summary["mtb_f1"] <= 40
-    assert summary["promu_pretrained_f1"] >= 75
-    assert summary["promu_pretrained_f1"] >= summary["promu_scratch_f1"] + 15
+    assert summary["promu_pretrained_f1"] >= 90
+    assert summary["promu_pretrained_f1"] > summary["promu_scratch_f1"] > summary["mtb_f1"] + 15
+    assert summary["promu_pretrained_f1_10pct"] >= summary["promu_scratch_f1_10pct"] + 15
 
 
 @pytest.mark.parametrize(("share", "bar"), [("0.1", 15), ("0.05", 8)])
