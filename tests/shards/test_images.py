@@ -42,7 +42,8 @@ def save(tmp_path, image: Image.Image, name: str, **options):
 
 def test_small_jpeg_keeps_its_bytes(tmp_path):
     path = save(tmp_path, Image.fromarray(gradient(60, 40)), "a.jpg")
-    assert stored_image(path, 40) == (path.read_bytes(), (60, 40), 1)
+    content = path.read_bytes()
+    assert stored_image(path, 40) == (content, (60, 40), 1, zlib.crc32(content))
     assert stored_image(path, None)[0] == path.read_bytes()
     grey = save(tmp_path, Image.fromarray(gradient(60, 40)).convert("L"), "g.jpg")
     assert stored_image(grey, 512)[0] == grey.read_bytes()
@@ -59,7 +60,7 @@ def test_small_jpeg_keeps_its_bytes(tmp_path):
 )
 def test_short_side_is_limited(tmp_path, size, expected):
     path = save(tmp_path, Image.fromarray(gradient(*size)), "a.jpg", quality=95)
-    content, stored, _ = stored_image(path, 64)
+    content, stored, *_ = stored_image(path, 64)
     assert stored == expected == Image.open(io.BytesIO(content)).size
     assert close(content, gradient(*expected), 6)
 
@@ -81,7 +82,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, size):
     turned = upright.transpose(turns[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content, stored, _ = stored_image(save(tmp_path, turned, "a.jpg", exif=exif, quality=95), 100)
+    content, stored, *_ = stored_image(save(tmp_path, turned, "a.jpg", exif=exif, quality=95), 100)
     assert stored == ((60, 40) if size == (60, 40) else (150, 100))
     assert close(content, gradient(*stored), 6)
     assert Image.open(io.BytesIO(content)).getexif().get(0x0112, 1) == 1
@@ -93,7 +94,7 @@ def test_modes_become_rgb(tmp_path, mode):
     if mode in ("L", "1", "LA"):
         expected = expected.convert("L")
     name = {"CMYK": "a.jpg", "YCbCr": "a.tif"}.get(mode, "a.png")
-    content, size, _ = stored_image(save(tmp_path, expected.convert(mode), name), 512)
+    content, size, *_ = stored_image(save(tmp_path, expected.convert(mode), name), 512)
     assert size == (64, 48)
     tolerance = 130 if mode == "1" else 12
     assert close(content, np.asarray(expected.convert("RGB")), tolerance)
@@ -254,7 +255,7 @@ def test_a_picture_is_the_same_in_every_encoding(tmp_path, pictures, encoding):
         assert picture_size(path) == picture.size
         difference = np.abs(np.asarray(decoded(path)).astype(int) - np.asarray(picture))
         assert difference.mean() <= tolerance
-        content, size, _ = stored_image(path, 512)
+        content, size, *_ = stored_image(path, 512)
         assert size == picture.size and close(content, np.asarray(picture), 6 + tolerance)
 
 
@@ -266,7 +267,7 @@ def test_every_orientation_of_every_format(tmp_path, pictures, number, kind):
     assert picture_size(tmp_path / "a") == pictures[0].size
     difference = np.asarray(decoded(tmp_path / "a")).astype(int) - np.asarray(pictures[0])
     assert np.abs(difference).mean() < 6
-    content, size, _ = stored_image(tmp_path / "a", 48)
+    content, size, *_ = stored_image(tmp_path / "a", 48)
     assert size == (72, 48)
     assert close(content, np.asarray(pictures[0].resize(size, Image.Resampling.LANCZOS)), 8)
 
