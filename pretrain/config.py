@@ -1,5 +1,6 @@
 """A pre-training run as frozen dataclasses: the source of defaults, help texts and validation."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -140,8 +141,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"optim.steps must be at least 1, not {self.steps}")
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr must be positive, not {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"optim.lr must be positive and finite, not {self.lr}")
         if self.tower_lr_scale <= 0:
             raise ValueError(
                 f"optim.tower_lr_scale must be positive, not {self.tower_lr_scale}; towers that "
@@ -288,6 +289,11 @@ class PretrainConfig:
     """Logging and validation."""
 
     def __post_init__(self) -> None:
+        for name in ("itm", "cit", "coe", "cir"):
+            if not 0 <= getattr(self.loss, name) < math.inf:
+                raise ValueError(f"loss.{name}: a weight is finite and not negative")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed}: must not be negative, nor beyond 63 bits")
         if not (self.loss.itm or self.loss.cit or self.loss.coe or self.loss.cir):
             raise ValueError("loss: all four weights are 0; nothing to train")
         if (self.loss.coe or self.loss.cir) and not self.prompter.source:

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
+from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.config import PretrainConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.stated import ModelConfig
 from shards.files import InputError, atomic_path, file_sha256, read_json, write_json
-from shards.options import dump_config
+from shards.options import dump_config, same_setting
 from shards.redact import without_secrets
 from shards.stream import ShardReader
 from shards.tars import TarReader
 
-_LATER = {"data.steps_per_decode": 1, "data.keep_patches": 1.0, "data.unmasked_steps": 0}
-"""Settings that came later, and what runs before them did."""
 # What a resumed run may change without changing what is computed.
 _FREE = (
     *("run_dir", "log", "checkpoint", "engine.kind", "engine.deepspeed", "data.workers"),
@@ -41,11 +43,17 @@ def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int])
         before = without_secrets(path.read_text(encoding="utf-8", errors="replace"))
         new = _flat(yaml.safe_load(text))
         try:
-            old = _LATER | _flat(yaml.safe_load(before))
-            steps, more = old["optim.steps"], new["optim.steps"]
+            # A setting that came later is by default what runs did before it.
+            said = _flat(yaml.safe_load(before))
+            old = _defaults(PretrainConfig) | said
+            steps, more = said["optim.steps"], new["optim.steps"]
         except (yaml.YAMLError, AttributeError, KeyError):
             raise InputError(f"{path}: damaged; give another --run_dir or remove it") from None
-        changed = {key for key in new if old.get(key) != new[key] and not key.startswith(free)}
+        changed = {
+            key
+            for key in new
+            if not same_setting(old.get(key), new[key]) and not key.startswith(free)
+        }
         if config.extend and more > steps:
             changed.discard("optim.steps")
             extension = (
@@ -66,7 +74,12 @@ def remember_config(config: PretrainConfig, run_dir: Path, resumable: list[int])
 
 
 def remember_inputs(
-    config: PretrainConfig, readers: dict[str, ShardReader], run_dir: Path, *, resumes: bool
+    config: PretrainConfig,
+    readers: dict[str, ShardReader],
+    run_dir: Path,
+    *,
+    resumes: bool,
+    init: ModelDirectory | None = None,
 ) -> None:
     """Write `inputs.json`, the checksums of what the run learns from; a run that resumes must find
     them again. Runs that kept none, of earlier versions, are taken as they are. Keys of tars that
@@ -74,9 +87,11 @@ def remember_inputs(
 
     Args:
         readers: `data.train` and `data.val`, by these names.
+        init: `model.init`.
 
     Raises:
-        InputError: shards, a column or a vocabulary changed after the run began, by name.
+        InputError: shards, a column, a vocabulary or the initial weights changed after the run
+            began, by name.
     """
     digests: dict[str, str] = {}
     for setting, reader in readers.items():
@@ -86,8 +101,12 @@ def remember_inputs(
             files = {stem: shard.sha256 for stem, shard in column.shards.items()}
             digests[f"{setting} ({name} column)"] = _digest(sorted(files.items()))
     for name in ("entities", "relations"):
-        if file := getattr(config.prompter, name):
-            digests[f"prompter.{name}"] = str(file_sha256(Path(file)))
+        file = getattr(config.prompter, name)
+        if file and (sha256 := file_sha256(Path(file))):
+            digests[f"prompter.{name}"] = sha256
+    if init:
+        weights = [p for p in sorted(init.path.iterdir()) if p.suffix in (".safetensors", ".bin")]
+        digests["model.init"] = _digest([(path.name, file_sha256(path)) for path in weights])
     path = run_dir / "inputs.json"
     if resumes and path.is_file():
         before = read_json(path, f"remove it to resume {run_dir} unchecked")
@@ -97,6 +116,7 @@ def remember_inputs(
                 f"{run_dir}: {', '.join(changed)} changed after this run began; put the old files "
                 "back to resume it, or give another --run_dir"
             )
+        digests = before | digests  # what is gone now may come back
     write_json(path, digests, checksum=True)
     for setting, reader in readers.items():
         if isinstance(reader, TarReader):
@@ -107,6 +127,21 @@ def remember_inputs(
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _defaults(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of what need not be said, as `config.yaml` writes it."""
+    values: dict[str, Any] = {}
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        name = prefix + field.name
+        if is_dataclass(hints[field.name]):
+            values |= _defaults(hints[field.name], f"{name}.")
+        elif field.default is not MISSING:
+            values[name] = list(field.default) if type(field.default) is tuple else field.default
+    if kind is ModelConfig:  # says nothing, but is written down as settled
+        return values | _defaults(FusionEncoderConfig, prefix)
+    return values
 
 
 def _flat(content: dict, prefix: str = "") -> dict:

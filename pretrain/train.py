@@ -28,7 +28,7 @@ from pretrain.steps import Feed, Run
 from pretrain.tuning import read_tuning, zero_stage
 from pretrain.validate import Validator
 from shards import threads
-from shards.files import CommonError
+from shards.files import CommonError, InputError
 from shards.schema import FORMAT_VERSION, TEACHER
 from shards.stream import CanonicalOrder, RankBatches, ShardReader
 from shards.tars import open_shards
@@ -68,23 +68,31 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     # One process looks and tells the others: a shared disk may show them different states.
     resumes = distributed.on_main(checkpoints.complete_steps)
     extension = distributed.on_main(lambda: remember_config(config, run_dir, resumes))
-    if checkpoints.complete_steps()[-1:] == [config.optim.steps] and (run_dir / "model").is_dir():
+    newest = checkpoints.complete_steps()[-1:]
+    finished = newest == [config.optim.steps] and (run_dir / "model").is_dir()
+    needs_teacher = bool(config.loss.coe or config.loss.cir)
+    cached = needs_teacher and config.prompter.mode == "cached"
+    readers = {}
+    try:
+        readers["data.train"] = reader = open_reader(config.data.train, teacher=cached)
+        if config.data.val:
+            readers["data.val"] = open_reader(config.data.val, teacher=False)
+    except InputError:
+        if not finished:  # then what is gone contradicts nothing
+            raise
+    distributed.on_main(
+        lambda: remember_inputs(config, readers, run_dir, resumes=bool(resumes), init=init)
+    )
+    if finished:
         if distributed.is_main():
             print(f"{run_dir}: finished before, at step {config.optim.steps}", flush=True)
         return run_dir / "model"
 
     if distributed.is_main():
         print(threads.account(), flush=True)
+        if line := without_effect(config.data, reader):
+            print(line, flush=True)
     torch.manual_seed(config.seed)
-    needs_teacher = bool(config.loss.coe or config.loss.cir)
-    cached = needs_teacher and config.prompter.mode == "cached"
-    reader = open_reader(config.data.train, teacher=cached)
-    if distributed.is_main() and (line := without_effect(config.data, reader)):
-        print(line, flush=True)
-    readers = {"data.train": reader}
-    if config.data.val:
-        readers["data.val"] = open_reader(config.data.val, teacher=False)
-    distributed.on_main(lambda: remember_inputs(config, readers, run_dir, resumes=bool(resumes)))
     if cached:  # before the model is built: a wrong column should cost seconds
         distributed.on_main(lambda: check_teacher(reader, str(config.prompter.source)))
     model, tokenizer = build_model(config, reader, run_dir, init, resumes=bool(resumes))

@@ -8,6 +8,7 @@ is a function of the dataclass. How its words are read: `argv.py`.
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -240,6 +241,13 @@ def _nearest(message: str, config_class: type) -> str:
     ]
     named += re.findall(r"Key '([\w.]+)' is not expected", message)
     return next((meant(key, dict(fields_of(config_class))) for key in named), "")
+
+
+def same_setting(one: Any, other: Any) -> bool:
+    """Whether two values of a setting are equal, or spell the same path: `mine/` and `mine`."""
+    if one == other or not (isinstance(one, str) and isinstance(other, str)):
+        return bool(one == other)
+    return "://" not in one + other and os.path.realpath(one) == os.path.realpath(other)
 
 
 def dump_config(config: Any) -> str:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from shards.locks import lock_file
 from shards.options import parse_config
 from shards.records import Refused
 from shards.redact import without_secrets
-from shards.tables import read_table
+from shards.tables import TableRow, read_table
 
 LOG = logging.getLogger(__name__)
 SINGLE = ("head", "tail", "head_span", "tail_span", "image", "caption")
@@ -96,6 +96,7 @@ class PredictConfig(LiveOptions, PostOptions):
         """What answers depend on: settings, and digests of input and runs."""
         settings = {k: v for k, v in asdict(self).items() if k not in ("out", "batch_size")}
         settings["input_sha256"] = file_sha256(Path(self.input or ""))
+        settings["pictures"] = picture_state(Path(self.input or ""))
         if self.relations:
             settings["relations_sha256"] = file_sha256(Path(self.relations))
         for name in ("run", "ner"):
@@ -146,6 +147,37 @@ def read_posts(file: BinaryIO, base: Path, task: str, offsets: str | None) -> It
             yield BadPost(f"a line of more than {LONGEST_LINE} bytes")
             continue
         yield parse_line(line, base, task, offsets)
+
+
+def picture_state(source: Path) -> str:
+    """A digest of sizes and times of the pictures that a file of posts names: none is opened."""
+    state = hashlib.sha256()
+    for name in image_names(source):
+        try:
+            found = (source.parent / name).stat()
+            state.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+        except (OSError, ValueError):  # gone, or no path
+            state.update(b"-\n")
+    return state.hexdigest()
+
+
+def image_names(source: Path) -> Iterator[str]:
+    """`image` of each row that has one."""
+    if source.suffix.lower() in TABLES:
+        rows = read_table(source, ("text",)).rows
+        yield from (
+            row.fields["image"]
+            for row in rows
+            if isinstance(row, TableRow) and "image" in row.fields
+        )
+        return
+    with source.open("rb") as file:
+        for line in file:
+            if len(line) <= LONGEST_LINE:
+                with suppress(ValueError, RecursionError):  # answered in its place
+                    record = json.loads(line)
+                    if isinstance(record, dict) and isinstance(record.get("image"), str):
+                        yield record["image"]
 
 
 def count_lines(path: Path) -> int:

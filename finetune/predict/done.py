@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import InputError, atomic_path, parse_object, read_json, write_json
+from shards.options import same_setting
 
 SUMS, WIDTH = ".crc32", 9
 
@@ -51,7 +52,8 @@ class Done:
             before = read_json(state, f"remove {out if out.exists() else partial} to answer anew")
             # An option that came later was not set then.
             names = sorted(before.keys() | settings)
-            if changed := [name for name in names if before.get(name) != settings.get(name)]:
+            before.setdefault("pictures", settings.get("pictures"))  # older code looked at none
+            if changed := [n for n in names if not same_setting(before.get(n), settings.get(n))]:
                 raise InputError(
                     f"{out if out.exists() else partial}: holds answers to another input, run or "
                     f"settings ({', '.join(changed)}); give another --out, or remove it"

@@ -20,7 +20,7 @@ from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from shards import threads
 from shards.files import InputError, atomic_path, discard, sweep, write_json
-from shards.options import dump_config
+from shards.options import dump_config, same_setting
 from shards.redact import without_secrets
 
 LOG = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             texts += differences(old, new, f"{prefix}{key}.")
-        elif old != new and (key in now or prefix):
+        elif not same_setting(old, new) and (key in now or prefix):
             old, new = (json.dumps(value) for value in (old, new))
             texts.append(f"{prefix}{key} {old} there, {new} now")
     return texts

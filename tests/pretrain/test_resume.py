@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from ranks import free_port
+from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoint.card import pretraining_card
 from pretrain.checkpoint.run import MARKER
 from pretrain.config import PretrainConfig
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.run_directory import remember_config, remember_inputs
+from pretrain.run_directory import _defaults, _flat, remember_config, remember_inputs
 from pretrain.tracking import read_metrics
 from pretrain.train import train
 from shards.corpora import captions
@@ -137,6 +139,31 @@ def test_a_run_of_before_patches_were_dropped_goes_on(run, finished, pair_shards
     assert losses(run) == losses(finished)
 
 
+def test_a_run_of_before_any_option_that_has_a_default_goes_on(run, finished, pair_shards):
+    """Whatever later code adds: what a run did not say is what options do by default."""
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    plain = _flat(settings)
+    unsaid = {
+        key for key, value in _defaults(PretrainConfig).items() if plain.get(key, ...) == value
+    }
+    assert {"data.fixed_views", "optim.tower_lr_scale", "model.text_pool"} < unsaid
+    for key in unsaid:
+        section, _, name = key.rpartition(".")
+        del (settings[section] if section else settings)[name]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    start(run, pair_shards)
+    assert losses(run) == losses(finished)
+
+
+def test_a_folder_spelled_otherwise_is_the_same_folder(run, pair_shards, monkeypatch):
+    monkeypatch.chdir(pair_shards.parent)
+    for name in (f"{pair_shards.name}/", f"./{pair_shards.name}", pair_shards.name):
+        assert start(run, Path(name)) == run / "model"
+    (pair_shards.parent / "link").symlink_to(pair_shards)
+    assert start(run, Path("link")) == run / "model"
+    (pair_shards.parent / "link").unlink()
+
+
 def test_where_every_checkpoint_is_damaged_nothing_starts_anew(run, pair_shards):
     for folder in (run / "checkpoints").glob("step-*"):
         zeros(folder)
@@ -201,14 +228,16 @@ def test_shards_that_were_rebuilt_under_a_run_are_refused_by_name(
         (run / "config.yaml").read_text().replace(str(pair_shards), str(copy))
     )
     assert start(run, copy)  # the same bytes at another place: other words for the same shards
-    shutil.rmtree(run / "checkpoints/step-6")
     shutil.rmtree(copy)
+    assert start(run, copy) == run / "model"  # finished: what is gone contradicts nothing
     source = pair_shards.parent
     lines = (source / "captions.csv").read_text().replace("a dog 1\n", "a cat 1\n")
     (tmp_path / "captions.csv").write_text(lines)
     build(captions(source, tmp_path / "captions.csv"), copy, shard_size=1)
-    with pytest.raises(InputError, match=r"data.train \(shards\) changed after this run began"):
-        start(run, copy)
+    for _ in range(2):  # called finished before, and gone on with
+        with pytest.raises(InputError, match=r"data.train \(shards\) changed after this run began"):
+            start(run, copy)
+        shutil.rmtree(run / "checkpoints/step-6", ignore_errors=True)
     (run / "inputs.json").unlink()  # as runs of earlier versions: nothing to compare with
     assert start(run, copy)
 
@@ -228,6 +257,18 @@ def test_classes_that_were_renumbered_under_a_run_are_refused(name, pair_shards,
     with pytest.raises(InputError, match=rf"prompter\.{name} changed after this run began"):
         remember_inputs(config, readers, tmp_path, resumes=True)
     remember_inputs(config, readers, tmp_path, resumes=False)  # a run without a checkpoint is free
+
+
+def test_initial_weights_that_changed_under_a_run_are_refused(finished, pair_shards, tmp_path):
+    model = shutil.copytree(finished / "model", tmp_path / "model")
+    words = ("--model.init", str(model), "--optim.steps", "1")
+    start(tmp_path / "run", pair_shards, *words)
+    assert start(tmp_path / "run", pair_shards, *words)
+    state = {name: tensor + 1 for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    (model / "checksums.json").unlink()
+    with pytest.raises(InputError, match=r"model\.init changed after this run began"):
+        start(tmp_path / "run", pair_shards, *words)
 
 
 def test_a_first_start_that_failed_leaves_no_tokenizer(finished, pair_shards, tmp_path):

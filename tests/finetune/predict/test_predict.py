@@ -330,6 +330,47 @@ def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypa
         main([*argv, "--top_k", "1"])
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_pictures_that_changed_are_not_answered_already(tmp_path, run, mnre_folder, ending, capsys):
+    """One that was missing has arrived, one was drawn anew; paths may be spelled otherwise."""
+    folder = shutil.copytree(mnre_folder / "img_org/test", tmp_path / "posts/img")
+    first, late, *_ = sorted(path.name for path in folder.iterdir())
+    picture = (folder / late).read_bytes()
+    (folder / late).unlink()
+    source, out = tmp_path / f"posts/p.{ending}", tmp_path / "o"
+    if ending == "csv":
+        rows = "".join(f"a b,a,b,img/{name}\n" for name in (first, late))
+        source.write_text(f"text,head,tail,image\n{rows}")
+    else:
+        post = {"text": "a b", "head": "a", "tail": "b"}
+        write(source, [post | {"image": f"img/{name}"} for name in (first, late)])
+    main(["predict", str(run), "--input", str(source), "--out", str(out)])
+    assert "no such file" in out.read_text().splitlines()[1]
+    argv = [
+        "predict",
+        f"{run}/",
+        "--input",
+        f"{tmp_path}/posts/../posts/p.{ending}",
+        "--out",
+        str(out),
+    ]
+    main(argv)  # the same: finished already
+    (folder / late).write_bytes(picture)
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "settings (pictures); give another --out, or remove it" in capsys.readouterr().err
+    out.unlink()
+    main(argv)
+    assert "error" not in out.read_text()
+    Image.new("RGB", (9, 9)).save(folder / first)
+    with pytest.raises(SystemExit):
+        main(argv)
+    state = tmp_path / "o.settings.json"  # as older code wrote it, which looked at no picture
+    settings = json.loads(state.read_text())
+    state.write_text(json.dumps({k: v for k, v in settings.items() if k != "pictures"}))
+    main(argv)
+
+
 def test_answers_of_another_model_are_not_finished(tmp_path, run, mnre_folder, posts, capsys):
     """The run was trained again under its name; the input changed far behind its beginning."""
     own = shutil.copytree(run, tmp_path / "own")

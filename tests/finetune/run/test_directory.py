@@ -22,3 +22,13 @@ def test_secrets_of_urls_are_not_recorded(tmp_path):
     assert "s3cret" not in (tmp_path / "config.yaml").read_text()
     (tmp_path / "seed-1").mkdir()
     claim(tmp_path, config)
+
+
+def test_paths_that_are_spelled_otherwise_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to("mine")
+    for name in ("mine/", "./mine", str(tmp_path / "mine"), "link", "x/../mine"):
+        assert differences({"data": "mine"}, {"data": name}) == []
+    for one, other in (("mine", "yours"), ("s3://mine/", "s3://mine"), (None, "mine"), (1, "1")):
+        assert len(differences({"data": one}, {"data": other})) == 1
