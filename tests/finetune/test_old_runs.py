@@ -130,7 +130,8 @@ def test_view(old):
     }
     main(["evaluate", "runs/promu", "--data", "mnre", "--view", "view.jsonl"])
     for seed, path in before.items():
-        same_answers(path, old / f"runs/promu/{seed}/pred_test_view.jsonl")
+        (again,) = (old / f"runs/promu/{seed}").glob("pred_test_view-*.jsonl")
+        same_answers(path, again)
 
 
 def test_study_goes_on_without_training(old, monkeypatch):
