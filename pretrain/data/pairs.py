@@ -1,6 +1,7 @@
 """Shards -> pre-training batches: views with their boxes, word pieces, teacher features."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -91,8 +92,8 @@ class PairDataset(Dataset):
         for one in shown:
             key = (shards[one.number], one.pair.picture, one.part.reduction)
             uses.setdefault(key, []).append(one)
-        # NumPy asks for huge pages, PyTorch does not: a batch's first touch costs a tenth.
-        pixels = np.empty((len(shown), 3, self.image_size, self.image_size), np.uint8)
+        pixels = _new_pixels(len(shown), 3, self.image_size, self.image_size)
+        planes = pixels.numpy()
         groups = list(uses.items())
         for start in range(0, len(groups), TOGETHER):
             decoded = []
@@ -102,8 +103,8 @@ class PairDataset(Dataset):
                 decoded.append(decode_part(opened.image(picture), pair.key, pair.size, lowest))
             for rows, (_, users) in zip(decoded, groups[start:], strict=False):
                 for one in users:
-                    self.canvas.draw(rows, one.part, one.view, pixels[one.number])
-        return torch.from_numpy(pixels)
+                    self.canvas.draw(rows, one.part, one.view, planes[one.number])
+        return pixels
 
     def _batch(
         self, addresses: Sequence[Address], shown: Sequence[Shown], pixels: Tensor
@@ -169,6 +170,16 @@ def batch_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Toke
         pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, pad_to_multiple_of=PAD_TO
     )
     return fast
+
+
+def _new_pixels(*shape: int) -> Tensor:
+    """uint8, to be filled."""
+    if torch.utils.data.get_worker_info() is None:
+        # NumPy asks for huge pages, PyTorch does not: a batch's first touch costs a tenth.
+        return torch.from_numpy(np.empty(shape, np.uint8))
+    # Where it would be copied to on its way to the trainer, as PyTorch's own collation does.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
 def _teacher(pairs: Sequence[PairPlace]) -> dict[str, Tensor]:

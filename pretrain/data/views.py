@@ -4,6 +4,7 @@ All passes over pixels run in uint8 and int16 on buffers that are kept: allocati
 each picture took as long as the arithmetic.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from pretrain.data.jpeg import decode_rows, reduction_for
 from shards.files import InputError
 from shards.shard import Sample
 
+LOG_ASPECTS = (float(np.log(3 / 4)), float(np.log(4 / 3)))
 Crop = tuple[float, float, float, float]  # (left, top, width, height), stored picture's pixels
 
 
@@ -150,7 +152,7 @@ def cropped(sample: Sample, crop: Crop, size: int) -> tuple[Tensor, Crop]:
 def random_view(random: np.random.Generator, size: tuple[int, int], config: DataConfig) -> View:
     """Crop, flip, and two draws of identity, brightness or sharpness, each applied by chance."""
     crop = random_crop(random, *size, config.crop_scale)
-    flip, *draws = random.random(5)
+    flip, *draws = random.random(5).tolist()
     changes = [int(3 * kind) for kind, lot in (draws[:2], draws[2:]) if lot < config.photometric]
     return View(crop, bool(flip < config.flip), tuple(changes))
 
@@ -161,8 +163,8 @@ def random_crop(
     """A random resized crop, aspect 3/4 … 4/3 (torchvision's rule)."""
     for _ in range(10):
         area = width * height * random.uniform(*scale)
-        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = np.sqrt(area * aspect), np.sqrt(area / aspect)
+        aspect = float(np.exp(random.uniform(*LOG_ASPECTS)))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
         if w <= width and h <= height:
             return random.uniform(0, width - w), random.uniform(0, height - h), w, h
     aspect = min(max(width / height, 3 / 4), 4 / 3)  # none fits: the largest one in the middle

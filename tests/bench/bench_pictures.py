@@ -1,10 +1,13 @@
 """Pictures with several captions: disk, looking, loading and opening, beside an older checkout.
 
     python tests/bench/bench_pictures.py IMAGES CAPTIONS.csv --old CHECKOUT [--rounds 7]
+        [--prompter MODEL_DIR]
 
 Each checkout builds its own shards of the same files and runs in processes of its own, which take
 turns; figures are medians, in CPU seconds of one process. `raw` decodes every distinct picture, as
-it is, with simplejpeg and does nothing else.
+it is, with simplejpeg and does nothing else. `worker` is a loader process of its own, whose batches
+go to the trainer; `label` needs a prompter that both checkouts read, and its second run finds
+everything labelled: what starting costs.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 NEW = Path(__file__).resolve().parents[2]
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("captions", type=Path)
     parser.add_argument("--old", type=Path, required=True, help="a checkout to compare with")
+    parser.add_argument("--prompter", type=Path, help="model directory; without: no labelling")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,14 +50,18 @@ def main() -> None:
             spent = run(checkout, "detect", str(out), "--detector", "file", "--boxes", str(boxes))
             size = sum(path.stat().st_size for path in out.glob("*.tar")) / 2**20
             print(f"| {name} | {size:.1f} | {spent:.2f} |")
+        if args.prompter:
+            labelling(shards, args.prompter)
         print("\n| loader, one core | samples/s | of old |\n|---|---|---|")
         children = {
-            f"{name}, {together} step(s) a decoding": Child(checkout, "load", out, str(together))
+            f"{kind}, {name}, {together} step(s) a decoding": Child(checkout, kind, out, together)
+            for kind in ("load", "worker")
             for name, (checkout, out, _) in shards.items()
             for together in ((1,) if name == "old" else (1, 5))
         }
         children["raw simplejpeg, pictures/s"] = Child(NEW, "raw", args.images)
         report(children, args.rounds, lambda speed: f"{speed:,.0f}")
+        one_row_a_picture(root, args.old, args.rounds)
         opened = {name: root / f"open_{name}" for name in ("old", "new")}
         many_objects(root, opened, args.old)
         print("\n| opening 2,048 pairs with ten boxes each | CPU ms; MiB of heap |\n|---|---|")
@@ -62,10 +71,49 @@ def main() -> None:
                   f"{Child(shards[name][0], 'heap', out).ask():.3f} |")  # fmt: skip
 
 
-def run(checkout: Path, *words: str) -> float:
+def labelling(shards: dict[str, tuple[Path, Path, list[str]]], prompter: Path) -> None:
+    """CPU seconds of `label`, and of one that finds nothing to do."""
+    print("\n| label | CPU s | of that, to start | x old, without starting |\n|---|---|---|---|")
+    first = 0.0
+    for name in ("old", "new"):
+        checkout, out, _ = shards[name]
+        words = ("label", str(out), "--prompter", str(prompter.resolve()))
+        spent, start = (run(checkout, *words, package="pretrain") for _ in range(2))
+        first = first or spent - start
+        print(f"| {name} | {spent:.1f} | {start:.1f} | {first / (spent - start):.2f} |")
+
+
+def one_row_a_picture(root: Path, old: Path, rounds: int) -> None:
+    """Synthetic photographs with one caption each, loaded as both checkouts store them."""
+    from bench_loader import photograph
+
+    random = np.random.default_rng(0)
+    for width, height in ((500, 375), (1024, 768)):
+        images = root / f"{width}"
+        images.mkdir()
+        for number in range(2 * BATCH):
+            (images / f"{number}.jpg").write_bytes(photograph(random, width, height))
+        lines = [f"{n}.jpg,caption number {n} of some length" for n in range(2 * BATCH)]
+        (root / "big.csv").write_text("\n".join(["image,caption", *lines]))
+        raw = ["--images", str(images), "--captions", str(root / "big.csv"), "--mismatch", "0"]
+        children = {}
+        for name, checkout, options in (("old", old, []), ("new", NEW, []),
+                                        ("as it is", NEW, ["--as-is"])):  # fmt: skip
+            out = root / f"{name} {width}"
+            run(checkout, "build", "captions", *raw, "--out", str(out), "--jobs", "1", *options)
+            children[name] = Child(checkout, "load", out, 1)
+        children["raw simplejpeg, pictures/s"] = Child(NEW, "raw", images)
+        print(f"\n| loader, {width} x {height}, one row a picture | samples/s | of old |")
+        print("|---|---|---|")
+        report(children, rounds, lambda speed: f"{speed:,.0f}")
+
+
+def run(checkout: Path, *words: str, package: str = "shards") -> float:
     """A command of a checkout; its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "shards", *words], check=True, cwd=checkout,
+    module = f"pretrain.{words[0]}" if package == "pretrain" else package
+    arguments = words[1:] if package == "pretrain" else words
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=checkout,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -137,15 +185,19 @@ def report(children: dict[str, Child], rounds: int, form) -> None:
 
 def child(kind: str, place: str, *rest: str) -> None:
     """Answer each line of standard input with a figure."""
-    measure = {"load": loader, "raw": raw_decoding, "open": opening, "heap": heap}[kind](
-        place, *rest
-    )
+    measure = {
+        "load": loader,
+        "worker": worker,
+        "raw": raw_decoding,
+        "open": opening,
+        "heap": heap,
+    }[kind](place, *rest)
     for _ in sys.stdin:
         print(measure(), flush=True)
 
 
-def loader(place: str, together: str):
-    """Samples per CPU second."""
+def parts(place: str, together: str):
+    """(data module, data set, batches of addresses) of either checkout."""
     import torch
 
     from pretrain.config import DataConfig
@@ -168,6 +220,13 @@ def loader(place: str, together: str):
     extra = {"together": int(together), "pictures": reader.row_pictures} if blocks else {}
     order = CanonicalOrder([s.samples for s in reader.index.shards], seed=0, **extra)
     batches = RankBatches(order, rank=0, world=1, micro_batch_size=BATCH)
+    return data, dataset, batches
+
+
+def loader(place: str, together: str):
+    """Samples per CPU second of making them."""
+    _, dataset, batches = parts(place, together)
+    blocks = hasattr(dataset, "block")
     feed = iter(batches.blocks() if blocks else ([batch] for batch in batches))
 
     def measure() -> float:
@@ -177,6 +236,29 @@ def loader(place: str, together: str):
             made = dataset.block(block) if blocks else [dataset.__getitems__(block[0])]
             done += sum(map(len, made))
         return done / (time.process_time() - start)
+
+    measure()
+    return measure
+
+
+def worker(place: str, together: str):
+    """Samples per CPU second of a loader process, their way to the trainer included."""
+    from multiprocessing import active_children
+
+    data, dataset, batches = parts(place, together)
+    feed = data.train_batches(dataset, batches, workers=1, pin=False)
+    next(feed)
+    (process,) = active_children()
+
+    def spent() -> float:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def measure() -> float:
+        start, done = spent(), 0
+        while done < SAMPLES:
+            done += len(next(feed))
+        return done / (spent() - start)
 
     measure()
     return measure
