@@ -54,5 +54,5 @@ class Promu(Method):
         text = encoder.encode_text(batch.input_ids, text_mask)
         if batch.pixel_values is not None:
             picture = self.once(encoder.encode_image, batch.pixel_values)
-        fused = encoder.fuse(text, text_mask, picture, batch.image_mask)  # (B, L+1+K, D)
-        return self.head(fused[:, : text.shape[1]], batch)
+        fused = encoder.fuse(text, text_mask, picture, batch.image_mask, text_alone=True)
+        return self.head(fused, batch)

@@ -47,22 +47,26 @@ class Layers(nn.Module):
         attention_mask: Tensor | None = None,
         prefix: Sequence[KeysValues] | None = None,
         every: list[Tensor] | None = None,
+        first: int | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D).
+        """(B, L, D) -> (B, L, D), or (B, first, D).
 
         Args:
             attention_mask: broadcasting to (B, H, L, keys); bool, True = may be looked at, or
                 float, to be added to the scores.
             every: what each layer gives is appended to it.
+            first: so many states are wanted; the last layer makes no others.
         """
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for number, layer in enumerate(self.layer):
             before = None if prefix is None else prefix[number]
-            states = (
-                checkpoint(layer, states, attention_mask, before, use_reentrant=False)
-                if again
-                else layer(states, attention_mask, before)
+            inputs = (
+                states,
+                attention_mask,
+                before,
+                first if number + 1 == len(self.layer) else None,
             )
+            states = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
             if every is not None:
                 every.append(states)
         return states
@@ -78,10 +82,14 @@ class Layer(nn.Module):
         self.output = Output(config.intermediate_size, config)
 
     def forward(
-        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
+        self,
+        states: Tensor,
+        attention_mask: Tensor | None = None,
+        prefix: KeysValues | None = None,
+        first: int | None = None,
     ) -> Tensor:
         """As `Layers.forward`."""
-        states = self.attention(states, attention_mask, prefix)
+        states = self.attention(states, attention_mask, prefix, first)
         return self.output(self.intermediate(states), states)
 
 
@@ -94,10 +102,14 @@ class Attention(nn.Module):
         self.output = Output(config.hidden_size, config)
 
     def forward(
-        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
+        self,
+        states: Tensor,
+        attention_mask: Tensor | None = None,
+        prefix: KeysValues | None = None,
+        first: int | None = None,
     ) -> Tensor:
         """As `Layers.forward`."""
-        return self.output(self.self(states, attention_mask, prefix), states)
+        return self.output(self.self(states, attention_mask, prefix, first), states[:, :first])
 
 
 class SelfAttention(nn.Module):
@@ -113,13 +125,19 @@ class SelfAttention(nn.Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(
-        self, states: Tensor, attention_mask: Tensor | None = None, prefix: KeysValues | None = None
+        self,
+        states: Tensor,
+        attention_mask: Tensor | None = None,
+        prefix: KeysValues | None = None,
+        first: int | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D) heads side by side."""
+        """(B, L, D) -> (B, L or first, D) heads side by side."""
         query, key, value = (
-            projection(states).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )
+            projection(inputs).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+            for projection, inputs in (
+                (self.query, states[:, :first]), (self.key, states), (self.value, states)
+            )
+        )  # fmt: skip
         if prefix is not None:
             key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
         dropout = self.dropout.p if self.training else 0.0

@@ -169,6 +169,8 @@ class FusionEncoder(Embedder):
         attention_mask: Tensor,
         vision_embeds: Tensor | None,
         image_mask: Tensor | None = None,
+        *,
+        text_alone: bool = False,
     ) -> Tensor:
         """Fusion layers over [text ; picture].
 
@@ -176,9 +178,11 @@ class FusionEncoder(Embedder):
             text_embeds: (B, L, D). attention_mask: (B, L), nonzero = real word piece.
             vision_embeds: (B, 1+K, Dv), or None: the fusion layers read the text alone.
             image_mask: (B,) bool, False hides the picture of that row; None shows all.
+            text_alone: only the text's states are wanted, which saves most of the last layer. Not
+                while training: dropout would draw others than before.
 
         Returns:
-            (B, L+1+K, D), or (B, L, D) without picture.
+            (B, L+1+K, D), or (B, L, D) without picture or with `text_alone`.
         """
         states, mask = text_embeds, attention_mask.bool()
         if vision_embeds is not None:
@@ -189,7 +193,9 @@ class FusionEncoder(Embedder):
             mask = torch.cat([mask, seen], dim=1)
         shared = self.config.encoder_layout == "shared_twice"
         layers = self.text.encoder if shared and isinstance(self.text, Bert) else self.fusion
-        return layers(states, mask[:, None, None, :])
+        length = text_embeds.shape[1] if text_alone else None
+        first = None if self.training else length
+        return layers(states, mask[:, None, None, :], first=first)[:, :length]
 
     # ------------------------------------------------------------------ contrastive features
 

@@ -113,3 +113,28 @@ def test_training_keeps_one_matrix_of_scores(precision):
         states = encoder.encode_text(ids, torch.ones(B, length, dtype=torch.int64))
     assert states.requires_grad
     assert list(kept.values()) == [precision]
+
+
+def test_the_text_alone_of_a_fusion_is_that_of_the_whole():
+    """To rounding where the last layer leaves the picture out; while training, to the bit."""
+    torch.manual_seed(0)
+    config = FusionEncoderConfig(
+        vocab_size=100, hidden_size=64, num_attention_heads=4, intermediate_size=128,
+        text_layers=1, fusion_layers=2, max_position_embeddings=32, image_size=32, patch_size=8,
+        vision_hidden_size=48, vision_layers=1, vision_heads=4, projection_size=32,
+    )  # fmt: skip
+    encoder = FusionEncoder(config).eval()
+    text, picture = torch.randn(3, 9, 64), torch.randn(3, 17, 48)
+    mask = torch.ones(3, 9, dtype=torch.int64)
+    mask[1, 5:] = 0
+    shown = torch.tensor([True, True, False])
+    for given in ((text, mask, picture, shown), (text, mask, None)):
+        alone = encoder.fuse(*given, text_alone=True)
+        assert alone.shape == text.shape
+        torch.testing.assert_close(alone, encoder.fuse(*given)[:, :9], rtol=0, atol=1e-6)
+    encoder.train()
+    both = []
+    for options in ({}, {"text_alone": True}):
+        torch.manual_seed(1)
+        both.append(encoder.fuse(text, mask, picture, shown, **options)[:, :9])
+    assert torch.equal(*both)
