@@ -92,12 +92,20 @@ def repeated(
 
 def trained_rows(directory: Path, task: Task) -> list[Any] | None:
     """The rows that a seed was trained on; None where its record, or the file, is gone or another
-    by now."""
+    by now; a damaged one is told of."""
     before = provenance.kept_inputs(directory)
     records = directory / "result.json", directory.parent / "result.json"
     if before is None or not all(record.is_file() for record in records):
         return None
-    config = read_result(directory.parent)["provenance"]["config"]
+    try:
+        return _trained_rows(read_seed(records[0])["seed"], directory.parent, before, task)
+    except InputError as error:  # the scores do not need them
+        LOG.warning("rows also in train are not counted: %s", error)
+        return None
+
+
+def _trained_rows(seed: int, run: Path, before: provenance.Inputs, task: Task) -> list[Any] | None:
+    config = read_result(run)["provenance"]["config"]
     trained = type(task)(Path(before.data))
     path = trained.split_file("train")
     views = split_paths(config.get("view"))
@@ -108,7 +116,6 @@ def trained_rows(directory: Path, task: Task) -> list[Any] | None:
     rows = trained.read("train")
     for view in read_views(views).get("train", ()):
         rows = view.apply(rows, "train")
-    seed = read_seed(records[0])["seed"]
     chosen = fraction_rows(len(rows), config["fraction"], seed, config.get("bootstrap", False))
     return [rows[place] for place in chosen]
 

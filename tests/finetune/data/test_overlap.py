@@ -67,7 +67,9 @@ def test_a_run_says_how_many_test_rows_it_was_trained_on(mnre_folder, tiny_model
     assert again[0]["also_in_train"] == {"test": result["also_in_train"]["test"]}
 
 
-def test_an_evaluation_counts_the_rows_that_were_trained_on(mnre_folder, tiny_model, tmp_path):
+def test_an_evaluation_counts_the_rows_that_were_trained_on(
+    mnre_folder, tiny_model, tmp_path, caplog
+):
     """Of a share, rows of a view left out; none where the training file is another by now."""
     view = tmp_path / "train.jsonl"
     main(f"view kshot --k 20 --data {mnre_folder} --out {view}".split())
@@ -83,3 +85,6 @@ def test_an_evaluation_counts_the_rows_that_were_trained_on(mnre_folder, tiny_mo
     with (mnre_folder / "txt/ours_train.txt").open("a") as train:
         train.write("\n")
     assert trained_rows(seed, task) is None
+    mnre_folder.rename(tmp_path / "moved")
+    assert trained_rows(seed, Mnre(tmp_path / "moved")) is None
+    assert "rows also in train are not counted: " in caplog.text
