@@ -81,6 +81,10 @@ def _begin_words_with_blanks(tokenizer: Any) -> None:
     words = tokenizer.backend_tokenizer.pre_tokenizer
     if isinstance(words, ByteLevel):
         words.add_prefix_space = True
+        after = tokenizer.backend_tokenizer.post_processor
+        if hasattr(after, "add_prefix_space"):  # else it cuts a word's first letter off its place
+            after.add_prefix_space = True
+            tokenizer.backend_tokenizer.post_processor = after
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
 

@@ -1,5 +1,6 @@
 """Tokenizers of other families, in the files that publishers give, on words given one by one."""
 
+import ast
 import json
 from collections import Counter
 from pathlib import Path
@@ -110,3 +111,60 @@ def test_every_word_of_real_rows_is_found_in_its_pieces(kind, shared_data):
                 lost.append((row, word))
     expected = {"\ufe0f": 15, "\u200d": 1} if kind == "wordpiece" else {}
     assert Counter(word for _, word in lost) == expected, lost[:8]
+
+
+def entities_of_real_rows(data: Path) -> list[tuple[list[str], list[tuple[int, int]]]]:
+    """(words with markers, entities as ranges of them): MNRE's and Twitter-2017's validation."""
+    rows = []
+    for line in (data / "mnre/txt/ours_val.txt").read_text("utf-8").splitlines():
+        row = ast.literal_eval(line)
+        words, entities = row["token"], []
+        for number, start, end in sorted(
+            ((number, *row[side]["pos"]) for number, side in ((1, "h"), (2, "t"))),
+            key=lambda item: -item[1],
+        ):
+            words = [*words[:start], f"[E{number}]", *words[start:end], f"[/E{number}]",
+                     *words[end:]]  # fmt: skip
+            entities = [(s + 2, e + 2) for s, e in entities] + [(start + 1, end + 1)]
+        rows.append((words, entities))
+    for block in (data / "twitter2017/valid.txt").read_text("utf-8").split("\n\n"):
+        pairs = [line.split("\t") for line in block.split("\n")[1:] if line.strip()]
+        words, tags = [pair[0] for pair in pairs], [pair[-1].strip() for pair in pairs]
+        starts = [number for number, tag in enumerate(tags) if tag.startswith("B-")]
+        ends = [
+            next((n for n in range(s + 1, len(tags)) if not tags[n].startswith("I-")), len(tags))
+            for s in starts
+        ]
+        rows.append((words, list(zip(starts, ends, strict=True))))
+    return [row for row in rows if row[0]]
+
+
+@pytest.mark.parametrize("kind", [*TOKENIZERS, *FILES])
+def test_the_characters_of_every_real_entity_are_those_of_its_pieces(kind, shared_data, tmp_path):
+    """All 3,248 and 1,324, between their markers: from the first letter to the last."""
+    if kind in FILES:
+        tokenizer = load_tokenizer(FILES[kind](tmp_path / "files"))
+    else:
+        TOKENIZERS[kind]().save_pretrained(tmp_path)
+        tokenizer = load_tokenizer(tmp_path)
+    tokenizer.add_tokens(["[E1]", "[/E1]", "[E2]", "[/E2]"], special_tokens=True)
+    rows = entities_of_real_rows(shared_data)
+    encoded = tokenizer(
+        [words for words, _ in rows], is_split_into_words=True, return_offsets_mapping=True
+    )
+    count, lost = 0, []
+    for row, (words, entities) in enumerate(rows):
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for place, span in zip(encoded.word_ids(row), encoded["offset_mapping"][row], strict=True):
+            if place is not None and span[1] > span[0]:
+                spans.setdefault(place, []).append(span)
+        for start, end in entities:
+            count += 1
+            for number in range(start, end):
+                reached = 0
+                for left, right in spans.get(number, []):
+                    reached = max(reached, right) if left <= reached else -1
+                if reached != len(words[number]):
+                    lost.append((words[number], spans.get(number)))
+    assert count == 3248 + 1324
+    assert not lost, lost[:5]
