@@ -68,7 +68,7 @@ def read_backbone(source: str, image_size: int | None = None) -> Backbone:
             raise InputError(f"--image-size {image_size} is no multiple of the patch size {patch}")
         net = _created(source, name, img_size=image_size)
     try:
-        return Backbone(net, _backbone_architecture(net, arguments, sized, image_size) | ours)
+        return Backbone(net, backbone_architecture(net, arguments, sized, image_size) | ours)
     except (ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"--vision {source}: {type(net).__name__}: {reason}") from error
@@ -114,7 +114,7 @@ def _has_our_tensors(net: VisionTransformer) -> bool:
     return exact and shapes == theirs and not isinstance(net.norm, nn.Identity)
 
 
-def _backbone_architecture(
+def backbone_architecture(
     net: Any, arguments: dict[str, Any], sized: bool, image_size: int | None
 ) -> dict[str, Any]:
     """The fields of `FusionEncoderConfig` that any other backbone decides."""

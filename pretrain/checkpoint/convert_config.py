@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pretrain.model.config import Layout
 
-KINDS = ("deepspeed", "promu", "alpro", "text+vision", "model", "clip")
+KINDS = ("deepspeed", "promu", "alpro", "text+vision", "model", "clip", "two-tower")
 """Of checkpoints that are no fine-tuned one."""
 
 
@@ -28,7 +28,7 @@ class ConvertConfig:
     """Directory, file for --to promu, or fsspec URL."""
     kind: str = "auto"
     """Or --from: what SOURCE is: auto (found out), deepspeed, promu, alpro, text+vision, model,
-    clip;
+    clip (copied, as a teacher), two-tower (a CLIP as first weights);
     fine-tuned: camim, hvpnet, mkgformer, tmr."""
     target: Literal["model", "promu", "bert", "timm"] = "model"
     """Or --to: model directory; the authors' layout; a tower alone."""

@@ -15,6 +15,7 @@ from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
 from pretrain.checkpoint.text import pools_by_mean, read_text
+from pretrain.checkpoint.two_towers import read_two_towers
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
 from pretrain.model.config import BERT_KIN, FusionEncoderConfig
@@ -150,5 +151,6 @@ READERS: dict[str, Callable[[Path, ConvertConfig], tuple[Imported, Any]]] = {
     "alpro": _read_alpro,
     "text+vision": _read_towers,
     "model": _read_model,
+    "two-tower": read_two_towers,
 }
 """Kind -> what reads it: (path, options) -> the checkpoint in our names, and its tokenizer."""

@@ -30,6 +30,7 @@ def from_towers(
     layout: Layout = "split",
     fusion_layers: int | None = None,
     seed: int = 0,
+    projection_size: int = 256,
 ) -> Imported:
     """A fusion encoder whose text and fusion layers are those of a BERT or of its kin; of another
     family the text tower is the whole encoder, and fusion layers are new.
@@ -39,6 +40,7 @@ def from_towers(
         text_layers: layers that read the text alone where the layout is `split`, None = half;
             in the other layouts all do.
         seed: of what neither tower has: projections, and the bridge where the widths differ.
+        projection_size: of another family's projections, E.
     """
     if isinstance(bert, LibraryText):
         if layout != "split" or text_layers is not None:
@@ -47,6 +49,7 @@ def from_towers(
                 "are of BERT, RoBERTa, XLM-R and ELECTRA"
             )
         whole = library_architecture(bert, 6 if fusion_layers is None else fusion_layers)
+        whole = replace(whole, projection_size=projection_size)
         theirs = {f"text.{name}": tensor for name, tensor in bert.state_dict().items()}
         imported = add_vision(Imported(whole.to_dict(), theirs), vision, seed=seed)
         _check_text(encoder_of(imported), bert)
