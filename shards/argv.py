@@ -33,6 +33,21 @@ def fields_of(config_class: type, prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from fields_of(typing.cast(type, kind), f"{prefix}{field.name}.")
 
 
+def _not_empty(config_class: type, prefix: str = "") -> Iterator[str]:
+    """Settings of paths, and of text for which nothing stands by default: an empty one is none."""
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kind = hints[field.name]
+        types_of = {kind, _item(kind), *typing.get_args(kind)}
+        if dataclasses.is_dataclass(kind):
+            yield from _not_empty(typing.cast(type, kind), f"{prefix}{field.name}.")
+        elif Path in types_of or (
+            str in types_of and field.default in (dataclasses.MISSING, None)
+            and field.default_factory is dataclasses.MISSING
+        ):  # fmt: skip
+            yield prefix + field.name
+
+
 def with_rest(argv: list[str], config_class: type) -> list[str]:
     """The words behind a lone `--` as one option."""
     rest: str | None = getattr(config_class, "REST", None)
@@ -88,7 +103,10 @@ def split_files(argv: list[str], config_class: type) -> tuple[list[str], list[st
         values.setdefault(places[0], []).append(word)
         if _item(kinds[places[0]]) is None:
             places.pop(0)
+    must = set(_not_empty(config_class))
     for name, several in values.items():
+        if name in must and not all(word.strip() for word in several):
+            raise InputError(f"--{name}: is empty (a shell variable that is not set?)")
         item = _item(kinds[name])
         value = several[-1] if item is None or several == ["null"] else _listed(several, item)
         rest.append(f"--{name}={value}")

@@ -66,6 +66,12 @@ class DetectConfig:
     def __post_init__(self) -> None:
         if self.keep < 1 or self.batch < 1 or not 0 <= self.min_score <= 1:
             raise InputError("--keep and --batch must be positive, --min-score between 0 and 1")
+        for name, unread in (
+            ("boxes", self.detector != "file"),
+            ("weights", self.detector == "file"),
+        ):
+            if unread and getattr(self, name) is not None:
+                raise InputError(f"--{name}: --detector {self.detector} reads none")
 
 
 def detect(config: DetectConfig) -> None:

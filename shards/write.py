@@ -118,7 +118,8 @@ def build(
         raise InputError(f"split {corpus.split!r}: only letters, digits, _ and - may name a split")
     if not len(corpus.numbers):
         reasons = Counter(reject.reason for reject in corpus.rejects).most_common(1)
-        raise InputError(f"no usable row among {corpus.rows}; most frequent reason: {reasons}")
+        most = "".join(f"; most frequent reason: {reason} ({n})" for reason, n in reasons)
+        raise InputError(f"no usable row among {corpus.rows}{most}")
     options = corpus.options | asdict(form) | {"shard_size": shard_size, "seed": seed}
 
     def tasks() -> Iterator[ShardTask]:

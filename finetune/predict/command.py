@@ -6,9 +6,11 @@ interruption is kept and the same command goes on behind it.
 """
 
 import hashlib
+import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -242,6 +244,8 @@ def run(config: PredictConfig) -> None:
     """`python -m finetune predict`"""
     for name in ("finetune.inputs.load", "transformers"):  # they speak of every chunk
         logging.getLogger(name).setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8, whatever the terminal's locale
+        sys.stdout.reconfigure(encoding="utf-8")
     if config.input is not None:
         predict_file(config)
         return

@@ -97,7 +97,7 @@ class Extractor:
         Raises:
             InputError: a post that cannot be read.
         """
-        words = {"text": text} if isinstance(text, str) else {"tokens": list(text)}
+        words = {"tokens": list(text)} if isinstance(text, list | tuple) else {"text": text}
         record: dict[str, Any] = {**words, "head": head, "tail": tail, "caption": caption}
         record["offsets"] = offsets
         picture = image if isinstance(image, Image.Image) else None

@@ -22,15 +22,24 @@ from pathlib import Path
 from typing import Any
 
 from finetune.tasks.reading import shown
-from finetune.tasks.spans import MOST_CHARACTERS, Span, check_record, check_text, locate, read_span
+from finetune.tasks.spans import (
+    MARK,
+    MOST_CHARACTERS,
+    Span,
+    check_record,
+    check_text,
+    locate,
+    read_span,
+)
 from shards.files import InputError
 from shards.images import POST_PIXELS, RejectedImage, picture_size
 
 ENDS = ("head_start", "head_end", "tail_start", "tail_end")
 KEYS = {"id", "text", "tokens", "head", "tail", "image", "caption", "relation", "tags", "offsets"}
 KEYS |= set(ENDS)
-WHOLE_TAGS = re.compile(r"https?://\S+|[@#]\w+|\w+(?:[-/&.]\w+)*|\.{2,}|[^\w\s]")
-APART = re.compile(r"https?://\S+|\d+(?:[.,:]\d+)+|\w+|[:;]-?[()]|\.{2,}|[^\w\s]")
+WORD = rf"(?:\w{MARK}*)+"
+WHOLE_TAGS = re.compile(rf"https?://\S+|[@#]{WORD}|{WORD}(?:[-/&.]{WORD})*|\.{{2,}}|[^\w\s]{MARK}*")
+APART = re.compile(rf"https?://\S+|\d+(?:[.,:]\d+)+|{WORD}|[:;]-?[()]|\.{{2,}}|[^\w\s]{MARK}*")
 WORDS = {"twitter2017": APART}
 """Task -> what its published tokens look like, where not `WHOLE_TAGS`: Twitter-2017 writes `# tag`,
 `@ name` and `a - b` apart. Relations do not depend on it: BERT cuts at punctuation anyway."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, product
 from typing import Any, Literal, get_args
+from unicodedata import category
 
 from finetune.tasks.reading import shown
 from shards.files import InputError
@@ -20,6 +21,11 @@ Offsets = Literal["characters", "utf-16", "bytes"]
 UNITS: tuple[str, ...] = get_args(Offsets)
 Occurrence = Literal["error", "first", "nearest"]
 MOST_CHARACTERS = 20_000
+MARK = "[{}]".format(
+    "".join(chr(c) for c in range(0x300, 0xFE00) if category(chr(c)) in ("Mn", "Mc"))
+)
+"""Accents apart from their letters, vowel signs of Hindi, tones of Thai, points of Arabic: parts of
+the word before them, which `\\w` leaves out. Not what chooses the look of an emoji (U+FE0F)."""
 NOT_TEXT = re.compile("[\ud800-\udfff\0]")
 """A surrogate, in a Python string always one without its other half; a NUL."""
 
@@ -152,7 +158,8 @@ def _whole(text: str, span: Span) -> bool:
 
 def mentions(words: str, text: str) -> list[Span]:
     """Where words occur with nothing of a word around them."""
-    pattern = rf"(?<!\w){re.escape(words)}(?!\w)"
+    before = rf"(?<!\w)(?<!\w{MARK})(?<!\w{MARK}{MARK})"
+    pattern = rf"{before}{re.escape(words)}(?!\w|{MARK})"
     return [place.span() for place in re.finditer(pattern, text)]
 
 

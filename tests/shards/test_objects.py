@@ -18,7 +18,8 @@ from PIL import Image
 from shards.__main__ import main
 from shards.corpora import captions
 from shards.files import InputError
-from shards.objects import clip, select
+from shards.objects import DetectConfig, clip, select
+from shards.options import parse_config
 from shards.schema import DetectedObject
 from shards.stream import ShardReader
 from shards.write import build
@@ -337,3 +338,13 @@ os.replace = lambda *paths: (time.sleep(0.01), replace(*paths), time.sleep(0.01)
 from shards.__main__ import main
 main(sys.argv[1:])
 """
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--boxes b.jsonl", "--boxes: --detector yolo reads none"),
+     ("--detector file --boxes b.jsonl --weights w.pt", "--weights: --detector file reads none")],
+)  # fmt: skip
+def test_options_of_another_detector_are_refused(words, said):
+    with pytest.raises(InputError, match=said):
+        parse_config(DetectConfig, ["shards", *words.split()], prog="p", example="e")

@@ -146,6 +146,9 @@ def test_look_ahead_reads_the_command_line_then_the_last_file(tmp_path):
         (["--max-missing", "many"], "max_missing"),
         (["--part.freeze", "text", "visoin"], "part.freeze"),
         (["--share", "2/0"], "share"),
+        (["--first", ""], "--first: is empty"),
+        (["--more", "b", " "], "--more: is empty"),
+        (["--text="], "--text: is empty"),
         (["--config", "nowhere"], "--config nowhere: no such file"),
     ],
 )

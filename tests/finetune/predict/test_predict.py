@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -369,6 +371,32 @@ def test_pictures_that_changed_are_not_answered_already(tmp_path, run, mnre_fold
     settings = json.loads(state.read_text())
     state.write_text(json.dumps({k: v for k, v in settings.items() if k != "pictures"}))
     main(argv)
+
+
+def test_a_text_that_is_none_is_refused_from_python(run):
+    extract = Extractor.from_pretrained(run)
+    for text in (None, 5, b"a b", {"a": 1}, np.array(["a", "b"])):
+        with pytest.raises(InputError, match="text must be a string"):
+            extract(text, head="a", tail="b")
+
+
+def test_answers_are_utf8_in_any_locale(run):
+    words = [
+        "predict",
+        str(run),
+        "--text",
+        "d\u00e9j\u00e0 \U0001f600 b",
+        "--head",
+        "b",
+        "--tail",
+        "d\u00e9j\u00e0",
+    ]
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    env |= {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = f"from finetune.__main__ import main; main({words!a})"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.decode())["tail"]["text"] == "d\u00e9j\u00e0"
 
 
 def test_answers_of_another_model_are_not_finished(tmp_path, run, mnre_folder, posts, capsys):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from finetune.data.own_data import convert
 from finetune.tasks.mnre import Mnre
-from finetune.tasks.posts import BadPost, parse_line, parse_post, read_post
+from finetune.tasks.posts import APART, WHOLE_TAGS, BadPost, parse_line, parse_post, read_post
 from finetune.tasks.relations import OwnRelations
-from finetune.tasks.spans import UNITS, place_span, size_of
+from finetune.tasks.spans import UNITS, mentions, place_span, size_of
 from finetune.tasks.twitter import read_rows
 from shards.files import InputError
 
@@ -240,3 +240,23 @@ def test_headers_that_lack_a_column(tmp_path, content, message):
 def test_semicolons_are_found(tmp_path):
     (tmp_path / "posts.csv").write_text("text;head;tail;relation\nBob, in Oslo;Bob;Oslo;x\n")
     assert convert(tmp_path / "posts.csv", "relations")[0]["tail"] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902", 2),  # Hindi
+        ("cafe\u0301 Bob", 2),  # as macOS writes names of files
+        ("\u0e23\u0e16\u0e44\u0e1f\u0e1f\u0e49\u0e32", 1),  # Thai
+        ("\u0643\u064e\u062a\u064e\u0628\u064e #\u0643\u064e\u062a\u064e\u0628\u064e", 2),  # Arabic
+        ("\u2764\ufe0fBob", 3),  # a heart, its look, a name
+    ],
+)
+def test_marks_belong_to_the_letter_before_them(text, words):
+    """A word is not cut inside, and no entity is found that ends before an accent."""
+    for pattern in (WHOLE_TAGS, APART):
+        tokens = pattern.findall(text.replace("#", ""))
+        assert len(tokens) == words and "".join(tokens) == text.replace("#", "").replace(" ", "")
+    assert len(WHOLE_TAGS.findall(text)) == words
+    assert mentions("cafe", text) == [] and len(mentions("Bob", text)) == text.count("Bob")
+    assert mentions("e\u0301", text) == []
