@@ -55,7 +55,7 @@ def points(config: TrainConfig) -> dict[str, TrainConfig]:
         if key.partition(".")[0] in WHOLE:
             raise InputError(f"--sweep {key}: another {key} is another run; start it by itself")
         axes.append([(key, value.strip()) for value in values.split(",")])
-    by_name = {}
+    by_name: dict[str, TrainConfig] = {}
     for settings in itertools.product(*axes):
         name = ",".join(f"{key}={value}" for key, value in settings)
         point = dataclasses.replace(config, sweep=None, out=str(Path(config.out) / name))

@@ -179,7 +179,7 @@ def _new_pixels(*shape: int) -> Tensor:
         return torch.from_numpy(np.empty(shape, np.uint8))
     # Where it would be copied to on its way to the trainer, as PyTorch's own collation does.
     storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _teacher(pairs: Sequence[PairPlace]) -> dict[str, Tensor]:
