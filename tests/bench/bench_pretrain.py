@@ -57,7 +57,7 @@ def write_corpus(folder: Path) -> None:
         Image.fromarray(coarse).resize((640, 480)).save(folder / name, quality=90)
         lines.append(f"{name},{' '.join(random.choice(WORDS, random.integers(10, 25)))} {number}")
         item = {"box": [100, 80, 400, 400], "score": 0.9, "label": "dog"}
-        boxes.append({"image_id": name, "objects": [item]})
+        boxes.append({"image_id": name, "size": [640, 480], "objects": [item]})
     (folder / "captions.csv").write_text("\n".join(lines))
     (folder / "boxes.jsonl").write_text("\n".join(map(json.dumps, boxes)))
     build(captions(folder, folder / "captions.csv"), folder / "shards", shard_size=1)
