@@ -1,6 +1,5 @@
 """Clean views: the whole picture and its best object, as a prompter sees them."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,19 +7,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretrain.data.jpeg import decode_rows, reduction_for
 from shards.files import InputError
 from shards.shard import Picture, Sample
 
 
 def decode(sample: Sample | Picture, min_side: int) -> Image.Image:
     """The whole picture as RGB; JPEG's own scaled decoding is used down to `min_side` pixels."""
-    try:
-        image = Image.open(io.BytesIO(sample.image))
-        image.draft("RGB", (min_side, min_side))
-        image.load()
-    except (OSError, SyntaxError) as error:
+    width, height = sample.meta.size
+    try:  # to the bit as Pillow, in less time
+        pixels = decode_rows(sample.image, height, reduction_for(width, height, min_side))
+    except ValueError as error:
         raise InputError(f"{sample.key}: undecodable image in shard ({error})") from error
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return Image.fromarray(pixels)
 
 
 def squash(image: Image.Image, size: int, box: tuple | None = None) -> np.ndarray:
