@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.numerics import clip_or_leave_out, loss_scaler
+from pretrain.numerics import clip_or_leave_out, loss_scaler, norm_in_float32
 from pretrain.tuning import pass_over_padding, read_tuning, zero_stage
 from shards.files import InputError
 
@@ -79,6 +79,7 @@ class SingleEngine:
     ) -> None:
         self.device = distributed.device()
         self.module = module.to(self.device)
+        norm_in_float32(self.module, self.device)
         self.optimizer, self.schedule = build(self.module)
         self.precision, self.accumulation, self.clip = precision, accumulation, clip
         self.scaler = loss_scaler(self.device, precision)
@@ -173,6 +174,7 @@ class DeepSpeedEngine:
         # Ours, inside the module, where DeepSpeed does not switch it off: its own `torch_autocast`
         # would send the gradients of all Linears through bfloat16 before they are summed.
         module.forward = autocast(self.device, precision)(module.forward)
+        norm_in_float32(module, self.device)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=config
         )

@@ -224,6 +224,15 @@ def test_gradients_in_16_bits_point_where_those_in_fp32_do(low):
     assert 0.999 <= cosine < 1  # below 1: 16 bits did take part
 
 
+def test_a_norm_behind_a_linear_learns_from_every_row_in_bf16():
+    """On a CPU: 256 + 1 = 256 in bfloat16, so a sum kept in it would end there."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    engine = SingleEngine(module, build, precision="bf16", accumulation=1, clip=1.0)
+    engine.backward(engine(torch.ones(4096, 4)).sum())
+    norm = module[1]
+    assert norm.bias.grad is not None and norm.bias.grad.tolist() == [4096] * 4
+
+
 # ------------------------------------------------------------------ torch.compile
 
 LENGTHS = (16, 9, 12)
