@@ -80,6 +80,8 @@ def _train(config: PretrainConfig, kind: str) -> Path | None:
     except InputError:
         if not finished:  # then what is gone contradicts nothing
             raise
+    if distributed.is_main() and config.data.val == config.data.train:
+        print("data.val is data.train: its figures are of pairs that are trained on", flush=True)
     distributed.on_main(
         lambda: remember_inputs(config, readers, run_dir, resumes=bool(resumes), init=init)
     )

@@ -34,6 +34,8 @@ from shards.images import RejectedImage, decoded
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 512
+FEW_ROWS = 20
+"""Of dev: a temperature of fewer is said to be a guess."""
 """Posts, or pairs of their entities, whose pictures and regions are held at a time."""
 Question = tuple[Post, Span | None, Span | None]
 """A post, and head and tail (tokens) where a relation is asked for."""
@@ -127,9 +129,17 @@ class Run:
         if self.info.kind == "relation":
             fitted = calibration.of_seed(self.directory, self.info.labels)
             if fitted is None:
-                LOG.warning("%s: no pred_dev.jsonl; probabilities are not calibrated", source)
+                LOG.warning(
+                    "%s: no two answers in pred_dev.jsonl; probabilities are not calibrated", source
+                )
             else:
                 self.temperature = fitted.temperature
+                if fitted.rows < FEW_ROWS:
+                    LOG.warning(
+                        "%s: probabilities are calibrated on %d dev rows alone",
+                        source,
+                        fitted.rows,
+                    )
         elif (chain := chain_of(self.method)) is not None:
             if (scaling := chain_calibration.of_seed(self.directory)) is None:
                 LOG.warning(

@@ -26,6 +26,7 @@ from finetune.run.evaluate import predict, repeated
 from finetune.run.losses import READ_LOSS_EVERY, EpochLosses
 from finetune.run.progress import Progress
 from finetune.tasks.base import Task
+from finetune.tasks.metrics import negative_class
 from pretrain import distributed
 from pretrain.tracking import MetricsLog
 from shards.files import InputError, discard, write_json
@@ -77,6 +78,7 @@ class SeedRun:
         if distributed.is_main():
             self.log = MetricsLog(self.directory, resume_step=progress.step)
             LOG.info("%s", self.describe())
+            self.warn_of_labels()
         self.bar: StepProgress[None] = StepProgress(
             total=self.epochs * self.steps_an_epoch,
             done=progress.step,
@@ -109,6 +111,17 @@ class SeedRun:
             f"steps of {size} rows; {sum(p.numel() for p in self.method.parameters()):,} parameters"
             f", {self.engine.device}, {self.engine.precision}; writes {self.directory}"
         )
+
+    def warn_of_labels(self) -> None:
+        """Of splits whose labels leave nothing to learn, or nothing to choose an epoch by."""
+        relation, names = self.task.info.kind == "relation", self.task.info.labels
+        gold = [split.gold for split in (self.train_split, self.dev_split)]
+        train, dev = (set(g if relation else itertools.chain.from_iterable(g)) for g in gold)
+        if len(train) == 1:
+            LOG.warning("%s: all training rows say %r: nothing to learn", self.name, *train)
+        if dev <= {negative_class(names) if relation else "O"}:
+            what = "relations" if relation else "entities"
+            LOG.warning("%s: dev has no %s: its F1 is 0 in every epoch", self.name, what)
 
     def one_epoch(self) -> None:
         """Train, score dev where it is due, record both."""

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.tasks.metrics import NO_RELATION, prf
+from finetune.tasks.metrics import negative_class, prf
 
 THRESHOLD = 1.0
 """Points of accuracy above the majority class that a harmless input may reach by chance."""
@@ -98,7 +98,7 @@ def audit_features(
     """
     overall = Counter(train_labels)
     majority = max(overall, key=lambda label: (overall[label], label))
-    none = next((label for label in NO_RELATION if label in overall), None)
+    none = negative_class(overall)
     table = most_frequent(train_features, train_labels)
     binary = most_frequent(train_features, [label != none for label in train_labels])
     counts = contingency(train_features, train_labels)

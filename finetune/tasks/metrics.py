@@ -1,13 +1,18 @@
 """Scores in percent, by the field's conventions: relations, then entities."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 NO_RELATION = ("None", "none", "NA", "na", "no_relation", "Other", "Others")
 """Names of the negative class; the first that a label list has is left out of P, R and F1."""
+
+
+def negative_class(labels: Container[str]) -> str | None:
+    """The label that says there is no relation; None: all of them are relations."""
+    return next((name for name in NO_RELATION if name in labels), None)
 
 
 def relation_scores(
@@ -49,7 +54,7 @@ def relation_scores_by_label(
     """
     correct = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
     claimed, true = Counter(predicted), Counter(gold)
-    none = next((name for name in NO_RELATION if name in true), None)
+    none = negative_class(true)
     return {
         name: {**prf(correct[name], claimed[name], count), "support": count}
         for name, count in sorted(true.items(), key=lambda item: (-item[1], item[0]))
@@ -79,7 +84,7 @@ def scores_by_frequency(
     "20–100" -> f1, precision, recall in percent and `support`. A predicted relation counts
     in its own bin, whatever the row's is."""
     result = {}
-    none = next((name for name in NO_RELATION if name in train_counts), None)
+    none = negative_class(train_counts)
     for low, high in pairwise(edges):
         inside = {n for n, count in train_counts.items() if low <= count < high and n != none}
         correct = sum(g == p and g in inside for g, p in zip(gold, predicted, strict=True))
@@ -108,7 +113,7 @@ def relation_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray
     """(N, 3) int: right and related, predicted as related, related."""
     truth, guesses = np.asarray(gold), np.asarray(predicted)
     # Test rows may all be related while a run answers None.
-    none = next((name for name in NO_RELATION if name in truth or name in guesses), None)
+    none = negative_class({*truth, *guesses})
     claimed, related = guesses != none, truth != none
     return np.stack([(truth == guesses) & related, claimed, related], axis=1).astype(np.int64)
 

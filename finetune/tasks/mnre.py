@@ -46,10 +46,8 @@ class Mnre(Task):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.relation2id = read_relations(folder / "ours_rel2id.json")
-        self.none_id = next(
-            (self.relation2id[name] for name in metrics.NO_RELATION if name in self.relation2id),
-            None,
-        )
+        none = metrics.negative_class(self.relation2id)
+        self.none_id = None if none is None else self.relation2id[none]
         self.info = TaskInfo("mnre", "relation", tuple(self.relation2id), MARKERS)
 
     def split_file(self, split: str) -> Path | None:

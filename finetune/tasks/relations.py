@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.metrics import NO_RELATION
+from finetune.tasks.metrics import negative_class
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.spans import check_record, read_span
 from finetune.tasks.splits import FILE_NAMES, only_file
@@ -32,7 +32,7 @@ class OwnRelations(Mnre):
         self.folder = folder
         self.relation2id: dict[str, int] = {}
         names = {row.relation for row in self.read("train")}
-        none = next((name for name in NO_RELATION if name in names), None)
+        none = negative_class(names)
         ordered = sorted(names, key=lambda name: (name != none, name))
         self.relation2id = {name: number for number, name in enumerate(ordered)}
         self.none_id = None if none is None else 0

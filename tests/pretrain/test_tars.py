@@ -72,6 +72,7 @@ def test_a_run_trains_and_goes_on(tars, tmp_path, capsys):
 
     assert run(4, "--data.workers", "1")
     told = capsys.readouterr().out
+    assert "data.val is data.train" in told
     assert "data.train: 3 tars: 13 keys = 12 pairs + 1 rejects; 1 x no picture of this key" in told
     lines = (run_dir / "data.train.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["where"] for line in lines] == ["00002.tar: lonely"]

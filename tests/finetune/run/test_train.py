@@ -1,5 +1,6 @@
 """The whole road on a tiny model: train, reload, resume, aggregate."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -335,3 +336,15 @@ def test_text_longer_than_the_model(tmp_path, mnre_folder, tiny_model, capsys):
     with pytest.raises(SystemExit):
         main(f"train --task mnre --method promu {places}".split())
     assert "the model has 8 positions; lower --max_length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("split", "line"), [("train", "all training rows say 'None'"), ("val", "dev has no relations")]
+)
+def test_labels_that_leave_nothing_are_said(tmp_path, mnre_folder, tiny_model, caplog, split, line):
+    """Nothing to learn, or no epoch to choose by."""
+    path = mnre_folder / f"txt/ours_{split}.txt"
+    rows = [ast.literal_eval(text) for text in path.read_text().splitlines()]
+    path.write_text("".join(f"{ {**row, 'relation': 'None'} }\n" for row in rows))
+    train(mnre_folder, tmp_path / "run", tiny_model, method="mtb")
+    assert caplog.text.count(line) == 1
