@@ -6,7 +6,7 @@ recomputed activations, GradCache's first pass, norms and softmax do not count.
 
 import torch
 
-from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
 
 # Dense bfloat16 tensor-core peaks from the makers' data sheets, operations a second.

@@ -23,7 +23,8 @@ from pretrain.model.stored import VisionStore
 from pretrain.prompter.bank import ENTITY_TEMPLATES, RELATION_TEMPLATES, PromptBank, encode_prompts
 from pretrain.prompter.load import Prompter, load_prompter
 from pretrain.prompter.online import OnlineTeacher
-from shards.files import CommonError, InputError, digest, replace_folder, write_json
+from shards.files import CommonError, InputError, digest, replace_folder
+from shards.json_files import write_json
 from shards.nouns import read_vocabulary
 from shards.redact import without_secrets
 from shards.relations import relation_labels

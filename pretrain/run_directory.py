@@ -12,7 +12,8 @@ from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.config import PretrainConfig
 from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.stated import ModelConfig
-from shards.files import InputError, atomic_path, file_sha256, read_json, write_json
+from shards.files import InputError, atomic_path, file_sha256
+from shards.json_files import read_json, write_json
 from shards.options import dump_config, same_setting
 from shards.redact import without_secrets
 from shards.stream import ShardReader

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from pretrain.flops import peak_flops
-from shards.files import InputError, atomic_path, is_number, parse_object, with_crc32
+from shards.files import InputError, atomic_path
+from shards.json_files import is_number, parse_object, with_crc32
 from shards.progress import Progress
 from shards.redact import without_secrets
 

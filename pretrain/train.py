@@ -17,7 +17,8 @@ from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_zero
 from pretrain.cluster.liveness import Liveness
 from pretrain.cluster.stopping import signals_blocked
-from pretrain.config import DataConfig, PretrainConfig
+from pretrain.config import PretrainConfig
+from pretrain.data.config import DataConfig
 from pretrain.data.pairs import open_reader, train_batches
 from pretrain.model.promu import Promu
 from pretrain.numerics import precision_for

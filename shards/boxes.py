@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shards.files import InputError, is_number
+from shards.files import InputError
 from shards.images import SIDEWAYS, turned_box
+from shards.json_files import is_number
 from shards.records import Parsed, Refused, read_records, refuse
 from shards.schema import DetectedObject, PictureMeta
 from shards.shard import Picture

@@ -10,9 +10,10 @@ from typing import Literal
 
 from shards import corpora, foreign, newsclippings, write
 from shards.command import Tool, dispatch
-from shards.files import InputError, read_json_lines
+from shards.files import InputError
 from shards.images import QUALITY, SHORT_SIDE
 from shards.index import ShardIndex
+from shards.json_files import read_json_lines
 from shards.records import MOST_LISTED
 from shards.schema import REJECTS_NAME
 from shards.stats import short_form

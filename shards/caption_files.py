@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shards.files import InputError, read_json
+from shards.files import InputError
+from shards.json_files import read_json
 from shards.records import Parsed, Refused, read_records
 from shards.tables import TableRow, read_table
 

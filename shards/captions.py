@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from shards.command import Tool, dispatch
-from shards.files import InputError, atomic_path, parse_object, read_lines, write_json
+from shards.files import InputError, atomic_path
 from shards.images import RejectedImage, decoded
+from shards.json_files import parse_object, read_lines, write_json
 from shards.locks import lock_file
 from shards.progress import Progress
 from shards.tables import read_table

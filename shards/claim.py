@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shards.corpora import Corpus
-from shards.files import InputError, atomic_path, read_json, write_json
+from shards.files import InputError, atomic_path
 from shards.index import ShardIndex, ShardInfo, read_index
+from shards.json_files import read_json, write_json
 from shards.schema import INDEX_NAME
 
 STATE = ".build"

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from shards.files import InputError, atomic_path, file_sha256, sweep, write_json
+from shards.files import InputError, atomic_path, file_sha256, sweep
 from shards.index import (
     ColumnIndex,
     ColumnShard,
@@ -20,6 +20,7 @@ from shards.index import (
     parse_column,
     read_index,
 )
+from shards.json_files import write_json
 from shards.locks import lock
 from shards.progress import Progress
 from shards.schema import COLUMN_NAME, FORMAT_VERSION

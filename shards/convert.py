@@ -13,8 +13,9 @@ from shards.columns import write_column
 from shards.command import Tool
 from shards.corpora import Corpus, Record, Reject
 from shards.detections import pack_detections
-from shards.files import InputError, file_sha256, read_json_lines
+from shards.files import InputError, file_sha256
 from shards.images import Stored
+from shards.json_files import read_json_lines
 from shards.schema import COLUMN_NAME, FORMAT_VERSION, OBJECTS, REJECTS_NAME, TEACHER
 from shards.shard import read_metas
 from shards.stream import ShardReader

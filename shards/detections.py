@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.arrays import map_arrays, pack
-from shards.files import InputError, parse_object
+from shards.files import InputError
+from shards.json_files import parse_object
 from shards.schema import DetectedObject
 
 AGAIN = "run `python -m shards detect` again"

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.corpora import Corpus, Record, Reject, is_text, mismatches, text_id
-from shards.files import InputError, parse_object
+from shards.files import InputError
 from shards.images import Stored, stored_bytes
+from shards.json_files import parse_object
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 LARGEST_TEXT = 1 << 20  # bytes

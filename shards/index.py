@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.files import InputError, parse_object
+from shards.files import InputError
+from shards.json_files import parse_object
 from shards.schema import COLUMN_COMMANDS, FORMAT_VERSION, INDEX_NAME, OBJECTS
 
 SHA256 = re.compile(r"[0-9a-f]{64}")

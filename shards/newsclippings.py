@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from shards.corpora import Corpus, ImageFolder, PictureFolder, Record, Reject, is_text
-from shards.files import InputError, is_number
+from shards.files import InputError
+from shards.json_files import is_number
 
 Subset = Literal[
     "merged_balanced",

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from shards.files import InputError, parse_object
+from shards.files import InputError
+from shards.json_files import parse_object
 
 Value = TypeVar("Value")
 MOST_LISTED = 20

@@ -23,7 +23,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from shards.files import InputError, is_number, parse_object
+from shards.files import InputError
+from shards.json_files import is_number, parse_object
 
 FORMAT_VERSION = 2
 INDEX_NAME = "index.json"

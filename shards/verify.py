@@ -15,8 +15,9 @@ from shards.arrays import pack
 from shards.claim import STATE, build_command
 from shards.command import Tool
 from shards.detections import check_detections, read_lines_of_objects
-from shards.files import InputError, file_sha256, read_json_lines
+from shards.files import InputError, file_sha256
 from shards.index import ShardInfo, parse_column, read_index
+from shards.json_files import read_json_lines
 from shards.progress import Progress
 from shards.rows import make_rows
 from shards.schema import (

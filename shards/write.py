@@ -27,21 +27,15 @@ import numpy as np
 from shards.arrays import pack
 from shards.claim import STATE, claim, is_whole, require_same_input, same_pictures, start
 from shards.corpora import Corpus, PictureSource, Record, Reject
-from shards.files import InputError, atomic_path, file_sha256, read_json, sweep, write_json
+from shards.files import InputError, atomic_path, file_sha256, sweep
 from shards.images import QUALITY, SHORT_SIDE, RejectedImage, Stored
 from shards.index import ShardIndex, ShardInfo
+from shards.json_files import read_json, write_json
 from shards.locks import lock
 from shards.processes import in_order
 from shards.progress import Progress
 from shards.rows import make_rows
-from shards.schema import (
-    INDEX_NAME,
-    KEY_PATTERN,
-    REJECTS_NAME,
-    ROWS,
-    PairMeta,
-    PictureMeta,
-)
+from shards.schema import INDEX_NAME, KEY_PATTERN, REJECTS_NAME, ROWS, PairMeta, PictureMeta
 from shards.shard import read_metas, rows_name, with_checksum
 
 MIN_SHARDS, MIN_SAMPLES, MAX_SAMPLES = 64, 32, 2048
@@ -229,9 +223,9 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
         rows_sha256=hashlib.sha256(content).hexdigest(),
     )
     about = {"digest": task.digest(), "info": asdict(info), "rejects": rejects}
-    read = {"pictures": stamps["sizes"], "times": stamps["times"]}
-    read["contents"] = _hashed([contents[name] for name in task.images()])
-    write_json(state, about | read, checksum=True)
+    about |= {"pictures": stamps["sizes"], "times": stamps["times"]}
+    about["contents"] = _hashed([contents[name] for name in task.images()])
+    write_json(state, about, checksum=True)
     return info, rejects
 
 

@@ -11,7 +11,8 @@ def write_model(directory: Path) -> Path:
 
     from pretrain.checkpoint.hub import save_model_directory
     from pretrain.data.tokenizer import learn_tokenizer
-    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+    from pretrain.model.config import FusionEncoderConfig
+    from pretrain.model.fusion_encoder import FusionEncoder
 
     text = ["RT @x : " + " and ".join(NAMES) + " tonight [ ] / E1 E2 at last #tag, on we go"] * 3
     tokenizer = learn_tokenizer(text, 120)

@@ -25,7 +25,8 @@ from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hasha
 from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Regions, read_regions
 from shards.command import exit_on_input_error
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 from shards.options import parse_config
 
 TYPE_WORDS = ("person", "organization", "location", "misc")

@@ -17,7 +17,8 @@ from typing import Any
 from finetune.config import TaskOptions
 from finetune.tasks.mnre import RelationRow
 from shards.command import Tool, dispatch, exit_on_input_error
-from shards.files import InputError, write_json_lines
+from shards.files import InputError
+from shards.json_files import write_json_lines
 
 Pairs = list[tuple[str, str]]
 """(head type, tail type) of each row"""

@@ -23,8 +23,9 @@ from finetune.config import Split, TaskOptions
 from finetune.tasks.base import Task
 from finetune.tasks.reading import read_object
 from shards.command import Tool, dispatch, exit_on_input_error
-from shards.files import InputError, atomic_path, read_json, write_json
+from shards.files import InputError, atomic_path
 from shards.images import decoded
+from shards.json_files import read_json, write_json
 from shards.locks import lock
 
 FOLDER = "diffusion_pic"

@@ -9,7 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shards.files import InputError, file_sha256, read_lines
+from shards.files import InputError, file_sha256
+from shards.json_files import read_lines
 
 Work = TypeVar("Work")
 

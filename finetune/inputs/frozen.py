@@ -14,7 +14,8 @@ from finetune.inputs.pictures import ImageStore, check_rows, sums_of
 from finetune.inputs.spec import FrozenVision, See, Wanted
 from finetune.inputs.split import LoadedSplit
 from pretrain import distributed
-from shards.files import InputError, read_json, write_json
+from shards.files import InputError
+from shards.json_files import read_json, write_json
 from shards.locks import lock_file
 from shards.progress import Progress
 

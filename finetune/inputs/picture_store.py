@@ -25,7 +25,8 @@ from finetune.inputs.pictures import (
     sums_of,
 )
 from pretrain import distributed
-from shards.files import InputError, read_json, replace_folder, write_json
+from shards.files import InputError, replace_folder
+from shards.json_files import read_json, write_json
 from shards.locks import lock_file
 from shards.progress import Progress
 

@@ -19,7 +19,8 @@ from typing import Any, Literal, TypeVar
 from finetune.tasks.base import Row
 from finetune.tasks.reading import is_row, read_with_header
 from finetune.tasks.region_cache import Region, Regions, regions_from_json, regions_to_json
-from shards.files import InputError, write_json_lines
+from shards.files import InputError
+from shards.json_files import write_json_lines
 from shards.records import parse_records
 
 AnyRow = TypeVar("AnyRow", bound=Row)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import InputError, atomic_path, parse_object, read_json, write_json
+from shards.files import InputError, atomic_path
+from shards.json_files import parse_object, read_json, write_json
 from shards.options import same_setting
 
 SUMS, WIDTH = ".crc32", 9

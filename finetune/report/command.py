@@ -13,7 +13,8 @@ from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
 from shards.command import require_extra
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 from shards.locks import lock_file
 from shards.options import parse_config
 

@@ -12,7 +12,7 @@ from finetune.report import pages
 from finetune.report.series import best_f1
 from finetune.report.tables import ALSO_IN_TRAIN
 from finetune.run.results import also_in_train
-from shards.files import read_json, write_json
+from shards.json_files import read_json, write_json
 
 LOG = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from finetune.run.results import AGAIN, Predictions
 from finetune.tasks.reading import read_object
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 
 FILE = "calibration.json"
 SMALLEST = 5e-6

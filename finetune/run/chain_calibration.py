@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from finetune.methods.crf import LinearChainCRF
 from finetune.run.calibration import COOLEST, FILE, HOTTEST, read_kept
 from pretrain import distributed
-from shards.files import write_json
+from shards.json_files import write_json
 
 Asked = tuple[Tensor, Tensor, Tensor]
 """Emissions, tags and mask of a batch, as `LinearChainCRF.log_likelihood` takes them."""

@@ -27,7 +27,8 @@ from pretrain.checkpoint.checksums import check_member
 from pretrain.checkpoint.hub import save_directory, save_model_directory
 from pretrain.checkpoint.strict import check_values, load_strictly, member
 from pretrain.model.fusion_encoder import FusionEncoder
-from shards.files import InputError, digest, read_json, write_json
+from shards.files import InputError, digest
+from shards.json_files import read_json, write_json
 
 FORMAT_VERSION = 1
 HEAD_NAME = "head.safetensors"

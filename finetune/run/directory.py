@@ -19,7 +19,8 @@ from finetune.run.results import images_of, read_seed
 from finetune.tasks.base import Task
 from pretrain import distributed, engine
 from shards import threads
-from shards.files import InputError, atomic_path, discard, sweep, write_json
+from shards.files import InputError, atomic_path, discard, sweep
+from shards.json_files import write_json
 from shards.options import dump_config, same_setting
 from shards.redact import without_secrets
 

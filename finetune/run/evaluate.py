@@ -28,7 +28,8 @@ from finetune.tasks.metrics import entities, hvpnet_entity_scores, without_stray
 from finetune.tasks.splits import BY_OPTION, shown_name
 from pretrain import distributed
 from pretrain.engine import autocast
-from shards.files import InputError, digest, write_json
+from shards.files import InputError, digest
+from shards.json_files import write_json
 from shards.locks import lock
 
 LOG = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from pathlib import Path
 from pretrain import distributed
 from pretrain.checkpoint.zero import check_trained
 from pretrain.engine import Engine
-from shards.files import InputError, disk_errors, read_json, write_json
+from shards.files import InputError, disk_errors
+from shards.json_files import read_json, write_json
 
 LOG = logging.getLogger(__name__)
 DAMAGED = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)

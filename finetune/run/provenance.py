@@ -23,7 +23,8 @@ from finetune.tasks.reading import read_object
 from finetune.tasks.splits import SPLITS
 from pretrain import distributed
 from pretrain.checkpoint.remote import resolve
-from shards.files import InputError, digest, read_json, write_json
+from shards.files import InputError, digest
+from shards.json_files import read_json, write_json
 
 FILE = "inputs.json"
 PACKAGES = ("fusion-mre", "torch", "transformers", "timm", "numpy", "safetensors")

@@ -14,7 +14,8 @@ from finetune.protocols import METRICS, seed_files
 from finetune.tasks.base import Task
 from finetune.tasks.metrics import STRAY_TAGS
 from finetune.tasks.reading import checked, damaged, is_row, read_object
-from shards.files import InputError, atomic_path, read_json_lines, with_crc32
+from shards.files import InputError, atomic_path
+from shards.json_files import read_json_lines, with_crc32
 
 Results = Mapping[str, Mapping[str, Any]]
 """Run name -> content of its `result.json`."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from finetune.config import TrainConfig
 from pretrain import distributed
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 
 LOG = logging.getLogger(__name__)
 WHOLE = ("task", "method", "out", "sweep", "cache")

@@ -29,7 +29,8 @@ from finetune.tasks.base import Task
 from finetune.tasks.metrics import negative_class
 from pretrain import distributed
 from pretrain.tracking import MetricsLog
-from shards.files import InputError, discard, write_json
+from shards.files import InputError, discard
+from shards.json_files import write_json
 from shards.progress import Progress as StepProgress
 
 LOG = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin
 
-from shards.files import LINES, InputError, read_json
+from shards.files import InputError
+from shards.json_files import LINES, read_json
 from shards.records import Parsed, read_records
 
 AnyKey = TypeVar("AnyKey")

@@ -19,7 +19,8 @@ from typing import Any
 
 from finetune.tasks.base import Box, Key, SideInput
 from finetune.tasks.reading import is_row, not_empty, read_with_header
-from shards.files import InputError, write_json_lines
+from shards.files import InputError
+from shards.json_files import write_json_lines
 from shards.records import parse_records
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.foreign import unwrapped
 from pretrain.checkpoint.tables import HEADS, promu_table, to_ours, to_theirs
-from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig
 from shards.files import InputError
 

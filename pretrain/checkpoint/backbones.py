@@ -15,7 +15,8 @@ from pretrain.checkpoint.strict import CONFIG_NAME, WEIGHTS_NAME, read_config
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.library import LibraryVision, grid_of
 from pretrain.model.vit import PlainViT
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 
 _BESIDE = ("vision_norm_eps", "vision_pool")
 """Settings of ours that timm's directories have no place for."""

@@ -11,8 +11,8 @@ import yaml
 from pretrain import distributed
 from pretrain.checkpoint.run import MARKER
 from pretrain.tracking import read_metrics
-from shards.files import read_json
 from shards.index import read_index
+from shards.json_files import read_json
 from shards.redact import without_secrets
 from shards.schema import INDEX_NAME
 

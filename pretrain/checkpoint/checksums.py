@@ -8,7 +8,8 @@ import logging
 import zlib
 from pathlib import Path
 
-from shards.files import InputError, read_json, write_json
+from shards.files import InputError
+from shards.json_files import read_json, write_json
 
 LOG = logging.getLogger(__name__)
 CHECKSUMS_NAME = "checksums.json"

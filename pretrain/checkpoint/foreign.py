@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from shards.files import InputError, read_json
+from shards.files import InputError
+from shards.json_files import read_json
 
 CHECKED = ("bert", "roberta", "xlm-roberta", "electra", "vit", "clip", "clip_text_model",
            "clip_vision_model")  # fmt: skip

@@ -33,10 +33,12 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.checkpoint.text import read_text
 from pretrain.model.bert import Bert
-from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.library import LibraryText
 from pretrain.model.promu import LossConfig, Promu
-from shards.files import InputError, read_json, replace_folder, write_json
+from shards.files import InputError, replace_folder
+from shards.json_files import read_json, write_json
 
 T = TypeVar("T")
 Source = str | os.PathLike[str]

@@ -20,7 +20,8 @@ from pretrain.checkpoint.background import BackgroundWriter
 from pretrain.checkpoint.reshard import reshard
 from pretrain.checkpoint.zero import check_trained, members_crc32
 from pretrain.engine import Engine, SingleEngine
-from shards.files import CommonError, InputError, atomic_path, read_json, write_json
+from shards.files import CommonError, InputError, atomic_path
+from shards.json_files import read_json, write_json
 
 MARKER = "COMPLETE"
 _DAMAGED = ".damaged"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint.checksums import check_member, require_readable
 from pretrain.checkpoint.foreign import WRAPPED, check_settings, check_shards, unwrapped
 from pretrain.checkpoint.untrusted import load_pickle
-from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.library import library_parameters
 from pretrain.model.promu import HeadsConfig
 from shards.files import InputError

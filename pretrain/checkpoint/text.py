@@ -22,7 +22,8 @@ from pretrain.checkpoint.strict import (
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.model.bert import ARCHITECTURES, Bert
 from pretrain.model.library import TEXT_FAMILIES, LibraryText, family_config, possible
-from shards.files import InputError, read_json
+from shards.files import InputError
+from shards.json_files import read_json
 
 _LEFT = re.compile(r"embeddings\.(position_ids|token_type_ids)$|(?!embeddings|encoder\.)")
 """Tensors of a checkpoint that no layer of ours has: buffers, poolers and heads."""

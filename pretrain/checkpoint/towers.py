@@ -16,8 +16,8 @@ from pretrain.checkpoint.strict import (
 )
 from pretrain.checkpoint.tables import bert_table, to_ours
 from pretrain.model.bert import Bert
-from pretrain.model.config import CONFIG_VERSION, Layout
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import CONFIG_VERSION, FusionEncoderConfig, Layout
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.library import LibraryText, LibraryVision, settings_of
 from shards.files import InputError
 

@@ -16,7 +16,8 @@ from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import read_config, read_transformers
 from pretrain.checkpoint.text import read_text
 from pretrain.model.library import LibraryText
-from shards.files import InputError, read_json
+from shards.files import InputError
+from shards.json_files import read_json
 
 _ARCHITECTURES = {
     "quick_gelu": "vit_base_patch32_clip_quickgelu_224",

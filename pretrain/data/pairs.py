@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from pretrain.config import MAX_LENGTH, DataConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.data.clean import clean_views
+from pretrain.data.config import MAX_LENGTH, DataConfig
 from pretrain.data.pieces import PAD_TO, Pieces
 from pretrain.data.views import Canvas, Part, View, decode_part, part_of, random_view
 from pretrain.model.patches import patch_coverage, view_box

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.config import DataConfig
+from pretrain.data.config import DataConfig
 from pretrain.data.jpeg import decode_rows, reduction_for
 from shards.files import InputError
 from shards.shard import Sample

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from shards.files import is_number
+from shards.json_files import is_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -20,21 +20,13 @@ from torch import Tensor, nn
 
 from pretrain.model.bert import Bert
 from pretrain.model.bert_layers import Layers, draw
-from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
-from pretrain.model.library import (
-    READS_LAST,
-    LibraryText,
-    LibraryVision,
-    family_config,
-    possible,
-)
+from pretrain.model.library import READS_LAST, LibraryText, LibraryVision, family_config, possible
 from pretrain.model.vit import PlainViT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["MODEL_TYPE", "FusionEncoder", "FusionEncoderConfig", "FusionOutput"]
 
 
 @dataclass

@@ -11,7 +11,8 @@ from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import read_transformers
 from pretrain.prompter.clip import ClipEncoder, Encoder
-from shards.files import InputError, parse_object, write_json
+from shards.files import InputError
+from shards.json_files import parse_object, write_json
 
 _PREPROCESSOR = "preprocessor_config.json"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shards.command import Tool
-from shards.files import InputError, replace_folder, write_json
+from shards.files import InputError, replace_folder
+from shards.json_files import write_json
 from shards.locks import lock_file
 from shards.sample.generated import FOLDER, write_generated
 from shards.sample.mnre import write_mnre

@@ -27,7 +27,8 @@ def write_checkpoint(run: Path) -> None:
     from pretrain import engine as engines
     from pretrain.checkpoint.run import RunCheckpoints
     from pretrain.data.tokenizer import learn_tokenizer
-    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+    from pretrain.model.config import FusionEncoderConfig
+    from pretrain.model.fusion_encoder import FusionEncoder
     from pretrain.model.promu import HeadsConfig, LossConfig, Promu
     from pretrain.optim import adamw, linear_schedule, parameter_groups
 

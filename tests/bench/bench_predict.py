@@ -42,7 +42,8 @@ def make_run(folder: Path, base: bool) -> Path:
     from finetune.tasks.mnre import MARKERS
     from pretrain.checkpoint.hub import save_model_directory
     from pretrain.data.tokenizer import learn_tokenizer
-    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+    from pretrain.model.config import FusionEncoderConfig
+    from pretrain.model.fusion_encoder import FusionEncoder
 
     torch.manual_seed(0)
     words = "RT @x : " + " and ".join(NAMES) + " tonight on the beach with friends [ ] / E1 E2"

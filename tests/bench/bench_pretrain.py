@@ -101,7 +101,8 @@ def ours(
     from pretrain.data.pairs import PairDataset, open_reader, train_batches
     from pretrain.data.tokenizer import learn_tokenizer
     from pretrain.engine import SingleEngine
-    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+    from pretrain.model.config import FusionEncoderConfig
+    from pretrain.model.fusion_encoder import FusionEncoder
     from pretrain.model.promu import HeadsConfig, Promu
     from pretrain.optim import adamw, linear_schedule, parameter_groups
     from pretrain.prompter.bank import PromptBank
@@ -180,7 +181,7 @@ class ReleasedBlock(nn.Module):
     def __init__(self, size: dict) -> None:
         from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-        from pretrain.model.fusion_encoder import FusionEncoderConfig
+        from pretrain.model.config import FusionEncoderConfig
 
         super().__init__()
         config = FusionEncoderConfig(**size)
@@ -333,7 +334,8 @@ def rank_main(rank: int, world: int, port: int, size: str, pairs: int, steps: in
     torch.set_num_threads(1)
     from pretrain import engine as engines
     from pretrain.data.batch import PretrainBatch
-    from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+    from pretrain.model.config import FusionEncoderConfig
+    from pretrain.model.fusion_encoder import FusionEncoder
     from pretrain.model.promu import HeadsConfig, LossConfig, Promu
     from pretrain.optim import adamw, linear_schedule, parameter_groups
 

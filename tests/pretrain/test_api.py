@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor
 from pretrain.config import DataConfig
 from pretrain.data.pairs import PairDataset, open_reader
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.processor import FusionProcessor
 from shards.corpora import captions
 from shards.files import InputError

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.model.attention import Dropout, KeepBits, attention
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 
 B, H, L, D, DROPOUT = 3, 2, 7, 4, 0.3
 

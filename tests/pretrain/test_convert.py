@@ -25,7 +25,8 @@ from pretrain import convert
 from pretrain.checkpoint import authors, hub, tables
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.load import load_prompter
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 
 WIDTH, HEADS, LAYERS, WORDS, SIDE = 128, 2, 4, 90, 32
 """A BERT and a ViT with heads of 64, as every published one has."""

@@ -24,7 +24,8 @@ from pretrain.data.pairs import PairDataset, open_reader, train_batches
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.data.views import Canvas, Part, View, cropped
 from pretrain.train import without_effect
-from shards.files import InputError, read_json
+from shards.files import InputError
+from shards.json_files import read_json
 from shards.schema import DetectedObject, PairMeta
 from shards.shard import PairPlace, Sample, scan_shard
 from shards.stream import CanonicalOrder, RankBatches, ShardReader

@@ -10,7 +10,8 @@ from torch import nn
 from pretrain import distributed
 from pretrain.data.batch import PretrainBatch
 from pretrain.gradcache import contrast_step
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.prompter.bank import PromptBank
 

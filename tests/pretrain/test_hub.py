@@ -17,7 +17,8 @@ from transformers import BertTokenizerFast
 
 from pretrain.checkpoint import hub, remote
 from pretrain.checkpoint.card import checkpoint_card, pretraining_card
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

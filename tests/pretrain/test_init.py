@@ -12,7 +12,8 @@ from pretrain.checkpoint.initial import initial_architecture, initial_encoder
 from pretrain.config import PretrainConfig
 from pretrain.convert import main as convert
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.prepare import settle
 from shards.files import InputError

@@ -20,7 +20,8 @@ from pretrain.checkpoint.hub import load_fusion, save_model_directory
 from pretrain.data.clean import object_crop
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.label import LabelConfig, label, main
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.prompter import column
 from pretrain.prompter.column import write_teacher_column

@@ -12,7 +12,8 @@ from torch import nn
 from pretrain.config import DataConfig, EngineConfig, PretrainConfig
 from pretrain.data.batch import PretrainBatch
 from pretrain.engine import SingleEngine, autocast
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.numerics import FiniteWatch, finite_weights, precision_for
 from pretrain.optim import adamw, linear_schedule

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.optim import adamw, linear_schedule, parameter_groups
 

@@ -4,7 +4,8 @@ import torch
 from torch.nn.functional import normalize
 
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.prompter.bank import encode_prompts
 
 CONFIG = FusionEncoderConfig(

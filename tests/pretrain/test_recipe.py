@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain import losses
 from pretrain.config import PretrainConfig
 from pretrain.flops import forward_flops
-from pretrain.model.fusion_encoder import FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.optim import layerwise_groups
 from pretrain.prepare import _told_apart

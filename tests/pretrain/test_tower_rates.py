@@ -9,7 +9,8 @@ from tiny_promu import CONFIG, batch, promu
 
 from pretrain.checkpoint.text import pools_by_mean
 from pretrain.config import DataConfig, OptimConfig
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.stored import VisionStore
 from pretrain.optim import adamw, layerwise_groups, linear_schedule
 

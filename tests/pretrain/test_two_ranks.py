@@ -7,7 +7,8 @@ import torch.multiprocessing as mp
 
 from pretrain import distributed
 from pretrain.data.batch import PretrainBatch
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from pretrain.prompter.bank import PromptBank
 

@@ -17,7 +17,8 @@ from transformers import BertTokenizerFast
 from pretrain import convert
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.untrusted import load_pickle
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
 
 TINY = FusionEncoderConfig(

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from pretrain import distributed, losses
-from pretrain.config import DataConfig
+from pretrain.data.config import DataConfig
 from pretrain.data.pairs import PairDataset, open_reader
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
 from pretrain.panel import draw_panel
 from pretrain.prompter.bank import PromptBank

@@ -14,7 +14,8 @@ from ranks import free_port, start_engines
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_moments, read_zero, take
 from pretrain.data.batch import PretrainBatch
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
 from shards.files import InputError
 

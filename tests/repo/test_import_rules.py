@@ -1,4 +1,4 @@
-"""Imports go one way: shards <- pretrain <- finetune (DESIGN §2). Read from the syntax tree."""
+"""Imports go one way: shards <- pretrain <- finetune. Read from the syntax tree."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -16,6 +16,7 @@ FINETUNE_MAY = (
     *("pretrain.optim", "pretrain.distributed", "pretrain.tracking"),
     *(
         "shards.files",
+        "shards.json_files",
         "shards.locks",
         "shards.redact",
         "shards.processes",

@@ -11,7 +11,8 @@ from PIL import Image
 from webdataset import TarWriter
 
 from shards import newsclippings, write
-from shards.files import file_sha256, read_json
+from shards.files import file_sha256
+from shards.json_files import read_json
 from shards.shard import with_checksum
 from shards.stream import ShardReader
 

@@ -13,16 +13,8 @@ from pathlib import Path
 import pytest
 
 from shards import files
-from shards.files import (
-    InputError,
-    atomic_path,
-    read_json,
-    read_json_lines,
-    read_lines,
-    replace_folder,
-    sweep,
-    write_json,
-)
+from shards.files import InputError, atomic_path, replace_folder, sweep
+from shards.json_files import read_json, read_json_lines, read_lines, write_json
 from shards.locks import lock
 
 

@@ -21,7 +21,8 @@ from shards import location
 from shards.__main__ import main
 from shards.columns import write_column
 from shards.detections import pack_detections
-from shards.files import InputError, file_sha256, read_json
+from shards.files import InputError, file_sha256
+from shards.json_files import read_json
 from shards.rows import id_hash
 from shards.schema import DetectedObject
 from shards.stream import CanonicalOrder, RankBatches, ShardReader

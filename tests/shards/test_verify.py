@@ -16,7 +16,8 @@ from safetensors.numpy import save
 from shards.__main__ import main
 from shards.arrays import pack
 from shards.columns import write_column
-from shards.files import InputError, file_sha256, read_json
+from shards.files import InputError, file_sha256
+from shards.json_files import read_json
 from shards.rows import make_rows
 from shards.schema import TEACHER_TENSORS
 from shards.shard import read_metas

@@ -21,8 +21,9 @@ from PIL import Image
 from shards import write
 from shards.columns import write_column
 from shards.corpora import PictureFolder, captions
-from shards.files import InputError, read_json
+from shards.files import InputError
 from shards.index import parse_column, read_index
+from shards.json_files import read_json
 from shards.locks import lock
 from shards.newsclippings import newsclippings
 from shards.processes import in_order

@@ -17,8 +17,8 @@ from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.strict import read_transformers
 from pretrain.model.bert import Bert
-from pretrain.model.config import BERT_KIN
-from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from pretrain.model.config import BERT_KIN, MODEL_TYPE
+from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
 
 CAUSAL = {"gpt2": GPT2Model, "openai-gpt": OpenAIGPTModel}

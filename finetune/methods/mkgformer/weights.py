@@ -14,7 +14,8 @@ from pretrain.checkpoint.hub import load_fusion
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import check_fits, read_config, read_transformers
 from pretrain.checkpoint.tables import rename
-from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from pretrain.model.config import MODEL_TYPE
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.vit import PlainViT
 from shards.files import InputError
 

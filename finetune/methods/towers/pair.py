@@ -23,9 +23,11 @@ from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import load_strictly, read_config, read_transformers
 from pretrain.model.bert import Bert
-from pretrain.model.fusion_encoder import MODEL_TYPE, FusionEncoder
+from pretrain.model.config import MODEL_TYPE
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.library import LibraryText
-from shards.files import InputError, write_json
+from shards.files import InputError
+from shards.json_files import write_json
 
 DESCRIPTION, WEIGHTS = "vision.json", "vision.safetensors"
 

@@ -16,7 +16,8 @@ from tokenizers.models import WordPiece
 
 from pretrain.checkpoint import hub
 from pretrain.data.tokenizer import learn_tokenizer
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from shards import files
 from shards.command import exit_on_input_error
 from shards.files import disk_errors, replace_folder

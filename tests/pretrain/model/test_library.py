@@ -10,7 +10,8 @@ from torch import nn
 
 from pretrain import convert
 from pretrain.checkpoint.strict import check_size
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.library import library_parameters
 from shards.files import InputError
 

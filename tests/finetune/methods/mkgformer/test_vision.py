@@ -20,7 +20,8 @@ from finetune.methods.mkgformer.vision import Layout, VisionTower, resize_table
 from finetune.methods.mkgformer.weights import fusion_vit, read_clip
 from finetune.run.checkpoint import load_method, save_method
 from pretrain.checkpoint.hub import load_fusion
-from pretrain.model.fusion_encoder import FusionEncoder, FusionEncoderConfig
+from pretrain.model.config import FusionEncoderConfig
+from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError
 
 
