@@ -299,6 +299,8 @@ def test_a_step_on_an_accelerator(tmp_path, tasks, tiny_model, accelerator, name
             module.p = 0.0
         elif hasattr(module, "dropout_prob"):
             module.dropout_prob = 0.0
+        elif isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0
 
     def step(device):
         method.to(device).zero_grad()
