@@ -106,7 +106,8 @@ def test_gates_of_a_finished_run(mnre_folder, tiny_model, tmp_path, capsys):
     assert sum(record["changed"] for record in records) == 15
     # The probabilities are those of `evaluate` under the same view.
     main(f"evaluate {run} --data {mnre_folder} --view {views}/test.jsonl".split())
-    said = (run / "seed-1/pred_test_test.jsonl").read_text().splitlines()
+    (answers,) = (run / "seed-1").glob("pred_test_*.jsonl")
+    said = answers.read_text().splitlines()
     labels = json.loads((mnre_folder / "ours_rel2id.json").read_text())
     for record, answer in zip(records, map(json.loads, said), strict=True):
         assert record["gold"] == answer["gold"]

@@ -99,7 +99,8 @@ def test_what_is_not_read_and_what_is_used_are_said(mnre_folder, tiny_model, tmp
         Retrieval.build(config, Mnre(mnre_folder).info, Source(str(tiny_model)))
     messages = [record.message for record in caplog.records]
     assert messages[0] == f"{path}: not read: column source"
-    assert f"projections, text, fusion layers, vision and bridge of {tiny_model}" in messages
+    parts = "text, fusion layers, vision, bridge, projections"
+    assert f"takes of --init {tiny_model}: {parts}" in messages
 
 
 def test_shipped_descriptions(shared_data):
