@@ -40,7 +40,7 @@ class PlainEncoder(nn.Module):
         states = self.bert.embeddings(input_ids)
         return self._layers(states, attention_mask, slice(0, self.config.text_layers))
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
+    def encode_image(self, pixels: Tensor, kept_patches: None = None) -> Tensor:
         return self.vit.forward_features((pixels.float() / 255 - 0.5) / 0.5)
 
     def fuse(self, text: Tensor, attention_mask: Tensor, vision: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class PlainEncoder(nn.Module):
         joined = torch.cat([text, vision.to(text.dtype)], dim=1)
         return self._layers(joined, mask, slice(self.config.text_layers, None))
 
-    def text_feat(self, text: Tensor) -> Tensor:
+    def text_feat(self, text: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return nn.functional.normalize(self.text_proj(text[:, 0]).float(), dim=-1)
 
     def image_feat(self, vision: Tensor) -> Tensor:
