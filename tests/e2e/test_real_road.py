@@ -56,7 +56,6 @@ REPLACED = {
     "deepspeed launch": "deepspeed --num_accelerators 2 launch",
     " [--vision TIMM]": "",
     "--seeds 1,2,3": "--seeds 1",
-    " [--vision TIMM]": "",
     "train … ": "train --task mnre --data MNRE --init BERT_DIR --images none --out runs/count ",
     "study league": "study ./league.yaml",
     "study protocols": "study ./protocols.yaml",
