@@ -13,6 +13,7 @@ from pretrain.cluster import port
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = """
+import os
 import sys
 from pretrain import distributed, engine
 from shards.command import exit_on_input_error
@@ -20,7 +21,8 @@ from shards.command import exit_on_input_error
 @exit_on_input_error
 def main():
     engine.start("deepspeed")
-    print("met", distributed.all_objects(sys.argv[1]), flush=True)
+    line = f"met {distributed.all_objects(sys.argv[1])}\\n"
+    os.write(1, line.encode())  # at once: both ranks write into one pipe
 
 main()
 """
