@@ -156,8 +156,8 @@ def picture_state(source: Path) -> str:
     state = hashlib.sha256()
     for name in image_names(source):
         try:
-            found = (source.parent / name).stat()
-            state.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+            status = (source.parent / name).stat()
+            state.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         except (OSError, ValueError):  # gone, or no path
             state.update(b"-\n")
     return state.hexdigest()

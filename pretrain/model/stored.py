@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class VisionStore:
-    """Picture id -> the vision tower's states of it, in host memory. S: states of a picture."""
+    """Picture id -> the vision tower's states of it, in host memory. S: states of a picture.
+
+    On a GPU a step waits for the ids and copies its states there: the price of not computing them.
+    """
 
     def __init__(self) -> None:
         self.states: dict[int, Tensor] = {}
