@@ -1,5 +1,6 @@
 """Weights + split -> predictions and scores; `python -m finetune evaluate` repeats a run's."""
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -56,7 +57,9 @@ def predict(
     rows = split.dataset.rows.tolist()
     mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
     by_row: dict[int, tuple[Any, list[Any], dict[int, str]]] = {}
-    with autocast(device, precision), method.one_pass():
+    # A single row has nothing to share; to find that out would be 2 % of its time.
+    once = method.one_pass() if len(mine) > 1 else contextlib.nullcontext()
+    with autocast(device, precision), once:
         for batch in mine.batches(micro_batch_size):
             batch = batch.to(device)
             output = method(batch)

@@ -104,7 +104,7 @@ class Mnre(Task):
         marker_ids = np.array(tokenizer.convert_tokens_to_ids(list(MARKERS)))
         ids = [shorten(np.array(pieces), marker_ids, max_length) for pieces in encoded]
         for row, pieces in zip(rows, ids, strict=True):
-            if np.isin(pieces, marker_ids).sum() != len(MARKERS):
+            if sum(np.count_nonzero(pieces == marker) for marker in marker_ids) != len(MARKERS):
                 raise InputError(f"row {row.row}: its text itself holds one of {MARKERS}")
         head_id, tail_id = marker_ids[0], marker_ids[2]
         return {
