@@ -234,6 +234,7 @@ class PretrainConfig:
                 "prompter.source: COE and CIR need a prompter: train one (configs/prompter.yaml), "
                 "run `python -m pretrain label`; or set loss.coe and loss.cir to 0"
             )
+        # Of `model.init` the sizes are read once it is resolved: `settle` comes by here again.
         if not self.model.init:
             object.__setattr__(self, "model", self.model.settled())
         if not self.model.unsettled():

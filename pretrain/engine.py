@@ -46,6 +46,7 @@ def start(kind: Literal["auto", "deepspeed", "single"]) -> str:
             )
         _init_deepspeed()
     if torch.cuda.is_available() and distributed.device().type == "cuda":
+        # What names no GPU takes the current one, which is 0 for all ranks of a machine.
         torch.cuda.set_device(distributed.device())
     return kind
 

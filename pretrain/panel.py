@@ -30,7 +30,7 @@ def draw_panel(
     for number in range(len(batch)):
         row = Image.new("RGB", (SIDE + TEXT, SIDE), "white")
         pixels = batch.pixel_values[number].permute(1, 2, 0).numpy()
-        zoom = SIDE / pixels.shape[0]
+        zoom = SIDE / pixels.shape[0]  # boxes are of the view, whose side is a setting
         row.paste(Image.fromarray(pixels).resize((SIDE, SIDE)))
         draw = ImageDraw.Draw(row)
         if batch.patch_weights[number].any():

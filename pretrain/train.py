@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -164,6 +164,7 @@ def build_engine(model: Promu, config: PretrainConfig, kind: str) -> engines.Eng
             lr=optim.lr,
             weight_decay=optim.weight_decay,
             layer_decay=optim.layer_decay,
+            # Names of heads go through as they are: of no tower, with no layer above.
             above=lambda name: model.encoder.layers_above(name.removeprefix("encoder.")),
             tower=lambda name: model.encoder.tower_of(name.removeprefix("encoder.")),
             tower_scale=optim.tower_lr_scale,
@@ -173,20 +174,12 @@ def build_engine(model: Promu, config: PretrainConfig, kind: str) -> engines.Eng
         warmup = round(optim.warmup_ratio * optim.steps)
         return optimizer, linear_schedule(optimizer, warmup, optim.steps, optim.freeze_steps or 0)
 
-    precision, clip = config.engine.precision, optim.clip
+    common: dict[str, Any] = {"precision": config.engine.precision, "accumulation": accumulation}
+    common["clip"] = optim.clip
     if kind == "single":
-        return engines.SingleEngine(
-            model, build, precision=precision, accumulation=accumulation, clip=clip
-        )
-    return engines.DeepSpeedEngine(
-        model,
-        build,
-        precision=precision,
-        accumulation=accumulation,
-        clip=clip,
-        micro_batch_size=micro,
-        tuning=config.engine.deepspeed,
-    )
+        return engines.SingleEngine(model, build, **common)
+    tuning = config.engine.deepspeed
+    return engines.DeepSpeedEngine(model, build, **common, micro_batch_size=micro, tuning=tuning)
 
 
 def describe(

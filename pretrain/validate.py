@@ -72,10 +72,12 @@ class Validator:
             image, text = columns["image_feat"], columns["text_feat"]
             matched, ids = columns["matched"], columns["ids"]
             figures |= recall(image[matched], text[matched], ids[matched])
+            # All pairs as one batch: the figure does not hang on micro-batches or ranks.
             cit = losses.cit_loss(image, text, image, text, matched, ids, temperature, offset=0)
             figures["cit_loss"] = cit.item()
         for kind in ("object", "relation"):
             if f"{kind}_agrees" in columns:
+                # Where no patch shows the object, the student was asked nothing.
                 keep = columns["visible"] if kind == "object" else ...
                 agrees, kl = columns[f"{kind}_agrees"][keep], columns[f"{kind}_kl"][keep]
                 if agrees.numel():
@@ -93,6 +95,7 @@ def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
     if config.cit:
         text_feat = encoder.text_feat(text, batch.attention_mask)
         out |= {"image_feat": encoder.image_feat(vision), "text_feat": text_feat}
+    # A prompter has no fusion layers, and without these losses nobody reads what they cost.
     if not (config.itm or config.coe or config.cir):
         return out
     fused = encoder.fuse(text, batch.attention_mask, vision)

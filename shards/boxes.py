@@ -122,6 +122,7 @@ class FileDetector:
         objects = []
         for item in line.objects:
             x1, y1, x2, y2 = item.box
+            # Detectors round outwards by a pixel; more is a box of a larger copy of the picture.
             if min(x1, y1) < -1 or x2 > size[0] + 1 or y2 > size[1] + 1:
                 raise InputError(
                     f"{self.path}: line {line.number}: box {list(item.box)} leaves the "

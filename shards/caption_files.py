@@ -83,6 +83,7 @@ def _coco(path: Path) -> list[CaptionRow | Refused]:
     for number, entry in enumerate(annotations, start=1):
         fields = entry if isinstance(entry, dict) else {}
         key, caption = fields.get("image_id"), fields.get("caption")
+        # Of a list or an object no dictionary can be asked.
         name = names.get(key) if isinstance(key, int | str) else None
         if not isinstance(caption, str):
             rows.append(Refused(number, "`caption` is missing or no text"))

@@ -110,7 +110,9 @@ def generate(config: GenerateConfig) -> None:
                     captions[name] = caption
                     file.write(json.dumps({"image": name, "caption": caption}) + "\n")
                 file.flush()
-        write_captions(out, {name: captions[name] for name in names if name in captions})
+        # In the folder's order, without pictures that are gone since an interruption.
+        captions = {name: captions[name] for name in names if name in captions}
+        write_captions(out, captions)
         write_json(out.with_name(f"{out.name}.json"), captioner.provenance | {"rejects": rejects})
         part.unlink()
     print(f"{out}: {len(names)} pictures = {len(captions)} captions + {len(rejects)} rejects")
@@ -172,6 +174,7 @@ class Captioner:
             tokens = self.model.generate(
                 **inputs, max_new_tokens=self.max_new_tokens, do_sample=False
             )
+        # Decoded like the answers, which begin with it (a decoder's), if not with the text given.
         asked = self.processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
         answers = self.processor.batch_decode(tokens, skip_special_tokens=True)
         return [

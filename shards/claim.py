@@ -78,6 +78,7 @@ def require_same_input(
         raise InputError(
             f"{directory}: built from {index.rows:,} rows, now there are {corpus.rows:,}; {ways}"
         )
+    # Fewer tell nothing: among those of then are pictures that could not be decoded.
     if raw > index.rejects:
         raise InputError(
             f"{directory}: built with {index.rejects:,} rejects, now {raw:,} rows cannot be used, "

@@ -109,14 +109,11 @@ def dispatch(
         if isinstance(command, Module):
             command = command.load()
         command(f"{prog} {name}", rest) if isinstance(command, Tool) else command(rest)
-    elif name in ("-h", "--help"):
+    elif name in ("", "-h", "--help"):
         print(usage(prog, commands, description, example), end="")
-        sys.exit(0)
+        sys.exit(0 if name else 2)  # who gave no command asked for nothing that could be done
     elif name == "--version":
         print(f"fusion-mre {product_version()}")
-    elif not name:
-        print(usage(prog, commands, description, example), end="")
-        sys.exit(2)
     else:
         close = difflib.get_close_matches(name, commands, n=1)
         meant = f" (did you mean {close[0]}?)" if close else ""

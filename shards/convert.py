@@ -80,7 +80,7 @@ def convert(config: ConvertConfig) -> None:
     index = build(
         corpus,
         config.new,
-        form=Form(None),
+        form=Form(None),  # nothing is encoded a second time
         shard_size=options.get("shard_size"),
         seed=options.get("seed", 0),
         jobs=config.jobs or cores(),
@@ -108,7 +108,9 @@ def old_corpus(directory: Path, reader: ShardReader) -> tuple[Corpus, dict[str, 
         opened = reader.shard(shard)
         for number, (member, meta) in enumerate(read_metas(opened.file, str(opened.path))):
             (pair,) = meta.pairs
+            # The copies of a picture are equal: the first stands for all, and so do its columns.
             place = places.setdefault(meta.image_id, Place(shard, number))
+            # Rows keep their raw numbers, which the rejects name, too.
             row = int(member.key.rpartition("_")[2])
             records[row] = Record(
                 row=row,

@@ -179,6 +179,7 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
             )
         index = ShardIndex(
             split=fields["split"],
+            # Format 1 counts no pictures: it stores one with each pair.
             shards=tuple(
                 ShardInfo(**({"pictures": shard["samples"]} | shard)) for shard in fields["shards"]
             ),
@@ -194,6 +195,7 @@ def parse_index(content: bytes | None, name: str) -> ShardIndex:
         raise InputError(f"{name}: damaged index ({error!r}); build the shards again") from error
     if version > 1 and any(shard.rows_sha256 is None for shard in index.shards):
         raise InputError(f"{name}: a shard has no `rows_sha256`; build the shards again")
+    # A list with a shard taken out or twice in it parses: totals and names tell.
     totals = (index.samples, index.matched, index.samples + index.rejects)
     if len({shard.stem for shard in index.shards}) < len(index.shards):
         raise InputError(f"{name}: names a shard twice; build the shards again")

@@ -62,6 +62,7 @@ def write_nouns(config: NounsConfig) -> None:
     counts: Counter[str] = Counter()
     for nouns in Progress(tag(texts), total=len(texts), unit="caption", desc="nouns"):
         counts.update(nouns)
+    # Ties by name: the vocabulary, which classes are numbered by, hangs on no order of shards.
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: config.size]
     if len(ranked) < config.size:
         print(f"only {len(ranked)} different nouns in {len(texts)} captions ({config.size} asked)")
@@ -97,7 +98,7 @@ def spacy_tagger(model: str, proper: bool) -> Tagger:
     import spacy
 
     try:
-        pipeline = spacy.load(model, exclude=["ner", "parser"])
+        pipeline = spacy.load(model, exclude=["ner", "parser"])  # tags and lemmas need neither
     except OSError as error:
         raise InputError(
             f"spaCy model {model!r} is not installed: run `python -m spacy download {model}`, or "

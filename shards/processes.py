@@ -50,6 +50,8 @@ def in_order(work: Callable[[Task], Result], tasks: Iterable[Task], jobs: int) -
         try:
             for task in tasks:
                 waiting.append(pool.submit(work, task))
+                # Enough to keep all busy while the oldest is waited for; a task holds the rows of a
+                # shard.
                 if len(waiting) > 2 * jobs:
                     yield waiting.popleft().result()
             while waiting:

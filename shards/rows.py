@@ -81,6 +81,7 @@ def make_rows(pictures: Iterable[tuple[Member, PictureMeta]]) -> Rows:
         members.append(member)
         metas.append(meta)
         pairs += [(number, place, pair) for place, pair in enumerate(meta.pairs)]
+    # A stable sort: matched pairs alone are then the first rows, their pictures still in order.
     pairs.sort(key=lambda entry: not entry[2].matched)
     keys = np.array([member.key.encode() for member in members])
     captions = [pair.caption.encode() for *_, pair in pairs]

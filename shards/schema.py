@@ -67,6 +67,7 @@ class PairMeta:
                 raise InputError(f"{name}: `{field_name}` is missing or no text")
         if not isinstance(fields.get("matched"), bool):
             raise InputError(f"{name}: `matched` is missing or neither true nor false")
+        # `type`, not isinstance: true and false are ints to Python, not to a reader of JSON.
         size = fields.get("size")
         if not (isinstance(size, list) and len(size) == 2 and all(type(x) is int for x in size)):
             raise InputError(f"{name}: `size` is missing or not [width, height]")

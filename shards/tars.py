@@ -85,6 +85,7 @@ class TarReader(ShardReader):
             table = read_table(path, self.cache)
             self.refusals += table.refusals
             pairs = len(table.rows.picture)
+            # Names by number: what people call their tars is no name of a shard.
             name, size = f"tar-{number:06d}.tar", path.stat().st_size
             shards.append(ShardInfo(name, pairs, pairs, size, table.sha256, pairs))
         pairs, refused = sum(shard.samples for shard in shards), len(self.refusals)

@@ -175,6 +175,7 @@ def _check_column(
         try:
             if problem is None and column == TEACHER:
                 _check_teacher(file, shard.pictures)
+            # Lines of format 1 name their pictures, whose keys only a sound shard tells.
             elif problem is None and file.suffix == ".jsonl" and shard.stem in keys:
                 read_lines_of_objects(file, keys[shard.stem])
             elif problem is None and file.suffix != ".jsonl":

@@ -141,6 +141,7 @@ def _write(
             pairs.advance(info.samples + len(refused))
     index = ShardIndex(
         split=corpus.split,
+        # Of a shard all of whose pictures were refused an empty tar is left: `_finish` removes it.
         shards=tuple(info for info in infos if info.samples),
         rows=corpus.rows,
         rejects=len(rejects),

@@ -140,7 +140,7 @@ def audit_source(
     features = {split: source(split) for split in rows}
 
     def values(split: str, name: str) -> list[Hashable]:
-        try:
+        try:  # a feature looks its row up only now
             column = [features[split][name](row) for row in rows[split]]
         except KeyError as error:
             raise InputError(

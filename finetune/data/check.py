@@ -45,7 +45,7 @@ def check(task: Task, tokenizer: str | None = None) -> list[str]:
             except InputError as error:
                 problems.append(str(error))
     if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+        raise InputError("\n".join(problems))
     if not rows:
         raise InputError(f"{task.folder}: no split of the task {task.info.name} in it")
     lines = []

@@ -116,6 +116,7 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
     pipeline.set_progress_bar_config(disable=True)
 
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        # One each: a picture's noise does not depend on those that are painted beside it.
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         output = pipeline(list(prompts), num_inference_steps=steps, generator=generators)
         return output.images

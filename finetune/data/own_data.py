@@ -135,6 +135,7 @@ def entities_row(record: dict[str, Any], offsets: str | None = None) -> dict[str
     tags: list[str] = []
     for start, end in pairwise(cuts):
         words = WHOLE_TAGS.findall(text[start:end])
+        # The text is cut at every edge: a stretch is one whole entity, or none.
         kind = next((kind for first, _, kind in spans if first == start), None)
         if kind and not words:
             raise InputError(f"entity [{start}, {end}) holds no word")

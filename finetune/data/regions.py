@@ -114,6 +114,7 @@ def ground(
     header: Mapping[str, Any],
 ) -> None:
     """One split's cache. All phrases that the rows of a picture ask for go through in one pass."""
+    # Dicts, not sets: phrases are digested in their order, by which a log knows its work again.
     asked: dict[str | None, dict[str, None]] = defaultdict(dict)
     for row in rows:
         asked[row.image_id] |= dict.fromkeys(phrase for phrase, _ in phrases[row.row])
@@ -133,6 +134,7 @@ def ground(
     for row in rows:
         if row.image_id in values:
             whole = entry(row.image_id, values[row.image_id], out)
+            # Another row of the picture may ask for the phrase as another kind: head, noun.
             by_phrase = {region.text: region for region in whole.regions}
             regions = (
                 Region(by_phrase[phrase].box, by_phrase[phrase].score, phrase, kind)
@@ -174,6 +176,7 @@ def recover(config: RecoverConfig) -> None:
         folder = config.data / "img_vg" / split / "crops"
         names = crop_names(config.data, split)
         present = pictures(task.image_folder(split), (r.image_id for r in rows), config.max_missing)
+        # By row, not by picture: the crops of two rows of a picture are other files.
         work = {
             str(row.row): (
                 present[row.image_id],
@@ -193,12 +196,8 @@ def recover(config: RecoverConfig) -> None:
             out, header, work, find_crops, config.workers, lambda item: (item[0], *item[1])
         )
         lost = [name for value in values.values() for name in value["lost"]]
-        entries = {row.row: values[str(row.row)] for row in rows if str(row.row) in values}
-        finish(
-            out,
-            {**header, "lost": len(lost)},
-            {row: entry(rows[row].image_id, value, out) for row, value in entries.items()},
-        )
+        entries = {int(n): entry(rows[int(n)].image_id, v, out) for n, v in values.items()}
+        finish(out, {**header, "lost": len(lost)}, entries)
         if lost:
             print(f"{out}: {len(lost)} crops not found in their pictures, first: {lost[0]}")
 

@@ -50,6 +50,7 @@ def resumable(
         try:
             bar = tqdm(results, total=len(todo), desc=out.name, disable=None)
             for key, value in zip(todo, bar, strict=True):
+                # As an interrupted run would read it: tuples are lists, keys are text, both times.
                 known[key] = json.loads(json.dumps(value))
                 lines.write(_line([key, digests[key], value]))
                 lines.flush()

@@ -115,6 +115,7 @@ def aug_noise(
     generator = _generator(seed)
     order = generator.permutation(len(everything)).tolist()
     spoilt: dict[int, dict[str, dict[int, Region | None]]] = defaultdict(lambda: defaultdict(dict))
+    # One generator all along: a larger share begins with the boxes of a smaller one.
     for index in order[: round(ratio * len(everything))]:
         row, kind, place = everything[index]
         entry = true[row][kind]

@@ -59,7 +59,7 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         truncation=True,
         max_length=wanted.options.max_caption_length,
     )["input_ids"]
-    end = [tokenizer.sep_token_id]
+    end = [tokenizer.sep_token_id]  # the post has its [CLS] and [SEP] already
     ids = [
         np.concatenate([post, np.array(caption + end)])
         for post, caption in zip(loaded.dataset.columns["input_ids"], captions, strict=True)

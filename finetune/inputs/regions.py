@@ -112,7 +112,7 @@ def source_of(
         cache = read_regions(side_files.find(str(wanted.options.regions), pattern, wanted.split))
     if kind == "vg":
         cache.require_rows(len(wanted.original))
-        for row in wanted.original:
+        for row in wanted.original:  # a view exchanges pictures on purpose
             if row.image_id not in (None, cached := cache.values[row.row].image_id):
                 raise InputError(
                     f"{cache.path}: row {row.row} shows {cached}, but {row.image_id} in the data: "

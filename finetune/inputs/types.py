@@ -45,6 +45,7 @@ def add_entity_types(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     Raises:
         InputError: a file of another version of the data, or a type that is none of `TYPES`.
     """
+    # Once a run: every split comes by here.
     if wanted.options.types is None and wanted.split == "train" and distributed.is_main():
         LOG.warning(
             "%s reads entity types, and this run has none: every one is unknown; --types DIR gives "

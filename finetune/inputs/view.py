@@ -125,6 +125,7 @@ def merged(views: Sequence[View]) -> View:
             if new.image_id is not None:
                 old = replace(old, image_id=None, vg=None, od=None, no_image=False)
             changes[row] = Change(
+                # No view brings back what an earlier one has dropped.
                 drop=old.drop or new.drop,
                 image_id=new.image_id or old.image_id,
                 vg=old.vg if new.vg is None else new.vg,

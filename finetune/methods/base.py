@@ -229,6 +229,7 @@ def layers_above(names: Iterable[str]) -> dict[str, int]:
             places[name] = stack, index
             height[stack] = max(height.get(stack, 0), index + 1)
     fusion = sum(layers for stack, layers in height.items() if stack.endswith("fusion"))
+    # Towers stand side by side: embeddings of either count as below the deeper one.
     deepest = fusion + max(
         (n for stack, n in height.items() if not stack.endswith("fusion")), default=0
     )

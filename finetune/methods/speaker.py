@@ -62,6 +62,7 @@ def load_speaker(source: Source) -> tuple[Any, Any]:
             f"{source.path}: {type(net).__name__} does not score a text that it is given; take a "
             "model whose text side is a decoder (LLaVA, Qwen-VL, SmolVLM, BLIP)"
         )
+    # A question and its answer are compared from their first pieces on (`generative.same_start`).
     processor.tokenizer.padding_side = "right"
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token

@@ -24,9 +24,7 @@ def bars(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     Args:
         results: run name -> content of its `result.json`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 0.6 + 0.5 * len(results)), layout="constrained")
+    figure = canvas(7, 0.6 + 0.5 * len(results))
     axes = figure.subplots()
     for offset, (split, color) in enumerate((("dev", "#b8c7e0"), ("test", "#3b5f9a"))):
         scores = [(i, r[split]["f1"]) for i, r in enumerate(results.values()) if r[split]]
@@ -90,14 +88,12 @@ def pretraining(lines: Sequence[Mapping[str, float]], path: Path) -> None:
 
 def _progress(panels: Mapping[str, Mapping[str, Sequence[tuple]]], unit: str, path: Path) -> None:
     """Panels beside each other, (x, y) points of each line, what the lines are below."""
-    from matplotlib.figure import Figure
-
     legends = [dict.fromkeys(label for label in lines) for lines in panels.values()]
     # Panels with the same lines share one legend below; otherwise each has its own.
     same = all(legend == legends[0] for legend in legends)
     most = max(map(len, legends), default=0)
     rows = -(-most // 3) if same else -(-most // 2)
-    figure = Figure(figsize=(9, 3.2 + 0.22 * rows), layout="constrained")
+    figure = canvas(9, 3.2 + 0.22 * rows)
     for axes, (title, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for number, (label, points) in enumerate(lines.items()):
             x, y = zip(*points, strict=True) if points else ((), ())
@@ -119,15 +115,14 @@ def _progress(panels: Mapping[str, Mapping[str, Sequence[tuple]]], unit: str, pa
 
 def confusion(gold: Sequence[str], predicted: Sequence[str], path: Path) -> None:
     """What became of the rows of each relation: counts, shaded by their share of the line."""
-    from matplotlib.figure import Figure
-
     labels = sorted({*gold, *predicted}, key=lambda label: (label == "None", label))
     place = {label: number for number, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    # Not `counts[g, p] += 1`, which adds one for all equal pairs together.
     np.add.at(counts, ([place[g] for g in gold], [place[p] for p in predicted]), 1)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
     side = 2.2 + 0.36 * len(labels)
-    figure = Figure(figsize=(side + 0.1, side), layout="constrained")
+    figure = canvas(side + 0.1, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in zip(*counts.nonzero(), strict=True):
@@ -148,12 +143,9 @@ def relations(by_run: Mapping[str, Mapping[str, Mapping[str, float]]], path: Pat
         by_run: run -> relation -> `f1` in percent and `support`, as of
             `metrics.relation_scores_by_label`; the same relations for every run.
     """
-    from matplotlib.figure import Figure
-
     labels = list(next(iter(by_run.values())))
     height = 0.8 / len(by_run)
-    figure = Figure(figsize=(PAPER, 0.7 + len(labels) * max(0.17, 0.11 * len(by_run))))
-    figure.set_layout_engine("constrained")
+    figure = canvas(PAPER, 0.7 + len(labels) * max(0.17, 0.11 * len(by_run)))
     axes = figure.subplots()
     for number, (name, scores) in enumerate(by_run.items()):
         places = [i - 0.4 + height * (number + 0.5) for i in range(len(labels))]
@@ -181,7 +173,6 @@ def study(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
         tables: `title`; `columns`; `axis`, the numbers that they are, or None; `runs`, run ->
             column -> (mean, deviation or None) in percent.
     """
-    from matplotlib.figure import Figure
 
     def bars_high(table: Mapping[str, Any]) -> float:
         """Inches of a panel."""
@@ -189,7 +180,7 @@ def study(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
         return 2.2 if table["axis"] else 0.8 + 0.14 * lines + 0.1 * len(table["columns"])
 
     heights = [bars_high(table) for table in tables]
-    figure = Figure(figsize=(PAPER, sum(heights) + 0.4), layout="constrained")
+    figure = canvas(PAPER, sum(heights) + 0.4)
     panels = figure.subplots(len(tables), squeeze=False, height_ratios=heights).flatten()
     for axes, table in zip(panels, tables, strict=True):
         draw = _lines if table["axis"] else _groups
@@ -248,9 +239,7 @@ def states(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
         panels: `names`, such as ("entity", "object"); `points`, two arrays (N, 2), pair by pair;
             `note`, a line below.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PAPER, 2.1 if len(panels) > 1 else 2.8), layout="constrained")
+    figure = canvas(PAPER, 2.1 if len(panels) > 1 else 2.8)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         first, second = panel["points"]
         for a, b in zip(first, second, strict=True):
@@ -267,6 +256,13 @@ def states(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
             columnspacing=1, handletextpad=0.2,
         )  # fmt: skip
     save(figure, path, dpi=300)
+
+
+def canvas(width: float, height: float) -> Any:
+    """An empty figure, of inches; made without pyplot, it asks for no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure: Any, path: Path, dpi: int = 130) -> None:

@@ -78,11 +78,9 @@ Panel = tuple[str, Image.Image]
 
 def cases(wrong: Sequence[Case], path: Path, columns: int = 4) -> None:
     """Wrong answers, each with its picture, what it was and what was said."""
-    from matplotlib.figure import Figure
-
     lines = -(-len(wrong) // columns)
     columns = min(columns, max(1, len(wrong)))
-    figure = Figure(figsize=(2.6 * columns, 3.7 * lines), layout="constrained")
+    figure = figures.canvas(2.6 * columns, 3.7 * lines)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes in grid:
         axes.axis("off")
@@ -108,14 +106,12 @@ def cases(wrong: Sequence[Case], path: Path, columns: int = 4) -> None:
 
 def looks(panels: Sequence[Panel], text: str, path: Path) -> None:
     """Pictures with a line or two above each, below the post's text."""
-    from matplotlib.figure import Figure
-
     columns = 2 if len(panels) in (1, 2, 4) else 3
     lines, width = -(-len(panels) // columns), PAPER / columns
     tallest = max(picture.height / picture.width for _, picture in panels)
     heading = textwrap.fill(text.replace("$", r"\$"), 58)
     height = lines * (width * min(tallest, 1.6) + 0.42) + 0.14 * (heading.count("\n") + 1)
-    figure = Figure(figsize=(PAPER, height), layout="constrained")
+    figure = figures.canvas(PAPER, height)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes in grid:
         axes.axis("off")

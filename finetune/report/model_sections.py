@@ -51,6 +51,7 @@ def look_at(
     """The rows of one task, of the first run whose data are there; a run that cannot read one joins
     the reasons."""
     errors = []
+    # Runs of one task may have read different folders: one that is gone costs nothing.
     for name in extracts:
         try:
             data, split = folder_and_split(report.results[name])
@@ -73,6 +74,7 @@ def look_at(
                 panels += look(name, extract, post).panels
             except InputError as error:
                 reasons.append(f"{name} is not shown ({error})")
+                # Its reason is said once, not again with every row.
                 del extracts[name]
         if not extracts:
             break

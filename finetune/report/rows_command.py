@@ -75,6 +75,7 @@ def tweets(config: TweetsConfig) -> None:
         for name, run, result in zip(run_names(config.runs), config.runs, results, strict=True)
     }
     rows = registry.load("tasks", names.pop())(config.data).read(BY_OPTION[config.split])
+    # Gold and answers come from files of runs, tokens from --data: they must be of one state.
     check_same_rows(answers, {row.row: row.relation for row in rows}, config)
     labels = {
         name: dict(zip(given.rows, given.answers, strict=True)) for name, given in answers.items()

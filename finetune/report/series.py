@@ -133,13 +133,16 @@ def strengths(results: Results) -> list[Series]:
 def strength(tool: str, runs: Results, results: Results) -> Series | None:
     """The series of one tool."""
     params = {name: result["views"][0].get("params", {}) for name, result in runs.items()}
-    values = {key: {settings.get(key) for settings in params.values()} for key in first(params)}
+    keys = next(iter(params.values()))
+    values = {key: {settings.get(key) for settings in params.values()} for key in keys}
     varying = [key for key, distinct in values.items() if len(distinct) > 1]
+    # Two options that vary have no one axis.
     if len(varying) != 1 or not all(isinstance(v, int | float) for v in values[varying[0]]):
         return None
     name_of = percent if varying[0] in SHARES else "{:g}".format
     untouched = "none" if tool in NOISE else "all"
     placed = [(name, run, name_of(params[name][varying[0]])) for name, run in runs.items()]
+    # Plain runs of the same settings are the end of the axis where the view does nothing.
     changed = {identity(run, "view") for run in runs.values()}
     placed += [
         (name, result, untouched)
@@ -168,11 +171,6 @@ def named(curves: Mapping[tuple[str, ...], Line]) -> dict[str, dict[Any, tuple]]
         }
         for key, line in curves.items()
     }
-
-
-def first(params: Mapping[str, Any]) -> Any:
-    """Of a dictionary's values."""
-    return next(iter(params.values()))
 
 
 # ---- Runs that make a line -----------------------------------------------------------------------

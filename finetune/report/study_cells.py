@@ -125,6 +125,7 @@ def cells(
                 raise InputError(f"table {table}: only: no run called {sorted(unknown)[0]!r}")
             view = {key: described[key] for key in described if key not in VIEW_KEYS}
             changed = described["settings"]
+            # A view of the test rows alone is laid over the weights of the plain training.
             own_training = bool(changed) or (bool(view) and not shown_at_test(view))
             for run in only:
                 own = content["runs"][run]
@@ -135,6 +136,7 @@ def cells(
                 if view and "data" in settings:
                     raise InputError(f"table {table}: {column}: views are of the rows of --data")
                 cell = Cell(table, run, str(column), settings, view, own_training)
+                # Names that differ in punctuation alone have one folder: said now, not after hours.
                 training = settings, view if own_training else {}
                 if trainings.setdefault(cell.name, training) != training:
                     raise InputError(

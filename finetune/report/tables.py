@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,23 +151,21 @@ def relation_tables(results: Results, answers: Mapping[str, Sequence[Predictions
     by_label = relation_f1(answers)
     train = train_counts([results[name] for name in answers])
 
-    def line(name: str, score: Any, *known: str) -> list[str]:
-        """A row: a score of each seed's answers, mean of a run."""
-        values = (mean([score(a) for a in seeds]) for seeds in answers.values())
-        return [name, *(known or ("", "")), *(f"{value:.2f}" for value in values)]
+    def averages(name: str, average: Callable[..., float]) -> list[str]:
+        """A row: an average over the relations, of each seed's answers, then over seeds."""
+        values = (
+            mean([average(metrics.relation_scores_by_label(a.gold, a.answers)) for a in seeds])
+            for seeds in answers.values()
+        )
+        return [name, "", "", *(f"{value:.2f}" for value in values)]
 
-    def over_labels(average: Any) -> Any:
-        return lambda a: average(metrics.relation_scores_by_label(a.gold, a.answers))
-
+    # The runs were tested on the same rows (`relation_f1`): the first one's supports are of all.
     rows = [
         [label, str(train.get(label, 0)), str(int(scores["support"]))]
         + [f"{run[label]['f1']:.2f}" for run in by_label.values()]
         for label, scores in next(iter(by_label.values())).items()
     ]
-    rows += [
-        line("macro F1", over_labels(metrics.macro_f1)),
-        line("weighted F1", over_labels(metrics.weighted_f1)),
-    ]
+    rows += [averages("macro F1", metrics.macro_f1), averages("weighted F1", metrics.weighted_f1)]
 
     def binned(a: Predictions) -> Any:
         return metrics.scores_by_frequency(a.gold, a.answers, train)

@@ -111,6 +111,7 @@ def keep_calibration(
         torch.distributed.all_gather_object(parts, list(batches))
     if not distributed.is_main():
         return
+    # A copy: the method's own stays on its device; what was recorded lies on the CPU.
     chain = chain.scaled(1.0).cpu()
     everything = [batch for part in parts for batch in part]
 

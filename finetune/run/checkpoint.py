@@ -88,6 +88,7 @@ def save_method(
             "tokenizer": _tokenizer_hashes(folder),
         }
         write_json(folder / "method.json", description)
+        # For other programs: ours reads the labels of `task`.
         write_json(folder / "labels.json", {label: i for i, label in enumerate(task.labels)})
 
     save_directory(directory, write)
@@ -161,11 +162,13 @@ def read_description(directory: Path) -> Description:
         registry.load("tasks", info.name)
     except (InputError, TypeError, ValueError) as error:
         raise damaged(path, error, REMEDY) from None
+    # Another tokenizer gives other ids to the same words: wrong answers without an error.
     for name, saved in checked(content.get("tokenizer", {}), dict, f"{path}: tokenizer").items():
         if _tokenizer_hashes(directory).get(name) != saved:
             raise InputError(
                 f"{directory / name}: not the tokenizer that the model was saved with; {REMEDY}"
             )
+    # After the values: what is wrong with one says more than that the file is another.
     check_member(path, strictly=True)
     if (labels := directory / "labels.json").is_file():
         expected_labels = {label: i for i, label in enumerate(info.labels)}

@@ -186,13 +186,15 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
         predictions.write(directory / f"pred_{stem}.jsonl")
         scores: dict[str, Any] = {"seed": directory.name, **predictions.score(task)}
         if config.scorer == "hvpnet":
-            told = predictions.gold, predictions.answers, predictions.strays
-            scores |= hvpnet_entity_scores(*told)
+            judged = predictions.gold, predictions.answers, predictions.strays
+            scores |= hvpnet_entity_scores(*judged)
+        # Of train itself every row would count as seen before.
         train = None if split == "train" else trained_rows(directory, task)
         if train is not None:
             overlap = repeated(task, train, loaded.rows, predictions)
             scores["also_in_train"] = {shown_name(split): overlap}
         per_seed.append(scores)
+        # Weights that learnt from a leak stay leaky where these rows are read without one.
         leaky |= loaded.leaky or trained_leaky(directory)
     result = {
         "split": shown_name(split),
@@ -204,6 +206,7 @@ def _evaluate(config: EvaluateConfig, run: Path, seeds: Iterable[Path]) -> dict[
         **protocols.aggregate(per_seed),
         "per_seed": per_seed,
     }
+    # A scorer changes no answer: `pred_*.jsonl` is the same file for both.
     stem += "_scorer-hvpnet" * (config.scorer == "hvpnet")
     write_json(run / f"evaluate_{stem}.json", result, checksum=True)
     return result

@@ -194,9 +194,11 @@ class SeedRun:
     def keep_if_best(self, f1: float) -> None:
         """Save the weights where the protocol prefers this epoch to the best one so far."""
         progress = self.progress
+        # A run shorter than the first epoch that its protocol takes would end without weights.
         last_chance = progress.epoch == self.epochs and progress.best_f1 is None
         candidate = progress.epoch >= self.protocol.first_epoch or last_chance
         if candidate and self.protocol.improves(f1, progress.best_f1):
+            # On every process: `out_of_patience` must end them all after the same epoch.
             progress.best_f1, progress.best_epoch = f1, progress.epoch
             if not distributed.is_main():
                 return

@@ -11,7 +11,6 @@ with the tool, the model, its thresholds, and `leaky`: whether gold labels shape
     {"img_id": "a.jpg", "size": [800, 600], "od": [{"box": …, "score": 0.9, "label": "person"}]}
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from finetune.tasks.base import Box, Key, SideInput
 from finetune.tasks.reading import is_row, not_empty, read_with_header
 from shards.files import InputError
-from shards.json_files import write_json_lines
+from shards.json_files import is_number, write_json_lines
 from shards.records import parse_records
 
 
@@ -62,6 +61,7 @@ def read_regions(path: str | Path) -> SideInput:
         kind = "vg" if "vg" in record else "od"
         kinds.add(kind)
         key: Any = record.get("row") if kind == "vg" else record.get("img_id")
+        # One kind a file: rows and pictures have different keys.
         if (kind == "vg" and not is_row(key)) or len(kinds) > 1:
             raise InputError("expected row and vg, or img_id and od, the same throughout")
         if key in values:
@@ -141,15 +141,17 @@ def regions_from_json(
             regions.append(None)
             continue
         box = record.get("box") if isinstance(record, dict) else None
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             raise InputError(f"a region's box is four finite numbers, not {box!r}")
         x1, y1, x2, y2 = box
         if not (x1 < x2 and y1 < y2):
             raise InputError(f"box {box} is empty; expected [x1, y1, x2, y2]")
+        # A pixel over the edge is a rounding of the tool; more is another scale, or another
+        # picture.
         if min(x1, y1) < -1 or (size and (x2 > size[0] + 1 or y2 > size[1] + 1)):
             raise InputError(f"box {box} leaves its picture; boxes are absolute pixels")
         score, text = record.get("score"), record.get("phrase", record.get("label"))
-        if not _is_number(score) or not isinstance(text, str):
+        if not is_number(score) or not isinstance(text, str):
             raise InputError("a region needs a score and a phrase or label")
         regions.append(Region(tuple(box), score, text, record.get("kind", "object")))
     return tuple(regions)
@@ -162,7 +164,3 @@ def _regions(record: dict[str, Any], kind: str) -> Regions:
     if not isinstance(size, list) or [type(side) for side in size] != [int, int] or min(size) < 1:
         raise InputError(f"size must be [width, height] in pixels, not {size!r}")
     return Regions(image_id, (size[0], size[1]), regions_from_json(record.get(kind), size))
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -72,7 +72,7 @@ class OwnRelations(Mnre):
         check_record(fields)
         if not isinstance(relation, str) or not relation:
             raise InputError("relation must be a name")
-        if self.relation2id and relation not in self.relation2id:
+        if self.relation2id and relation not in self.relation2id:  # empty: train is being read
             raise InputError(f"relation {relation!r} does not occur in train")
         if not (image is None or (isinstance(image, str) and image and "/" not in image)):
             raise InputError("image must be a file name or null")

@@ -93,6 +93,7 @@ def read_captions(path: str | Path) -> SideInput:
 
     parser = json_object if path.suffix == ".jsonl" else python_literal
     parse_records(path, read_records(path, parser), add)
+    # Published files hold both kinds: told, not refused.
     empty = sum(not text for text in values.values())
     filler = [text for text in values.values() if _one_word_again(text)]
     notes: tuple[str, ...] = ()

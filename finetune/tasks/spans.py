@@ -230,4 +230,4 @@ def _places(
             f"{name} {shown(value)} occurs {len(places)} times in the text; give its characters, "
             "[start, end]"
         )
-    yield from places[:100]
+    yield from places[:100]  # `locate` tries all pairs: of two such words 10,000

@@ -216,7 +216,7 @@ def _tweet(row: int, lines: Sequence[Parsed | Refused], types: Types) -> NERRow 
             if text.startswith("IMGID:"):
                 if image_id is not None:
                     raise InputError("IMGID inside a tweet: the empty line before it is lost")
-                if not re.fullmatch(r"[\w.-]+", text[6:]):
+                if not re.fullmatch(r"[\w.-]+", text[6:]):  # it becomes a file's name
                     raise InputError(f"IMGID:{text[6:]!r} is not a picture's id")
                 image_id = f"{text[6:]}.jpg"
                 continue

@@ -174,7 +174,7 @@ def describe(state: dict[str, Tensor], *, head_width: int) -> dict[str, Any]:
     config = FusionEncoderConfig(
         vocab_size=words,
         hidden_size=width,
-        num_attention_heads=max(1, width // head_width),
+        num_attention_heads=max(1, width // head_width),  # of heads no shape tells
         intermediate_size=len(state["text.encoder.layer.0.intermediate.dense.weight"]),
         text_layers=count_layers(state, "text.encoder.layer."),
         fusion_layers=count_layers(state, "fusion.layer."),

@@ -58,6 +58,7 @@ def read_backbone(source: str, image_size: int | None = None) -> Backbone:
     arguments, ours = described.get("model_args") or {}, _ours(described, folder)
     net = _created(source, name)
     if type(net) is VisionTransformer and _has_our_tensors(net):
+        # timm has no setting for it: `write_timm` has put ours beside.
         for norm in net.modules() if "vision_norm_eps" in ours else ():
             if isinstance(norm, nn.LayerNorm):
                 norm.eps = ours["vision_norm_eps"]
@@ -133,7 +134,7 @@ def backbone_architecture(
         "image_size": side,
         "patch_size": side // grid,
         "vision_hidden_size": vision.width,
-        "vision_layers": len(blocks),
+        "vision_layers": len(blocks),  # by which learning rates fall; 1 where nobody can tell
         "vision_heads": getattr(getattr(blocks[0], "attn", None), "num_heads", 1),
         "image_mean": tuple(preset["mean"]),
         "image_std": tuple(preset["std"]),
@@ -172,7 +173,7 @@ def write_timm(folder: Path, imported: Imported) -> None:
     size = config["image_size"]
     described = config.get("vision_config")
     content: dict[str, Any] = {
-        "architecture": "vit_base_patch16_224",
+        "architecture": "vit_base_patch16_224",  # any plain ViT: `model_args` say its sizes
         "num_classes": 0,
         "model_args": {
             "img_size": size,
@@ -195,7 +196,7 @@ def write_timm(folder: Path, imported: Imported) -> None:
         sized = {"img_size": size} if described["sized"] else {}
         content["architecture"] = described["architecture"]
         content["model_args"] = described["model_args"] | sized
-        for key in ("first_conv", "classifier"):
+        for key in ("first_conv", "classifier"):  # a ViT's names; timm knows those of the others
             del content["pretrained_cfg"][key]
     write_json(folder / CONFIG_NAME, content)
     state = {

@@ -77,7 +77,7 @@ def pretraining_card(
     step = config["optim"]["steps"] if step is None else step
     last: dict[str, float] = {}
     for line in read_metrics(run_dir / "metrics.jsonl"):
-        if line["step"] <= step:
+        if line["step"] <= step:  # later figures are of other weights
             last |= {k: v for k, v in line.items() if k.endswith("_loss") or "val_" in k}
     train, optim, loss = config["data"]["train"], config["optim"], config["loss"]
     objectives = [name for name in ("itm", "cit", "coe", "cir") if loss[name]]

@@ -89,6 +89,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
             f"{last!r}), its model has rows for {rows}; give the tokenizer of this model, or "
             "resize the model's word table"
         )
+    # A bare vocab.txt does not say; `transformers` then lower-cases, and no name is known.
     settings = directory / "tokenizer_config.json"
     if (directory / "tokenizer.json").is_file() or not (directory / "vocab.txt").is_file():
         return

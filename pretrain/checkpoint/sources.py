@@ -53,7 +53,7 @@ def _read_run(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
         raise InputError(f"{source}: no {architecture}: not a checkpoint of this trainer")
     if (source / MARKER).is_file():
         check_checkpoint(source)
-    if (source / "state.pt").is_file():
+    if (source / "state.pt").is_file():  # of one process; else of DeepSpeed, in pieces
         state = load_pickle(source / "state.pt")
         if not isinstance(state, dict) or "model" not in state:
             raise InputError(f"{source / 'state.pt'}: holds no `model`")

@@ -51,6 +51,7 @@ def read_bert(directory: Path, *, random_weights: bool = False) -> Bert:
         config = type(settings).from_dict(content)
         if random_weights:
             return Bert(config)
+        # Nothing is drawn that the checkpoint overwrites: `assign` below puts its tensors in.
         with torch.device("meta"):
             bert = Bert(config)
     state = read_tensors(directory)
@@ -72,23 +73,22 @@ def read_text(directory: Path, *, random_weights: bool = False) -> Bert | Librar
         InputError: likewise; a family that is not known, or one that needs code of its own.
     """
     content = read_config(directory)
-    if not isinstance(content.get("model_type"), str):
+    family = content.get("model_type")
+    if not isinstance(family, str):
         raise InputError(f"{directory / CONFIG_NAME}: `model_type` is missing or no text")
-    if content["model_type"] in ARCHITECTURES:
+    if family in ARCHITECTURES:
         return read_bert(directory, random_weights=random_weights)
     if content.get("auto_map"):
         raise InputError(
             f"{directory}: `auto_map`: this model needs code of its own (trust_remote_code), and "
             "no code of a model is ever run; take one that `transformers` itself knows"
         )
-    if content.get("model_type") in ("clip", "siglip") and isinstance(
-        content.get("text_config"), dict
-    ):
-        family = f"{content['model_type']}_text_model"
+    if family in ("clip", "siglip") and isinstance(content.get("text_config"), dict):
+        family = f"{family}_text_model"
         content = {**content["text_config"], "model_type": family}
-    if content.get("model_type") not in TEXT_FAMILIES:
+    if family not in TEXT_FAMILIES:
         raise InputError(
-            f"{directory}: model_type is {content.get('model_type')!r}; text encoders are "
+            f"{directory}: model_type is {family!r}; text encoders are "
             f"{', '.join([*ARCHITECTURES, *TEXT_FAMILIES])}"
         )
     with possible(str(directory / CONFIG_NAME)):
@@ -98,7 +98,6 @@ def read_text(directory: Path, *, random_weights: bool = False) -> Bert | Librar
         return text
     from transformers.utils import logging
 
-    check_shards(directory)
     tensors = read_tensors(directory)  # no pickle that would run code comes further
     check_values({n: t for n, t in tensors.items() if t.is_floating_point()}, str(directory))
     logging.set_verbosity_error()

@@ -87,6 +87,7 @@ def _backbone(clip: Any, directory: Path) -> Backbone:
         architecture, num_classes=0, img_size=sizes.image_size, **arguments
     ).eval()
     net.load_state_dict(_in_timms_names(clip.vision_model.state_dict(), arguments["depth"]))
+    # The colours that the CLIP was trained with, which need not be those of timm's namesake.
     path = directory / "preprocessor_config.json"
     pixels = read_json(path) if path.is_file() else {}
     net.pretrained_cfg = {

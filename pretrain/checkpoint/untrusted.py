@@ -37,6 +37,7 @@ def load_pickle(path: Path, allowed: Sequence[Allowed] = ()) -> Any:
         )
     try:
         with torch.serialization.safe_globals(list(allowed)):
+            # Files of before PyTorch 1.6 are no zip archives, and cannot be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: {_refusal(str(error))}") from None
@@ -44,6 +45,7 @@ def load_pickle(path: Path, allowed: Sequence[Allowed] = ()) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: damaged or no PyTorch checkpoint ({reason})") from None
     for name, tensor in tensors_in(content):
+        # Strides of 0 make a tensor of any size of a few bytes: a copy of it would fill the memory.
         if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise InputError(
                 f"{path}: tensor {name} claims {tuple(tensor.shape)}, more than the file stores"

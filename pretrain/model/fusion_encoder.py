@@ -56,6 +56,11 @@ def vision_tower(config: FusionEncoderConfig) -> PlainViT | LibraryVision:
     )
 
 
+def bridge(tower: int, fusion: int) -> nn.Module:
+    """From a tower's width to that of the fusion layers."""
+    return nn.Identity() if tower == fusion else nn.Linear(tower, fusion)
+
+
 class FusionEncoder(Embedder):
     """Text tower, vision tower, fusion layers, and the two contrastive projections."""
 
@@ -65,18 +70,16 @@ class FusionEncoder(Embedder):
         self.resting: Collection[str] = ()
         """Towers, `text` or `vision`, through which no gradient goes for now."""
         self.text: Bert | LibraryText
+        # A seed draws the weights in the order of these lines: another order is another start.
         if config.is_cut:
             with possible("text_config"):
                 self.text = Bert(config.bert_config(config.text_layers))
         else:
             with possible("text_config"):
                 self.text = LibraryText.of(family_config(config.text_config))
-            wide = self.text.config.hidden_size
-            same = wide == config.hidden_size
-            self.text_bridge = nn.Identity() if same else nn.Linear(wide, config.hidden_size)
+            self.text_bridge = bridge(self.text.config.hidden_size, config.hidden_size)
         self.vision = vision_tower(config)
-        widths = config.vision_hidden_size, config.hidden_size
-        self.bridge = nn.Identity() if widths[0] == widths[1] else nn.Linear(*widths)
+        self.bridge = bridge(config.vision_hidden_size, config.hidden_size)
         if config.fusion_layers and config.encoder_layout != "shared_twice":
             layers = config.bert_config(config.fusion_layers)
             self.fusion = Layers(layers)

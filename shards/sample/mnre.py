@@ -76,6 +76,7 @@ def write_mnre(
                 regions.append({"row": len(lines), **_grounded(rng, row, noun, scene, size)})
                 lines.append(repr(row))
         write_lines(folder / f"txt/ours_{split}.txt", lines)
+        # A stream of its own: captions came later, and must not change what is drawn after them.
         words_rng = np.random.default_rng((seed, CAPTION_STREAM, first))
         captions = [repr(_captioned(words_rng, scene)) for scene in scenes[first:]]
         write_lines(folder / f"caption/caption_{split}.txt", captions)

@@ -149,6 +149,7 @@ def _annotations(rng: np.random.Generator, scenes: Sequence[Scene], first: int) 
     ]
     order = rng.permutation(len(scenes))
     for _ in range(SWAPS):
+        # Among them rows that are their own twin: a right caption would be called false.
         wrong = [i for i, j in enumerate(order) if cues[i] == cues[j]]
         for i in wrong:
             k = rng.integers(len(order))

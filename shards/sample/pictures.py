@@ -267,6 +267,7 @@ def _draw(pen: ImageDraw.ImageDraw, noun: str, box: Sequence[float], rng) -> Non
     shift = rng.integers(-14, 15, 3)
     inks = INKS
     if noun in PEOPLE:
+        # Chosen before the strokes: head, arms and legs have one skin.
         looks = {"skin": SKINS, "hair": HAIRS, "cloth": CLOTHES}
         inks = INKS | {part: looks[part][rng.integers(len(looks[part]))] for part in looks}
     for kind, ink, *numbers in STROKES[noun]:

@@ -87,7 +87,7 @@ def write_sample(config: SampleConfig) -> None:
                 "mnre": write_mnre(folder, config.rows, *options),
                 "twitter2017": write_twitter(folder, *options),
             }
-            write_generated(folder / "mnre", *options)
+            write_generated(folder / "mnre", *options)  # reads what `write_mnre` wrote
             words = [word for cues in CUES.values() for _, word in cues.values()]
             write_lines(folder / "relations.tsv", words)
             write_json(folder / PROVENANCE, _provenance(config.provenance(), counts))

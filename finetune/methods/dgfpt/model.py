@@ -93,6 +93,7 @@ class Dgfpt(Method):
         self.unmark = Unmarker(tokenizer, task, config.markers)
         self.register_buffer("ends", first_and_last(tokenizer), persistent=False)
         self.text_layer = nn.Linear(size, size)
+        # At first the language model reads its own word vectors, as it was trained to.
         nn.init.eye_(self.text_layer.weight)
         nn.init.zeros_(self.text_layer.bias)
         self.prefixes = nn.ModuleDict()
@@ -112,6 +113,7 @@ class Dgfpt(Method):
         names = mean_embeddings(tokenizer, words, map(relation_words, task.labels))
         self.predict = RelationPredictor(names, config.dropout)
         penalties = signature_penalties(task.labels, config.type_mask)
+        # Not stored: labels and settings, which a run keeps, say it all.
         self.register_buffer("penalties", penalties, persistent=False)
         self.needs, self.region_slots = self._inputs()
 
@@ -213,6 +215,7 @@ class Dgfpt(Method):
         if seen is not None:
             segments |= {"I": seen.image} | ({"O": seen.objects} if seen.objects else {})
         begin, *end = (unmasked(row.expand(len(words), 1, -1)) for row in self.words(self.ends))
+        # An order may name what this batch does not have: pictures, where vision is off.
         parts = {"begin": begin} | {
             name: segments[name] for name in self.config.order if name in segments
         }

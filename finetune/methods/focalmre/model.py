@@ -175,7 +175,7 @@ class FocalMRE(Method):
         if config.fill == "repeat":
             places, filled = repeated(filled, list(self.region_slots.values()))
             regions = regions[torch.arange(len(regions), device=regions.device)[:, None], places]
-        if cropped:
+        if cropped:  # in an empty slot the whole picture, as a copy without a frame shows it
             return torch.where(filled[:, :, None, None, None], regions, plain[:, None])
         style, width = config.style, config.frame_width
         if config.merge == "none":

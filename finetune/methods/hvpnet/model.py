@@ -49,6 +49,7 @@ class Hvpnet(Method):
         self.recipe, self.given = Recipe.of(config, task.kind), config
         self.config = config = config.settled(task.kind)
         self.needs = frozenset({"image"} | ({"region_pixels"} if config.regions else set()))
+        # With a batch's own statistics a picture looks otherwise in every batch.
         if config.freeze and not config.batch_statistics:
             self.needs |= {"visual_features"}
         self.region_slots = {"vg": config.regions} if config.regions else {}
@@ -56,6 +57,7 @@ class Hvpnet(Method):
         self.encoder = encoder
         sizes = encoder.config
         self.vision = vision.requires_grad_(not config.freeze)
+        # What starts at random learns at the rate of the head, not at that of loaded weights.
         if not config.freeze and not config.vision_random:
             self.towers = ("encoder.", "vision.")
         self.prefix = VisualPrefix(

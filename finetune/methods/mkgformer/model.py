@@ -98,6 +98,8 @@ class MKGformer(Method):
                 f"--model.pad_to {config.pad_to}: {source.path} has {longest} positions"
             )
         layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
+        # A finished run's own tower goes before the one that its settings name: it was trained
+        # since.
         vision = None
         if not source.random_weights:
             vision = saved_tower(source.directory, layout, announce=not source.finished)
@@ -109,7 +111,6 @@ class MKGformer(Method):
                 source.random_weights,
                 encoder.config,
             )
-            check_towers(encoder.config, sizes, config.fusion_layers)
             vision = VisionTower(sizes, layout)
             vision.load(state, config.positions or "clip", config.vision)
             LOG.info("mkgformer, %s", line)

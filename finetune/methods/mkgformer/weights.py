@@ -1,11 +1,13 @@
 """Where the vision tower's weights come from: CLIP, a fusion ViT, a finished run, or chance."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import BertConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from finetune.methods.mkgformer.names import CLIP
 from finetune.methods.mkgformer.vision import Layout, VisionTower
@@ -22,8 +24,6 @@ from shards.files import InputError
 LOG = logging.getLogger(__name__)
 STORED = "vision_tower"
 """Key of the text tower's config.json that holds the vision tower's sizes in a finished run."""
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def drawn(text: BertConfig, patch: int) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
@@ -35,7 +35,7 @@ def drawn(text: BertConfig, patch: int) -> tuple[CLIPVisionConfig, dict[str, Ten
         intermediate_size=text.intermediate_size,
         patch_size=patch,
         image_size=7 * patch,
-        **_ours(True, CLIP_MEAN, CLIP_STD),
+        **_ours(True, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     )
     return config, rename(CLIPVisionModel(config).state_dict(), CLIP, "CLIP")
 
@@ -48,7 +48,9 @@ def read_clip(source: str) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
     else:
         model = read_transformers(CLIPVisionModel, directory)
     state = {name.removeprefix("vision_model."): t for name, t in model.state_dict().items()}
-    config = CLIPVisionConfig(**model.config.to_dict() | _ours(True, CLIP_MEAN, CLIP_STD))
+    config = CLIPVisionConfig(
+        **model.config.to_dict() | _ours(True, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    )
     return config, rename(state, CLIP, f"CLIP's vision tower ({directory})")
 
 
@@ -84,13 +86,14 @@ def fusion_vit(encoder: FusionEncoder) -> tuple[CLIPVisionConfig, dict[str, Tens
         for end in ("weight", "bias"):
             for name, ours in renamed.items():
                 state[f"layer.{i}.{ours}.{end}"] = vision[f"blocks.{i}.{name}.{end}"]
+            # timm computes queries, keys and values by one matrix, CLIP by three.
             thirds = vision[f"blocks.{i}.attn.qkv.{end}"].chunk(3)
             for letter, part in zip("qkv", thirds, strict=True):
                 state[f"layer.{i}.self_attn.{letter}_proj.{end}"] = part
     return config, state
 
 
-def _ours(pre_norm: bool, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+def _ours(pre_norm: bool, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     return {"pre_norm": pre_norm, "image_mean": list(mean), "image_std": list(std)}
 
 
@@ -115,14 +118,15 @@ def saved_tower(source: ModelDirectory, layout: Layout, announce: bool) -> Visio
         return None
     tower = VisionTower(CLIPVisionConfig.from_dict(stored), layout)
     ours = tower.state_dict()
+    # Slots are a setting, which another run may have otherwise; all else must fit.
     tables = [name for name in state if name.endswith("position_embeddings")]
     left = [name for name in tables if name not in ours or state[name].shape != ours[name].shape]
-    fitting = {name: tensor for name, tensor in state.items() if name not in left}
-    fresh = {name: ours[name] for name in ours if name.endswith("position_embeddings")}
-    check_fits(ours, fresh | fitting, str(path))
-    tower.load_state_dict(fresh | fitting)
-    left = ["its fusion layers and head", *left]
+    fitting = {name: ours[name] for name in ours if name.endswith("position_embeddings")}
+    fitting |= {name: tensor for name, tensor in state.items() if name not in left}
+    check_fits(ours, fitting, str(path))
+    tower.load_state_dict(fitting)
     if announce:
+        left = ["its fusion layers and head", *left]
         LOG.info("vision: the tower of the finished run %s; left: %s", source, ", ".join(left))
     return tower
 

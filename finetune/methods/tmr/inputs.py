@@ -79,6 +79,8 @@ def add_generated(config: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> Loa
         path = side_files.find(wanted.task.folder, "txt/mre_dif_{split}_dict.pth", wanted.split)
         source = side_files.read_generated_boxes(path)
         boxes = [row_boxes[: config.regions] for row_boxes in source.of(loaded.rows)]
+        # They were found by phrases that name the gold types: the audit asks what their number
+        # tells.
         traces = {"generated regions: number": [len(row_boxes) for row_boxes in boxes]}
         loaded = loaded.with_source(source, **traces)
     cuts: list[list[Name | None]] = [
@@ -140,6 +142,7 @@ def add_phrases(config: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> Loade
         phrases = [entity_phrase(row) for row in loaded.rows]
     if config.phrase_encoding == "lookup6":
         ids = look_up(phrases, tokenizer)
+        # As released: padding is attended to, here and in `wordpiece5` (`Tmr.read`).
         everything = np.ones_like(ids, dtype=bool)
         return loaded.with_column("phrase_ids", ids).with_column("phrase_mask", everything)
     length = PHRASE_LENGTHS[str(config.phrase_encoding)]

@@ -58,6 +58,7 @@ class Tmr(Method):
         needs |= {"masked_entities"} if config.mask_entity else set()
         if vision is not None:
             vision.requires_grad_(not config.freeze)
+            # What starts at random learns at the rate of the head, not at that of loaded weights.
             if config.vision_random:
                 self.towers = tuple(name for name in self.towers if name != "vision.")
             needs |= self.visual_needs(config)
@@ -80,6 +81,7 @@ class Tmr(Method):
             )
             return
         positions = config.token_features == "positions"
+        # Each of these positions has a layer of its own; there is none for a word piece beyond.
         self.longest_text = LENGTHS["entities"] if positions else None
         self.head = tmr_tagging.TmrTaggingHead(
             size,

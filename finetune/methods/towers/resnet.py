@@ -144,6 +144,7 @@ def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPy
         )
     local = Path(name).is_dir()
     channels = tuple(width * 2**i for i in range(4))
+    # Said only where asked for: it would overrule the sizes that a directory states.
     options: dict[str, Any] = (
         {} if width == 64 else {"channels": channels, "stem_width": max(width // 2, 4)}
     )
@@ -154,6 +155,7 @@ def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPy
         out_indices=STAGES,
         **options,
     )
+    # Other families have four stages, too: the name tells a ResNet.
     if len(net.feature_info.channels()) != len(STAGES) or "layer4.0.conv1.weight" not in dict(
         net.named_parameters()
     ):

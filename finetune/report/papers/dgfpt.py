@@ -9,7 +9,6 @@ belong to one post where they have the same words and the same picture.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune.report import figures
 from finetune.report.figures import LINES, MARKS, PAPER, PLAIN, SMALL
@@ -95,14 +94,11 @@ def draw(
     path: Path,
 ) -> None:
     """F1 of each bin, a line a run; below, a point a relation over a logarithmic axis."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PAPER, 4.6), layout="constrained")
+    figure = figures.canvas(PAPER, 4.6)
     above, below = figure.subplots(2, 1)
     labels = list(dict.fromkeys(label for bins in bins_of_runs.values() for label in bins))
     for number, name in enumerate(bins_of_runs):
-        look: dict[str, Any] = {"color": LINES[number % len(LINES)]}
-        look |= {"marker": MARKS[number % len(MARKS)]}
+        look = {"color": LINES[number % len(LINES)], "marker": MARKS[number % len(MARKS)]}
         filled = [label for label in labels if label in bins_of_runs[name]]
         heights = [bins_of_runs[name][label]["f1"] for label in filled]
         places = [labels.index(label) for label in filled]
@@ -110,6 +106,7 @@ def draw(
         rows, f1 = ([point[i] for point in single[name]] for i in (1, 2))
         below.scatter(rows, f1, s=10, linewidths=0, **look)
     above.set_xticks(range(len(labels)), labels)
+    # Not a plain logarithm: a relation that train does not have stands at 0.
     below.set_xscale("symlog", linthresh=10)
     for axes, title in ((above, "training rows of a relation"), (below, "one point a relation")):
         axes.set_ylim(-3, 103)

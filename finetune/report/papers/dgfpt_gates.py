@@ -60,7 +60,7 @@ def gates(
                 record = {"row": row, "gold": task.labels[gold], "alpha": shares}
                 record |= {k: round(v, 5) for k, v in zip(NUMBERS, values, strict=True)}
                 records[row] = record
-    return [records[row] for row in sorted(records)]
+    return [records[row] for row in sorted(records)]  # batches go by length
 
 
 def of_batch(

@@ -101,6 +101,7 @@ def collect(
     if inputs["images"] != "required":
         raise InputError(f"{run}: was trained with --images {inputs['images']}: it sees no picture")
     relation = opened.description.task.kind == "relation"
+    # Without a relation nothing is left to stand beside the whole picture.
     if regions is None and not relation:
         raise InputError(
             "entities are shown beside objects: give --regions DIR with regions_od.jsonl "
