@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.checksums import check_member, require_readable, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.foreign import check_tokenizer
+from pretrain.checkpoint.foreign import as_filed, check_tokenizer
 from pretrain.checkpoint.remote import is_remote, store
 from pretrain.checkpoint.strict import (
     CONFIG_NAME,
@@ -63,7 +63,7 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     if isinstance(source, ModelDirectory) and source.kind == MODEL_TYPE:
         options["config"] = PreTrainedConfig()  # `transformers` knows no model of ours, and warns
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(directory, **options)
     except Exception as error:  # `tokenizers` raises no narrower kind on a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
@@ -73,6 +73,7 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
             "alone tells where a piece lies in a text; take a model whose tokenizer.json there is"
         )
     check_tokenizer(tokenizer, directory)
+    tokenizer = as_filed(tokenizer, directory)
     _begin_words_with_blanks(tokenizer)
     return tokenizer
 

@@ -79,6 +79,54 @@ def test_words_one_by_one_are_those_of_the_text(family, tmp_path):
         tokenizer = load_tokenizer(tmp_path / f"saved{again}")
 
 
+def bert_files(folder: Path, settings: dict, **parts) -> Path:
+    """A WordPiece vocabulary in tokenizer.json, with normalizer and pre-tokenizer as given."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Anna", "anna", "met", "user", "#oslo"]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = parts.get("normalizer", normalizers.BertNormalizer(lowercase=False))
+    tokenizer.pre_tokenizer = parts.get("words", pre_tokenizers.BertPreTokenizer())
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "BertTokenizer"} | settings
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_texts_are_split_as_the_file_says(tmp_path):
+    """Handles made one word and words split at blanks, as tokenizer.json alone knows: when first
+    read, when saved and read again, and by who reads it with `transformers` only."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"@\w+"), "user"), normalizers.BertNormalizer(lowercase=True)]
+    )
+    words = pre_tokenizers.WhitespaceSplit()
+    folder = bert_files(tmp_path / "bert", {}, normalizer=normalizer, words=words)
+    text = "Anna met @bob #oslo"
+    pieces = ["[CLS]", "anna", "met", "user", "#oslo", "[SEP]"]
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).tokens == pieces
+    tokenizer = load_tokenizer(folder)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = (load_tokenizer(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved"))
+    for reader in (tokenizer, *again):
+        encoded = reader([text, "met"], padding=True)
+        assert encoded.tokens(0) == pieces
+        assert encoded["input_ids"][1] == [2, 7, 3, 0, 0, 0]
+        assert set(encoded) == {"input_ids", "token_type_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "piece"),
+    [({}, "Anna"), ({"do_lower_case": False}, "Anna"), ({"do_lower_case": True}, "anna")],
+)
+def test_capitals_count_where_the_file_says_so_or_the_settings(settings, piece, tmp_path):
+    assert load_tokenizer(bert_files(tmp_path / "bert", settings)).tokenize("Anna") == [piece]
+
+
 def test_a_tokenizer_without_its_fast_form_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("a 1\nb 1\n")
     (tmp_path / "bpe.codes").write_text("a b 1\n")
