@@ -104,8 +104,7 @@ def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
         out["itm"] = model.heads["itm"](fused[:, 0]).argmax(dim=-1) == batch.matched
     if config.coe and batch.object_feat is not None:
         out["visible"] = batch.patch_weights.sum(dim=1) > 0
-        state = model.object_state(patches, batch.patch_weights)
-        logits = model.heads["entity"](state)
+        logits = model.heads["entity"](model.object_state(patches, batch.patch_weights))
         out |= _agreement("object", logits, batch.object_feat, model.entity_bank)
     if config.cir and batch.image_feat is not None:
         logits = model.heads["relation"](model.relation_state(fused, patches))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from shards.command import Tool, dispatch
+from shards.command import Group, Tool
 from shards.files import InputError, atomic_path
 from shards.images import RejectedImage, decoded
 from shards.json_files import parse_object, read_lines, write_json
@@ -289,13 +289,7 @@ COMMANDS = {
     "convert": Tool(ConvertConfig, convert, "cogvlm.txt --out cogvlm.csv"),
 }
 
-
-def main(argv: Sequence[str]) -> None:
-    """`python -m shards captions`"""
-    dispatch(
-        "python -m shards captions",
-        COMMANDS,
-        argv,
-        "Generate captions, or convert published ones.",
-        f"convert {COMMANDS['convert'].example}",
-    )
+main = Group(
+    "python -m shards captions", COMMANDS,
+    "Generate captions, or convert published ones.", "convert",
+)  # fmt: skip

@@ -123,8 +123,7 @@ def build_command(directory: Path) -> str:
     directory lies now; it may have been moved.
     """
     try:
-        recorded = (directory / STATE / COMMAND_NAME).read_text(encoding="utf-8")
-        words = shlex.split(recorded)
+        words = shlex.split((directory / STATE / COMMAND_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         words = []
     if words[:4] == ["python", "-m", "shards", "build"]:

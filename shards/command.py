@@ -64,6 +64,22 @@ class Tool(NamedTuple):
             self.run(config)
 
 
+class Group(NamedTuple):
+    """A command that is a table of tools."""
+
+    prog: str
+    tools: Mapping[str, Tool]
+    text: str
+    """What it is for, in a sentence."""
+    first: str
+    """The tool whose example stands for all."""
+
+    def __call__(self, argv: Sequence[str]) -> None:
+        """Run the tool that the first word names."""
+        example = f"{self.first} {self.tools[self.first].example}"
+        dispatch(self.prog, self.tools, argv, self.text, example)
+
+
 def exit_on_input_error(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a command: `InputError` becomes one line on standard error and exit status 2."""
 

@@ -82,7 +82,7 @@ def read_json(path: str | os.PathLike[str], advice: str = "") -> dict[str, Any]:
     return parse_object(content, str(path), advice)
 
 
-def read_lines(path: str | os.PathLike[str], advice: str = "") -> Iterator[tuple[int, str]]:
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     """(number, line without its end) of a UTF-8 text file, from 1; a byte order mark is cut.
 
     Only \\n and \\r\\n end a line: U+2028 and its like, which `str.splitlines` cuts at, may stand
@@ -91,7 +91,6 @@ def read_lines(path: str | os.PathLike[str], advice: str = "") -> Iterator[tuple
     Raises:
         InputError: unreadable, or a byte that is no UTF-8: names file, line and byte.
     """
-    ending = f"; {advice}" if advice else ""
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -100,20 +99,18 @@ def read_lines(path: str | os.PathLike[str], advice: str = "") -> Iterator[tuple
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: line {number}: byte 0x{error.object[error.start]:02x} at position "
-            f"{error.start} is no UTF-8{ending}"
+            f"{error.start} is no UTF-8"
         ) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}){ending}") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_json_lines(
-    path: str | os.PathLike[str], advice: str = ""
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, object) of a file of one JSON object a line; empty lines are passed over.
 
     Raises:
         InputError: as `read_lines`, or a line that is no JSON object: names file and line.
     """
-    for number, line in read_lines(path, advice):
+    for number, line in read_lines(path):
         if line.strip():
-            yield number, parse_object(line, f"{path}: line {number}", advice)
+            yield number, parse_object(line, f"{path}: line {number}")

@@ -240,8 +240,7 @@ class Yolo:
     """ultralytics, behind a pipe; see `shards.yolo`."""
 
     def __init__(self, config: DetectConfig) -> None:
-        weights = config.weights or "yolo11n.pt"
-        self.process = YoloDetector(weights, config.device, config.min_score)
+        self.process = YoloDetector(config.weights or "yolo11n.pt", config.device, config.min_score)
         self.provenance = self.process.provenance | {"batch": config.batch}
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:

@@ -78,8 +78,7 @@ class Progress(Generic[T]):
 
     def line(self) -> str:
         """`label: shard 3 of 20, 1.5 shards/s, 0:11 left`, since this process started."""
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        speed = (self.done - self._first) / seconds
+        speed = (self.done - self._first) / max(time.monotonic() - self._since, 1e-9)
         parts = [f"{self.unit} {self.done:,}"]
         if self.total is not None:
             parts[0] += f" of {self.total:,}"

@@ -170,8 +170,7 @@ class OpenShard:
                 f"{self.path}: {key} is {'' if row >= self.matched else 'not '}matched, unlike the "
                 f"index says; {mend(self.path.parent)}"
             )
-        teacher = self.teacher_of(number)
-        return Sample(key, picture.image, pairs[place], picture.objects, teacher)
+        return Sample(key, picture.image, pairs[place], picture.objects, self.teacher_of(number))
 
     def _content(self, number: int) -> tuple[str, bytes, bytes]:
         """(key, JPEG, JSON), checked."""

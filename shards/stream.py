@@ -202,8 +202,7 @@ class ShardReader:
         """
         self.location = os.fspath(location)
         self._source = open_location(location, cache)
-        name = f"{self.location}/{INDEX_NAME}"
-        self.index = parse_index(self._source.content(INDEX_NAME), name)
+        self.index = parse_index(self._source.content(INDEX_NAME), f"{self.location}/{INDEX_NAME}")
         self.columns = {column: self._column(column) for column in columns}
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 

@@ -140,8 +140,7 @@ class TarShard(OpenShard):
     def picture(self, number: int) -> Picture:
         """See `OpenShard`."""
         pair, key = self._pair(number), self.rows.picture_key(number)
-        meta = PictureMeta(pair.image_id, pair.size, 1, (pair,))
-        return Picture(key, self.image(number), meta)
+        return Picture(key, self.image(number), PictureMeta(pair.image_id, pair.size, 1, (pair,)))
 
     def read(self, row: int) -> Sample:
         """See `OpenShard`; a picture is of one pair."""
@@ -246,5 +245,4 @@ def _header(file: int, path: Path, entry: Entry) -> tuple[tuple[int, int], bool]
 
 
 def _meta(key: str, caption: str, size: tuple[int, int], path: Path) -> PairMeta:
-    source = path.parent.name or "webdataset"
-    return PairMeta(caption, True, text_id(caption), key, size, source)
+    return PairMeta(caption, True, text_id(caption), key, size, path.parent.name or "webdataset")

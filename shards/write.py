@@ -204,8 +204,7 @@ def write_shard(task: ShardTask) -> tuple[ShardInfo, list[Reject]]:
                     continue
                 contents[records[0].image] = stored.crc32
                 key = f"{task.split}_{records[0].row:08d}"  # unique, whatever the file was called
-                meta = _meta(records, stored).to_json()
-                json_member = with_checksum(key, stored.content, meta)
+                json_member = with_checksum(key, stored.content, _meta(records, stored).to_json())
                 tar.write({"__key__": key, "jpg": stored.content, "json": json_member})
                 matched += sum(record.matched for record in records)
         with open(temporary, "rb") as written:

@@ -106,8 +106,7 @@ def type_features(folder: Path, split: str) -> dict[str, Feature]:
 
 def file_features(pattern: str, split: str) -> dict[str, Feature]:
     """Of any `{"row", "feature"}` lines."""
-    path = side_files.find(".", pattern, split)
-    values = side_files.read_features(path).values
+    values = side_files.read_features(side_files.find(".", pattern, split)).values
     return {f"file: {Path(pattern).name}": lambda row: hashable(values[row.row])}
 
 

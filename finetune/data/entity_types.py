@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune.config import TaskOptions
 from finetune.tasks.mnre import RelationRow
-from shards.command import Tool, dispatch, exit_on_input_error
+from shards.command import Group, Tool
 from shards.files import InputError
 from shards.json_files import write_json_lines
 
@@ -176,15 +176,7 @@ TOOLS = {
     "learned": Tool(LearnedConfig, run_learned, f"{_PLACES} --encoder bert-base-uncased", True),
     "gold": Tool(GoldConfig, run_gold, f"{_PLACES} --i-know-this-leaks", True),
 }
-
-
-@exit_on_input_error
-def main(argv: Sequence[str]) -> None:
-    """`python -m finetune types`"""
-    dispatch(
-        "python -m finetune types",
-        TOOLS,
-        argv,
-        "Write the types of the two entities of each row.",
-        f"learned {TOOLS['learned'].example}",
-    )
+main = Group(
+    "python -m finetune types", TOOLS,
+    "Write the types of the two entities of each row.", "learned",
+)  # fmt: skip

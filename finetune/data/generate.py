@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from finetune.config import Split, TaskOptions
 from finetune.tasks.base import Task
 from finetune.tasks.reading import read_object
-from shards.command import Tool, dispatch, exit_on_input_error
+from shards.command import Group, Tool
 from shards.files import InputError, atomic_path
 from shards.images import decoded
 from shards.json_files import read_json, write_json
@@ -118,8 +118,7 @@ def stable_diffusion(model: str, steps: int, device: str) -> Paint:
     def paint(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         # One each: a picture's noise does not depend on those that are painted beside it.
         generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        output = pipeline(list(prompts), num_inference_steps=steps, generator=generators)
-        return output.images
+        return pipeline(list(prompts), num_inference_steps=steps, generator=generators).images
 
     return paint
 
@@ -286,15 +285,7 @@ TOOLS = {
     "pictures": Tool(PicturesConfig, generate_pictures, "--data MNRE --split train"),
     "scores": Tool(ScoresConfig, generate_scores, "--data MNRE --split train"),
 }
-
-
-@exit_on_input_error
-def main(argv: Sequence[str]) -> None:
-    """`python -m finetune generate`"""
-    dispatch(
-        "python -m finetune generate",
-        TOOLS,
-        argv,
-        "Make TMR's generated pictures, or correlation scores.",
-        f"pictures {TOOLS['pictures'].example}",
-    )
+main = Group(
+    "python -m finetune generate", TOOLS,
+    "Make TMR's generated pictures, or correlation scores.", "pictures",
+)  # fmt: skip

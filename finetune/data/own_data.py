@@ -29,7 +29,7 @@ from finetune.tasks.posts import ENDS, TABLES, WHOLE_TAGS, parse_post, record_of
 from finetune.tasks.reading import shown
 from finetune.tasks.spans import Occurrence, Offsets, check_record, place_span
 from finetune.tasks.twitter import TAG_PATTERN
-from shards.command import Tool, dispatch
+from shards.command import Group, Tool
 from shards.files import InputError, atomic_path
 from shards.records import Parsed, Refused, parse_records, read_records
 from shards.tables import read_table
@@ -156,8 +156,7 @@ def _marked(value: Any, text: str, offsets: str | None) -> tuple[int, int, str]:
     start, end, kind, *words = value
     if not TAG_PATTERN.fullmatch(f"B-{kind}"):
         raise InputError(f"entity {shown(value)}: its type is empty, has a blank, or begins with -")
-    place = place_span([start, end], text, "entity", offsets, words[0] if words else None)
-    return *place, kind
+    return *place_span([start, end], text, "entity", offsets, words[0] if words else None), kind
 
 
 def _image(record: dict[str, Any]) -> str | None:
@@ -214,14 +213,7 @@ TOOLS = {
         ConvertConfig, run_convert, "posts.csv --to relations --out mine/train.jsonl", True
     ),
 }
-
-
-def main(argv: Sequence[str]) -> None:
-    """`python -m finetune data`"""
-    dispatch(
-        "python -m finetune data",
-        TOOLS,
-        argv,
-        "Check a task's files, or make them of your own posts.",
-        f"convert {TOOLS['convert'].example}",
-    )
+main = Group(
+    "python -m finetune data", TOOLS,
+    "Check a task's files, or make them of your own posts.", "convert",
+)  # fmt: skip

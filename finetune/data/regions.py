@@ -22,7 +22,7 @@ from finetune.data.resumable import resumable
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Region, Regions, regions_to_json
-from shards.command import Tool, dispatch, exit_on_input_error
+from shards.command import Group, Tool
 from shards.images import decoded
 
 GENERATED_SIZE = (768, 768)
@@ -255,9 +255,4 @@ TOOLS = {
     "recover": Tool(RecoverConfig, recover, _PLACES, True),
     "import": Tool(ImportConfig, import_boxes, _PLACES, True),
 }
-
-
-@exit_on_input_error
-def main(argv: Sequence[str]) -> None:
-    """`python -m finetune regions`"""
-    dispatch("python -m finetune regions", TOOLS, argv, "Write region caches.", f"build {_PLACES}")
+main = Group("python -m finetune regions", TOOLS, "Write region caches.", "build")

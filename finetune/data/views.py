@@ -16,7 +16,7 @@ from finetune.inputs.view import Change, View, read_view, write_view
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, SideInput, Task
 from finetune.tasks.region_cache import read_regions
-from shards.command import Tool, dispatch, exit_on_input_error
+from shards.command import Group, Tool
 from shards.files import InputError
 from shards.images import decoded
 
@@ -108,8 +108,7 @@ def _reground(
     regrounded = {}
     for row, change in changes.items():
         picture = decoded(paths[str(change.image_id)])  # each change names its wrong picture
-        regions = grounder(picture, keywords(by_row[row], tag))
-        regrounded[row] = replace(change, vg=tuple(regions))
+        regrounded[row] = replace(change, vg=tuple(grounder(picture, keywords(by_row[row], tag))))
     return regrounded
 
 
@@ -180,13 +179,7 @@ def default_scope(name: str) -> options.Scope:
     return config_class.scope
 
 
-@exit_on_input_error
-def main(argv: Sequence[str]) -> None:
-    """`python -m finetune view`"""
-    dispatch(
-        "python -m finetune view",
-        TOOLS,
-        argv,
-        "Write a view manifest: what an experiment changes in a split.",
-        f"align-noise {TOOLS['align-noise'].example}",
-    )
+main = Group(
+    "python -m finetune view", TOOLS,
+    "Write a view manifest: what an experiment changes in a split.", "align-noise",
+)  # fmt: skip

@@ -216,8 +216,7 @@ class Dataset:
         for chosen in bucketed(self.lengths, size, generator):
             if len(chosen) >= parts:
                 for part in np.array_split(chosen, parts)[rank::world]:
-                    weight = len(part) * parts / len(chosen)
-                    yield replace(self.collate(part), weight=weight)
+                    yield replace(self.collate(part), weight=len(part) * parts / len(chosen))
 
 
 def num_batches(rows: int, size: int, parts: int = 1) -> int:

@@ -103,8 +103,7 @@ def _see_all(store: ImageStore, see: See, target: Path) -> None:
             return
         sums = _seen_so_far(part, record)
         if not sums:
-            width = see(store.pixels[:1]).shape[1]
-            new_array(part, (total, width), "f2")
+            new_array(part, (total, see(store.pixels[:1]).shape[1]), "f2")
         features = np.lib.format.open_memmap(part, mode="r+")
         starts = range(len(sums), total, CHUNK)
         for start in Progress(starts, unit="chunk", samples=CHUNK, desc="features"):

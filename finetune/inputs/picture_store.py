@@ -46,8 +46,7 @@ def open_store(
         cache: directory for stores; safe to delete, safe to share between runs.
     """
     distinct = sorted(set(names), key=sort_key)
-    signature = _signature(folder, distinct, size, resize)
-    directory = cache / f"{signature[:20]}-{size}"
+    directory = cache / f"{_signature(folder, distinct, size, resize)[:20]}-{size}"
     built = directory / "index.json"
     if not built.is_file():
         with lock_file(directory, wait=True):

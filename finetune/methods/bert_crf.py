@@ -32,5 +32,4 @@ class BertCrf(Method):
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Emissions (B, W, C)."""
-        states = word_states(self.encoder, batch.input_ids, batch.attention_mask)
-        return self.head(states, batch)
+        return self.head(word_states(self.encoder, batch.input_ids, batch.attention_mask), batch)

@@ -12,7 +12,7 @@ from PIL import Image
 from finetune.report import figures, galleries, series, tables
 from finetune.report.papers import dgfpt
 from finetune.run.results import Predictions, of_seeds, read_result
-from shards.command import Tool, dispatch, require_extra
+from shards.command import Group, Tool, require_extra
 from shards.files import InputError, atomic_path
 
 # ---- options -------------------------------------------------------------------------------------
@@ -266,13 +266,7 @@ TOOLS = {
     "study": Tool(StudyFigureConfig, study, "studies/p/study.json --out f.png", True),
 }
 
-
-def main(argv: Sequence[str]) -> None:
-    """python -m finetune figures KIND … --out f.png"""
-    dispatch(
-        "python -m finetune figures",
-        TOOLS,
-        argv,
-        "Plots of finished runs and studies: PNG, a column of a paper wide.",
-        "study studies/protocols/study.json --out noise.png",
-    )
+main = Group(
+    "python -m finetune figures", TOOLS,
+    "Plots of finished runs and studies: PNG, a column of a paper wide.", "study",
+)  # fmt: skip

@@ -5,7 +5,7 @@ gates   DGF-PT: how its gates react to each row's picture
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from finetune import registry
 from finetune.protocols import seed_files
 from finetune.run.results import Predictions, read_result
 from finetune.tasks.splits import BY_OPTION
-from shards.command import Tool, dispatch
+from shards.command import Group, Tool
 from shards.files import InputError, atomic_path
 
 # ---- options -------------------------------------------------------------------------------------
@@ -157,13 +157,4 @@ TOOLS = {
     ),
 }
 
-
-def main(argv: Sequence[str]) -> None:
-    """python -m finetune rows KIND"""
-    dispatch(
-        "python -m finetune rows",
-        TOOLS,
-        argv,
-        "What finished runs make of single rows.",
-        f"tweets {TOOLS['tweets'].example}",
-    )
+main = Group("python -m finetune rows", TOOLS, "What finished runs make of single rows.", "tweets")

@@ -39,8 +39,7 @@ class Report:
             runs = {name: self.runs[name] for name in names}
             results = {name: self.results[name] for name in names}
             answers = {name: self.answers[name] for name in names}
-            stem = f"{self.out.stem}_leaky.md" if leaky else self.out.name
-            out = self.out.with_name(stem)
+            out = self.out.with_name(f"{self.out.stem}_leaky.md" if leaky else self.out.name)
             part = Report(runs, results, answers, out, self.seed, self.changed)
             parts += [part] if names else []
         return parts
@@ -209,8 +208,7 @@ def calibrated(report: Report) -> list[Section]:
         "temperature that is fitted on dev; held out: each half of dev with that of the other "
         "half. On a few hundred rows it is uncertain by some points."
     )
-    table = Table(head, rows, numeric=1)
-    return [Section("Calibration", note, [table])] if rows else []
+    return [Section("Calibration", note, [Table(head, rows, numeric=1)])] if rows else []
 
 
 # ---- A task closer -------------------------------------------------------------------------------

@@ -63,8 +63,7 @@ def repetitions(result: Mapping[str, Any]) -> str:
     """`also_in_train` of a training, of an evaluation of its test rows, or as a cell keeps it."""
     if "also_in_train" in result:
         return result["also_in_train"]
-    per_seed = result.get("per_seed") or (result["test"] or {}).get("per_seed", [])
-    return also_in_train(per_seed)
+    return also_in_train(result.get("per_seed") or (result["test"] or {}).get("per_seed", []))
 
 
 def mean_f1(result: Mapping[str, Any]) -> float:

@@ -198,8 +198,7 @@ def published_table(task: str, results: Results) -> pages.Table | None:
         for entry in published.FIGURES
         if entry.task == task
     ]
-    head = ["method", "P", "R", "F1", "source", "protocol"]
-    return pages.Table(head, rows, numeric=1)
+    return pages.Table(["method", "P", "R", "F1", "source", "protocol"], rows, numeric=1)
 
 
 def on_published_rows(task: str, result: Mapping[str, Any]) -> bool:

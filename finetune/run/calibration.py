@@ -146,8 +146,7 @@ def of_seed(directory: Path, labels: Sequence[str]) -> Calibration | None:
     predictions, path = directory / "pred_dev.jsonl", directory / FILE
     if not predictions.is_file():
         return None
-    content = predictions.read_bytes()
-    source = hashlib.sha256(content).hexdigest()
+    source = hashlib.sha256(predictions.read_bytes()).hexdigest()
     if path.is_file() and (stored := read_kept(path, Calibration, source)) is not None:
         return stored
     answers = read_answers(predictions, labels)

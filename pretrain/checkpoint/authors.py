@@ -20,6 +20,7 @@ from pretrain.model.promu import HeadsConfig
 from shards.files import InputError
 
 Part = Literal["student", "prompter", "prompter_image", "prompter_obj"]
+HEAD_WIDTH = 64  # of every BERT and ViT: no shape tells it
 # What their module holds and no forward pass of ours reads.
 _UNUSED = re.compile(
     r"text_encoder\.bert\.embeddings\.position_ids"
@@ -76,7 +77,6 @@ def from_promu(
     *,
     text_layers: int | None = None,
     part: Part = "student",
-    head_width: int = 64,
 ) -> Imported:
     """A checkpoint of the authors' pre-training, or of their relation classifier.
 
@@ -86,7 +86,6 @@ def from_promu(
         text_layers: BERT layers that read the text alone, None = half; the rest are fusion layers.
         part: `student`, or a dual encoder to be used as prompter: the file's own base block
             (`prompter`: a stage-1 file) or one of the two teachers inside a student's file.
-        head_width: width of an attention head; not recorded in the file, 64 in every BERT and ViT.
     """
     state = unwrap(content)
     notes: list[str] = []
@@ -119,7 +118,7 @@ def from_promu(
         heads=present,
     )
     ours = to_ours(state, table)
-    config = describe(ours, head_width=head_width)
+    config = describe(ours)
     if fine_tuned and not fusion_layers:
         config |= {"encoder_layout": "shared_twice", "fusion_layers": text_layers}
     return Imported(config, ours, notes)
@@ -139,9 +138,7 @@ def to_promu(config: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Tens
     return to_theirs({"heads.temperature": torch.tensor([0.07])} | state, table)
 
 
-def from_alpro(
-    content: dict[str, Any], *, text_layers: int | None = None, head_width: int = 64
-) -> Imported:
+def from_alpro(content: dict[str, Any], *, text_layers: int | None = None) -> Imported:
     """What an ALPRO checkpoint shares with PROMU: all but the picture tower.
 
     `pretrain.checkpoint.towers.add_vision` gives it one.
@@ -158,10 +155,10 @@ def from_alpro(
     )
     table = {ours: names for ours, names in table.items() if not ours.startswith("vision.")}
     ours = to_ours(state, table)
-    return Imported(describe(ours, head_width=head_width), ours, notes)
+    return Imported(describe(ours), ours, notes)
 
 
-def describe(state: dict[str, Tensor], *, head_width: int) -> dict[str, Any]:
+def describe(state: dict[str, Tensor]) -> dict[str, Any]:
     """`config.json` of tensors in our names: every size is read from a shape."""
     words, width = state["text.embeddings.word_embeddings.weight"].shape
     mlp = next((t for n, t in state.items() if re.fullmatch(r"heads\.\w+\.0\.weight", n)), None)
@@ -174,25 +171,25 @@ def describe(state: dict[str, Tensor], *, head_width: int) -> dict[str, Any]:
     config = FusionEncoderConfig(
         vocab_size=words,
         hidden_size=width,
-        num_attention_heads=max(1, width // head_width),  # of heads no shape tells
+        num_attention_heads=max(1, width // HEAD_WIDTH),
         intermediate_size=len(state["text.encoder.layer.0.intermediate.dense.weight"]),
         text_layers=count_layers(state, "text.encoder.layer."),
         fusion_layers=count_layers(state, "fusion.layer."),
         max_position_embeddings=len(state["text.embeddings.position_embeddings.weight"]),
         projection_size=len(state["text_proj.weight"]),
-        **(_describe_vision(state, head_width) if "vision.pos_embed" in state else {}),
+        **(_describe_vision(state) if "vision.pos_embed" in state else {}),
     )
     return {**config.to_dict(), "heads": asdict(heads)}
 
 
-def _describe_vision(state: dict[str, Tensor], head_width: int) -> dict[str, Any]:
+def _describe_vision(state: dict[str, Tensor]) -> dict[str, Any]:
     width, _, patch, _ = state["vision.patch_embed.proj.weight"].shape
     return {
         "image_size": math.isqrt(state["vision.pos_embed"].shape[1] - 1) * patch,
         "patch_size": patch,
         "vision_hidden_size": width,
         "vision_layers": count_layers(state, "vision.blocks."),
-        "vision_heads": max(1, width // head_width),
+        "vision_heads": max(1, width // HEAD_WIDTH),
         "vision_norm_eps": 1e-12,
     }
 

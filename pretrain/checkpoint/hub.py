@@ -36,7 +36,7 @@ from pretrain.model.bert import Bert
 from pretrain.model.config import MODEL_TYPE, FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.library import LibraryText
-from pretrain.model.promu import LossConfig, Promu
+from pretrain.model.promu import Promu
 from shards.files import InputError, replace_folder
 from shards.json_files import read_json, write_json
 
@@ -91,27 +91,25 @@ def _begin_words_with_blanks(tokenizer: Any) -> None:
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
 
-def load_promu(
-    source: Source, *, revision: str | None = None, loss: LossConfig | None = None
-) -> tuple[Promu, PreTrainedTokenizerBase]:
+def load_promu(source: Source) -> tuple[Promu, PreTrainedTokenizerBase]:
     """A pre-training checkpoint with its heads and temperature."""
-    directory = ModelDirectory.open(source, revision=revision)
+    directory = ModelDirectory.open(source)
     state = read_weights(directory.path)
     check_size(directory.config, state, str(directory.path))
-    model = _fusion_config(directory, lambda content: Promu.from_config(content, loss))
+    model = _fusion_config(directory, Promu.from_config)
     load_strictly(model, {_training_name(key): state[key] for key in state}, str(directory.path))
     return model, load_tokenizer(directory)
 
 
 def load_fusion(
-    source: Source, *, revision: str | None = None, random_weights: bool = False
+    source: Source, *, random_weights: bool = False
 ) -> tuple[FusionEncoder, PreTrainedTokenizerBase]:
     """The encoder of a model directory, heads left aside, and its tokenizer.
 
     Args:
         random_weights: the same architecture and tokenizer, freshly initialised.
     """
-    directory = ModelDirectory.open(source, revision=revision)
+    directory = ModelDirectory.open(source)
     if random_weights:
         return FusionEncoder(fusion_architecture(directory)), load_tokenizer(directory)
     state = read_weights(directory.path)
@@ -128,17 +126,16 @@ def fusion_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
 
 
 def load_text_tower(
-    source: Source, *, revision: str | None = None, random_weights: bool = False
+    source: Source, *, random_weights: bool = False
 ) -> tuple[Bert | LibraryText, PreTrainedTokenizerBase]:
     """A text encoder: of a fusion model directory, or any Hugging Face one of a known family.
 
     A fusion encoder of layout `split` is one BERT cut in two: its text and fusion layers are
     stacked again. Of the other layouts it is the text tower.
     """
-    directory = ModelDirectory.open(source, revision=revision)
+    directory = ModelDirectory.open(source)
     if directory.kind != MODEL_TYPE:
-        text = read_text(directory.path, random_weights=random_weights)
-        return text, load_tokenizer(directory)
+        return read_text(directory.path, random_weights=random_weights), load_tokenizer(directory)
     encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
     return stack_text_layers(encoder), tokenizer
 

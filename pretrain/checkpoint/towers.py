@@ -143,8 +143,7 @@ def add_vision(imported: Imported, backbone: Backbone, *, seed: int = 0) -> Impo
     heads = {key: imported.config[key] for key in ("heads",) if key in imported.config}
     config = declared.to_dict() | heads
     torch.manual_seed(seed)
-    encoder = FusionEncoder(declared).eval()
-    fresh = encoder.state_dict()
+    fresh = FusionEncoder(declared).eval().state_dict()
     vision = backbone.state()
     expected = {name: tensor for name, tensor in fresh.items() if name.startswith("vision.")}
     check_fits(expected, vision, "the picture tower is of another kind than described")

@@ -50,8 +50,7 @@ def talk(source: Host, target: Host, port: int) -> str | None:
         opened = json.loads(listener.stdout.readline() or '{"error": "no answer"}')
         if "error" in opened:
             return f"{opened['error']}: another program has it? choose another --master_port"
-        order = {"do": "connect", "host": target.address, "port": opened["port"]}
-        answer = ask(source, order)
+        answer = ask(source, {"do": "connect", "host": target.address, "port": opened["port"]})
         if "error" in answer:
             return (
                 f"port {opened['port']}: {answer['error']}; open all TCP ports between the "

@@ -130,8 +130,7 @@ class PairDataset(Dataset):
 
     def _view(self, pair: PairPlace, address: Address) -> View:
         if self.augment and not self.config.fixed_views:
-            random = np.random.default_rng([self.seed, *address])
-            return random_view(random, pair.size, self.config)
+            return random_view(np.random.default_rng([self.seed, *address]), pair.size, self.config)
         return View((0.0, 0.0, float(pair.size[0]), float(pair.size[1])), False, ())
 
     def _kept_patches(self, addresses: Sequence[Address]) -> Tensor | None:

@@ -166,8 +166,7 @@ class Promu(nn.Module):
         parts = len(takes_part) // len(batch)
         terms = {}
         if "coe" in targets:
-            state = self.object_state(patches, batch.seen_weights)
-            logits = self.heads["entity"](state)
+            logits = self.heads["entity"](self.object_state(patches, batch.seen_weights))
             terms["coe"] = losses.soft_label_loss(logits, *targets["coe"], everywhere[0], parts)
         if "cir" in targets:
             logits = self.heads["relation"](self.relation_state(fused, patches))

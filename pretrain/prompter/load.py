@@ -26,13 +26,13 @@ class Prompter(NamedTuple):
     """Learned by the prompter; similarities are divided by it."""
 
 
-def load_prompter(source: hub.Source, *, revision: str | None = None) -> Prompter:
+def load_prompter(source: hub.Source) -> Prompter:
     """A fusion model directory with its temperature, or a CLIP, local or on the hub.
 
     Raises:
         InputError: neither of the two, or with the list of what is wrong.
     """
-    directory = ModelDirectory.open(source, revision=revision)
+    directory = ModelDirectory.open(source)
     if directory.kind == "clip":
         clip = read_clip(directory.path)
         return Prompter(clip, hub.load_tokenizer(directory), clip.temperature)

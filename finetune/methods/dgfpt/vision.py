@@ -112,8 +112,7 @@ class Vision(nn.Module):
         pixels = [batch.pixel_values[:, None]]
         if batch.region_pixels is not None:
             pixels.append(batch.region_pixels)
-        see = partial(self.see, encoder)
-        seen = once(see, torch.cat(pixels, dim=1).flatten(0, 1))
+        seen = once(partial(self.see, encoder), torch.cat(pixels, dim=1).flatten(0, 1))
         seen = seen.unflatten(0, (len(batch), -1))
         return seen[:, 0], None if batch.region_pixels is None else seen[:, 1:]
 
@@ -189,5 +188,4 @@ def load_vision(
         )
     if not trained:
         return SeenBefore(tower)
-    at_random = drawn_at_random(source, tower.random_weights)
-    return TimmTrained(tower, random_weights=at_random)
+    return TimmTrained(tower, random_weights=drawn_at_random(source, tower.random_weights))

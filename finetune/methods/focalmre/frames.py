@@ -127,8 +127,7 @@ def _spoilt(pictures: Tensor, style: Style) -> Tensor:
 
 def blurred(pictures: Tensor) -> Tensor:
     """Gaussian blur, mirrored at the border: (B, 3, S, S) uint8 -> the same."""
-    size = pictures.shape[-1]
-    deviation = BLUR * size / REFERENCE
+    deviation = BLUR * pictures.shape[-1] / REFERENCE
     radius = math.ceil(3 * deviation)
     places = torch.arange(-radius, radius + 1, device=pictures.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (places / deviation).square())

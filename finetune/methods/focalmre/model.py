@@ -142,8 +142,7 @@ class FocalMRE(Method):
 
     def focus_of(self, kind: str) -> FocalAttention:
         """Attention and gate of this kind of region."""
-        module = self.focus["both" if self.config.share_kinds else kind]
-        return cast(FocalAttention, module)
+        return cast(FocalAttention, self.focus["both" if self.config.share_kinds else kind])
 
     def fusion_weights(self, kind: str) -> Tensor:
         """w of equation 5: (R,), float32."""
@@ -189,8 +188,7 @@ class FocalMRE(Method):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(B, R, 3, S, S) uint8 -> (B, R, 1+K, V)."""
-        flat = pictures.flatten(0, 1)
-        states = self.once(partial(picture_states, self.encoder), flat)
+        states = self.once(partial(picture_states, self.encoder), pictures.flatten(0, 1))
         return states.unflatten(0, pictures.shape[:2])
 
     @torch.inference_mode()

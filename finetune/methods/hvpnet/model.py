@@ -104,8 +104,7 @@ class Hvpnet(Method):
         prefix = None if visual is None else self.prefix(*visual)
         states = encode_with_prefix(self.encoder, batch.input_ids, batch.attention_mask, prefix)
         if isinstance(self.head, RelationHead):
-            pair = marker_states(states, batch)
-            return self.head.classify(self.dropout(pair), batch)
+            return self.head.classify(self.dropout(marker_states(states, batch)), batch)
         return self.head(states, batch)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor] | None:

@@ -194,8 +194,7 @@ def add_scores(config: TmrConfig, loaded: LoadedSplit, wanted: Wanted) -> Loaded
             break
         for j, strength in enumerate(("weak", "strong")):
             first, *others = (pattern.replace("%s", strength) for pattern in patterns)
-            path = side_files.find(folder, first, wanted.split, *others)
-            source = side_files.read_scores(path)
+            source = side_files.read_scores(side_files.find(folder, first, wanted.split, *others))
             scores[has_picture, k, j] = source.of(with_picture)
             loaded = loaded.with_source(source)
     replaced = [now.image_id != row.image_id for now, row in zip(loaded.rows, rows, strict=True)]

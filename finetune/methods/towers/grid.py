@@ -34,8 +34,7 @@ class GridPyramid(ResNetPyramid):
         nn.Module.__init__(self)
         self.net, self.image_size = net, config.image_size
         for name, values in (("mean", config.image_mean), ("std", config.image_std)):
-            colours = 255 * torch.tensor(values).view(3, 1, 1)
-            self.register_buffer(name, colours, persistent=False)
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
         with torch.no_grad():
             maps = self.eval()(torch.zeros(1, 3, self.image_size, self.image_size))
         self.channels = tuple(stage.shape[1] for stage in maps)

@@ -15,7 +15,10 @@ from finetune.data.generate import matching_share, paint_all, posts_of, stable_d
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.relations import OwnRelations
 from finetune.tasks.side_files import read_scores
+from shards.command import exit_on_input_error
 from shards.files import InputError
+
+main = exit_on_input_error(generate.main)
 
 SETTINGS = {"model": "m", "steps": 5, "seed": 0}
 
@@ -96,7 +99,7 @@ def test_no_stable_diffusion(mnre_folder, monkeypatch, capsys, error, said):
     fake.EulerDiscreteScheduler = fake.StableDiffusionPipeline = Fails
     monkeypatch.setitem(sys.modules, "diffusers", fake)
     with pytest.raises(SystemExit) as stopped:
-        generate.main(["pictures", "--data", str(mnre_folder), "--model", "nothing/here"])
+        main(["pictures", "--data", str(mnre_folder), "--model", "nothing/here"])
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert stopped.value.code == 2
     assert line.startswith("error: --model nothing/here: no Stable Diffusion") and said in line
@@ -125,7 +128,7 @@ def test_share_of_posts_that_match_less():
 @pytest.mark.parametrize("kind", ["pictures", "scores"])
 def test_an_unknown_split(mnre_folder, capsys, kind):
     with pytest.raises(SystemExit) as stopped:
-        generate.main([kind, "--task", "twitter2015", "--data", str(mnre_folder), "--split", "x"])
+        main([kind, "--task", "twitter2015", "--data", str(mnre_folder), "--split", "x"])
     assert stopped.value.code == 2
     assert "split" in capsys.readouterr().err
 
@@ -160,7 +163,7 @@ def test_scores_of_a_clip(mnre_folder, tmp_path, capsys):
     model.save_pretrained(tmp_path / "clip")
     pictures = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     CLIPProcessor(pictures, tokenizer).save_pretrained(tmp_path / "clip")
-    generate.main(["scores", "--data", str(mnre_folder), "--split", "val", "--device", "cpu",
+    main(["scores", "--data", str(mnre_folder), "--split", "val", "--device", "cpu",
                    "--model", str(tmp_path / "clip")])  # fmt: skip
     assert "scores of 30 pictures of val" in capsys.readouterr().out
     strong, weak = (

@@ -8,11 +8,14 @@ import pytest
 import torch
 from drawn import texture
 
-from finetune.data import grounding, views
+from finetune.data import grounding, regions, views
 from finetune.data.grounding import Grounder
-from finetune.data.regions import main, resumable
+from finetune.data.regions import resumable
 from finetune.inputs.view import read_view
 from finetune.tasks.region_cache import Region, read_regions
+from shards.command import exit_on_input_error
+
+main = exit_on_input_error(regions.main)
 
 # ---- a small corpus ------------------------------------------------------------------------------
 

@@ -7,12 +7,15 @@ from fractions import Fraction
 import pytest
 from drawn import SIZE, make_regions, make_rows
 
-from finetune.data.views import main
+from finetune.data.views import main as views_main
 from finetune.inputs.view import Change, View, merged, read_view, write_view
 from finetune.tasks.base import Row
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.region_cache import Region, Regions, read_regions, write_regions
+from shards.command import exit_on_input_error
 from shards.files import InputError
+
+main = exit_on_input_error(views_main)
 
 RATIOS = [Fraction(text) for text in ("0.05", "0.1", "0.2", "0.5", "1")]
 
