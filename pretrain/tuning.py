@@ -14,7 +14,7 @@ _OURS = (
     "gradient_accumulation_steps",
     "gradient_clipping",
     "optimizer",
-    "scheduler",
+    "scheduler",  # theirs forget the peak rate (findings/deepspeed_warmup_takes_decayed_rate.sh)
     "bf16",
     "fp16",
     "torch_autocast",
