@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,12 +107,21 @@ def main() -> None:
         about["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     print(json.dumps(about), file=answers, flush=True)
     while images := _read_images(sys.stdin.buffer):
-        results = model.predict(images, conf=float(min_score), device=device, verbose=False)
-        answer = []
-        for result in results:
-            boxes = result.boxes
-            rows = zip(boxes.xyxy.tolist(), boxes.conf.tolist(), boxes.cls.tolist(), strict=True)
-            answer.append([(box, score, result.names[int(label)]) for box, score, label in rows])
+        places = defaultdict(list)
+        for place, image in enumerate(images):
+            places[image.size].append(place)
+        answer: list[Any] = [None] * len(images)
+        # One size at a time: among others, pictures are padded to squares, and get other boxes than
+        # by themselves (findings/ultralytics_boxes_depend_on_batch.sh).
+        for group in places.values():
+            alike = [images[place] for place in group]
+            results = model.predict(alike, conf=float(min_score), device=device, verbose=False)
+            for place, result in zip(group, results, strict=True):
+                values = (getattr(result.boxes, name).tolist() for name in ("xyxy", "conf", "cls"))
+                answer[place] = [
+                    (box, score, result.names[int(label)])
+                    for box, score, label in zip(*values, strict=True)
+                ]
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import texture
 from PIL import Image
 
 from shards.__main__ import main
@@ -23,6 +24,7 @@ from shards.options import parse_config
 from shards.schema import DetectedObject
 from shards.stream import ShardReader
 from shards.write import build
+from shards.yolo import YoloDetector
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -249,6 +251,20 @@ def test_yolo_of_random_weights(shards):
     (shards / "objects" / "train-000003.safetensors").unlink()
     main(["detect", str(shards), "--detector", "yolo", *options])
     assert (shards / "objects" / "train-000003.safetensors").read_bytes() == before
+
+
+def test_yolo_gives_a_picture_the_boxes_it_has_alone():
+    """Whatever lies beside it: ultralytics pads pictures of several sizes to squares."""
+    if not find_spec("ultralytics"):
+        pytest.skip("needs the extra `yolo`")
+    yolo = YoloDetector("yolo11n.yaml", "cpu", 0.0)
+    pictures = []
+    for size in ((200, 120), (90, 160), (128, 128)):
+        texture(size).save(file := io.BytesIO(), "JPEG")
+        pictures.append(file.getvalue())
+    together = yolo.detect(pictures)
+    assert together == [yolo.detect([picture])[0] for picture in pictures]
+    assert all(together)
 
 
 def test_yolo_without_its_weights(shards, tmp_path, capsys):
