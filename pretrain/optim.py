@@ -60,10 +60,7 @@ def layerwise_groups(
 
 
 def adamw(
-    groups: list[dict],
-    *,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    groups: list[dict], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
 ) -> torch.optim.AdamW:
     """torch's AdamW in its fused form: one pass over the parameters, on GPU and CPU alike."""
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)

@@ -12,9 +12,7 @@ SIDE, TEXT = 224, 300
 
 
 def draw_panel(
-    batch: PretrainBatch,
-    columns: dict[str, Tensor],
-    vocabularies: dict[str, Sequence[str]],
+    batch: PretrainBatch, columns: dict[str, Tensor], vocabularies: dict[str, Sequence[str]]
 ) -> np.ndarray:
     """Rows of picture, best object's box, and top classes of prompter and student.
 

@@ -82,7 +82,7 @@ def build_model(
         encoder, notes = initial_encoder(init, architecture)
         if distributed.is_main():
             print(without_secrets(f"model.init {init}: {notes}"), flush=True)
-    else:
+    else:  # few captions yield fewer word pieces than were asked for
         encoder = FusionEncoder(replace(architecture, vocab_size=len(tokenizer)))
     # Before the optimizer is built: it takes what requires a gradient, and nothing else.
     for tower in config.optim.freeze if config.optim.freeze_steps is None else ():
@@ -143,6 +143,7 @@ def run_tokenizer(
         return learn(sorted(captions), config.model.vocab_size)
 
     def write() -> None:
+        # A checkpoint's word table is read by the numbers that this file gives.
         if resumes and (own := sorted(folder.glob("tokenizer*"))):
             for path in own:
                 check_member(path, strictly=True)

@@ -108,6 +108,7 @@ def split_files(argv: list[str], config_class: type) -> tuple[list[str], list[st
         if name in must and not all(word.strip() for word in several):
             raise InputError(f"--{name}: is empty (a shell variable that is not set?)")
         item = _item(kinds[name])
+        # Said again, a list goes on; of anything else the last word holds.
         value = several[-1] if item is None or several == ["null"] else _listed(several, item)
         rest.append(f"--{name}={value}")
     return files, rest

@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import InputError, atomic_path, file_sha256, sweep
-from shards.index import (
-    ColumnIndex,
-    ColumnShard,
-    ShardIndex,
-    ShardInfo,
-    parse_column,
-    read_index,
-)
+from shards.index import ColumnIndex, ColumnShard, ShardIndex, ShardInfo, parse_column, read_index
 from shards.json_files import write_json
 from shards.locks import lock
 from shards.progress import Progress

@@ -158,6 +158,7 @@ def captions(
     lines = [_image_and_caption(row) for row in rows]
     readable = [row for row, line in enumerate(rows) if isinstance(line, CaptionRow)]
     names = list(dict.fromkeys(lines[row][0] for row in readable))
+    # A stream of random numbers each (`write` has 0): no draw moves another.
     random = np.random.default_rng([seed, 1])
     bounds = [round(part * len(names)) for part in fraction]
     place = {name: number for number, name in enumerate(names)}
@@ -185,6 +186,7 @@ def captions(
             usable.append(row)
     partner = mismatches(Path(csv_file), lines, usable, mismatch, np.random.default_rng([seed, 2]))
 
+    # Asked for when its shard is written: so many records at a time are in memory.
     def record(row: int) -> Record:
         image = lines[row][0]
         caption = lines[partner.get(row, row)][1].strip()

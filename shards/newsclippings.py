@@ -52,6 +52,7 @@ def newsclippings(
     origin = Path(visual_news) / "origin"
     table, starts, rejects = _read_table(news_clippings, subsets, split)
     ids = {*table["id"].tolist(), *table["image_id"].tolist()}
+    # Of VisualNews, which is far larger, no more is kept than rows name.
     entries = read_visual_news(origin / "data.json", ids)
 
     def where(row: int) -> str:

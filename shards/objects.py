@@ -86,7 +86,7 @@ def detect(config: DetectConfig) -> None:
     }
     looked = with_objects = 0
     if isinstance(detector, FileDetector):
-        detector.require_match(reader)
+        detector.require_match(reader)  # else the column would say that nothing is in any picture
     index = reader.index
     print(
         f"detect: {index.pictures:,} pictures of {index.samples:,} pairs in {len(index.shards):,} "

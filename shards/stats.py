@@ -78,6 +78,7 @@ def collect(reader: ShardReader, shown: list[Picture], pictures: int) -> dict[st
     sources: Counter[str] = Counter()
     damaged: list[str] = []
     image_ids: set[str] = set()
+    # Every so many, so that all shards are shown, not the first one alone.
     each = -(-index.pictures // max(pictures, 1))
     seen = 0
     for shard in Progress(range(len(index.shards)), unit="shard", desc="stats"):

@@ -175,16 +175,16 @@ def read_table(path: Path, cache: Path, sha256: str | None = None) -> Table:
     """
     stat = path.stat()
     identity = json.dumps([VERSION, os.path.realpath(path), stat.st_size, stat.st_mtime_ns])
-    kept = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
+    cached = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.safetensors"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with open(f"{kept}.lock", "w") as lock:  # one process reads a tar; the others wait for it
+        with open(f"{cached}.lock", "w") as lock:  # one process reads a tar; the others wait for it
             fcntl.flock(lock, fcntl.LOCK_EX)
-            table = _kept(kept)
+            table = _kept(cached)
             if table is None:
-                with atomic_path(kept) as temporary:
+                with atomic_path(cached) as temporary:
                     temporary.write_bytes(_make(path))
-                table = _kept(kept)
+                table = _kept(cached)
     except OSError as error:
         raise InputError(
             f"{cache}: tables of tars cannot be kept there ({error.strerror}); set "

@@ -44,6 +44,7 @@ def check(task: Task, tokenizer: str | None = None) -> list[str]:
                 rows[split] = task.read(split)
             except InputError as error:
                 problems.append(str(error))
+    # After all splits: whoever mends one file wants to know of the others.
     if problems:
         raise InputError("\n".join(problems))
     if not rows:

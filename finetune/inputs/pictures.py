@@ -148,11 +148,7 @@ def sums_of(pixels: np.ndarray) -> np.ndarray:
 
 
 def check_rows(
-    values: np.ndarray,
-    index: np.ndarray,
-    sums: np.ndarray,
-    unseen: np.ndarray,
-    array: np.ndarray,
+    values: np.ndarray, index: np.ndarray, sums: np.ndarray, unseen: np.ndarray, array: np.ndarray
 ) -> None:
     """Hold what was read at positions `index`, -1 for none, to `sums`, where it was `unseen`.
 

@@ -222,8 +222,7 @@ def illegal_transitions(labels: Sequence[str]) -> tuple[Tensor, Tensor]:
     inside = [label[2:] if label[:2] in ("B-", "I-") else None for label in labels]
     start = torch.tensor([entity is not None for entity in entered])
     step = torch.tensor(
-        [[to is not None and to != since for to in entered] for since in inside],
-        dtype=torch.bool,
+        [[to is not None and to != since for to in entered] for since in inside], dtype=torch.bool
     )
     return start, step
 

@@ -18,12 +18,7 @@ from finetune.inputs.spec import Provider, Wanted
 from finetune.inputs.split import LoadedSplit
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import MTBConfig
-from finetune.methods.layers import (
-    RelationHead,
-    load_any_text_encoder,
-    marker_states,
-    word_states,
-)
+from finetune.methods.layers import RelationHead, load_any_text_encoder, marker_states, word_states
 from finetune.tasks import side_files
 from finetune.tasks.base import TaskInfo
 from pretrain.model.bert import Bert

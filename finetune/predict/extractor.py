@@ -136,6 +136,7 @@ class Extractor:
         ]
         for (i, *_), relation in zip(pairs, self._relations(readable, pairs, top_k), strict=True):
             answers[i] |= relation
+        # `parse_post` takes both entities or neither.
         without_pair = {i: post for i, post in readable.items() if post.head is None}
         if self.ner is None:
             for i in without_pair:

@@ -107,6 +107,7 @@ class LiveInputs(LiveOptions):
         """
         if self.caption_model is None:
             return list(posts)
+        # By picture: one that several posts show is described once.
         silent: dict[Path, str | None] = {
             post.image: None for post in posts if post.image and post.caption is None
         }

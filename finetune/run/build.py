@@ -18,10 +18,7 @@ from pretrain.engine import DeepSpeedEngine, Engine, SingleEngine
 from pretrain.optim import linear_schedule
 from shards.files import InputError
 
-OPTIMIZERS = {
-    "adamw": "pretrain.optim:adamw",
-    "bertadam": "finetune.methods.tmr.released:BertAdam",
-}
+OPTIMIZERS = {"adamw": "pretrain.optim:adamw", "bertadam": "finetune.methods.tmr.released:BertAdam"}
 """Names on the command line -> what makes one of parameter groups."""
 
 

@@ -72,8 +72,8 @@ def predict(
                 shares = output.logits.softmax(dim=-1).double().cpu().numpy().round(5).tolist()
             elif entity_scores:
                 shares = method.entity_scores(output, batch, list(map(entities, answers)))
-            told = zip(answers, shares, strays, strict=True)
-            by_row |= zip(batch.rows.tolist(), told, strict=True)
+            records = zip(answers, shares, strays, strict=True)
+            by_row |= zip(batch.rows.tolist(), records, strict=True)
     by_row = merge(by_row)
     return Predictions(
         rows,

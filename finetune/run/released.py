@@ -73,6 +73,7 @@ def convert(
     method_class = registry.load("methods", name)
     more = for_entities if task.kind == "entities" else for_relations
     config = method_class.Config(**settings, **(more or {}))
+    # Every tensor is theirs: of the BERT that they began with, sizes and tokenizer are enough.
     start = Source(str(resolve(options.tokenizer)), random_weights=True)
     method, tokenizer = method_class.build(config, task, start)
     untrained = {k: v for k, v in method.state_dict().items() if k.endswith("num_batches_tracked")}

@@ -275,5 +275,5 @@ class SeedRun:
         }
         if distributed.is_main():
             write_json(self.directory / "result.json", result, checksum=True)
-            discard(self.directory / "resume")
+            discard(self.directory / "resume")  # not before: killed here, it would begin anew
         return result

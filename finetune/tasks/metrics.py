@@ -198,8 +198,8 @@ def hvpnet_entity_scores(
     """
     truths, guesses = [], []
     for truth, guess, odd in zip(gold, predicted, strays or [{}] * len(gold), strict=True):
-        told = [odd.get(place, tag) for place, tag in enumerate(guess)]
-        words = [pair for pair in zip(truth, told, strict=False) if pair[1]]
+        tags = [odd.get(place, tag) for place, tag in enumerate(guess)]
+        words = [pair for pair in zip(truth, tags, strict=False) if pair[1]]
         truths.append([true for true, _ in words])
         guesses.append([said for _, said in words])
     return entity_scores(truths, guesses, "legacy")

@@ -146,8 +146,7 @@ def regions_from_json(
         x1, y1, x2, y2 = box
         if not (x1 < x2 and y1 < y2):
             raise InputError(f"box {box} is empty; expected [x1, y1, x2, y2]")
-        # A pixel over the edge is a rounding of the tool; more is another scale, or another
-        # picture.
+        # A pixel over the edge is a rounding of the tool; more is another scale or picture.
         if min(x1, y1) < -1 or (size and (x2 > size[0] + 1 or y2 > size[1] + 1)):
             raise InputError(f"box {box} leaves its picture; boxes are absolute pixels")
         score, text = record.get("score"), record.get("phrase", record.get("label"))

@@ -73,10 +73,7 @@ def _is_state(content: Any) -> bool:
 
 
 def from_promu(
-    content: dict[str, Any],
-    *,
-    text_layers: int | None = None,
-    part: Part = "student",
+    content: dict[str, Any], *, text_layers: int | None = None, part: Part = "student"
 ) -> Imported:
     """A checkpoint of the authors' pre-training, or of their relation classifier.
 
@@ -100,6 +97,7 @@ def from_promu(
         state = {_MRE_TEXT.sub("text_encoder.bert.", k, count=1): v for k, v in state.items()}
     state = _leave_out(state, _UNUSED, "unused by any objective", notes)
     layers = count_layers(state, "text_encoder.bert.encoder.layer.")
+    # The one BERT of the fine-tuned class reads both ways: there is nothing to cut.
     text_layers = cut_after(layers, layers if fine_tuned and text_layers is None else text_layers)
     fusion_layers = layers - text_layers
     # A prompter reads text and picture apart: nothing above its two towers is used.

@@ -10,10 +10,7 @@ from transformers import BertConfig
 
 from pretrain.checkpoint.authors import Imported, cut_after
 from pretrain.checkpoint.backbones import Backbone
-from pretrain.checkpoint.strict import (
-    check_fits,
-    load_strictly,
-)
+from pretrain.checkpoint.strict import check_fits, load_strictly
 from pretrain.checkpoint.tables import bert_table, to_ours
 from pretrain.model.bert import Bert
 from pretrain.model.config import CONFIG_VERSION, FusionEncoderConfig, Layout

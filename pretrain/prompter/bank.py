@@ -14,10 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pretrain.prompter.clip import Encoder
 
-ENTITY_TEMPLATES = {
-    "1": "This is an image of {}.",
-    "2": "An image of {} is shown here.",
-}
+ENTITY_TEMPLATES = {"1": "This is an image of {}.", "2": "An image of {} is shown here."}
 RELATION_TEMPLATES = {
     "A": "This image shows the relation of {}.",
     "B": "The relation of {} is shown in this image.",

@@ -67,6 +67,7 @@ def write_teacher_column(
             f"{world} x {workers} loader processes; writes {Path(shards) / TEACHER}",
             flush=True,
         )
+    # Two views a picture: the whole, and the crop of its object.
     total = 2 * sum(shard.pictures for shard in index.shards[distributed.rank() :: world])
     progress: Progress[None] = Progress(
         unit="view", total=total, desc="label", silent=not distributed.is_main()

@@ -35,10 +35,7 @@ class ClassTokenHead(nn.Module):
         self.classifier = nn.Linear(2 * size, labels)
 
     def features(
-        self,
-        classes: list[tuple[Tensor, Tensor | None]],
-        text: Tensor,
-        text_mask: Tensor | None,
+        self, classes: list[tuple[Tensor, Tensor | None]], text: Tensor, text_mask: Tensor | None
     ) -> list[Tensor]:
         """O_final and G_final: (B, D) of each source, the mean over its pictures that are there.
 

@@ -53,11 +53,7 @@ class CamimTmr(tmr.Tmr):
     is_relation = True
 
     def __init__(
-        self,
-        encoder: Bert,
-        vision: ResNetPyramid | None,
-        task: TaskInfo,
-        config: CamimTmrConfig,
+        self, encoder: Bert, vision: ResNetPyramid | None, task: TaskInfo, config: CamimTmrConfig
     ) -> None:
         if as_printed := config.fusion == "cross_attention":
             config = replace(config, phrases="sentence", scores="none")
@@ -125,12 +121,7 @@ class CamimTmr(tmr.Tmr):
         return [*described, read(encoder, ids, mask, config, self.once)]
 
     def aligned(
-        self,
-        pictures: Tensor,
-        look: Look | None,
-        description: Description,
-        batch: Batch,
-        k: int,
+        self, pictures: Tensor, look: Look | None, description: Description, batch: Batch, k: int
     ) -> Streams:
         """Source k from its pictures (B, M, P, D), the whole one first, and its description."""
         config = self.config
@@ -158,12 +149,7 @@ class CamimTmr(tmr.Tmr):
         return Streams(whole, counted, objects, objects_counted, shortcuts, scores)
 
     def total_loss(
-        self,
-        loss: Tensor | None,
-        batch: Batch,
-        pair: Tensor,
-        features: list[Tensor],
-        final: Tensor,
+        self, loss: Tensor | None, batch: Batch, pair: Tensor, features: list[Tensor], final: Tensor
     ) -> Tensor | None:
         """Cross-entropy and mutual information; without pictures and captions the first alone."""
         if not features:

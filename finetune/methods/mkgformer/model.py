@@ -98,8 +98,7 @@ class MKGformer(Method):
                 f"--model.pad_to {config.pad_to}: {source.path} has {longest} positions"
             )
         layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
-        # A finished run's own tower goes before the one that its settings name: it was trained
-        # since.
+        # A finished run's own tower goes before the one that its settings name.
         vision = None
         if not source.random_weights:
             vision = saved_tower(source.directory, layout, announce=not source.finished)
@@ -212,10 +211,7 @@ class MKGformer(Method):
 
 
 def text_layer(
-    layer: Layer,
-    states: Tensor,
-    keys: Tensor,
-    extra: Callable[[Tensor], Tensor] | None = None,
+    layer: Layer, states: Tensor, keys: Tensor, extra: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, KeysValues]:
     """One BERT layer; also returns its keys and values, for the next vision layer.
 
@@ -240,10 +236,7 @@ def text_layer(
 
 
 def vision_layer(
-    layer: CLIPEncoderLayer,
-    states: Tensor,
-    keys: Tensor | None,
-    prefix: KeysValues | None = None,
+    layer: CLIPEncoderLayer, states: Tensor, keys: Tensor | None, prefix: KeysValues | None = None
 ) -> Tensor:
     """One CLIP block, (B, K, D); PGI: `prefix`, keys and values of text, stands before its own.
 

@@ -221,12 +221,7 @@ class Tmr(Method):
         return super().learning_rate(name, optim, above)
 
     def total_loss(
-        self,
-        loss: Tensor | None,
-        batch: Batch,
-        pair: Tensor,
-        features: list[Tensor],
-        final: Tensor,
+        self, loss: Tensor | None, batch: Batch, pair: Tensor, features: list[Tensor], final: Tensor
     ) -> Tensor | None:
         """The cross-entropy; a method built on this one may add to it."""
         return loss

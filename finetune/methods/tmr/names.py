@@ -53,11 +53,7 @@ ENTITY_SETTINGS = {
     "scores": ".",
 }
 """What a checkpoint for entities was trained with, beside the profile `legacy`."""
-RELATION_SETTINGS = {
-    "phrases": "community",
-    "generated_boxes": "community",
-    "scores": "txt",
-}
+RELATION_SETTINGS = {"phrases": "community", "generated_boxes": "community", "scores": "txt"}
 """The same of one for relations (CAMIM's too); its phrases and boxes tell the label.
 
 Not reproduced: regions cut to their middle, OpenCV's way of shrinking whole pictures, and the

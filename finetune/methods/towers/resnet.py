@@ -149,11 +149,7 @@ def load_resnet(name: str, *, random_weights: bool, width: int = 64) -> ResNetPy
         {} if width == 64 else {"channels": channels, "stem_width": max(width // 2, 4)}
     )
     net = timm_model.create(
-        name,
-        random_weights=random_weights,
-        features_only=True,
-        out_indices=STAGES,
-        **options,
+        name, random_weights=random_weights, features_only=True, out_indices=STAGES, **options
     )
     # Other families have four stages, too: the name tells a ResNet.
     if len(net.feature_info.channels()) != len(STAGES) or "layer4.0.conv1.weight" not in dict(

@@ -123,11 +123,7 @@ def collect(
 
 
 def drawn(
-    loaded: LoadedSplit,
-    relation: bool,
-    boxes: Mapping[str, Regions] | None,
-    number: int,
-    seed: int,
+    loaded: LoadedSplit, relation: bool, boxes: Mapping[str, Regions] | None, number: int, seed: int
 ) -> np.ndarray:
     """Positions of rows with a picture, and, where objects are shown, an object and an entity."""
     good = [
