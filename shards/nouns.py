@@ -244,13 +244,16 @@ def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     """Labels, most frequent first: of entities or of relations.
 
     Reads what `write_vocabulary` writes (both forms), a Wikidata list `P-id<TAB>label…`, a JSON
-    list, and plain lists of one label per line. Labels may contain blanks.
+    list, and plain lists of one label per line. Labels may contain blanks. A comment is a line of
+    `#` alone, or with a blank behind it: `#metoo` is a label.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    labels = _json_labels(text, path) if text.lstrip()[:1] in ("{", "[") else _line_labels(text)
+    labels = (
+        _json_labels(text, path) if text.lstrip()[:1] in ("{", "[") else _line_labels(text, path)
+    )
     if not labels:
         raise InputError(f"{path}: holds no label; one label per line is expected")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
@@ -271,11 +274,14 @@ def _json_labels(text: str, path: str | os.PathLike[str]) -> list[str]:
     return labels
 
 
-def _line_labels(text: str) -> list[str]:
+def _line_labels(text: str, path: str | os.PathLike[str]) -> list[str]:
     labels = []
-    for line in text.splitlines():
-        if line.strip() and not line.startswith("#"):
+    # Not `str.splitlines`, which cuts at U+2028 and its like.
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), start=1):
+        if line.strip() and not re.match(r"#(\s|$)", line):
             fields = line.split("\t")
             is_property = fields[0][:1] == "P" and fields[0][1:].isdigit() and len(fields) > 1
-            labels.append(fields[1 if is_property else 0].strip())
+            if not (label := fields[1 if is_property else 0].strip()):
+                raise InputError(f"{path}: line {number}: its label is blank")
+            labels.append(label)
     return labels

@@ -22,7 +22,6 @@ from finetune.data.overlap import overlap
 from finetune.tasks import side_files
 from finetune.tasks.base import Row, Task
 from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hashable
-from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Regions, read_regions
 from shards.command import exit_on_input_error
 from shards.files import InputError
@@ -114,7 +113,7 @@ def label_of(answer: Any) -> str:
     """The label that the audit predicts: the relation, or the entity types that a post names."""
     if isinstance(answer, str):
         return answer
-    return " ".join(sorted({tag[2:] for tag in answer if tag != "O"})) or NO_RELATION[0]
+    return " ".join(sorted({tag[2:] for tag in answer if tag != "O"})) or "None"
 
 
 # ---- Command ------------------------------------------------------------------------------------
@@ -152,11 +151,12 @@ def audit_source(
 
     gold = {split: [label_of(answer) for answer in task.gold(rows[split])] for split in rows}
     results: dict[str, list[AuditResult]] = {split: [] for split in rows if split != "train"}
+    none = task.info.negative if task.info.kind == "relation" else label_of([])
     for name in features["train"]:
         fitted = values("train", name), gold["train"]
         for split in results:
             results[split].append(
-                audit_features(*fitted, values(split, name), gold[split], name=name)
+                audit_features(*fitted, values(split, name), gold[split], name=name, none=none)
             )
     return results
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from finetune.inputs.view import Change
 from finetune.tasks.base import Row
-from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.region_cache import Region, Regions
 from shards.files import InputError
 
@@ -195,18 +194,18 @@ def fraction(
 
 
 def kshot(
-    rows: Sequence[Row], shots: int, seed: int, *, include_none: bool = True
+    rows: Sequence[Row], shots: int, seed: int, *, unlimited: str | None = None
 ) -> dict[int, Change]:
     """Keep `shots` rows of each relation, all where there are fewer; the others are dropped.
 
     Args:
-        include_none: limit the rows without a relation, too; otherwise all of them stay.
+        unlimited: a label of which all rows stay.
     """
     drawn: Counter[str] = Counter()
     places = []
     for index in _generator(seed).permutation(len(rows)).tolist():
         label = _label(rows[index])
-        if drawn[label] < shots or (label in NO_RELATION and not include_none):
+        if drawn[label] < shots or label == unlimited:
             places.append(index)
             drawn[label] += 1
     return _drop(rows, places)

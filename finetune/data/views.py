@@ -52,7 +52,8 @@ def draw(config: options.ViewConfig, task: Task, split: str) -> View:
         case options.KeepFraction():
             changes = view_rules.fraction(rows, config.ratio, seed, stratified=config.stratified)
         case options.KShot():
-            changes = view_rules.kshot(rows, config.k, seed, include_none=config.include_none)
+            unlimited = None if config.include_none else task.info.negative
+            changes = view_rules.kshot(rows, config.k, seed, unlimited=unlimited)
         case options.ImageDrop():
             changes = view_rules.image_drop(rows, config.keep, seed)
         case options.RegionGrid():

@@ -176,8 +176,9 @@ def audit_inputs(task: Task, train: LoadedSplit, dev: LoadedSplit) -> list[dict[
     """What the mere presence and number of inputs tell about the label (relations only)."""
     if task.info.kind != "relation":
         return []
+    none = task.info.negative
     results = [
-        audit_features(values, train.gold, dev.traces[name], dev.gold, name=name)
+        audit_features(values, train.gold, dev.traces[name], dev.gold, name=name, none=none)
         for name, values in train.traces.items()
     ]
     for result in results:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from finetune.predict.finished_run import Bad, Run
 from finetune.predict.live_inputs import LiveInputs
-from finetune.tasks.metrics import NO_RELATION, entities
+from finetune.tasks.metrics import entities
 from finetune.tasks.posts import Post, parse_post
 from finetune.tasks.spans import Span
 from shards.files import InputError
@@ -183,7 +183,7 @@ class Extractor:
         """The relation of each pair, which is (post, head, tail)."""
         results = self.run.answers([(posts[i], head, tail) for i, head, tail in pairs])
         labels = self.run.info.labels
-        none = next((name for name in NO_RELATION if name in labels), None)
+        none = self.run.info.negative
         for (i, head, tail), result in zip(pairs, results, strict=True):
             mentions = {"head": posts[i].mention(head), "tail": posts[i].mention(tail)}
             if isinstance(result, Bad):

@@ -10,7 +10,6 @@ from PIL.Image import Image
 
 from finetune.predict import occlusion
 from finetune.predict.extractor import Extractor
-from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.posts import parse_post, positions
 from shards.files import InputError
@@ -145,7 +144,7 @@ def read_examples(folder: str) -> list[list[str]]:
         marks = [
             mention(text, starts[first], starts[last] - 1) for first, last in (row.head, row.tail)
         ]
-        if picture.is_file() and row.relation not in NO_RELATION:
+        if picture.is_file() and row.relation != task.info.negative:
             examples.append([text, str(picture.resolve()), *marks])
         if len(examples) == EXAMPLES:
             break

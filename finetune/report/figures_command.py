@@ -194,8 +194,8 @@ def attention(config: AttentionConfig) -> None:
 
 def relations(config: RelationsConfig) -> None:
     """Test F1 of each relation, mean over seeds."""
-    answers, _ = read_relations(config.runs)
-    figures.relations(tables.relation_f1(answers), config.out)
+    answers, results = read_relations(config.runs)
+    figures.relations(tables.relation_f1(answers, tables.train_counts(results)), config.out)
     config.done()
 
 

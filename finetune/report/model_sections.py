@@ -18,7 +18,6 @@ from finetune.report.pages import Picture, Section
 from finetune.report.papers import promu as states
 from finetune.report.sections import Report
 from finetune.tasks.base import Task
-from finetune.tasks.metrics import NO_RELATION
 from finetune.tasks.posts import parse_post
 from shards.files import InputError
 
@@ -102,7 +101,7 @@ def drawn(task: Task, split: str, number: int, seed: int) -> Sequence[Any]:
     related = [
         row
         for row in task.read(split)
-        if row.relation not in NO_RELATION and row.image_id and (folder / row.image_id).is_file()
+        if row.relation != task.info.negative and row.image_id and (folder / row.image_id).is_file()
     ]
     if not related:
         raise InputError(f"{task.folder}: no {split} row with a relation and a picture")

@@ -9,7 +9,7 @@ from finetune.report import figures, galleries, series, tables
 from finetune.report.pages import Picture, Section, Table
 from finetune.run import calibration
 from finetune.run.results import Predictions, Results
-from finetune.tasks.metrics import NO_RELATION
+from finetune.tasks.metrics import negative_class
 
 Lines = Sequence[Mapping[str, float]]
 """Of a `metrics.jsonl`."""
@@ -226,7 +226,8 @@ def relations(report: Report, task: str) -> list[Section]:
         name: report.answers[name] for name, gold in gold_of.items() if gold == gold_of[best]
     }
     bars = report.figure(f"{task}_relations")
-    figures.relations(tables.relation_f1(answers), bars)
+    train = tables.train_counts([report.results[best]])
+    figures.relations(tables.relation_f1(answers, train), bars)
     protocol = report.protocol(*answers)
     by_relation = Picture(
         bars,
@@ -234,7 +235,7 @@ def relations(report: Report, task: str) -> list[Section]:
         f"Test F1 of each relation, one against the rest, mean over seeds. {protocol}",
     )
     note = "Test F1, one against the rest, and by the number of training rows; mean over seeds."
-    note += averaged_over(gold_of[best], tables.train_counts([report.results[best]]))
+    note += averaged_over(gold_of[best], train)
     if others := [name for name in tested if name not in answers]:
         note += f" Tested on other rows, and left out: {', '.join(others)}."
     in_numbers = tables.relation_tables(report.results, answers)
@@ -266,9 +267,10 @@ def relations(report: Report, task: str) -> list[Section]:
 def averaged_over(gold: Sequence[str], train: Mapping[str, int]) -> str:
     """Over which relations macro and weighted F1 are averages: others, such as scikit-learn over
     all labels, count a relation without test rows as 0."""
-    related = sorted(set(gold).difference(NO_RELATION))
-    absent = sorted(set(train).difference(gold, NO_RELATION))
-    note = f" Macro and weighted F1 are over the {len(related)} relations that test rows have"
+    none = negative_class(train)
+    absent = sorted(set(train) - {*gold, none})
+    number = len(set(gold) - {none})
+    note = f" Macro and weighted F1 are over the {number} relations that test rows have"
     return f"{note}; without a test row: {', '.join(absent)}." if absent else f"{note}."
 
 

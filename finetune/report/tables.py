@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def main_table(
         if test is not None:
             cells = [mean_and_sd(test[metric]) for metric in METRICS]
             if answers[name]:
-                cells[0] += interval(result["provenance"]["kind"], answers[name], seed)
+                cells[0] += interval(result, answers[name], seed)
         rows.append(
             [
                 name + " *leaky*" * result["leaky"] + " *inputs changed*" * (name in changed),
@@ -62,9 +63,12 @@ def main_table(
     return pages.Table(head, rows, numeric=7)
 
 
-def interval(kind: str, answers: Sequence[Predictions], seed: int) -> str:
+def interval(result: Mapping[str, Any], answers: Sequence[Predictions], seed: int) -> str:
     """` [low, high]`: bootstrap over rows, all seeds together."""
-    count = metrics.relation_counts if kind == "relation" else metrics.entity_counts
+    count: Any = metrics.entity_counts
+    if result["provenance"]["kind"] == "relation":
+        none = metrics.negative_class(train_counts([result]))
+        count = partial(metrics.relation_counts, none=none)
     counts = np.sum([count(a.gold, a.answers) for a in answers], axis=0)
     low, high = metrics.bootstrap_interval(counts, seed=seed)
     return f" [{low:.1f}, {high:.1f}]"
@@ -114,16 +118,17 @@ def view_table(results: Results) -> pages.Table | None:
 
 
 def relation_f1(
-    answers: Mapping[str, Sequence[Predictions]],
+    answers: Mapping[str, Sequence[Predictions]], train: Mapping[str, int]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Run -> relation -> `f1` (percent, mean over seeds) and `support`.
+    """Run -> relation -> `f1` (percent, mean over seeds) and `support`; `train`: `train_counts`.
 
     Raises:
         InputError: the runs were tested on different rows.
     """
     by_run: dict[str, dict[str, dict[str, float]]] = {}
+    none = metrics.negative_class(train)
     for name, of_seeds in answers.items():
-        seeds = [metrics.relation_scores_by_label(a.gold, a.answers) for a in of_seeds]
+        seeds = [metrics.relation_scores_by_label(a.gold, a.answers, none) for a in of_seeds]
         by_run[name] = {
             label: {"f1": mean([seed[label]["f1"] for seed in seeds]), "support": scores["support"]}
             for label, scores in seeds[0].items()
@@ -141,20 +146,22 @@ def mean(values: Sequence[float]) -> float:
 
 
 def train_counts(results: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Relation -> training rows, of the run that had the most."""
+    """Each relation of the task -> training rows, of the run that had the most."""
     first = max((result["per_seed"][0] for result in results), key=lambda s: s["train_rows"])
     return first["train_counts"]
 
 
 def relation_tables(results: Results, answers: Mapping[str, Sequence[Predictions]]) -> list[Any]:
     """F1 of each relation, macro F1, and F1 by how often train has the relation."""
-    by_label = relation_f1(answers)
     train = train_counts([results[name] for name in answers])
+    by_label = relation_f1(answers, train)
+    none = metrics.negative_class(train)
 
     def averages(name: str, average: Callable[..., float]) -> list[str]:
         """A row: an average over the relations, of each seed's answers, then over seeds."""
+        scores = metrics.relation_scores_by_label
         values = (
-            mean([average(metrics.relation_scores_by_label(a.gold, a.answers)) for a in seeds])
+            mean([average(scores(a.gold, a.answers, none)) for a in seeds])
             for seeds in answers.values()
         )
         return [name, "", "", *(f"{value:.2f}" for value in values)]

@@ -26,7 +26,6 @@ from finetune.run.evaluate import predict, repeated
 from finetune.run.losses import READ_LOSS_EVERY, EpochLosses
 from finetune.run.progress import Progress
 from finetune.tasks.base import Task
-from finetune.tasks.metrics import negative_class
 from pretrain import distributed
 from pretrain.tracking import MetricsLog
 from shards.files import InputError, discard
@@ -115,12 +114,12 @@ class SeedRun:
 
     def warn_of_labels(self) -> None:
         """Of splits whose labels leave nothing to learn, or nothing to choose an epoch by."""
-        relation, names = self.task.info.kind == "relation", self.task.info.labels
+        relation = self.task.info.kind == "relation"
         gold = [split.gold for split in (self.train_split, self.dev_split)]
         train, dev = (set(g if relation else itertools.chain.from_iterable(g)) for g in gold)
         if len(train) == 1:
             LOG.warning("%s: all training rows say %r: nothing to learn", self.name, *train)
-        if dev <= {negative_class(names) if relation else "O"}:
+        if dev <= {self.task.info.negative if relation else "O"}:
             what = "relations" if relation else "entities"
             LOG.warning("%s: dev has no %s: its F1 is 0 in every epoch", self.name, what)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from finetune.tasks.metrics import negative_class
 from shards.files import InputError, file_sha256
 
 Box = tuple[float, float, float, float]
@@ -88,6 +89,11 @@ class TaskInfo:
     """Position = id."""
     extra_tokens: tuple[str, ...] = ()
     """Special tokens the encoding puts into the text."""
+
+    @property
+    def negative(self) -> str | None:
+        """The label that says there is no relation; None: every one is a relation, or a tag."""
+        return negative_class(self.labels) if self.kind == "relation" else None
 
 
 class Task(ABC):

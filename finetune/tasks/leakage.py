@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.tasks.metrics import negative_class, prf
+from finetune.tasks.metrics import prf
 
 THRESHOLD = 1.0
 """Points of accuracy above the majority class that a harmless input may reach by chance."""
@@ -90,15 +90,16 @@ def audit_features(
     dev_labels: Sequence[str],
     *,
     name: str = "feature",
+    none: str | None = "None",
 ) -> AuditResult:
-    """Fit the tables on train, score them on dev. One feature value and one label a row.
+    """Fit the tables on train, score them on dev. One feature value and one label a row; `none` is
+    the label of the rows without relation.
 
     A value that train lacks is answered with train's majority; of equally frequent relations the
     one more frequent in all of train wins. Unhashable JSON values go through `hashable` first.
     """
     overall = Counter(train_labels)
     majority = max(overall, key=lambda label: (overall[label], label))
-    none = negative_class(overall)
     table = most_frequent(train_features, train_labels)
     binary = most_frequent(train_features, [label != none for label in train_labels])
     counts = contingency(train_features, train_labels)

@@ -1,35 +1,37 @@
 """Scores in percent, by the field's conventions: relations, then entities."""
 
+import re
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-NO_RELATION = ("None", "none", "NA", "na", "no_relation", "Other", "Others")
-"""Names of the negative class; the first that a label list has is left out of P, R and F1."""
+NO_RELATION = ("none", "na", "norelation", "other", "others")
+"""Names of the negative class in any case, with blanks and marks in them (`No relation`, `N/A`);
+the first that a label list has is left out of P, R and F1."""
 
 
-def negative_class(labels: Container[str]) -> str | None:
-    """The label that says there is no relation; None: all of them are relations."""
-    return next((name for name in NO_RELATION if name in labels), None)
+def negative_class(labels: Iterable[str]) -> str | None:
+    """Of all labels of a task the one that says there is no relation; None: all are relations."""
+    plain = {name: re.sub(r"[\W_]", "", name).lower() for name in sorted(labels)}
+    negative = [name for name in plain if plain[name] in NO_RELATION]
+    return min(negative, key=lambda name: NO_RELATION.index(plain[name]), default=None)
 
 
 def relation_scores(
-    gold: Sequence[int], predicted: Sequence[int], none_id: int | None
+    gold: Sequence[Hashable], predicted: Sequence[Hashable], none: Hashable
 ) -> dict[str, float]:
-    """Micro precision, recall, F1 over all relations but `none_id`, and accuracy over all.
+    """Micro precision, recall, F1 over all relations but `none`, and accuracy over all, in percent.
 
     A wrong relation on a related row costs precision and recall; a relation on a None row costs
     precision alone. A score whose denominator is zero is zero.
     """
-    truth, guesses = np.asarray(gold), np.asarray(predicted)
-    negative = -1 if none_id is None else none_id
-    correct = int(((truth == guesses) & (truth != negative)).sum())
-    claimed, related = int((guesses != negative).sum()), int((truth != negative).sum())
+    correct, claimed, related = relation_counts(gold, predicted, none).sum(0).tolist()
+    same = sum(truth == guess for truth, guess in zip(gold, predicted, strict=True))
     return {
         **prf(correct, claimed, related),
-        "accuracy": 100 * float((truth == guesses).mean()) if len(truth) else 0.0,
+        "accuracy": 100 * (same / len(gold)) if len(gold) else 0.0,
     }
 
 
@@ -46,15 +48,14 @@ def prf(correct: int, claimed: int, related: int) -> dict[str, float]:
 
 
 def relation_scores_by_label(
-    gold: Sequence[str], predicted: Sequence[str]
+    gold: Sequence[str], predicted: Sequence[str], none: str | None
 ) -> dict[str, dict[str, float]]:
     """Relation -> one-vs-rest f1, precision, recall in percent and `support`.
 
-    Relations that `gold` has, without the negative class, most frequent first.
+    Relations that `gold` has, without the negative class `none`, most frequent first.
     """
     correct = Counter(g for g, p in zip(gold, predicted, strict=True) if g == p)
     claimed, true = Counter(predicted), Counter(gold)
-    none = negative_class(true)
     return {
         name: {**prf(correct[name], claimed[name], count), "support": count}
         for name, count in sorted(true.items(), key=lambda item: (-item[1], item[0]))
@@ -82,7 +83,7 @@ def scores_by_frequency(
 ) -> dict[str, dict[str, float]]:
     """Micro scores of the relations whose number of training rows falls into each bin:
     "20–100" -> f1, precision, recall in percent and `support`. A predicted relation counts
-    in its own bin, whatever the row's is."""
+    in its own bin, whatever the row's is. `train_counts` names all labels of the task."""
     result = {}
     none = negative_class(train_counts)
     for low, high in pairwise(edges):
@@ -109,11 +110,11 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def relation_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
-    """(N, 3) int: right and related, predicted as related, related."""
+def relation_counts(
+    gold: Sequence[Hashable], predicted: Sequence[Hashable], none: Hashable
+) -> np.ndarray:
+    """(N, 3) int: right and related (not `none`), predicted as related, related."""
     truth, guesses = np.asarray(gold), np.asarray(predicted)
-    # Test rows may all be related while a run answers None.
-    none = negative_class({*truth, *guesses})
     claimed, related = guesses != none, truth != none
     return np.stack([(truth == guesses) & related, claimed, related], axis=1).astype(np.int64)
 

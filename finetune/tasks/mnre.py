@@ -46,8 +46,6 @@ class Mnre(Task):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.relation2id = read_relations(folder / "ours_rel2id.json")
-        none = metrics.negative_class(self.relation2id)
-        self.none_id = None if none is None else self.relation2id[none]
         self.info = TaskInfo("mnre", "relation", tuple(self.relation2id), MARKERS)
 
     def split_file(self, split: str) -> Path | None:
@@ -124,8 +122,7 @@ class Mnre(Task):
 
     def score(self, gold: Sequence[str], predicted: Sequence[str]) -> Mapping[str, float]:
         """Micro precision, recall, F1 without the no-relation label, accuracy over all."""
-        truth, guesses = ([self.relation2id[name] for name in names] for names in (gold, predicted))
-        return metrics.relation_scores(truth, guesses, none_id=self.none_id)
+        return metrics.relation_scores(gold, predicted, self.info.negative)
 
 
 def read_relations(path: Path) -> dict[str, int]:
@@ -136,9 +133,13 @@ def read_relations(path: Path) -> dict[str, int]:
         raise InputError(f"{path}: missing; --data is the folder that holds it") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
-    valid = isinstance(content, dict) and all(type(value) is int for value in content.values())
+    valid = isinstance(content, dict) and all(
+        type(value) is int and name.strip() for name, value in content.items()
+    )
     if not valid or sorted(content.values()) != list(range(len(content))) or not content:
-        raise InputError(f"{path}: expected an object that maps each relation to an id 0…n-1")
+        raise InputError(
+            f"{path}: expected an object that maps each relation to an id 0…n-1, none of them blank"
+        )
     return dict(sorted(content.items(), key=lambda item: item[1]))
 
 

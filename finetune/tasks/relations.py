@@ -5,7 +5,7 @@
 
 `head` and `tail` are spans of tokens, start included and end excluded; they may overlap. `image` is
 a file in the folder `images`, or null. The relations are those that `train.jsonl` names; one called
-`None` (or NA, no_relation, …: `metrics.NO_RELATION`) means that there is none. Name them like
+`None` (or N/A, No relation, …: `metrics.NO_RELATION`) means that there is none. Name them like
 `/per/loc/…` where a method should know the types of the entities that a relation connects.
 """
 
@@ -35,7 +35,6 @@ class OwnRelations(Mnre):
         none = negative_class(names)
         ordered = sorted(names, key=lambda name: (name != none, name))
         self.relation2id = {name: number for number, name in enumerate(ordered)}
-        self.none_id = None if none is None else 0
         self.info = TaskInfo("relations", "relation", tuple(ordered), MARKERS)
 
     def split_file(self, split: str) -> Path | None:
@@ -70,8 +69,8 @@ class OwnRelations(Mnre):
         if not isinstance(tokens, list) or not all(isinstance(t, str) and t for t in tokens):
             raise InputError("tokens must be a list of non-empty strings")
         check_record(fields)
-        if not isinstance(relation, str) or not relation:
-            raise InputError("relation must be a name")
+        if not isinstance(relation, str) or not relation.strip():
+            raise InputError("relation must be a name; where there is none, say None")
         if self.relation2id and relation not in self.relation2id:  # empty: train is being read
             raise InputError(f"relation {relation!r} does not occur in train")
         if not (image is None or (isinstance(image, str) and image and "/" not in image)):

@@ -124,6 +124,7 @@ def test_ranking_is_by_count_then_alphabet(tmp_path, monkeypatch, news_shards):
         ('["place of birth", "spouse"]', ["place of birth", "spouse"]),
         ('{"entities": [["dog", 3], ["cat", 1]], "provenance": {}}', ["dog", "cat"]),
         ("\ufeffdog\r\ncat", ["dog", "cat"]),
+        ("# note\n#\n#metoo\t9\na\u2028b\n", ["#metoo", "a\u2028b"]),
     ],
 )
 def test_vocabularies_in_every_form(tmp_path, content, labels):
@@ -141,6 +142,8 @@ def test_vocabularies_in_every_form(tmp_path, content, labels):
         (b'{"nouns": []}', "not a vocabulary"),
         (b"[[]]", "not a vocabulary"),
         (b"[5]", "not a vocabulary"),
+        (b"dog\n\t7\n", "v: line 2: its label is blank"),
+        (b"dog\nP19\t\n", "v: line 2: its label is blank"),
         (b'["a", ""]', "no text"),
         (b"[[7, 3]]", "no text"),
         (b"\xff\xfe", "cannot be read"),

@@ -74,7 +74,7 @@ def points(
             ((label, train.get(label, 0), values["f1"]) for label, values in scores.items()),
             key=lambda point: (point[1], point[0]),
         )
-        for name, scores in relation_f1(answers).items()
+        for name, scores in relation_f1(answers, train).items()
     }
 
 

@@ -211,7 +211,7 @@ def test_kshot():
         assert taken == {label: min(shots, size) for label, size in sizes.items()}
         assert before <= kept
         before = kept
-    kept = {row.row for row in rows} - kshot(rows, 2, 4, include_none=False).keys()
+    kept = {row.row for row in rows} - kshot(rows, 2, 4, unlimited="None").keys()
     assert Counter(rows[i].relation for i in kept)["None"] == sizes["None"]
 
 

@@ -248,15 +248,17 @@ def test_bootstrap_covers_the_score():
     generator = np.random.default_rng(0)
     gold = np.array(["None", "a", "b"])[generator.integers(0, 3, 600)]
     predicted = np.where(generator.random(600) < 0.7, gold, "a")
-    counts = metrics.relation_counts(gold, predicted)
+    counts = metrics.relation_counts(gold, predicted, "None")
     f1 = 200 * counts[:, 0].sum() / counts[:, 1:].sum()
     low, high = metrics.bootstrap_interval(counts)
     assert low < f1 < high and 3 < high - low < 12
     assert (low, high) == metrics.bootstrap_interval(counts)
     answers = Predictions(list(range(600)), list(gold), list(predicted), None)
-    others = tables.interval("relation", [answers], seed=1)
+    result = {"provenance": {"kind": "relation"}}
+    result["per_seed"] = [{"train_rows": 3, "train_counts": {"None": 1, "a": 1, "b": 1}}]
+    others = tables.interval(result, [answers], seed=1)
     assert others != f" [{low:.1f}, {high:.1f}]" and abs(float(others[2:6]) - low) < 1
-    assert tables.interval("relation", [answers], 0) == (f" [{low:.1f}, {high:.1f}]")
+    assert tables.interval(result, [answers], 0) == (f" [{low:.1f}, {high:.1f}]")
 
 
 def test_rows_to_show_follow_the_seed(mnre_folder):
@@ -296,7 +298,7 @@ def test_a_report_says_over_which_relations_macro_f1_is():
     assert averaged_over(gold, {"None": 5, "a": 3, "b": 2}).endswith(
         "2 relations that test rows have."
     )
-    macro = metrics.macro_f1(metrics.relation_scores_by_label(gold, predicted))
+    macro = metrics.macro_f1(metrics.relation_scores_by_label(gold, predicted, "None"))
     over_those, over_all = (
         100 * f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)
         for labels in (["a", "b"], ["a", "b", "c", "d"])

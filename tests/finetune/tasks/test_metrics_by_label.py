@@ -12,7 +12,7 @@ def test_scores_by_label_equal_scikit_learn():
     names = np.array(["None", "a", "b", "c", "d"])
     for _ in range(100):
         gold, predicted = names[generator.integers(0, 5, (2, 40))].tolist()
-        found = metrics.relation_scores_by_label(gold, predicted)
+        found = metrics.relation_scores_by_label(gold, predicted, "None")
         labels = list(found)
         expected = f1_score(gold, predicted, labels=labels, average=None, zero_division=0)
         assert [found[name]["f1"] for name in labels] == pytest.approx((100 * expected).tolist())

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from finetune.tasks.metrics import relation_scores
+from finetune.tasks.metrics import (
+    negative_class,
+    relation_counts,
+    relation_scores,
+    relation_scores_by_label,
+)
 
 
 def test_equal_to_scikit_learn():
@@ -17,7 +22,7 @@ def test_equal_to_scikit_learn():
             predicted[:] = 0
         if generator.random() < 0.05:
             gold[:] = 0
-        found = relation_scores(gold, predicted, none_id=0)
+        found = relation_scores(gold, predicted, none=0)
         expected = precision_recall_fscore_support(
             gold, predicted, labels=range(1, 23), average="micro", zero_division=0
         )
@@ -40,12 +45,35 @@ def test_equal_to_scikit_learn():
     ],
 )
 def test_worked_examples(gold, predicted, expected):
-    found = relation_scores(gold, predicted, none_id=0)
+    found = relation_scores(gold, predicted, none=0)
     names = ("accuracy", "precision", "recall", "f1")
     assert [found[name] for name in names] == pytest.approx(expected, abs=1e-4)
 
 
 def test_without_negative_class():
     """Every label counts: F1 is accuracy."""
-    found = relation_scores([0, 1, 2, 2], [0, 1, 1, 2], none_id=None)
+    found = relation_scores([0, 1, 2, 2], [0, 1, 1, 2], none=None)
     assert found["f1"] == found["accuracy"] == 75
+
+
+@pytest.mark.parametrize(
+    ("labels", "negative"),
+    [
+        (("a", "None", "Other"), "None"),
+        (("Other", "a"), "Other"),
+        (("a", "No relation"), "No relation"),
+        (("NO_RELATION", "a"), "NO_RELATION"),
+        (("N/A", "a"), "N/A"),
+        (("a", "another", "nonesuch"), None),
+    ],
+)
+def test_names_of_the_negative_class(labels, negative):
+    assert negative_class(labels) == negative_class(labels[::-1]) == negative
+
+
+def test_the_negative_class_is_the_task_s_not_the_rows_at_hand():
+    """Of a task with None and Other, rows without None: Other is a relation there, too."""
+    gold, predicted = ["Other", "a", "a"], ["Other", "Other", "a"]
+    assert relation_counts(gold, predicted, "None").sum(0).tolist() == [2, 3, 3]
+    assert relation_scores(gold, predicted, "None")["f1"] == pytest.approx(200 / 3)
+    assert set(relation_scores_by_label(gold, predicted, "None")) == {"Other", "a"}

@@ -98,7 +98,18 @@ def test_all_damaged_lines_are_listed_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"None": "0"}', '{"None": 1}', '{"None": 0, "a": 0}', '{"None": true}', "{"],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"None": "0"}',
+        '{"None": 1}',
+        '{"None": 0, "a": 0}',
+        '{"None": true}',
+        "{",
+        '{"": 0}',
+        '{"None": 0, " ": 1}',
+    ],
 )
 def test_damaged_relations(tmp_path, content):
     (tmp_path / "ours_rel2id.json").write_text(content)
@@ -202,7 +213,7 @@ def test_text_that_holds_a_marker_is_refused(mnre_folder, tiny_model):
 def test_published_files(shared_data):
     """The figures of hvpnet.md §1.1 on the real rows."""
     task = Mnre(shared_data / "mnre")
-    assert task.none_id == 0 and len(task.info.labels) == 23
+    assert task.info.negative == "None" == task.info.labels[0] and len(task.info.labels) == 23
     expected = {"train": (12_247, 7_356, 7_744, 59, 104), "val": (1_624, 931, 1_000, 3, 16)}
     for split, counts in expected.items():
         rows = task.read(split)

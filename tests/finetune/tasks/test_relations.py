@@ -30,7 +30,7 @@ def test_rows_and_labels(tmp_path):
     unrelated = {key: ROW[key] for key in ("tokens", "head", "tail")} | {"relation": "NA"}
     write(tmp_path, ROW, unrelated, ROW | {"relation": "born in", "head": [0, 3]})
     task = OwnRelations(tmp_path)
-    assert task.info.labels == ("NA", "born in", "lives in") and task.none_id == 0
+    assert task.info.labels == ("NA", "born in", "lives in") and task.info.negative == "NA"
     assert task.read("train")[:2] == [
         RelationRow(
             row=0, image_id="17.jpg", tokens=("Bob", "in", "Oslo"), head=(0, 1), tail=(2, 3),
@@ -68,6 +68,7 @@ DAMAGE = {
     "an empty token": ROW | {"tokens": ["Bob", "", "Oslo"]},
     "relation a number": ROW | {"relation": 3},
     "relation empty": ROW | {"relation": ""},
+    "relation blank": ROW | {"relation": " "},
     "image a path": ROW | {"image": "../17.jpg"},
     "image a number": ROW | {"image": 17},
     "head a name": ROW | {"head": "Bob"},

@@ -196,7 +196,7 @@ def test_published_phrases():
 def test_scores_of_the_example():
     """tmr.md §5."""
     gold = [0, 0, 3, 9, 15, 15, 5, 0, 12, 0, 3]
-    found = metrics.relation_scores(gold, [0, 5, 3, 0, 15, 14, 5, 0, 12, 0, 9], none_id=0)
+    found = metrics.relation_scores(gold, [0, 5, 3, 0, 15, 14, 5, 0, 12, 0, 9], none=0)
     assert found["accuracy"] == pytest.approx(100 * 7 / 11)
     for name in ("precision", "recall", "f1"):
         assert found[name] == pytest.approx(57.1429, abs=1e-4)
