@@ -61,7 +61,7 @@ class TarPictures:
 def webdataset(
     patterns: Sequence[str], *, split: str = "train", mismatch: float = 0.5, seed: int = 0
 ) -> Corpus:
-    """Pairs of a picture and a caption (`.txt`, else `caption` of `.json`) under one key.
+    """Pairs of a picture and a caption (`.txt`, else or if blank `caption` of `.json`) of one key.
 
     A key is a member's path up to its last dot; endings may be in capitals. Folders are passed
     over, members that are no picture and no caption counted; a key that lacks one of both, or
@@ -193,6 +193,8 @@ def _entry(
         return problem("its caption is no UTF-8")
     except InputError as error:
         return problem(str(error))
+    if not text.strip() and {".txt", ".json"} <= endings.keys():  # an empty .txt says nothing
+        return _entry(number, key, {e: at for e, at in endings.items() if e != ".txt"}, file)
     if not isinstance(caption, str) or not caption.strip() or not is_text(caption):
         return problem("no usable caption")
     return Entry(number, key, pictures[0], caption, "")

@@ -4,12 +4,18 @@ A row whose picture a view took away has no caption either: an empty one. `--cap
 caption is empty.
 """
 
+import logging
+from typing import Any
+
 import numpy as np
 
 from finetune.inputs.spec import Wanted
 from finetune.inputs.split import LoadedSplit
 from finetune.tasks import side_files
+from pretrain import distributed
 from shards.files import InputError
+
+LOG = logging.getLogger(__name__)
 
 
 def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
@@ -36,6 +42,7 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         )
     loaded, texts = read_captions(loaded, wanted)
     encoded = wanted.tokenizer(texts, truncation=True, max_length=longest)
+    say_cut(encoded, wanted)
     ids = [np.array(pieces, dtype=np.int64) for pieces in encoded["input_ids"]]
     return loaded.with_column(
         "caption_ids", ids, mask="caption_mask", fill=wanted.tokenizer.pad_token_id
@@ -58,13 +65,26 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         add_special_tokens=False,
         truncation=True,
         max_length=wanted.options.max_caption_length,
-    )["input_ids"]
+    )
+    say_cut(captions, wanted)
     end = [tokenizer.sep_token_id]  # the post has its [CLS] and [SEP] already
     ids = [
         np.concatenate([post, np.array(caption + end)])
-        for post, caption in zip(loaded.dataset.columns["input_ids"], captions, strict=True)
+        for post, caption in zip(
+            loaded.dataset.columns["input_ids"], captions["input_ids"], strict=True
+        )
     ]
     return loaded.with_column("input_ids", ids)
+
+
+def say_cut(encoded: Any, wanted: Wanted) -> None:
+    """Warn of captions that the tokenizer shortened."""
+    cut = sum(bool(one.overflowing) for one in encoded.encodings or ())
+    if cut and distributed.is_main():
+        LOG.warning(
+            "%s: %d of %d captions are longer than --max_caption_length %d and lose their end",
+            wanted.split, cut, len(encoded.encodings), wanted.options.max_caption_length,
+        )  # fmt: skip
 
 
 def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[str]]:

@@ -54,9 +54,17 @@ def load_split(
         sources = view.header.get("sources") or {}
         task.require_version(split, *sources.values(), name=f"view {view.header.get('tool')}")
         rows = view.apply(rows, split)
+    columns = task.encode(rows, tokenizer, options.max_length)
+    unread = np.flatnonzero(columns.pop("unread", []))
+    if len(unread) and distributed.is_main():
+        LOG.warning(
+            "%s: %d of %d rows are longer than --max_length %d and not read whole (first: row %d)",
+            task.split_file(split), len(unread), len(rows), options.max_length,
+            rows[unread[0]].row,
+        )  # fmt: skip
     dataset = Dataset(
         rows=np.array([row.row for row in rows], dtype=np.int64),
-        columns=task.encode(rows, tokenizer, options.max_length),
+        columns=columns,
         padding={"input_ids": Padding("attention_mask", tokenizer.pad_token_id)},
         reader=f"method {spec.method}",
     )

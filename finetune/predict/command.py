@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
-from finetune.predict.done import Done
+from finetune.predict.done import CUT, Done
 from finetune.predict.live_options import LiveOptions
 from finetune.tasks.posts import COLUMNS, TABLES, BadPost, parse_line, read_post, record_of
 from shards.files import InputError, file_sha256
@@ -209,7 +209,7 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         LOG.info("%s: finished already", config.out)
         return {"rows": total, "bad": done.bad}
     extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
-    bad = done.bad
+    bad, cut = done.bad, done.cut
     row, first_error = done.rows - 1, ""
     with done.open() as write:
         posts = islice(posts_of(source, extractor.task, config.offsets), done.rows, None)
@@ -218,7 +218,9 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         for row, answer in enumerate(bar, start=done.rows):
             bad += "error" in answer
             first_error = first_error or answer.get("error", "")
-            write(json.dumps({"row": row, **answer}, ensure_ascii=False))
+            line = json.dumps({"row": row, **answer}, ensure_ascii=False)
+            cut += CUT.decode() in line
+            write(line)
     if row + 1 != total:
         raise InputError(f"{source}: {total} posts, {row + 1} answers: it changed; start anew")
     done.finish()
@@ -226,7 +228,10 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         raise InputError(
             f"{source}: none of its {total} rows can be read; the first: {first_error}"
         )
-    LOG.info("%d posts, %d of them could not be read", total, bad)
+    LOG.info(
+        "%d posts, %d of them could not be read, %d are longer than the run reads (cut)",
+        total, bad, cut,
+    )  # fmt: skip
     return {"rows": total, "bad": bad}
 
 

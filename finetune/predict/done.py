@@ -18,6 +18,8 @@ from shards.json_files import parse_object, read_json, write_json
 from shards.options import same_setting
 
 SUMS, WIDTH = ".crc32", 9
+CUT = b'"cut": true'
+"""In the line of a post that was not read whole; inside a text the quotes would be escaped."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Done:
     out: Path | None
     rows: int = 0
     bad: int = 0
+    cut: int = 0
     finished: bool = False
     settings: dict[str, Any] | None = None
     """What the answers depend on, where nothing is there yet."""
@@ -62,7 +65,7 @@ class Done:
         else:
             return Done(out, settings=settings)
         path = out if out.exists() else partial
-        rows = bad = end = 0
+        rows = bad = cut = end = 0
         sums_path = with_end(partial, SUMS)
         sums = sums_path.read_bytes() if path == partial and sums_path.is_file() else None
         fresh = bytearray()
@@ -78,6 +81,7 @@ class Done:
                     )
                 fresh += checksum(line)
                 rows, end = rows + 1, end + len(line)
+                cut += CUT in line
                 if b'"error": ' in line:
                     where = f"{path}: line {rows}"
                     bad += "error" in parse_object(line, where, f"remove {path} to answer anew")
@@ -89,7 +93,7 @@ class Done:
             os.truncate(sums_path, len(fresh))
         else:
             sums_path.unlink(missing_ok=True)  # killed before it was gone
-        return Done(out, rows, bad, finished=path == out)
+        return Done(out, rows, bad, cut, finished=path == out)
 
     @contextmanager
     def open(self) -> Iterator[Callable[[str], Any]]:

@@ -165,14 +165,14 @@ class Extractor:
             if isinstance(result, Bad):
                 answers[i]["error"] = result.error
                 continue
-            tags, scores = result
+            tags, scores, unread = result
             typed_spans = [(kind, (first, last + 1)) for kind, first, last in entities(tags)]
             answers[i]["entities"] = [
                 {**post.mention(span), "type": kind, "words": list(span),
                  "score": None if score is None else round(score, 4)}
                 for (kind, span), score in zip(typed_spans, scores, strict=True)
             ]  # fmt: skip
-            if unread := len(post.tokens) - len(tags):  # beyond the run's max_length
+            if unread:
                 answers[i] |= {"cut": True, "words_not_read": unread}
             spans[i] = [span for _, span in typed_spans]
         return spans
@@ -180,7 +180,8 @@ class Extractor:
     def _relations(
         self, posts: Mapping[int, Post], pairs: Sequence[tuple[int, Span, Span]], top_k: int
     ) -> Iterator[dict[str, Any]]:
-        """The relation of each pair, which is (post, head, tail)."""
+        """The relation of each pair, which is (post, head, tail). `cut`: of a post longer than the
+        run reads, the words nearest to head and tail were read."""
         results = self.run.answers([(posts[i], head, tail) for i, head, tail in pairs])
         labels = self.run.info.labels
         none = self.run.info.negative
@@ -189,7 +190,7 @@ class Extractor:
             if isinstance(result, Bad):
                 yield {**mentions, "error": result.error}
                 continue
-            answer, shares = result
+            answer, shares, unread = result
             order = np.argsort(-shares, kind="stable")[: max(top_k, 1)]
             top = [
                 {"relation": labels[label], "probability": round(float(shares[label]), 4)}
@@ -202,4 +203,4 @@ class Extractor:
                 "related": answer != none,
                 "probability": share,
                 "top": top,
-            }
+            } | ({"cut": True} if unread else {})

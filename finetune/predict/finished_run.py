@@ -67,6 +67,7 @@ def posts_task(info: TaskInfo) -> Callable[[Sequence[Row]], Task]:
         def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> dict[str, Column]:
             columns = super().encode(rows, tokenizer, max_length)
             del columns["labels"]  # placeholders: nobody knows them
+            self.unread = columns.pop("unread").tolist()  # said in the answer
             return columns
 
     return Posts
@@ -170,9 +171,10 @@ class Run:
         wants = reads_captions(self.inputs.get("captions"))
         return self.live.describe(posts) if wants else list(posts)
 
-    def answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any] | Bad]:
+    def answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any, int] | Bad]:
         """(relation, calibrated probabilities) of each post, or (tags, list of its entities'
-        scores, None where the method knows none); where one cannot be read, why.
+        scores, None where the method knows none), and how many word pieces or words of it lie
+        beyond the run's max_length; where one cannot be read, why.
 
         What a provider refuses is found by halving: the others of the chunk are not lost.
         """
@@ -192,11 +194,12 @@ class Run:
                 return [Bad(reason(error, questions[0][0]))]
             return self.answers(questions[:half]) + self.answers(questions[half:])
 
-    def _answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any] | Bad]:
+    def _answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any, int] | Bad]:
         rows = [self.row(number, question) for number, question in enumerate(questions)]
         posts, slots = [post for post, _, _ in questions], self.reads.spec.region_slots
         given = self.live.make(self.inputs, slots, rows, posts)
-        task, options = self.task(rows), InputOptions(**self.inputs, cache=None)
+        task: Any = self.task(rows)
+        options = InputOptions(**self.inputs, cache=None)
         loaded = load_split(task, "test", self.tokenizer, self.reads, options, given)
         predictions = predict(
             self.method, task, loaded, self.precision, self.batch_size, entity_scores=True
@@ -204,7 +207,7 @@ class Run:
         shares: Any = predictions.probabilities
         if self.info.kind == "relation":
             shares = calibration.sharpen(np.array(shares), self.temperature)
-        return list(zip(predictions.answers, shares, strict=True))
+        return list(zip(predictions.answers, shares, task.unread, strict=True))
 
 
 def reason(error: InputError, post: Post) -> str:

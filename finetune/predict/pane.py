@@ -87,13 +87,15 @@ def answer(
         }
     if "top" in prediction:
         pane.bars = {entry["relation"]: entry["probability"] for entry in prediction["top"]}
+        if "cut" in prediction:
+            pane.note = "Only the words nearest to head and tail were read. "
         if look and image:
             losses = occlusion.occlusion(extract, post, prediction["relation"])
             loss, share = 100 * occlusion.strongest(losses)["loss"], 100 * prediction["probability"]
             if loss < 0.05:
-                pane.note = "No part of the picture speaks for this answer."
+                pane.note += "No part of the picture speaks for this answer."
             else:
-                pane.note = (
+                pane.note += (
                     f"Without the framed part of the picture, {prediction['relation']} would lose "
                     f"{loss:.1f} of {share:.1f} %."
                 )

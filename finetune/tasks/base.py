@@ -151,7 +151,8 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Any], tokenizer: Any, max_length: int) -> dict[str, Column]:
-        """Columns of a `Dataset`, named like the fields of `Batch`; always with `input_ids`.
+        """Columns of a `Dataset`, named like the fields of `Batch`; always with `input_ids`. Beside
+        them (N,) `unread`, of each row the word pieces or words beyond `max_length`.
 
         `labels` is (N,) for relations, one array of word labels a row for entities.
         """

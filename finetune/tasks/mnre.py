@@ -94,7 +94,7 @@ class Mnre(Task):
     def encode(
         self, rows: Sequence[RelationRow], tokenizer: Any, max_length: int
     ) -> dict[str, Column]:
-        """`input_ids`, `head_start`, `tail_start`, `labels`."""
+        """`input_ids`, `head_start`, `tail_start`, `labels`; `unread` counts word pieces."""
         marked = [mark_entities(row.tokens, row.head, row.tail) for row in rows]
         encoded = tokenizer(
             marked, is_split_into_words=True, return_attention_mask=False, verbose=False
@@ -110,6 +110,7 @@ class Mnre(Task):
             "head_start": np.array([int(np.argmax(pieces == head_id)) for pieces in ids]),
             "tail_start": np.array([int(np.argmax(pieces == tail_id)) for pieces in ids]),
             "labels": np.array([self.relation2id[row.relation] for row in rows]),
+            "unread": np.array([*map(len, encoded)]) - [*map(len, ids)],
         }
 
     def gold(self, rows: Sequence[RelationRow]) -> list[str]:

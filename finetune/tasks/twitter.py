@@ -93,7 +93,8 @@ class Twitter(Task):
         """`input_ids`, and per word `word_starts`, `word_mask`, `labels`.
 
         `word_starts` is 0, the place of [CLS], for a word without pieces. Words that lie wholly
-        beyond `max_length` are left out here; `score` counts them as predicted `O`.
+        beyond `max_length` are left out here, `unread` counts them, and `score` takes them as
+        predicted `O`.
         """
         encoded = tokenizer(
             [list(row.tokens) for row in rows],
@@ -112,6 +113,9 @@ class Twitter(Task):
             columns["word_starts"].append(starts)
             columns["word_mask"].append(np.ones(len(starts), dtype=bool))
             columns["labels"].append(np.array([label_ids[tag] for tag in row.tags[: len(starts)]]))
+        columns["unread"] = np.array(
+            [len(row.tokens) - len(s) for row, s in zip(rows, columns["word_starts"], strict=True)]
+        )
         return columns
 
     def gold(self, rows: Sequence[NERRow]) -> list[list[str]]:

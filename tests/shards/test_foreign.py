@@ -44,15 +44,17 @@ def test_crooked_members_are_taken_or_named(picture, tmp_path):
          ("c.jpg", image), ("c.json", about),
          ("e.jpg", image), ("f.txt", b"alone"), ("g.jpg", image), ("g.txt", b"\xff"),
          ("h.jpg", image), ("h.txt", b" "), ("i.jpg", image), ("i.json", b"{"),
-         ("j.jpg", image), ("j.txt", b"x"), ("j.jpg", image), ("k.mp4", b"film")],
+         ("j.jpg", image), ("j.txt", b"x"), ("j.jpg", image), ("k.mp4", b"film"),
+         ("l.jpg", image), ("l.txt", b"\n"), ("l.json", about)],
     )  # fmt: skip
     corpus = webdataset([str(path)], mismatch=0)
     taken = {corpus.where(n): corpus.record(n).caption for n in corpus.numbers.tolist()}
     assert taken == {
         "00000.tar: d/a": "one", "00000.tar: b.v1.2": "zwei ü", "00000.tar: c": "from JSON",
+        "00000.tar: l": "from JSON",
     }  # fmt: skip
     reasons = {corpus.where(reject.row)[-1]: reject.reason for reject in corpus.rejects}
-    assert corpus.rows == 10 and {key: text.split(" (")[0] for key, text in reasons.items()} == {
+    assert corpus.rows == 11 and {key: text.split(" (")[0] for key, text in reasons.items()} == {
         "e": "no .txt or .json of this key", "f": "no picture of this key",
         "g": "its caption is no UTF-8", "h": "no usable caption", "i": "its .json: not valid JSON",
         "j": "the key comes again", "k": "neither picture nor caption, but .mp4",

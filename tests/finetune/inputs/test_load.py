@@ -17,7 +17,7 @@ from finetune.methods.base import Source
 from finetune.methods.mtb import MTB, MTBConfig
 from finetune.methods.promu import Promu, PromuConfig
 from finetune.tasks.base import SideInput
-from finetune.tasks.mnre import Mnre
+from finetune.tasks.mnre import MARKERS, Mnre
 from finetune.tasks.region_cache import Region, Regions
 from shards.files import InputError
 
@@ -90,6 +90,29 @@ def test_view_that_is_not_there(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no such manifest"):
         read_views([tmp_path / name])
+
+
+def test_what_is_not_read_is_said(tmp_path, promu, caplog):
+    task, method, tokenizer = promu
+    (task.folder / "caption").mkdir()
+    lines = [repr({"img_id": f"val{n}.jpg", "text": "a b c d" if n else "a"}) for n in range(30)]
+    (task.folder / "caption/mine_val.txt").write_text("\n".join(lines))
+    whole = {"images": "none", "captions": "mine", "max_caption_length": 4}
+    load_split(task, "val", tokenizer, method, options(tmp_path, **whole))
+    assert "longer" not in caplog.text
+    cut = {"images": "none", "captions": "mine", "max_caption_length": 3, "max_length": 13}
+    load_split(task, "val", tokenizer, method, options(tmp_path, **cut))
+    rows = task.read("val")
+    lengths = [
+        len(tokenizer.tokenize(row.tokens, is_split_into_words=True)) + len(MARKERS) + 2
+        for row in rows
+    ]
+    long = [row.row for row, length in zip(rows, lengths, strict=True) if length > 13]
+    assert long
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith(f"{task.split_file('val')}: {len(long)} of 30 rows are longer than ")
+    assert first.endswith(f"--max_length 13 and not read whole (first: row {long[0]})")
+    assert second.startswith("val: 29 of 30 captions are longer than --max_caption_length 3")
 
 
 def test_caption_follows_the_post(tmp_path, promu):

@@ -1,4 +1,4 @@
-"""What a run that finds entities cannot read of a post is said beside what it finds."""
+"""What a run cannot read of a post is said beside its answer."""
 
 import json
 
@@ -7,10 +7,13 @@ import pytest
 from finetune.__main__ import main
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
+from finetune.methods.mtb import MTB, MTBConfig
 from finetune.predict import pane
+from finetune.predict.done import with_end
 from finetune.predict.extractor import Extractor
 from finetune.run.checkpoint import save_method
 from finetune.tasks.base import TaskInfo
+from finetune.tasks.mnre import Mnre
 from finetune.tasks.posts import parse_post
 from finetune.tasks.twitter import bio_labels
 
@@ -47,6 +50,34 @@ def test_words_beyond_max_length_are_counted(short_sighted, tmp_path, capsys):
     main(["predict", str(short_sighted), "--input", str(tmp_path / "posts.jsonl")])
     line = json.loads(capsys.readouterr().out)
     assert (line["id"], line["cut"], line["words_not_read"]) == (7, True, len(tokens) - read)
+
+
+def test_a_relation_of_a_long_post_is_marked(tmp_path, mnre_folder, tiny_model, caplog):
+    """It reads twenty word pieces; posts that were cut are counted, an earlier call's, too."""
+    info = Mnre(mnre_folder).info
+    method, tokenizer = MTB.build(MTBConfig(), info, Source(str(tiny_model)))
+    save_method(
+        tmp_path / "run/seed-1/model", method, tokenizer, name="mtb", config=MTBConfig(),
+        task=info, inputs={"images": "none", "max_length": 20}, card="# card\n",
+    )  # fmt: skip
+    (tmp_path / "run/seed-1/result.json").write_text(json.dumps({"dev": {"f1": 1.0}}))
+    long = "Ann and Bob tonight " + "and so on " * 9
+    posts = [{"text": text, "head": [0, 3], "tail": [8, 11]}
+             for text in (long, "Ann and Bob", 'Ann and Bob "cut": true', "Ann", long)]  # fmt: skip
+    source, out = tmp_path / "posts.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(post) + "\n" for post in posts))
+    predict = ["predict", str(tmp_path / "run"), "--input", str(source), "--out", str(out)]
+    caplog.set_level("INFO")
+    main(predict)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer.get("cut") for answer in answers] == [True, None, None, None, True]
+    said = "5 posts, 1 of them could not be read, 2 are longer than the run reads (cut)"
+    assert caplog.messages[-1] == said
+    content = out.read_bytes()
+    with_end(out, ".partial").write_bytes(content[: content.index(b"\n") + 1])
+    out.unlink()
+    main(predict)
+    assert out.read_bytes() == content and caplog.messages[-1] == said
 
 
 def test_half_a_character_is_refused_in_its_place(short_sighted, tmp_path, capsys):

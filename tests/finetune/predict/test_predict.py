@@ -180,7 +180,7 @@ def test_entities_have_their_characters(ner):
     answer = extractor(text)
     post = parse_post({"text": text}, None, "twitter2017")
     assert post.tokens == ("RT", "@", "x", ":", "Ann", "and", "Bob", ",", "tonight", "!")
-    ((tags, _),) = extractor.run.answers([(post, None, None)])
+    ((tags, _, _),) = extractor.run.answers([(post, None, None)])
     covered = set()
     assert answer["entities"], "random weights of this seed find some"
     for entity in answer["entities"]:

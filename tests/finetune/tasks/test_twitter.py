@@ -188,6 +188,7 @@ def test_encode_keeps_every_word(tmp_path):
     task = Twitter2017(tmp_path)
     rows = task.read("train")
     columns = task.encode(rows, WordTokenizer(), max_length=80)
+    assert columns.pop("unread").tolist() == [0]
     assert [column[0].tolist() for column in columns.values()] == [
         [9, 0, 0, 2, 2, 9],
         [1, 0, 3, 0],

@@ -31,7 +31,9 @@ def masked(tmp_path, mnre_folder):
         row = RelationRow(row=0, image_id="x", tokens=tuple(words), head=head, tail=tail,
                           relation="None")  # fmt: skip
         task = Mnre(mnre_folder)
-        dataset = Dataset(rows=np.array([0]), columns=task.encode([row], tokenizer, 80))
+        columns = task.encode([row], tokenizer, 80)
+        assert columns.pop("unread").tolist() == [0]
+        dataset = Dataset(rows=np.array([0]), columns=columns)
         options = InputOptions(images="none", max_length=80, cache=tmp_path)
         wanted = Wanted(task=task, split="val", original=[row], tokenizer=tokenizer,
                         spec=InputSpec(method="Tmr"), options=options)  # fmt: skip
