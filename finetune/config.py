@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from finetune import registry
 from finetune.methods.profiles import in_present_names
-from finetune.protocols import PROTOCOLS
+from finetune.protocols import PROTOCOLS, seed_list
 from finetune.tasks.base import Task
 from finetune.tasks.splits import SPLITS
 from shards.files import InputError
@@ -172,18 +172,12 @@ class TrainConfig:
             raise ValueError("max_length must be at least 8: four markers and two entities")
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol {self.protocol!r}: there are {', '.join(PROTOCOLS)}")
-        if len(set(self.seed_list)) != len(self.seed_list):
-            raise ValueError(f"seeds {self.seeds}: one is repeated")
-        if not all(0 <= seed < 2**32 for seed in self.seed_list):
-            raise ValueError(f"seeds {self.seeds}: 0 to 4294967295")
+        seed_list(self.seeds)
 
     @property
     def seed_list(self) -> list[int]:
         """The seeds as numbers."""
-        try:
-            return [int(seed) for seed in str(self.seeds).split(",")]
-        except ValueError:
-            raise ValueError(f"seeds {self.seeds!r}: expected numbers like 1,2,3") from None
+        return seed_list(self.seeds)
 
     @property
     def view_paths(self) -> list[Path]:

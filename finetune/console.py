@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from finetune.__main__ import COMMANDS
 from finetune.__main__ import main as finetune_main
+from pretrain.__main__ import run
 from shards.command import Module, dispatch, exit_on_input_error
 
 PACKAGES = {
@@ -30,3 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Entities and relations of posts that come as text and image.",
         "train --config mnre/promu --data MNRE --init MODEL_DIR --out runs/promu",
     )
+
+
+def script() -> None:
+    """What the installed command runs."""
+    run(main)

@@ -36,6 +36,23 @@ PROTOCOLS = {
 }
 
 
+def seed_list(seeds: int | str) -> list[int]:
+    """`1,2,3` as numbers.
+
+    Raises:
+        ValueError: something else, a number twice, or one that no generator takes.
+    """
+    try:
+        numbers = [int(seed) for seed in str(seeds).split(",")]
+    except ValueError:
+        raise ValueError(f"seeds {seeds!r}: expected numbers like 1,2,3") from None
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"seeds {seeds}: one is repeated")
+    if not all(0 <= seed < 2**32 for seed in numbers):
+        raise ValueError(f"seeds {seeds}: 0 to 4294967295")
+    return numbers
+
+
 def fraction_rows(total: int, fraction: float, seed: int, replacement: bool = False) -> np.ndarray:
     """floor(fraction · total) sorted positions, by default without replacement.
 

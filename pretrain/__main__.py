@@ -1,7 +1,7 @@
 """`python -m pretrain`, and what `launch/pretrain.sh` runs under any launcher."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shards.command import Module, dispatch, exit_on_input_error, without_local_rank
 from shards.options import parse_config
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dispatch("python -m pretrain", COMMANDS, words, "The fusion encoder.", example)
 
 
-def run() -> None:
-    """`main` as a process of its own: the others of its job, and who started it, learn at once that
-    it has failed (`leave`)."""
+def run(main: Callable[[], object] = main) -> None:
+    """A `main` as a process of its own: the others of its job, and who started it, learn at once
+    that it has failed (`leave`)."""
     try:
         main()
     except SystemExit as ended:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from shards import threads
 from shards.command import exit_on_input_error, without_local_rank
-from shards.options import parse_config
+from shards.options import parse_config, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,7 @@ class LabelConfig:
     """auto: bf16 on a GPU, else fp32."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size {self.batch_size}: must be positive")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"--workers {self.workers}: must not be negative")
+        positive(batch_size=self.batch_size)
 
 
 def label(config: LabelConfig) -> None:

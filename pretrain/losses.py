@@ -105,7 +105,8 @@ def cit_loss(
         both = torch.stack([image_to_text, text_to_image]).masked_fill(hidden, -torch.inf)
         log_likelihood = both.log_softmax(dim=-1)[:, rows, anchors]  # (2, B)
         world = total // size
-        return -(log_likelihood.mean(dim=0) * weight).sum() * world / count
+        # One pair alone is certain: a minus would make its loss -0.
+        return 0 - (log_likelihood.mean(dim=0) * weight).sum() * world / count
 
 
 def soft_label_loss(

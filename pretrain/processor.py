@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,8 +59,8 @@ class FusionProcessor:
 
     def __call__(
         self,
-        text: str | Sequence[str] | None = None,
-        images: Picture | Sequence[Picture] | None = None,
+        text: str | Iterable[str] | None = None,
+        images: Picture | Iterable[Picture] | None = None,
         *,
         return_tensors: Literal["pt"] = "pt",
         padding: Literal[True] = True,
@@ -91,7 +91,7 @@ class FusionProcessor:
             inputs |= zip(("input_ids", "attention_mask"), tokens, strict=True)
         return BatchEncoding(inputs)
 
-    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def texts(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
         """(N, L) word pieces and their mask; what is beyond the last position is cut, and a warning
         says of how many texts.
 
@@ -100,6 +100,7 @@ class FusionProcessor:
         """
         if isinstance(texts, str):
             raise InputError("texts: a list of texts is needed, not one text; put it in [ ]")
+        texts = list(texts)
         for number, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputError(f"text {number}: {type(text).__name__} is no text")
@@ -108,7 +109,7 @@ class FusionProcessor:
         if not texts:
             empty = torch.zeros(0, 1, dtype=torch.int64)
             return empty, empty
-        rows = self._pieces.encode_batch(list(texts))
+        rows = self._pieces.encode_batch(texts)
         if cut := sum(bool(row.overflowing) for row in rows):
             warnings.warn(
                 f"{cut} of {len(texts)} texts are longer than the model's {self.longest_text} "
@@ -120,17 +121,18 @@ class FusionProcessor:
         # Padded to a multiple of eight, which may lie beyond the last position.
         return ids[:, : self.longest_text], mask[:, : self.longest_text]
 
-    def pixels(self, images: Sequence[Picture]) -> Tensor:
+    def pixels(self, images: Iterable[Picture], first: int = 0) -> Tensor:
         """(N, 3, S, S) uint8, squashed to a square.
 
         A path goes the way of a picture into a shard and out of it, JPEG included. A PIL picture
-        is turned upright and laid on white; a tensor is (3, H, W) uint8 RGB.
+        is turned upright and laid on white; a tensor is (3, H, W) uint8 RGB. Messages count the
+        pictures from `first`.
 
         Raises:
             InputError: one picture instead of several, or the file or entry that is no picture.
         """
         self.check_several(images)
-        views = [self._view(image, number) for number, image in enumerate(images)]
+        views = [self._view(image, number) for number, image in enumerate(images, first)]
         size = self.image_size
         return torch.stack(views) if views else torch.zeros(0, 3, size, size, dtype=torch.uint8)
 

@@ -27,7 +27,7 @@ from pretrain.cluster.nodes import LOCAL, Host, forwarded, on_host, read_hostfil
 from pretrain.config import PretrainConfig
 from shards.command import exit_on_input_error, without_local_rank
 from shards.files import InputError
-from shards.options import parse_config
+from shards.options import parse_config, positive
 
 BEAT = 2.0
 """Seconds between signs of life from the supervisor to its agents."""
@@ -53,6 +53,9 @@ class SuperviseConfig:
     """Only tell, by exit status 0 or 1, if the run is."""
     settings: tuple[str, ...] = ()
     """Behind `--`: those of `python -m pretrain`."""
+
+    def __post_init__(self) -> None:
+        positive(ranks=self.ranks)
 
 
 @exit_on_input_error

@@ -14,6 +14,7 @@ from shards.files import InputError
 from shards.images import QUALITY, SHORT_SIDE
 from shards.index import ShardIndex
 from shards.json_files import read_json_lines
+from shards.options import positive
 from shards.records import MOST_LISTED
 from shards.schema import REJECTS_NAME
 from shards.stats import short_form
@@ -42,14 +43,9 @@ class BuildConfig:
     """Processes (default: all cores)."""
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "shard_size", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be positive")
+        positive(short_side=self.short_side, shard_size=self.shard_size, jobs=self.jobs)
         if not 1 <= self.quality <= 100:
             raise InputError(f"--quality {self.quality}: 1 to 100 is needed")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from shards.command import Group, Tool
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, refuse_foreign
 from shards.images import RejectedImage, decoded
 from shards.json_files import parse_object, read_lines, write_json
 from shards.locks import lock_file
+from shards.options import positive
 from shards.progress import Progress
 from shards.tables import read_table
 
@@ -63,13 +64,13 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _require_writer(self.out)
-        if self.batch < 1 or self.max_new_tokens < 1:
-            raise InputError("--batch and --max-new-tokens must be positive")
+        positive(batch=self.batch, max_new_tokens=self.max_new_tokens)
 
 
 def _require_writer(out: Path) -> None:
     if out.suffix not in WRITERS:
         raise InputError(f"--out {out}: the name must end in {' or '.join(WRITERS)}")
+    refuse_foreign(out, "image,caption\n", "{'img_id': ")
 
 
 def convert(config: ConvertConfig) -> None:

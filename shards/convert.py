@@ -16,6 +16,7 @@ from shards.detections import pack_detections
 from shards.files import InputError, file_sha256
 from shards.images import Stored
 from shards.json_files import read_json_lines
+from shards.options import positive
 from shards.schema import COLUMN_NAME, FORMAT_VERSION, OBJECTS, REJECTS_NAME, TEACHER
 from shards.shard import read_metas
 from shards.stream import ShardReader
@@ -36,8 +37,7 @@ class ConvertConfig:
     """Processes (default: all cores)."""
 
     def __post_init__(self) -> None:
-        if self.jobs is not None and self.jobs < 1:
-            raise InputError("--jobs must be positive")
+        positive(jobs=self.jobs)
 
 
 class Place(NamedTuple):

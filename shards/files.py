@@ -67,6 +67,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_foreign(path: Path, *beginnings: str) -> None:
+    """Before a file is replaced. Raises: InputError: it holds something that begins otherwise than
+    what this command writes."""
+    if not path.is_file() or not (content := path.read_bytes()):
+        return
+    if not content.startswith(tuple(beginning.encode() for beginning in beginnings)):
+        raise InputError(f"{path}: not written by this command; choose another place, or remove it")
+
+
 @contextmanager
 def replace_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder beside `folder` that replaces it on success and vanishes on failure.

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from shards.command import Tool
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, refuse_foreign
 from shards.index import ShardIndex
+from shards.options import positive
 from shards.progress import Progress
 from shards.stream import ShardReader
 
@@ -47,14 +48,14 @@ class NounsConfig:
     """Count proper nouns, too."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"--size {self.size}: must be positive")
+        positive(size=self.size)
         if self.tagger == "lexicon" and self.proper:
             raise InputError("--proper needs a model, the lexicon knows no names: --tagger spacy")
 
 
 def write_nouns(config: NounsConfig) -> None:
     """Count and write."""
+    refuse_foreign(config.out, "# {", '{\n "provenance"')
     lexicon = config.tagger == "lexicon"
     tag = lexicon_tagger() if lexicon else spacy_tagger(config.model, config.proper)
     readers = [ShardReader(location) for location in config.shards]

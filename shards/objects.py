@@ -18,6 +18,7 @@ from shards.columns import write_column
 from shards.command import Tool
 from shards.detections import pack_detections
 from shards.files import InputError, file_sha256
+from shards.options import positive
 from shards.schema import OBJECTS, DetectedObject
 from shards.shard import Picture
 from shards.stream import ShardReader
@@ -64,8 +65,9 @@ class DetectConfig:
     """Of yolo, torchvision."""
 
     def __post_init__(self) -> None:
-        if self.keep < 1 or self.batch < 1 or not 0 <= self.min_score <= 1:
-            raise InputError("--keep and --batch must be positive, --min-score between 0 and 1")
+        positive(keep=self.keep, batch=self.batch)
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"--min-score {self.min_score}: between 0 and 1")
         for name, unread in (
             ("boxes", self.detector != "file"),
             ("weights", self.detector == "file"),

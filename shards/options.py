@@ -63,7 +63,9 @@ def parse_config(
     try:
         namespace = parser.parse_args(words)
         del namespace.config
-        return config_class(**parser.instantiate_classes(namespace).as_dict())
+        config = config_class(**parser.instantiate_classes(namespace).as_dict())
+        refuse_negative(config)
+        return config
     except ArgumentError as error:
         message = f"{prog}: {_one_line(str(error))}{_nearest(str(error), config_class)}"
         if "arguments are required" in message:
@@ -71,6 +73,23 @@ def parse_config(
         raise CommonError(message) from None
     except (ValueError, TypeError) as error:
         raise CommonError(f"{prog}: {_one_line(str(error))}") from error
+
+
+def positive(prefix: str = "--", /, **counts: int | None) -> None:
+    """Raises: InputError: one of these is neither None nor a whole number above 0."""
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise InputError(f"{prefix}{name} {count}: must be a positive whole number")
+
+
+def refuse_negative(config: Any, section: str = "") -> None:
+    """Raises: InputError: a number is; of no option of any command it would mean anything."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{section}{field.name}"
+        if dataclasses.is_dataclass(value):
+            refuse_negative(value, f"{name}.")
+        elif isinstance(value, int | float) and value < 0:
+            raise InputError(f"--{name} {value}: must not be negative")
 
 
 def check_bounds(path: Path) -> None:

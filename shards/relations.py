@@ -23,6 +23,7 @@ from typing import ClassVar
 from shards.command import Tool, exit_on_input_error
 from shards.files import InputError, atomic_path
 from shards.nouns import read_vocabulary
+from shards.options import positive
 
 SHIPPED = Path(__file__).with_name("relations.tsv")
 LABEL = re.compile(
@@ -77,6 +78,9 @@ class RelationsConfig:
     """TSV: id, label."""
     size: int = 1000
     """Relations chosen."""
+
+    def __post_init__(self) -> None:
+        positive(size=self.size)
 
 
 def write_relations(config: RelationsConfig) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from shards.command import Tool
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, refuse_foreign
 from shards.progress import Progress
 from shards.schema import OBJECTS
 from shards.shard import Picture
@@ -40,12 +40,12 @@ class StatsConfig:
     def __post_init__(self) -> None:
         if self.format == "html" and self.out is None:
             raise InputError("--format html needs --out FILE.html")
-        if self.pictures < 0 or self.nouns < 0:
-            raise InputError("--pictures and --nouns must not be negative")
 
 
 def stats(config: StatsConfig) -> None:
     """Read every picture's JSON and bytes once; print or write."""
+    if config.out is not None:
+        refuse_foreign(config.out, "shards  ", '{\n  "shards":', PAGE)
     reader = ShardReader(config.shards)
     if reader.has_column(OBJECTS):
         reader = ShardReader(config.shards, columns=[OBJECTS])
@@ -191,6 +191,9 @@ def said(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | float) else str(value)
 
 
+PAGE = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Shards</title>'
+
+
 def page(figures: dict[str, Any], pictures: Sequence[Picture]) -> str:
     """HTML without a script or a link: figures, then pictures with their boxes and pairs."""
     rows = "".join(
@@ -198,7 +201,7 @@ def page(figures: dict[str, Any], pictures: Sequence[Picture]) -> str:
         for name, value in figures.items()
     )
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Shards</title><style>'
+        f"{PAGE}<style>"
         "body{font:15px sans-serif;margin:2em}th{text-align:left;padding-right:2em;vertical-align:"
         "top}figure{display:inline-block;width:20em;vertical-align:top;margin:1em}svg{width:100%}"
         ".mismatch{color:#b00}</style></head><body>\n"

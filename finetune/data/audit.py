@@ -24,7 +24,7 @@ from finetune.tasks.base import Row, Task
 from finetune.tasks.leakage import THRESHOLD, AuditResult, audit_features, hashable
 from finetune.tasks.region_cache import Regions, read_regions
 from shards.command import exit_on_input_error
-from shards.files import InputError
+from shards.files import InputError, refuse_foreign
 from shards.json_files import write_json
 from shards.options import parse_config
 
@@ -191,8 +191,6 @@ class AuditConfig(TaskOptions):
     def __post_init__(self) -> None:
         if not self.overlap and not self.sources():
             raise ValueError("nothing to audit: give --overlap, --crops, --phrases, --regions, …")
-        if self.shuffle is not None and self.shuffle < 0:
-            raise ValueError(f"--shuffle {self.shuffle}: 0 or more")
 
     def sources(self) -> list[Source]:
         """Of the features that the options name."""
@@ -211,6 +209,8 @@ class AuditConfig(TaskOptions):
 
 def run(config: AuditConfig) -> dict[str, list[AuditResult]]:
     """Audit what the options name; prints verdicts, writes `out`."""
+    if config.out:
+        refuse_foreign(config.out, '{\n  "threshold":')
     task, sources = config.open(), config.sources()
     results: dict[str, list[AuditResult]] = {split: [] for split in config.split}
     rows = {split: task.read(split) for split in ("train", *results)}

@@ -27,6 +27,7 @@ from shards.files import InputError, atomic_path
 from shards.images import decoded
 from shards.json_files import read_json, write_json
 from shards.locks import lock
+from shards.options import positive
 
 FOLDER = "diffusion_pic"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
@@ -243,6 +244,9 @@ class PicturesConfig(GenerateConfig):
     """Denoising steps."""
     batch: int = 4
     """Pictures at a time."""
+
+    def __post_init__(self) -> None:
+        positive(steps=self.steps, batch=self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,10 @@ from typing import Any, ClassVar, Literal
 from finetune.data.check import CheckConfig, run_check
 from finetune.tasks.posts import ENDS, TABLES, WHOLE_TAGS, parse_post, record_of
 from finetune.tasks.reading import shown
-from finetune.tasks.spans import Occurrence, Offsets, check_record, place_span
+from finetune.tasks.spans import Occurrence, Offsets, check_record, offsets_of, place_span
 from finetune.tasks.twitter import TAG_PATTERN
 from shards.command import Group, Tool
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, refuse_foreign
 from shards.records import Parsed, Refused, parse_records, read_records
 from shards.tables import read_table
 
@@ -125,7 +125,7 @@ def entities_row(record: dict[str, Any], offsets: str | None = None) -> dict[str
     marked = next((record[key] for key in ENTITY_LISTS if key in record), None)
     if not isinstance(marked, list):
         raise InputError("entities must be a list of [start, end, type]")
-    offsets = record.get("offsets") or offsets
+    offsets = offsets_of(record, offsets)
     spans = sorted(_marked(value, text, offsets) for value in marked)
     for (_, end, _), (start, _, _) in pairwise(spans):
         if start < end:
@@ -195,6 +195,7 @@ def run_convert(config: ConvertConfig) -> None:
     """Write the split's file."""
     if config.out.exists() and config.out.samefile(config.posts):
         raise InputError(f"--out {config.out}: is the file of the posts; choose another")
+    refuse_foreign(config.out, '{"tokens": ')
     rows = convert(
         config.posts, config.to, config.offsets, config.occurrence, config.delimiter,
         config.encoding,

@@ -24,6 +24,7 @@ from finetune.tasks.base import Row, Task
 from finetune.tasks.region_cache import Region, Regions, regions_to_json
 from shards.command import Group, Tool
 from shards.images import decoded
+from shards.options import positive
 
 GENERATED_SIZE = (768, 768)
 """TMR's generated pictures."""
@@ -68,6 +69,9 @@ class RecoverConfig(RegionConfig):
 
     workers: int = 1
     """Processes."""
+
+    def __post_init__(self) -> None:
+        positive(workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

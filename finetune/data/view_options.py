@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.config import TaskOptions
+from shards.options import positive
 
 Scope = Literal["train", "dev", "test", "train+dev", "all"]
 
@@ -22,14 +23,9 @@ class ViewConfig(TaskOptions):
     """Splits to change."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: not a whole number")
         for name in ("ratio", "keep", "p_modify"):
             if not 0 <= getattr(self, name, 0) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: not a share in [0, 1]")
-        for name in ("num_grounded", "num_detected"):
-            if (getattr(self, name, None) or 0) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: not a whole number")
 
     @property
     def region_cache(self) -> Path | None:
@@ -113,8 +109,7 @@ class KShot(ViewConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"--k {self.k}: not above zero")
+        positive(k=self.k)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,11 +21,11 @@ from typing import Any, BinaryIO, ClassVar, Literal
 from tqdm import tqdm
 
 from finetune.predict.done import CUT, Done
-from finetune.predict.live_options import LiveOptions
+from finetune.predict.live_options import WEIGHTS, LiveOptions
 from finetune.tasks.posts import COLUMNS, TABLES, BadPost, parse_line, read_post, record_of
 from shards.files import InputError, file_sha256
 from shards.locks import lock_file
-from shards.options import parse_config
+from shards.options import parse_config, positive
 from shards.records import Refused
 from shards.redact import without_secrets
 from shards.tables import TableRow, read_table
@@ -90,9 +90,7 @@ class PredictConfig(LiveOptions, PostOptions):
             raise ValueError(f"--{single[0]} goes with --text; in a file each post names its own")
         if self.out is not None and self.input is None:
             raise ValueError("--out goes with --input")
-        for name in ("top_k", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
+        positive(top_k=self.top_k, batch_size=self.batch_size)
 
     def shaping(self) -> dict[str, Any]:
         """What answers depend on: settings, and digests of input and runs."""
@@ -104,6 +102,10 @@ class PredictConfig(LiveOptions, PostOptions):
         for name in ("run", "ner"):
             if source := getattr(self, name):
                 settings[f"{name}_sha256"] = identity(source)
+        for name in WEIGHTS:
+            if (path := Path(getattr(self, name) or "")).exists() and path.name:
+                files = sorted(p for p in path.rglob("*") if p.is_file()) or [path]
+                settings[f"{name}_sha256"] = digest_of(files)
         return {k: without_secrets(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
@@ -241,7 +243,12 @@ def identity(source: str) -> str:
 
     seed = best_seed(source)
     files = sorted([*model_of(seed).iterdir(), seed / "pred_dev.jsonl"])
-    digests = [(path.name, file_sha256(path)) for path in files if path.is_file()]
+    return digest_of([path for path in files if path.is_file()])
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Of files by name and content, in their order."""
+    digests = [(path.name, file_sha256(path)) for path in files]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """What an earlier `predict --out` has written, and the stream for what is missing.
 
 Beside OUT.partial lies OUT.partial.crc32, a checksum a line: answers are plain JSON lines, which
-hold none themselves, and a resumed file is handed out as if written in one go.
+hold none themselves, and a resumed file is handed out as if written in one go. Of a finished file
+OUT.settings.json keeps the digest.
 """
 
 import os
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import InputError, atomic_path
+from finetune.predict.live_options import WEIGHTS
+from shards.files import InputError, atomic_path, digest
 from shards.json_files import parse_object, read_json, write_json
 from shards.options import same_setting
 
 SUMS, WIDTH = ".crc32", 9
+ANSWERS = "answers_sha256"
+LATER = {"pictures", *(f"{name}_sha256" for name in WEIGHTS)}
+"""What older code did not look at."""
 CUT = b'"cut": true'
 """In the line of a post that was not read whole; inside a text the quotes would be escaped."""
 
@@ -54,9 +59,15 @@ class Done:
             raise InputError(f"{out}: no answers of this command; give another --out")
         if out.exists() or partial.exists():
             before = read_json(state, f"remove {out if out.exists() else partial} to answer anew")
+            written = before.pop(ANSWERS, None)
+            if out.exists() and written not in (None, digest(out)):
+                raise InputError(
+                    f"{out}: not what was written (damaged on the disk, or edited?); remove it to "
+                    "answer anew"
+                )
+            before = {n: settings[n] for n in settings.keys() & LATER} | before
             # An option that came later was not set then.
             names = sorted(before.keys() | settings)
-            before.setdefault("pictures", settings.get("pictures"))  # older code looked at none
             if changed := [n for n in names if not same_setting(before.get(n), settings.get(n))]:
                 raise InputError(
                     f"{out if out.exists() else partial}: holds answers to another input, run or "
@@ -120,7 +131,8 @@ class Done:
     def finish(self) -> None:
         """All lines are there: the file gets its name."""
         if self.out is not None:
-            partial = with_end(self.out, ".partial")
+            partial, state = with_end(self.out, ".partial"), with_end(self.out, ".settings.json")
+            write_json(state, read_json(state) | {ANSWERS: digest(partial)})
             os.replace(partial, self.out)
             with_end(partial, SUMS).unlink(missing_ok=True)
 

@@ -28,6 +28,7 @@ from finetune.tasks.posts import Post, parse_post
 from finetune.tasks.spans import Span
 from shards.files import InputError
 from shards.images import upright_rgb
+from shards.options import positive
 
 CHUNK = 256
 """Posts whose pictures are decoded at a time."""
@@ -63,6 +64,7 @@ class Extractor:
         Raises:
             InputError: no such run, or inputs that cannot be made for new posts.
         """
+        positive("", batch_size=batch_size)
         live = live or LiveInputs()
         extractor = Run(str(run), live, precision, batch_size, relations)
         if ner is None:
@@ -115,12 +117,14 @@ class Extractor:
         self, posts: Iterable[Post | Bad], top_k: int = 3, chunk: int = CHUNK
     ) -> Iterator[dict[str, Any]]:
         """An answer a post, in their order; `{"error": …}` for a bad one. Memory holds a chunk."""
+        positive("", top_k=top_k, chunk=chunk)
         rest = iter(posts)
         while posts := list(islice(rest, chunk)):
             yield from self.answer(posts, top_k)
 
     def answer(self, posts: Sequence[Post | Bad], top_k: int = 3) -> list[dict[str, Any]]:
         """The answers of one chunk."""
+        positive("", top_k=top_k)
         answers: list[dict[str, Any]] = [
             {"error": post.error} if isinstance(post, Bad) else {} for post in posts
         ]
@@ -191,7 +195,7 @@ class Extractor:
                 yield {**mentions, "error": result.error}
                 continue
             answer, shares, unread = result
-            order = np.argsort(-shares, kind="stable")[: max(top_k, 1)]
+            order = np.argsort(-shares, kind="stable")[:top_k]
             top = [
                 {"relation": labels[label], "probability": round(float(shares[label]), 4)}
                 for label in order

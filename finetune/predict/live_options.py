@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+WEIGHTS = ("caption_model", "grounder", "detector", "tagger")
+"""Options that may name a folder or file of weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LiveOptions:

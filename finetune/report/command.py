@@ -13,7 +13,7 @@ from finetune.report.pages import Section
 from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
 from shards.command import require_extra
-from shards.files import InputError
+from shards.files import InputError, refuse_foreign
 from shards.json_files import write_json
 from shards.locks import lock_file
 from shards.options import parse_config
@@ -46,12 +46,10 @@ class ReportConfig:
     """Draws the rows of --looks and --states, and the bootstrap intervals."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: 0 or more")
         if self.out.suffix not in ("", ".md"):
             raise ValueError(f"--out {self.out}: name a .md; HTML and PNGs are named after it")
-        if self.looks < 0 or self.states < 0 or self.states in (1, 2):
-            raise ValueError("--looks N: 1 or more; --states N: 3 or more")
+        if self.states in (1, 2):
+            raise ValueError("--states N: 3 or more")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,6 +63,8 @@ def run(config: ReportConfig) -> None:
     """Write the report, and the summary where one is asked for."""
     from finetune.report import changed  # torch, which parsing does without
 
+    refuse_foreign(config.out, "# Results\n")
+    refuse_foreign(config.out.with_suffix(".html"), "<!doctype html>")
     if config.states:
         require_extra("sklearn", "figures", "--states draws t-SNE")
     runs = dict(zip(run_names(config.runs), config.runs, strict=True))

@@ -15,7 +15,7 @@ from finetune.protocols import seed_files
 from finetune.run.results import Predictions, read_result
 from finetune.tasks.splits import BY_OPTION
 from shards.command import Group, Tool
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, refuse_foreign
 
 # ---- options -------------------------------------------------------------------------------------
 
@@ -119,6 +119,7 @@ def gates(config: GatesConfig) -> None:
     from finetune.run.evaluate import pick_precision, views_of
     from finetune.run.open_run import open_run
 
+    refuse_foreign(config.out, '{"row": ')
     split = BY_OPTION[config.split]
     views = views_of(config.view, split)
     seed = open_run(config.run)

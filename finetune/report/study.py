@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 
 import yaml
 
+from finetune.protocols import seed_list
 from finetune.report import study_models
 from finetune.report.study_cells import Cell, cells, folder_name, read_study
 from finetune.report.study_models import as_words
@@ -40,7 +41,7 @@ from finetune.report.study_tables import in_order, of_other_columns, write_repor
 from shards import threads
 from shards.files import InputError, replace_folder
 from shards.locks import lock
-from shards.options import parse_config
+from shards.options import parse_config, positive
 from shards.processes import end_with
 
 OF_THE_STUDY = {
@@ -187,6 +188,8 @@ class StudyConfig:
     """KEY=VALUE …: settings of every run, over those of the study."""
 
     def __post_init__(self) -> None:
+        positive(jobs=self.jobs)
+        seed_list(self.seeds)
         for one in self.set:
             if not one.partition("=")[0] or "=" not in one:
                 raise ValueError(f"--set {one}: expected KEY=VALUE")
@@ -218,7 +221,7 @@ def run_study(config: StudyConfig) -> None:
     with lock(config.out):
         if config.pretraining:
             study_models.train(content["pretrain"], config.pretraining, config.launcher, config.out)
-        results = compute(todo, config.data, seeds, config.out, max(1, config.jobs))
+        results = compute(todo, config.data, seeds, config.out, config.jobs)
         if config.columns:
             results |= of_other_columns(config.out, config.columns, seeds, config.settings)
             results = in_order(results, content)

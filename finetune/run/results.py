@@ -161,6 +161,8 @@ def read_result(run: Path) -> dict[str, Any]:
     path = run / "result.json"
     if not path.is_file():
         raise InputError(f"{run}: no result.json; not a finished run")
+    if (run / "metrics.jsonl").is_file():
+        raise InputError(f"{run}: one seed of a run; give the run's folder, {run.parent}")
     result = read_object(path, RESULT, RUN_AGAIN)
     try:
         if not result["per_seed"]:

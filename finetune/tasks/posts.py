@@ -29,6 +29,7 @@ from finetune.tasks.spans import (
     check_record,
     check_text,
     locate,
+    offsets_of,
     read_span,
 )
 from shards.files import InputError
@@ -165,7 +166,7 @@ def parse_post(
     check_id(record.get("id"))
     check_record(record)
     entities = [with_ends(record, name) for name in ("head", "tail")]
-    offsets = record.get("offsets") or offsets
+    offsets = offsets_of(record, offsets)
     if (entities[0] is None) != (entities[1] is None):
         raise InputError("head and tail: give both or neither")
     if "text" in record:

@@ -7,7 +7,7 @@ order mark inside a text are characters like others; half a character or a NUL i
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any, Literal, get_args
 from unicodedata import category
@@ -96,6 +96,18 @@ def read_span(value: Any, length: int, name: str, unit: str) -> Span:
     return start, end
 
 
+def offsets_of(record: Mapping[str, Any], default: str | None) -> str | None:
+    """What the positions of a record count: its own `offsets`, else what the caller was told.
+
+    Raises:
+        InputError: no unit of `UNITS`.
+    """
+    offsets = default if record.get("offsets") is None else record["offsets"]
+    if offsets not in (None, *UNITS):
+        raise InputError(f"offsets must be one of {', '.join(UNITS)}, not {shown(offsets)}")
+    return offsets
+
+
 def place_span(
     value: Any, text: str, name: str, offsets: str | None = None, words: str | None = None
 ) -> Span:
@@ -110,8 +122,6 @@ def place_span(
         InputError: a span that is none, or reads otherwise; both readings are named.
     """
     unit = offsets or "characters"
-    if unit not in UNITS:
-        raise InputError(f"offsets must be one of {', '.join(UNITS)}, not {shown(unit)}")
     pair = read_span(value, max(size_of(text, u) for u in UNITS), name, unit)
     span = to_characters(pair, text, unit)
     others = {
@@ -157,9 +167,10 @@ def _whole(text: str, span: Span) -> bool:
 
 
 def mentions(words: str, text: str) -> list[Span]:
-    """Where words occur with nothing of a word around them."""
+    """Where words occur with nothing of a word around them; any blanks stand for any others."""
     before = rf"(?<!\w)(?<!\w{MARK})(?<!\w{MARK}{MARK})"
-    pattern = rf"{before}{re.escape(words)}(?!\w|{MARK})"
+    spaced = r"\s+".join(map(re.escape, words.split()))
+    pattern = rf"{before}{spaced}(?!\w|{MARK})"
     return [place.span() for place in re.finditer(pattern, text)]
 
 

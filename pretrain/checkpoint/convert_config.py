@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Literal
 
 from pretrain.model.config import Layout
+from shards.options import positive
 
 KINDS = ("deepspeed", "promu", "alpro", "text+vision", "model", "clip", "two-tower")
 """Of checkpoints that are no fine-tuned one."""
@@ -52,6 +53,7 @@ class ConvertConfig:
     """Of what no source has (projections)."""
 
     def __post_init__(self) -> None:
+        positive(image_size=self.image_size)
         if self.kind == "bert+vit":  # its name before other families were read
             object.__setattr__(self, "kind", "text+vision")
         kinds = ("auto", *KINDS, *sorted(fine_tuned()))

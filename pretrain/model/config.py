@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from shards.json_files import is_number
+from shards.options import positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -78,6 +79,9 @@ class FusionEncoderConfig:
     whether these take an `img_size`. `convert` writes it."""
 
     def __post_init__(self) -> None:
+        sizes = ["hidden_size", "num_attention_heads", "image_size", "patch_size"]
+        sizes += ["projection_size"] if self.vision_config else ["projection_size", "vision_heads"]
+        positive("model.", **{name: getattr(self, name) for name in sizes})
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"model.image_size {self.image_size} is no multiple of patch_size {self.patch_size}"

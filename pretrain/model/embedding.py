@@ -1,6 +1,7 @@
 """Texts and picture files -> unit vectors: what a user of a finished encoder calls."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.model.config import FusionEncoderConfig
 from shards.files import InputError
+from shards.options import positive
 
 if TYPE_CHECKING:
     from pretrain.processor import FusionProcessor, Picture
@@ -25,29 +27,29 @@ class Embedder(nn.Module):
     text_feat: Callable[..., Tensor]
     image_feat: Callable[[Tensor], Tensor]
 
-    def embed_text(self, texts: Sequence[str], *, batch_size: int = 64) -> Tensor:
+    def embed_text(self, texts: Iterable[str], *, batch_size: int = 64) -> Tensor:
         """N texts -> (N, E) unit vectors, float32, on the encoder's device, without gradient."""
+        positive("", batch_size=batch_size)
         ids, mask = self._reader().texts(texts)
         return self._embed(
             lambda *rows: self.text_feat(self.encode_text(*rows), rows[1]), (ids, mask), batch_size
         )
 
-    def embed_images(self, images: "Sequence[Picture]", *, batch_size: int = 64) -> Tensor:
-        """N paths, PIL pictures or (3, H, W) uint8 tensors -> (N, E) unit vectors, likewise."""
+    def embed_images(self, images: "Iterable[Picture]", *, batch_size: int = 64) -> Tensor:
+        """N paths, PIL pictures or (3, H, W) uint8 tensors -> (N, E) unit vectors, likewise; a
+        batch of them is held at a time."""
+        positive("", batch_size=batch_size)
         reader = self._reader()
         reader.check_several(images)
-        chunks = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
-        rows = [
-            self._embed(
-                lambda pixels: self.image_feat(self.encode_image(pixels)),
-                (reader.pixels(chunk),),
-                batch_size,
+        rest, rows = iter(images), []
+        while (batch := list(islice(rest, batch_size))) or not rows:
+            pixels = reader.pixels(batch, first=len(rows) * batch_size)
+            rows.append(
+                self._embed(lambda x: self.image_feat(self.encode_image(x)), (pixels,), batch_size)
             )
-            for chunk in chunks or [images]
-        ]
         return torch.cat(rows)
 
-    def similarity(self, texts: Sequence[str], images: "Sequence[Picture]") -> Tensor:
+    def similarity(self, texts: Iterable[str], images: "Iterable[Picture]") -> Tensor:
         """(T, I) cosines of every text with every picture."""
         return self.embed_text(texts) @ self.embed_images(images).T
 

@@ -17,6 +17,7 @@ from shards.command import Tool
 from shards.files import InputError, replace_folder
 from shards.json_files import write_json
 from shards.locks import lock_file
+from shards.options import positive
 from shards.sample.generated import FOLDER, write_generated
 from shards.sample.mnre import write_mnre
 from shards.sample.news import write_news
@@ -53,8 +54,7 @@ class SampleConfig:
             raise InputError(f"--rows {','.join(map(str, self.rows))}: must be above 0")
         if not 32 <= self.size <= 1024:
             raise InputError(f"--size {self.size}: must be 32 to 1024 pixels")
-        if self.seed < 0 or self.workers < 1:
-            raise InputError("--seed must not be negative, --workers be positive")
+        positive(workers=self.workers)
 
     def provenance(self) -> dict[str, Any]:
         """What the bytes depend on."""

@@ -54,6 +54,31 @@ def check_help(shown: str, name: str) -> None:
     assert not re.search(r"\b(?!report|study|README)\w+\.md\b", shown)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("study league --data d --out o --jobs 0", "--jobs 0: must be a positive"),
+        ("study league --data d --out o --jobs -1", "--jobs -1: must be a positive"),
+        ("study league --data d --out o --seeds=", "seeds '': expected numbers like 1,2,3"),
+        ("study league --data d --out o --seeds 1,1", "seeds 1,1: one is repeated"),
+        ("regions recover --data d --out o --workers 0", "--workers 0: must be a positive"),
+        ("regions build --data d --out o --num-grounded -1", "--num_grounded -1: must not be"),
+        ("evaluate r --data d --max-missing -1", "--max_missing -1: must not be negative"),
+        ("generate pictures --data d --batch 0", "--batch 0: must be a positive"),
+        ("predict r --text t --top-k -5", "--top_k -5: must be a positive"),
+        (
+            "train --task mnre --data d --init m --out o --method tmr --model.image_size 0",
+            "model.image_size 0: must",
+        ),
+    ],
+)
+def test_counts_that_count_nothing_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("call", CALLS, ids=" ".join)
 def test_help_fits_80_columns_and_has_an_example(call, capsys, monkeypatch):
     shown = shown_help("finetune.__main__", call, capsys, monkeypatch)

@@ -95,9 +95,9 @@ def test_features_are_those_of_validation(directory, encoder, pictures):
     image = encoder.image_feat(encoder.encode_image(batch.pixel_values))
     text = encoder.text_feat(encoder.encode_text(batch.input_ids, batch.attention_mask))
     assert torch.equal(encoder.processor.pixels(paths), batch.pixel_values)
-    ours = encoder.embed_images(paths, batch_size=2)
+    ours = encoder.embed_images((path for path in paths), batch_size=2)
     torch.testing.assert_close(ours, image, rtol=0, atol=1e-6)
-    embedded = encoder.embed_text([meta.caption for meta in metas], batch_size=2)
+    embedded = encoder.embed_text((meta.caption for meta in metas), batch_size=2)
     torch.testing.assert_close(embedded, text, rtol=0, atol=1e-6)
     torch.testing.assert_close(ours.norm(dim=1), torch.ones(5))
     similarity = encoder.similarity([meta.caption for meta in metas][:2], paths)
@@ -152,6 +152,9 @@ def test_a_long_text_is_cut_with_one_warning(encoder):
         (lambda e, p: e.embed_images([p.parent / "none.jpg"]), "none.jpg: no such file"),
         (lambda e, p: e.embed_images([torch.rand(3, 8, 8)]), r"image 0: a \(3, H, W\) uint8"),
         (lambda e, p: e.embed_images([3]), "image 0: a path, PIL picture or tensor"),
+        (lambda e, p: e.embed_images(iter([p, p, 3]), batch_size=2), "image 2: a path, PIL"),
+        (lambda e, p: e.embed_images([p], batch_size=0), "batch_size 0: must be a positive"),
+        (lambda e, p: e.embed_text(["a"], batch_size=-1), "batch_size -1: must be a positive"),
         (lambda e, p: FusionEncoder(SIZES).embed_text(["a"]), "this encoder has no processor"),
     ],
 )

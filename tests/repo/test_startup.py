@@ -120,7 +120,7 @@ def test_the_console_command_does_not_run_a_file_of_the_working_folder(tmp_path)
     (tmp_path / "finetune.py").write_text("print('theirs')\n")
     script = tmp_path / "bin" / "fusion-mre"
     script.parent.mkdir()
-    script.write_text("import sys\nfrom finetune.console import main\nsys.exit(main())\n")
+    script.write_text("import sys\nfrom finetune.console import script\nsys.exit(script())\n")
     done = subprocess.run(
         [sys.executable, str(script), "train", "--config", "mnre/promu", "--out", "o"],
         cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},

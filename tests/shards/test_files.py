@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shards import files
-from shards.files import InputError, atomic_path, replace_folder, sweep
+from shards.files import InputError, atomic_path, refuse_foreign, replace_folder, sweep
 from shards.json_files import read_json, read_json_lines, read_lines, write_json
 from shards.locks import lock
 
@@ -24,6 +24,17 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
+    path = tmp_path / "a.tsv"
+    refuse_foreign(path, "# {")
+    for own in ("", "# {}\n", "<html>"):
+        path.write_text(own)
+        refuse_foreign(path, "# {", "<html")
+    path.write_text("my notes")
+    with pytest.raises(InputError, match=r"a\.tsv: not written by this command"):
+        refuse_foreign(path, "# {", "<html")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

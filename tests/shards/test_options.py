@@ -8,7 +8,14 @@ from typing import ClassVar, Literal
 import pytest
 
 from shards.files import InputError
-from shards.options import check_bounds, dump_config, look_ahead, parse_config, shipped
+from shards.options import (
+    check_bounds,
+    dump_config,
+    look_ahead,
+    parse_config,
+    positive,
+    shipped,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,28 @@ def parsed(*words: str) -> Options:
 @pytest.mark.parametrize("word", ["--max-missing", "--max_missing"])
 def test_dashes_and_underscores(word):
     assert parsed("a", word, "3").max_missing == parsed("a", f"{word}=3").max_missing == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-missing", "-1"], "--max_missing -1: must not be negative"),
+        (["--width", "-3"], "--width -3: must not be negative"),
+        (["--part.lr", "-0.1"], "--part.lr -0.1: must not be negative"),
+    ],
+)
+def test_no_number_is_negative(words, message):
+    with pytest.raises(InputError, match=message):
+        parsed("a", *words)
+
+
+def test_counts_are_whole_numbers_above_zero():
+    positive(jobs=1, size=None)
+    for count in (0, -5, 2.5, "3"):
+        with pytest.raises(InputError, match=f"--jobs {count}: must be a positive whole number"):
+            positive(size=3, jobs=count)
+    with pytest.raises(InputError, match=r"^top_k 0: "):
+        positive("", top_k=0)
 
 
 def test_plain_words_are_places_in_order():
@@ -105,7 +134,6 @@ def test_values_are_what_was_typed():
     assert parsed("a", "--text", "-- no option").text == "-- no option"
     assert parsed("a", "--text=--flag").text == "--flag"
     assert parsed("a", "--text", "it's: [1,").text == "it's: [1,"
-    assert parsed("a", "--max_missing", "-3").max_missing == -3
 
 
 def test_options_win_over_files_wherever_they_stand(tmp_path):

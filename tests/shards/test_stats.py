@@ -63,6 +63,18 @@ def test_the_page_shows_pictures_boxes_and_pairs(shards, tmp_path, capsys):
     assert "--format html needs --out" in capsys.readouterr().err
 
 
+def test_a_file_of_another_kind_is_kept(shards, tmp_path, capsys):
+    out = tmp_path / "s"
+    for form in ("table", "json", "html", "table"):
+        main(["stats", str(shards), "--format", form, "--nouns", "0", "--out", str(out)])
+    out.write_text("my notes")
+    for command in (["stats", "--nouns", "0"], ["nouns", "--tagger", "lexicon"]):
+        with pytest.raises(SystemExit):
+            main([*command, str(shards), "--out", str(out)])
+        assert f"{out}: not written by this command" in capsys.readouterr().err
+    assert out.read_text() == "my notes"
+
+
 def test_damaged_pictures_are_counted_and_named(shards, tmp_path):
     path = shards / "train-000002.tar"
     content = bytearray(path.read_bytes())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from finetune.methods.profiles import Profiled, Profiles
+from shards.options import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,5 +79,4 @@ class HvpnetConfig(Profiled):
             raise ValueError(
                 "model.image_size must be at least 64: the last map is pooled to 2 × 2"
             )
-        if self.regions < 0 or self.vision_width < 1 or self.prompt_width < 1:
-            raise ValueError("model.regions, vision_width and prompt_width must be positive")
+        positive("model.", vision_width=self.vision_width, prompt_width=self.prompt_width)

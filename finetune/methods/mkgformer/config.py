@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from finetune.methods.profiles import Profiled, Profiles
+from shards.options import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,5 +71,4 @@ class MKGformerConfig(Profiled):
             raise ValueError("model.vg and model.od must not be negative, and not both 0")
         if self.od_size > self.vg_size:
             raise ValueError("model.od_size must not exceed model.vg_size: regions are cut once")
-        if self.fusion_layers < 1:
-            raise ValueError("model.fusion_layers must be at least 1")
+        positive("model.", fusion_layers=self.fusion_layers, vision_patch=self.vision_patch)

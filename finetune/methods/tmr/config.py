@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from finetune.methods.profiles import Profiled, Profiles
 from shards.files import InputError
+from shards.options import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,9 @@ class TmrConfig(Profiled):
     one_pass: bool | None = None
     """All pictures of a batch through the vision tower at once; legacy: four passes, each with its
     own batch statistics."""
+
+    def __post_init__(self) -> None:
+        positive("model.", vision_width=self.vision_width, image_size=self.image_size)
 
     def settled(self, kind: str = "relation") -> Self:
         """As `Profiled.settled`.

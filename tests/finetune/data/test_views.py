@@ -229,9 +229,12 @@ def test_nothing_but_a_view_is_replaced(corpus, capsys):
         ("align-noise --ratio 0.1 --out x.jsonl", "2 splits need a folder"),
         ("align-noise --ratio 0.1 --vg reground --scope dev", "needs --grounder"),
         ("aug-noise --ratio 0.1 --regions . --scope dev", "none of regions_vg_val.jsonl"),
-        ("kshot --k 0", "above zero"),
-        ("kshot --k 2 --seed -1", "not a whole number"),
-        ("region-grid --num-grounded -1 --num-detected 0 --regions .", "not a whole number"),
+        ("kshot --k 0", "--k 0: must be a positive"),
+        ("kshot --k 2 --seed -1", "--seed -1: must not be negative"),
+        (
+            "region-grid --num-grounded -1 --num-detected 0 --regions .",
+            "--num_grounded -1: must not be negative",
+        ),
         ("fraction --ratio 0.1 --task mnist", "unknown"),
     ],
 )

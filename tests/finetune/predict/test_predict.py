@@ -1,5 +1,6 @@
 """Prediction on new posts: numbers of evaluation, places, bad rows, resuming, calibration."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -134,6 +135,15 @@ def test_text_tokens_and_python_agree(run, mnre_folder, posts):
         assert extractor(text, head=head, tail=span, image=picture) == by_tokens
     without = extractor(text, head=head, tail=tail)
     assert without["probability"] != by_tokens["probability"]
+
+
+@pytest.mark.parametrize("top_k", [2.5, -5, 0])
+def test_a_number_of_relations_that_is_none_is_refused(run, top_k):
+    extractor = Extractor.from_pretrained(run)
+    with pytest.raises(InputError, match=f"top_k {top_k}: must be a positive whole number"):
+        extractor("Ann and Bob", head="Ann", tail="Bob", top_k=top_k)
+    with pytest.raises(InputError, match="chunk 0"):
+        next(extractor.stream([], chunk=0))
 
 
 def test_a_call_reads_the_post_alone(run, mnre_folder, posts, monkeypatch, tmp_path):
@@ -418,6 +428,24 @@ def test_answers_of_another_model_are_not_finished(tmp_path, run, mnre_folder, p
     main(argv)
 
 
+def test_finished_answers_are_what_was_written(tmp_path, run, mnre_folder, posts, capsys):
+    source, out = write(mnre_folder / "p.jsonl", posts[:4]), tmp_path / "o"
+    argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
+    main(argv)
+    content = out.read_bytes()
+    out.write_bytes(content.replace(b'"probability": 0.', b'"probability": 1.', 1))
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert f"{out}: not what was written" in capsys.readouterr().err
+    out.write_bytes(content)
+    main(argv)
+    state = tmp_path / "o.settings.json"  # as older code wrote it
+    settings = json.loads(state.read_text())
+    assert settings.pop("answers_sha256") == hashlib.sha256(content).hexdigest()
+    state.write_text(json.dumps(settings))
+    main(argv)
+
+
 def test_two_processes_do_not_answer_into_one_file(tmp_path, run, mnre_folder, posts, capsys):
     source, out = write(mnre_folder / "p.jsonl", posts), tmp_path / "o"
     argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
@@ -573,11 +601,16 @@ def test_captions_are_written_by_a_captioner(
     (mnre_folder / "cut.jpg").write_bytes(pictures[0].read_bytes()[:300])
     lines = [posts[0], posts[1], posts[0], {**posts[0], "caption": "Bob"}]
     lines += [{**posts[0], "image": "cut.jpg"}, {**posts[0], "image": None}]
-    run = reading_captions(run)
+    run, blip = reading_captions(run), shutil.copytree(tiny_captioner, tmp_path / "blip")
     out = tmp_path / "o.jsonl"
-    main(["predict", str(run), "--input", str(write(mnre_folder / "p.jsonl", lines)),
-          "--out", str(out), "--caption-model", str(tiny_captioner)])  # fmt: skip
+    argv = ["predict", str(run), "--input", str(write(mnre_folder / "p.jsonl", lines)),
+            "--out", str(out), "--caption-model", str(blip)]  # fmt: skip
+    main(argv)
     answers = read(out)
+    (blip / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "settings (caption_model_sha256); give another" in capsys.readouterr().err
     assert "cut.jpg: damaged image" in answers.pop(4)["error"]
     plain = Extractor.from_pretrained(run)
     texts = [said[0], said[1], said[0], "Bob", None]

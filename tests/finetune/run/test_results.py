@@ -89,6 +89,9 @@ def test_result(tmp_path):
     assert read_seed(write(tmp_path / "seed", SEED) / "result.json")["dev"] == SCORES
     with pytest.raises(InputError, match="not a finished run"):
         read_result(tmp_path)
+    (tmp_path / "seed/metrics.jsonl").touch()
+    with pytest.raises(InputError, match=f"one seed of a run; give the run's folder, {tmp_path}$"):
+        read_result(tmp_path / "seed")
 
 
 @pytest.mark.parametrize("value", (7, [7], "missing"), ids=str)

@@ -177,6 +177,27 @@ def test_ways_to_name_an_entity(head):
     assert post.mention(post.head) == {"text": "Bob", "start": 3, "end": 6}
 
 
+@pytest.mark.parametrize("blank", ["\t", "\xa0", "\u3000", "\r\n", " \u2028 "])
+def test_a_name_is_found_across_any_blank(blank):
+    text = f"RT Ann{blank}Smith and Bob"
+    for head in ("Ann Smith", f"Ann{blank}Smith"):
+        post = parse_post({"text": text, "head": head, "tail": "Bob"}, Path(), "mnre")
+        assert post.mention(post.head)["text"] == f"Ann{blank}Smith"
+        assert [post.tokens[i] for i in range(*post.head)] == ["Ann", "Smith"]
+
+
+@pytest.mark.parametrize("offsets", ["utf16", "", 8, ["bytes"]])
+def test_unknown_offsets_are_refused_beside_words_and_tokens(tmp_path, offsets):
+    for post in ({"text": "Ann, Bob", "head": "Ann", "tail": "Bob"},
+                 {"tokens": ["Ann", "Bob"], "head": [0, 1], "tail": [1, 2]}):  # fmt: skip
+        with pytest.raises(InputError, match="offsets must be one of characters, utf-16, bytes"):
+            parse_post(post | {"offsets": offsets}, Path(), "mnre")
+    source = tmp_path / "posts.jsonl"
+    source.write_text(json.dumps({"text": "no entity", "entities": [], "offsets": offsets}))
+    with pytest.raises(InputError, match="offsets must be one of"):
+        convert(source, "entities")
+
+
 def test_times_and_scores_are_words(tmp_path):
     for text, head, tail in [
         ("Meet Bob Smith at 10:30 in the Oslo Opera house", "10:30", "Oslo"),
