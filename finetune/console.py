@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from finetune.__main__ import COMMANDS
 from finetune.__main__ import main as finetune_main
-from pretrain.__main__ import run
 from shards.command import Module, dispatch, exit_on_input_error
+from shards.processes import run
 
 PACKAGES = {
     "shards": Module("shards.__main__", "raw corpora to shards and their columns"),

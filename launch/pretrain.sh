@@ -19,7 +19,8 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository root, not launch/
-    from pretrain.__main__ import run
+    from pretrain.__main__ import main
+    from shards.processes import run
 
-    run()
+    run(main)
 # end of Python

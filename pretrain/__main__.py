@@ -1,10 +1,10 @@
 """`python -m pretrain`, and what `launch/pretrain.sh` runs under any launcher."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from shards.command import Module, dispatch, exit_on_input_error, without_local_rank
 from shards.options import parse_config
+from shards.processes import leave, run
 
 COMMANDS = {
     "train": Module("pretrain.__main__:train", "pre-train; also without this word"),
@@ -28,7 +28,6 @@ def train(argv: Sequence[str]) -> None:
         description="Pre-train the fusion encoder, or its prompter. Running it again resumes.",
     )
     from pretrain import distributed
-    from pretrain.cluster.stopping import leave
     from pretrain.train import train
 
     model = train(config)
@@ -48,18 +47,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     dispatch("python -m pretrain", COMMANDS, words, "The fusion encoder.", example)
 
 
-def run(main: Callable[[], object] = main) -> None:
-    """A `main` as a process of its own: the others of its job, and who started it, learn at once
-    that it has failed (`leave`)."""
-    try:
-        main()
-    except SystemExit as ended:
-        if ended.code and "torch" in sys.modules:
-            from pretrain.cluster.stopping import leave
-
-            leave(ended.code if isinstance(ended.code, int) else 1)
-        raise
-
-
 if __name__ == "__main__":
-    run()
+    run(main)

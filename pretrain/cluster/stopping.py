@@ -1,13 +1,10 @@
 """SIGTERM, SIGINT and SIGUSR1: all processes agree on one step, checkpoint there, and exit 0."""
 
-import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -71,19 +68,6 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def leave(status: int = 0) -> NoReturn:
-    """End this process at once, loader workers included.
-
-    Taking an interpreter with all its libraries down in good order costs 1.5 to 2 CPU seconds: 11
-    to 18 seconds on a busy machine. Launchers kill after 30, and everything is on disk already.
-    """
-    for worker in multiprocessing.active_children():
-        worker.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def launchers() -> tuple[int, ...]:

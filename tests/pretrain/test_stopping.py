@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import pretrain.__main__
+from finetune.console import script
 from pretrain.cluster.stopping import SIGNALS, StopSignal, launchers, signals_blocked
+from shards.processes import run
 
 
 def test_a_signal_alone_only_sets_a_flag():
@@ -73,8 +74,9 @@ def test_processes_forked_under_the_mask_live_on(number):
 def test_a_process_that_fails_leaves_at_once(monkeypatch, code, status):
     """One that ends well takes its interpreter down in good order."""
     left = []
-    monkeypatch.setattr("pretrain.cluster.stopping.leave", left.append)
-    monkeypatch.setattr("pretrain.__main__.main", lambda: sys.exit(code))
-    with pytest.raises(SystemExit):  # `leave` itself would not come back
-        pretrain.__main__.run()
-    assert left == ([] if status is None else [status])
+    monkeypatch.setattr("shards.processes.leave", left.append)
+    monkeypatch.setattr("finetune.console.main", lambda: sys.exit(code))
+    for end in (lambda: run(lambda: sys.exit(code)), script):  # `leave` would not come back
+        with pytest.raises(SystemExit):
+            end()
+    assert left == ([] if status is None else [status] * 2)
