@@ -1,9 +1,11 @@
 """Fixtures that several packages' tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import Interpreter
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +21,14 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no lent data at {path} (set FUSION_MRE_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def interpreter(tmp_path_factory) -> Iterator[Interpreter]:
+    """A Python that has imported everything; see `warm`."""
+    warm = Interpreter(tmp_path_factory.mktemp("interpreter"))
+    yield warm
+    warm.close()
 
 
 @pytest.fixture(scope="session")

@@ -309,13 +309,13 @@ def serve() -> None:
 class Server:
     """The warm process."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, python: Path) -> None:
         self.output = scratch / "output"
         root = Path(__file__).parents[1]  # before tests/, whose folders are called like packages
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment |= {"PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment, cwd=root,
         )  # fmt: skip
         assert self.answer() == "warm"

@@ -8,9 +8,9 @@ from small_world import make_world
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Server:
-    """A process that has imported everything."""
-    warm = Server(tmp_path_factory.mktemp("server"))
+def server(tmp_path_factory, interpreter) -> Server:
+    """A process that forks a child for a command and the faults of its disk."""
+    warm = Server(tmp_path_factory.mktemp("server"), interpreter.path / "python")
     yield warm
     warm.close()
 

@@ -2,7 +2,8 @@
 
 The commands are README's texts; `REPLACED` and `APPENDED` alone make them small. `ELSEWHERE` says
 which test runs a command that is not run here. The whole road (BERT-base, ViT-B/16, every command)
-is slow; a cut of it, with a tiny BERT and ViT of the same names, is among the fast tests.
+is slow; a cut of it, with a tiny BERT and ViT of the same names, is among the fast tests: by an
+interpreter whose imports are made (`warm.py`), where the slow one imports anew for each command.
 
     bash tests/run.sh -m slow tests/e2e/test_real_road.py -s      # FUSION_MRE_ROAD=DIR keeps it
 """
@@ -20,6 +21,7 @@ import pytest
 import yaml
 from readme import README, ROOT, Step, steps
 
+BIN = Path(sys.executable).parent
 BERT, VIT = "google-bert/bert-base-uncased", "vit_base_patch16_224.orig_in21k"
 
 ELSEWHERE = {
@@ -119,10 +121,10 @@ def prepare(work: Path, *, tiny: bool, detector: Path) -> None:
         (work / f"{name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
 
-def call(text: str, work: Path) -> None:
+def call(text: str, work: Path, programs: Path = BIN) -> None:
     """Run a step in `work`; say what it took: on a busy machine CPU seconds tell more."""
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(programs), str(BIN), os.environ["PATH"]]),
         "PYTHONPATH": str(ROOT),
         "HF_HOME": str(work / "hf"),
         "HF_HUB_OFFLINE": "1",
@@ -141,10 +143,10 @@ def call(text: str, work: Path) -> None:
     assert "Traceback" not in result.stderr, said
 
 
-def walk(road: list[Step], work: Path) -> None:
+def walk(road: list[Step], work: Path, programs: Path = BIN) -> None:
     print(f"\n{work}\nreplaced: {REPLACED}\nappended: {APPENDED}\nstudies: {STUDY_SIZE}")
     for step in road:
-        call(shrunk(step.text), work)
+        call(shrunk(step.text), work, programs)
 
 
 def here() -> list[Step]:
@@ -157,11 +159,11 @@ def work_folder(tmp_path: Path, name: str) -> Path:
     return Path(kept) / name if kept else tmp_path
 
 
-def test_a_cut_of_the_road(lent, tmp_path):
+def test_a_cut_of_the_road(lent, tmp_path, interpreter):
     work = work_folder(tmp_path, "cut")
     prepare(work, tiny=True, detector=lent / "weights/yolov8n.pt")
     cut = [step for step in here() if not any(starts(c, SLOW_ONLY) for c in step.commands)]
-    walk(cut, work)
+    walk(cut, work, interpreter.path)
 
 
 @pytest.mark.slow

@@ -237,10 +237,11 @@ def test_a_picture_listed_twice(shards, tmp_path, capsys):
     assert "line 2: image_id 7 appears twice" in capsys.readouterr().err
 
 
-def test_yolo_of_random_weights(shards):
+def test_yolo_of_random_weights(shards, interpreter, monkeypatch):
     """Wiring: the process starts offline, answers for every picture, and always the same."""
     if not find_spec("ultralytics"):
         pytest.skip("needs the extra `yolo`")
+    monkeypatch.setattr(sys, "executable", str(interpreter.path / "python"))
     options = ["--weights", "yolo11n.yaml", "--min-score", "0", "--keep", "3"]
     main(["detect", str(shards), "--detector", "yolo", *options])
     before = (shards / "objects" / "train-000003.safetensors").read_bytes()

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,8 @@ def installed(tmp_path):
     return {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
 
 
-def run(environment, *words):
-    command = [sys.executable, "-m", "finetune", *map(str, words)]
+def run(interpreter, environment, *words):
+    command = [interpreter.path / "python", "-m", "finetune", *map(str, words)]
     done = subprocess.run(
         command, env=environment, cwd=README.parent, capture_output=True, text=True, check=False
     )
@@ -36,15 +35,16 @@ def run(environment, *words):
     return done.stdout
 
 
-def test_it_trains_sees_the_picture_and_is_listed(tmp_path, installed, mnre_folder, tiny_model):
+def test_it_trains_sees_the_picture_and_is_listed(
+    tmp_path, installed, interpreter, mnre_folder, tiny_model
+):
     out = tmp_path / "run"
-    options = ["--optim.epochs", "12", "--optim.lr", "1e-3", "--optim.head_lr", "3e-3"]
-    options += ["--model.gate", "true"]
-    places = ("--data", mnre_folder, "--init", tiny_model, "--out", out)
-    run(installed, "train", "--task", "mnre", "--method", "late_fusion", *places, *options)
+    places = f"--data {mnre_folder} --init {tiny_model} --out {out} --method late_fusion"
+    options = "--optim.epochs 12 --optim.lr 1e-3 --optim.head_lr 3e-3 --model.gate true"
+    run(interpreter, installed, *f"train --task mnre {places} {options}".split())
     result = json.loads((out / "result.json").read_text())
     assert result["method"] == "late_fusion" and result["test"]["f1"]["mean"] > 90
-    assert "late_fusion" in run(installed, "list", "methods")
+    assert "late_fusion" in run(interpreter, installed, "list", "methods")
 
 
 def test_it_is_as_short_as_promised():

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,9 @@ def environment(tmp_path):
     return {**os.environ, "PYTHONPATH": f"{site}:{ROOT}", "OMP_NUM_THREADS": "1"}
 
 
-def python(environment, code, *words):
+def python(interpreter, environment, code, *words):
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [interpreter.path / "python", "-c", code, *map(str, words)],
         env=environment, cwd=environment["PYTHONPATH"].partition(":")[0],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -64,12 +63,14 @@ def write_marks(folder):
     return task.info.labels
 
 
-def test_it_trains_resumes_predicts_and_reports(tmp_path, environment, mnre_folder, tiny_model):
+def test_it_trains_resumes_predicts_and_reports(
+    tmp_path, environment, interpreter, mnre_folder, tiny_model
+):
     labels, out = write_marks(mnre_folder), tmp_path / "run"
     train = ["train", "--task", "mnre", "--method", "marked", "--data", str(mnre_folder), "--init",
              str(tiny_model), "--out", str(out), "--optim.epochs", "8", "--optim.lr", "1e-3",
              "--optim.head_lr", "1e-2"]  # fmt: skip
-    killed = python(environment, CUT_OFF + COMMANDS, out, json.dumps([train]))
+    killed = python(interpreter, environment, CUT_OFF + COMMANDS, out, json.dumps([train]))
     assert killed.returncode == -9 and not (out / "result.json").exists(), killed.stderr
 
     posts = [
@@ -84,7 +85,7 @@ def test_it_trains_resumes_predicts_and_reports(tmp_path, environment, mnre_fold
          "--out", str(tmp_path / "answers.jsonl")],
         ["report", str(out), "--out", str(tmp_path / "report.md")],
     ]  # fmt: skip
-    done = python(environment, COMMANDS, out, json.dumps(commands))
+    done = python(interpreter, environment, COMMANDS, out, json.dumps(commands))
     assert done.returncode == 0, done.stderr
 
     metrics = map(json.loads, (out / "seed-1/metrics.jsonl").read_text().splitlines())
