@@ -128,6 +128,7 @@ def learn(
     types = {}
     for split, values in vectors.items():
         scores = torch.stack([model(values) for model in models])  # (folds, N, 2, 4)
+        # Of a row of train the model that has not seen its label: else its types would tell it.
         own = scores[fold, torch.arange(len(train))] if split == "train" else scores.mean(0)
         types[split] = own.argmax(-1) + 1
     accuracy = (types["train"] == truth)[known].float().mean().item()

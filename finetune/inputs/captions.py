@@ -33,7 +33,7 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         )
     longest, spec = wanted.options.max_caption_length, wanted.spec
     positions = spec.positions or longest
-    if not 2 <= longest <= positions:
+    if not 2 <= longest <= positions:  # [CLS] and [SEP] at least
         raise InputError(f"--max_caption_length {longest}: must be 2 to {positions} word pieces")
     if spec.longest_caption is not None and longest > spec.longest_caption:
         raise InputError(

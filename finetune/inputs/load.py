@@ -75,7 +75,7 @@ def load_split(
     )  # fmt: skip
     if options.captions and "caption" not in spec.needs:
         loaded = append_captions(loaded, wanted)
-    check_length(loaded, wanted)
+    check_length(loaded, wanted)  # a caption behind the post counts
     for provider in providers.values():
         add = provider.add if given is None else provider.live
         if isinstance(add, str):

@@ -213,6 +213,7 @@ class CamimHvpnet(hvpnet.Hvpnet):
             )  # fmt: skip
             self.restore = nn.Linear(size, channels)
             if config.hvp_cam_mode == "residual":
+                # Nothing is added at first: training begins with HVPNeT's pictures.
                 nn.init.zeros_(self.restore.weight)
                 nn.init.zeros_(self.restore.bias)
         if blind and config.use_cam:

@@ -39,6 +39,7 @@ def add_released_markers(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         raise InputError("--model.markers released (profile legacy) takes no --captions")
     tokenizer, longest = wanted.tokenizer, wanted.options.max_length
     marked = [mark_as_released(row.tokens, row.head, row.tail) for row in loaded.rows]
+    # Anew: the task has encoded the rows with markers of ours.
     ids = tokenizer(
         marked,
         is_split_into_words=True,
