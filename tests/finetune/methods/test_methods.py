@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tiny_mnre import write_mnre
 
 from finetune import registry
 from finetune.config import OptimConfig
@@ -57,15 +58,16 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def tasks(mnre_folder, tmp_path):
-    """One small task of each kind."""
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """One small task of each kind; nobody changes them."""
+    folder = tmp_path_factory.mktemp("tasks")
     found = {
-        "relation": Mnre(mnre_folder),
-        "entities": Twitter2017(write_twitter(tmp_path / "twitter")),
+        "relation": Mnre(write_mnre(folder / "mnre", {"train": 40, "val": 30, "test": 30})),
+        "entities": Twitter2017(write_twitter(folder / "twitter")),
     }
     for task in found.values():
-        write_caches(task)
+        write_caches(task, task.folder)
     write_texts_and_generated(found["relation"])
     write_for_tweets(found["entities"])
     return found
@@ -90,8 +92,8 @@ def write_twitter(folder):
     return folder
 
 
-def write_caches(task, leaky=False):
-    """Row r has r % 4 grounded regions, every picture one detected, beside the task's files."""
+def write_caches(task, folder, leaky=False):
+    """Row r has r % 4 grounded regions, every picture one detected."""
     detected = {}
     for split in ("train", "val", "test"):
         rows = task.read(split)
@@ -103,10 +105,10 @@ def write_caches(task, leaky=False):
             row.row: Regions(row.image_id, (8, 8), regions)
             for row, regions in zip(rows, boxes, strict=True)
         }
-        write_regions(task.folder / f"regions_vg_{split}.jsonl", {"leaky": leaky}, grounded)
+        write_regions(folder / f"regions_vg_{split}.jsonl", {"leaky": leaky}, grounded)
         whole = (Region((0, 0, 8, 8), 0.9, "x"),)
         detected |= {row.image_id: Regions(row.image_id, (8, 8), whole) for row in rows}
-    write_regions(task.folder / "regions_od.jsonl", {"leaky": leaky}, detected)
+    write_regions(folder / "regions_od.jsonl", {"leaky": leaky}, detected)
 
 
 def write_texts_and_generated(task):
@@ -404,8 +406,8 @@ def test_every_view_under_both_protocols(
 ):
     """Each loads, has a finite loss, and says whether its regions, recovered from the community's
     crops or built anew, tell the label."""
-    task = tasks[kind]
-    write_caches(task, leaky)
+    task, regions = tasks[kind], tmp_path / "regions"
+    write_caches(task, regions, leaky)
     if kind == "relation" and "generated_boxes" in SETTINGS.get(name, {}):  # leak by themselves
         monkeypatch.setitem(SETTINGS, name, SETTINGS[name] | {"generated_boxes": "none"})
     (method, tokenizer), _ = build(name, task, tiny_model)
@@ -414,10 +416,11 @@ def test_every_view_under_both_protocols(
             continue
         out = tmp_path / tool
         view_command([tool, *f"--task {task.info.name} --data {task.folder} --out {out} {words}"
-                      .format(data=task.folder).split()])  # fmt: skip
+                      .format(data=regions).split()])  # fmt: skip
         split = "train" if (out / "train.jsonl").is_file() else "test"
         views = read_views([out / f"{split}.jsonl"])
-        given = dataclasses.replace(options(tmp_path, task, method), views=views)
+        given = options(tmp_path, task, method)
+        given = dataclasses.replace(given, views=views, regions=str(regions))
         loaded = load_split(task, split, tokenizer, method, given)
         assert loaded.leaky == (leaky and bool(method.region_slots)), tool
         with torch.no_grad():
