@@ -19,6 +19,7 @@ from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.library import library_parameters
 from pretrain.model.promu import HeadsConfig
 from shards.files import InputError
+from shards.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +42,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged (not a JSON object)")
     return content
+
+
+def clip_colours(directory: Path) -> tuple[list[float], list[float]]:
+    """Mean and deviation that a CLIP's pictures are normalised by: its own, else OpenAI's."""
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    path = directory / "preprocessor_config.json"
+    pixels = read_json(path) if path.is_file() else {}
+    mean = pixels.get("image_mean") or OPENAI_CLIP_MEAN
+    return list(mean), list(pixels.get("image_std") or OPENAI_CLIP_STD)
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

@@ -13,11 +13,10 @@ from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.backbones import Backbone, backbone_architecture
 from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.remote import resolve
-from pretrain.checkpoint.strict import read_config, read_transformers
+from pretrain.checkpoint.strict import clip_colours, read_config, read_transformers
 from pretrain.checkpoint.text import read_text
 from pretrain.model.library import LibraryText
 from shards.files import InputError
-from shards.json_files import read_json
 
 _ARCHITECTURES = {
     "quick_gelu": "vit_base_patch32_clip_quickgelu_224",
@@ -88,13 +87,12 @@ def _backbone(clip: Any, directory: Path) -> Backbone:
     ).eval()
     net.load_state_dict(_in_timms_names(clip.vision_model.state_dict(), arguments["depth"]))
     # The colours that the CLIP was trained with, which need not be those of timm's namesake.
-    path = directory / "preprocessor_config.json"
-    pixels = read_json(path) if path.is_file() else {}
+    mean, std = clip_colours(directory)
     net.pretrained_cfg = {
         "architecture": architecture,
         "input_size": (3, sizes.image_size, sizes.image_size),
-        "mean": pixels.get("image_mean", net.pretrained_cfg["mean"]),
-        "std": pixels.get("image_std", net.pretrained_cfg["std"]),
+        "mean": mean,
+        "std": std,
     }
     return Backbone(net, backbone_architecture(net, arguments, True, None))
 

@@ -21,7 +21,7 @@ from finetune.methods.base import Source
 from finetune.methods.layers import load_any_text_encoder, load_fusion_encoder, tell
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.remote import resolve
-from pretrain.checkpoint.strict import load_strictly, read_config, read_transformers
+from pretrain.checkpoint.strict import clip_colours, load_strictly, read_config, read_transformers
 from pretrain.model.bert import Bert
 from pretrain.model.config import MODEL_TYPE
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -232,7 +232,6 @@ def _timm_tower(
 
 
 def _clip_tower(source: str, directory: Path, random_weights: bool) -> PictureTower:
-    from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
     from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
     whole = read_config(directory)["model_type"] == "clip"
@@ -242,6 +241,7 @@ def _clip_tower(source: str, directory: Path, random_weights: bool) -> PictureTo
         net = read_transformers(CLIPModel, directory).vision_model
     else:
         net = read_transformers(CLIPVisionModel, directory)
+    mean, std = clip_colours(directory)
     return PictureTower(
         net,
         {
@@ -249,7 +249,7 @@ def _clip_tower(source: str, directory: Path, random_weights: bool) -> PictureTo
             "source": source,
             "config": net.config.to_diff_dict(),
             "image_size": net.config.image_size,
-            "mean": list(OPENAI_CLIP_MEAN),
-            "std": list(OPENAI_CLIP_STD),
+            "mean": mean,
+            "std": std,
         },
     )

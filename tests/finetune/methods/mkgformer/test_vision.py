@@ -1,5 +1,6 @@
 """MKGformer's towers: whence they come, and that every tensor is used."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +13,7 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from finetune.methods.base import Source
 from finetune.methods.mkgformer import names
@@ -43,10 +45,15 @@ def test_11_every_tensor_of_a_clip_is_used(tmp_path):
     whole = CLIPModel(CLIPConfig(vision_config=config.to_dict(), text_config=text))
     whole.vision_model.load_state_dict(model.state_dict())
     whole.save_pretrained(tmp_path / "clip")
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "clip/preprocessor_config.json").write_text(json.dumps(colours))
     theirs = model.state_dict()
     assert len(names.rename(theirs, names.CLIP, "CLIP")) == len(theirs) - 2
     for source in ("vision", "clip"):
         sizes, state = read_clip(str(tmp_path / source))
+        mean, std = VisionTower(sizes, Layout(3, 32, 3, 16, True)).pixel_statistics.flatten(1) / 255
+        own = [*colours.values()] if source == "clip" else [OPENAI_CLIP_MEAN, OPENAI_CLIP_STD]
+        torch.testing.assert_close(torch.stack([mean, std]), torch.tensor(own))
         tower = VisionTower(sizes, Layout(3, 32, 3, 16, True))
         tower.load(state, "clip", source)
         block = tower.layer[2].mlp.fc1.weight
