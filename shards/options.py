@@ -83,13 +83,19 @@ def positive(prefix: str = "--", /, **counts: int | None) -> None:
 
 
 def refuse_negative(config: Any, section: str = "") -> None:
-    """Raises: InputError: a number is; of no option of any command it would mean anything."""
+    """Raises: InputError: a number is; of no option of ours it would mean anything. A section of
+    another package, a method's, knows what its own mean."""
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{section}{field.name}"
         if dataclasses.is_dataclass(value):
-            refuse_negative(value, f"{name}.")
+            if _package(type(value)) == _package(type(config)):
+                refuse_negative(value, f"{name}.")
         elif isinstance(value, int | float) and value < 0:
             raise InputError(f"--{name} {value}: must not be negative")
+
+
+def _package(of: type) -> str:
+    return of.__module__.partition(".")[0]
 
 
 def check_bounds(path: Path) -> None:

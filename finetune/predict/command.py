@@ -104,8 +104,8 @@ class PredictConfig(LiveOptions, PostOptions):
                 settings[f"{name}_sha256"] = identity(source)
         for name in WEIGHTS:
             if (path := Path(getattr(self, name) or "")).exists() and path.name:
-                files = sorted(p for p in path.rglob("*") if p.is_file()) or [path]
-                settings[f"{name}_sha256"] = digest_of(files)
+                files = path.rglob("*") if path.is_dir() else [path]
+                settings[f"{name}_sha256"] = digest_of(sorted(p for p in files if p.is_file()))
         return {k: without_secrets(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 

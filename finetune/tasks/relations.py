@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.tasks.base import TaskInfo
-from finetune.tasks.metrics import negative_class
 from finetune.tasks.mnre import MARKERS, Mnre, RelationRow
 from finetune.tasks.spans import check_record, read_span
 from finetune.tasks.splits import FILE_NAMES, only_file
@@ -21,6 +20,9 @@ from shards.files import InputError
 from shards.records import parse_records, read_records
 
 KEYS = {"tokens", "head", "tail", "image", "relation"}
+FIRST = ("None", "none", "NA", "na", "no_relation", "Other", "Others")
+"""Of these the first that there is has id 0; all others, other spellings of the negative class too,
+stand in the alphabet: the weights of finished runs are in this order."""
 
 
 class OwnRelations(Mnre):
@@ -32,8 +34,8 @@ class OwnRelations(Mnre):
         self.folder = folder
         self.relation2id: dict[str, int] = {}
         names = {row.relation for row in self.read("train")}
-        none = negative_class(names)
-        ordered = sorted(names, key=lambda name: (name != none, name))
+        first = next((name for name in FIRST if name in names), None)
+        ordered = sorted(names, key=lambda name: (name != first, name))
         self.relation2id = {name: number for number, name in enumerate(ordered)}
         self.info = TaskInfo("relations", "relation", tuple(ordered), MARKERS)
 

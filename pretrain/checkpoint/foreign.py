@@ -119,15 +119,18 @@ def as_filed(tokenizer: Any, directory: Path) -> PreTrainedTokenizerBase:
     filed, built = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
     normalizers = filed.normalizer, built.normalizer
     settled = config.is_file() and "do_lower_case" in read_json(config)
-    if _alike(filed.pre_tokenizer, built.pre_tokenizer) and (
-        _alike(*normalizers)
-        or (settled and all(isinstance(part, BertNormalizer) for part in normalizers))
-    ):
+    settled = settled and all(isinstance(part, BertNormalizer) for part in normalizers)
+    if _alike(filed.pre_tokenizer, built.pre_tokenizer) and (settled or _alike(*normalizers)):
         return tokenizer
-    return PreTrainedTokenizerFast.from_pretrained(
+    generic = PreTrainedTokenizerFast.from_pretrained(
         directory, local_files_only=True, model_input_names=tokenizer.model_input_names,
         padding_side=tokenizer.padding_side, **tokenizer.special_tokens_map,
     )  # fmt: skip
+    if settled:
+        generic.backend_tokenizer.normalizer = built.normalizer
+    if filed.post_processor is None:  # else no text would have its [CLS] and [SEP]
+        generic.backend_tokenizer.post_processor = built.post_processor
+    return generic
 
 
 def _alike(part: Any, other: Any) -> bool:

@@ -70,6 +70,10 @@ def check_help(shown: str, name: str) -> None:
             "train --task mnre --data d --init m --out o --method tmr --model.image_size 0",
             "model.image_size 0: must",
         ),
+        (
+            "train --task mnre --data d --init m --out o --method camim_tmr --model.image_size 0",
+            "model.image_size 0: must",
+        ),
     ],
 )
 def test_counts_that_count_nothing_are_refused(words, message, capsys):

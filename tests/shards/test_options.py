@@ -1,6 +1,6 @@
 """Options of all commands: one dialect, the command line wins, names of the field are known."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,6 +14,7 @@ from shards.options import (
     look_ahead,
     parse_config,
     positive,
+    refuse_negative,
     shipped,
 )
 
@@ -75,6 +76,17 @@ def test_dashes_and_underscores(word):
 def test_no_number_is_negative(words, message):
     with pytest.raises(InputError, match=message):
         parsed("a", *words)
+
+
+def test_a_section_of_another_package_may_hold_negative_numbers():
+    def made(module, name, value):
+        section = make_dataclass("Section", [(name, type(value), value)], frozen=True)
+        section.__module__ = module
+        return section()
+
+    refuse_negative(made("ours.config", "model", made("theirs.settings", "layer", -1)))
+    with pytest.raises(InputError, match=r"^--model\.layer -1: must not be negative"):
+        refuse_negative(made("ours.config", "model", made("ours.settings", "layer", -1)))
 
 
 def test_counts_are_whole_numbers_above_zero():

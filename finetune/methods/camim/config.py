@@ -72,6 +72,7 @@ class CamimTmrConfig(CamimSettings, TmrConfig):
     released. cross_attention: [CLS] alone, as printed (Eqs. 15 to 19); no phrases, no scores."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.fusion == "cross_attention" and not (self.use_cam and "w" in self.cam_levels):
             raise ValueError(
                 "model.fusion cross_attention reads [CLS] among the captions' words: it wants "

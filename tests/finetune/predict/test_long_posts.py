@@ -8,7 +8,7 @@ from finetune.__main__ import main
 from finetune.methods.base import Source
 from finetune.methods.bert_crf import BertCrf, BertCrfConfig
 from finetune.methods.mtb import MTB, MTBConfig
-from finetune.predict import pane
+from finetune.predict import finished_run, pane
 from finetune.predict.done import with_end
 from finetune.predict.extractor import Extractor
 from finetune.run.checkpoint import save_method
@@ -50,6 +50,16 @@ def test_words_beyond_max_length_are_counted(short_sighted, tmp_path, capsys):
     main(["predict", str(short_sighted), "--input", str(tmp_path / "posts.jsonl")])
     line = json.loads(capsys.readouterr().out)
     assert (line["id"], line["cut"], line["words_not_read"]) == (7, True, len(tokens) - read)
+
+
+def test_a_task_of_another_package_need_not_count_them(monkeypatch):
+    class Theirs:
+        def encode(self, rows, tokenizer, max_length):
+            return {"input_ids": [[1] for _ in rows], "labels": [0 for _ in rows]}
+
+    monkeypatch.setattr(finished_run.registry, "load", lambda kind, name: Theirs)
+    task = finished_run.posts_task(TaskInfo("theirs", "relation", ("None", "a")))([])
+    assert task.encode([1, 2], None, 8) == {"input_ids": [[1], [1]]} and task.unread == [0, 0]
 
 
 def test_a_relation_of_a_long_post_is_marked(tmp_path, mnre_folder, tiny_model, caplog):

@@ -24,6 +24,7 @@ from finetune.methods.promu import Promu, PromuConfig
 from finetune.methods.tmr.config import TmrConfig
 from finetune.methods.tmr.inputs import providers
 from finetune.predict import pane
+from finetune.predict.command import PredictConfig
 from finetune.predict.extractor import Extractor
 from finetune.predict.live_inputs import LiveInputs, check_needs
 from finetune.run import calibration, evaluate
@@ -426,6 +427,14 @@ def test_answers_of_another_model_are_not_finished(tmp_path, run, mnre_folder, p
         path.write_bytes(content)
     assert out.read_bytes() == before
     main(argv)
+
+
+def test_weights_in_an_empty_folder_are_for_their_reader_to_refuse(tmp_path, run):
+    folder, posts = tmp_path / "weights", tmp_path / "p.jsonl"
+    folder.mkdir()
+    posts.touch()
+    config = PredictConfig(run=str(run), input=str(posts), out="o", grounder=str(folder))
+    assert len(config.shaping()["grounder_sha256"]) == 64
 
 
 def test_finished_answers_are_what_was_written(tmp_path, run, mnre_folder, posts, capsys):

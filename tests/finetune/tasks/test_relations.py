@@ -46,6 +46,14 @@ def test_rows_and_labels(tmp_path):
     assert task.image_folder("val") == tmp_path / "images"
 
 
+@pytest.mark.parametrize("name", ["No relation", "N/A", "other"])
+def test_labels_stand_in_the_order_of_runs_before_their_name_was_known(tmp_path, name):
+    names = ("A", "a", "z", name)
+    write(tmp_path, *(ROW | {"relation": one} for one in names))
+    task = OwnRelations(tmp_path)
+    assert task.info.labels == tuple(sorted(names)) and task.info.negative == name
+
+
 def test_names_of_the_validation_split(tmp_path):
     write(tmp_path, ROW)
     task = OwnRelations(tmp_path)

@@ -87,7 +87,8 @@ def bert_files(folder: Path, settings: dict, **parts) -> Path:
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = parts.get("normalizer", normalizers.BertNormalizer(lowercase=False))
     tokenizer.pre_tokenizer = parts.get("words", pre_tokenizers.BertPreTokenizer())
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    if parts.get("ends", True):
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "BertTokenizer"} | settings
@@ -125,6 +126,19 @@ def test_texts_are_split_as_the_file_says(tmp_path):
 )
 def test_capitals_count_where_the_file_says_so_or_the_settings(settings, piece, tmp_path):
     assert load_tokenizer(bert_files(tmp_path / "bert", settings)).tokenize("Anna") == [piece]
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
+def test_what_the_file_leaves_open_is_the_class_s(settings, tmp_path):
+    """[CLS] and [SEP], where it names none, and lower case, where the settings want it."""
+    from tokenizers import pre_tokenizers
+
+    words = pre_tokenizers.WhitespaceSplit()
+    tokenizer = load_tokenizer(bert_files(tmp_path / "bert", settings, words=words, ends=False))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    pieces = ["[CLS]", "anna" if settings else "Anna", "#oslo", "[SEP]"]
+    for reader in (tokenizer, load_tokenizer(tmp_path / "saved")):
+        assert reader("Anna #oslo").tokens() == pieces
 
 
 def test_a_tokenizer_without_its_fast_form_is_refused(tmp_path):
