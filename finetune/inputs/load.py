@@ -56,7 +56,7 @@ def load_split(
         rows = view.apply(rows, split)
     columns = task.encode(rows, tokenizer, options.max_length)
     unread = np.flatnonzero(columns.pop("unread", []))
-    if len(unread) and distributed.is_main():
+    if len(unread) and not spec.whole_posts and distributed.is_main():
         LOG.warning(
             "%s: %d of %d rows are longer than --max_length %d and not read whole (first: row %d)",
             task.split_file(split), len(unread), len(rows), options.max_length,

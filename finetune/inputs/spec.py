@@ -77,6 +77,8 @@ class InputSpec:
     """Word pieces of a text that it takes, specials included; None: as many as `positions`."""
     longest_caption: int | None = None
     """Likewise of a caption as a text of its own."""
+    whole_posts: bool = False
+    """Whether it reads posts from start to end, whatever `--max_length` says."""
     positions: int | None = None
     """Of its encoder; None: any number."""
     frozen_vision: FrozenVision | None = None

@@ -96,6 +96,7 @@ class Method(nn.Module):
     region_slots: Mapping[str, int] = {}
     longest_text: int | None = None
     longest_caption: int | None = None
+    whole_posts: bool = False
     memory: EncodeOnce | None = None
     """What `once` keeps within `one_pass`."""
 
@@ -135,6 +136,7 @@ class Method(nn.Module):
             region_slots=self.region_slots,
             longest_text=self.longest_text,
             longest_caption=self.longest_caption,
+            whole_posts=self.whole_posts,
             # A RoBERTa's table has rows before the first word piece.
             positions=getattr(
                 self.encoder, "longest_text", getattr(sizes, "max_position_embeddings", None)

@@ -69,7 +69,7 @@ class Generative(Method):
     def __init__(self, encoder: Speaker, task: TaskInfo, config: GenerativeConfig) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.is_relation = task.kind == "relation"
+        self.is_relation = self.whole_posts = task.kind == "relation"
         self.answers, self.labels = answers_of(task.labels), list(range(len(task.labels)))
         if not self.is_relation:
             self.answers, self.labels = types_of(task.labels)

@@ -208,7 +208,8 @@ class Run:
         shares: Any = predictions.probabilities
         if self.info.kind == "relation":
             shares = calibration.sharpen(np.array(shares), self.temperature)
-        return list(zip(predictions.answers, shares, task.unread, strict=True))
+        unread = [0] * len(rows) if self.reads.spec.whole_posts else task.unread
+        return list(zip(predictions.answers, shares, unread, strict=True))
 
 
 def reason(error: InputError, post: Post) -> str:

@@ -12,6 +12,8 @@ from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.config import GenerativeConfig
 from finetune.methods.generative import Generative, answers_of, same_start, types_of
+from finetune.predict.extractor import Extractor
+from finetune.run.checkpoint import save_method
 from finetune.run.results import Predictions
 from finetune.tasks.mnre import Mnre
 from finetune.tasks.twitter import TYPES, Twitter2017, bio_labels
@@ -193,6 +195,22 @@ def test_zero_shot_and_prior(mnre_folder, tiny_captioner, tmp_path, capsys):
     post = ["--text", "Ann and Bob", "--head", "Ann", "--tail", "Bob", "--image", str(picture)]
     main(["predict", f"{tmp_path}/prior", *post])
     assert len(json.loads(capsys.readouterr().out)["top"]) == 3
+
+
+def test_a_text_is_read_whole_and_not_said_to_be_cut(mnre_folder, tiny_captioner, tmp_path, caplog):
+    task, config = Mnre(mnre_folder), GenerativeConfig()
+    method, tokenizer = Generative.build(config, task.info, Source(str(tiny_captioner)))
+    inputs = {"images": "required", "max_length": 12}
+    load_split(task, "val", tokenizer, method, InputOptions(**inputs, cache=tmp_path / "cache"))
+    save_method(
+        tmp_path / "run/seed-1/model", method, tokenizer, name="generative", config=config,
+        task=task.info, inputs=inputs, card="# card\n",
+    )  # fmt: skip
+    picture = next((mnre_folder / "img_org" / "test").iterdir())
+    extract = Extractor.from_pretrained(tmp_path / "run/seed-1/model")
+    text = "Ann and Bob " + "and so on " * 9
+    assert "cut" not in extract(text, head="Ann", tail="Bob", image=picture)
+    assert "longer" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["relation", "entities"])
