@@ -45,7 +45,8 @@ class VisualConfig:
     """Settings of methods of two towers."""
 
     vision: str = "init"
-    """Picture tower. init: that of --init. Else a timm ViT, or hub id or folder of a CLIP."""
+    """Picture tower. init: that of --init. none: the words of --captions stand for what is seen.
+    Else a timm ViT, or hub id or folder of a CLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Mega(Multimodal):
 
     def __init__(self, encoder: Towers, task: TaskInfo, config: MegaConfig) -> None:
         super().__init__(encoder, task, config)
-        if config.regions:
+        if "region_pixels" in self.needs:
             self.needs |= {"region_boxes"}
         del self.head
         self.classifier = nn.Linear(3 * self.size, len(task.labels))

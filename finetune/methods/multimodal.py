@@ -39,8 +39,9 @@ class Multimodal(Method):
     def __init__(self, encoder: Towers, task: TaskInfo, config: Any) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
-        self.needs = frozenset({"image"})
-        if self.sees == "objects" and config.regions:
+        self.reads_captions = config.vision == "none"
+        self.needs = frozenset({"caption" if self.reads_captions else "image"})
+        if self.sees == "objects" and config.regions and not self.reads_captions:
             self.needs |= {"region_pixels"}
             self.region_slots = {"vg": config.regions}
         self.size: int = encoder.config.hidden_size
@@ -79,7 +80,13 @@ class Multimodal(Method):
         return self.head(self.fuse(text, batch.attention_mask.bool(), visual, seen), batch)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, V, D), and which there are; a single one, unseen, where vision is off."""
+        """(B, V, D), and which there are: of the picture, or the words of its caption; a single one,
+        unseen, where vision is off."""
+        if self.reads_captions:
+            ids, mask = batch.require("caption_ids"), batch.require("caption_mask").bool()
+            states = self.once(partial(text_states, self.encoder), ids, mask, name="caption")
+            # An empty caption, [CLS] [SEP], says nothing.
+            return self.visual(states), mask & (mask.sum(1, keepdim=True) > 2)
         if batch.pixel_values is None:
             nothing = batch.attention_mask.new_zeros(len(batch), 1, dtype=torch.bool)
             return self.visual.weight.new_zeros(len(batch), 1, self.size), nothing

@@ -67,9 +67,9 @@ class PictureTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """A BERT and a picture tower of different origin."""
+    """A BERT and a picture tower of different origin; or none, where captions stand for pictures."""
 
-    def __init__(self, text: Bert | LibraryText, vision: PictureTower) -> None:
+    def __init__(self, text: Bert | LibraryText, vision: PictureTower | None) -> None:
         super().__init__()
         self.text, self.vision = text, vision
 
@@ -79,12 +79,14 @@ class TwoTowers(nn.Module):
         return SimpleNamespace(
             hidden_size=self.text.config.hidden_size,
             max_position_embeddings=self.text.longest_text,
-            image_size=self.vision.description["image_size"],
+            image_size=self.vision.description["image_size"] if self.vision else None,
         )
 
     def save_pretrained(self, directory: Path) -> None:
         """The BERT as a model directory, and the two files of the picture tower in it."""
         self.text.save_pretrained(directory)
+        if self.vision is None:
+            return
         write_json(directory / DESCRIPTION, self.vision.description)
         state = {k: v.detach().cpu().contiguous() for k, v in self.vision.state_dict().items()}
         save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
@@ -97,8 +99,8 @@ def load_towers(source: Source, task: TaskInfo, vision: str) -> tuple[Towers, An
     """The two towers, with word rows for the task's special tokens, and the tokenizer.
 
     Args:
-        vision: "init": that of `source`, a fusion model directory or a run of two towers; else what
-            `named_tower` takes, beside the text tower of `source`.
+        vision: "init": that of `source`, a fusion model directory or a run of two towers; "none":
+            no tower; else what `named_tower` takes, beside the text tower of `source`.
 
     Raises:
         InputError: `source` has no picture tower, or the named one cannot be loaded.
@@ -108,6 +110,8 @@ def load_towers(source: Source, task: TaskInfo, vision: str) -> tuple[Towers, An
     if vision == "init" and directory.kind == MODEL_TYPE:
         return load_fusion_encoder(source, task)
     text, tokenizer = load_any_text_encoder(source, task)
+    if vision == "none":
+        return TwoTowers(text, None), tokenizer
     if described is not None and (source.finished or vision in ("init", described["source"])):
         tower = stored_tower(directory.path, described, source.random_weights)
         vision = described["source"]
@@ -135,13 +139,14 @@ def text_states(encoder: Towers, input_ids: Tensor, attention_mask: Tensor) -> T
 def picture_states(encoder: Towers, pixels: Tensor) -> Tensor:
     """(N, 3, S, S) uint8 -> (N, 1+K, `picture_width`), class token first."""
     if isinstance(encoder, TwoTowers):
+        assert encoder.vision is not None  # else no picture is asked for
         return encoder.vision(pixels)
     return encoder.bridge(encoder.encode_image(pixels))
 
 
 def picture_width(encoder: Towers) -> int:
-    """Width of `picture_states`."""
-    if isinstance(encoder, TwoTowers):
+    """Width of `picture_states`; of the text's where captions stand for pictures."""
+    if isinstance(encoder, TwoTowers) and encoder.vision is not None:
         return encoder.vision.width
     return encoder.config.hidden_size
 

@@ -1,6 +1,8 @@
 """The small multimodal baselines against loops written by hand."""
 
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -261,3 +263,37 @@ def test_a_text_model_alone_is_refused(name, tmp_path, tiny_model):
     with pytest.raises(InputError, match=r"has no picture tower; name one with --model\.vision"):
         cls.build(cls.Config(), RELATIONS, Source(str(tmp_path / "bert")))
     assert issubclass(cls.Config, VisualConfig)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_captions_stand_for_pictures(make, name):
+    """No tower, no picture asked for; what the caption says is read, an empty one is nothing."""
+    method = make(name, vision="none")
+    assert method.spec.needs == {"caption"} and method.spec.image_size is None
+    captions = torch.tensor([[2, 20, 21, 22, 3], [2, 30, 3, 0, 0]])
+    given = batch(regions=False, pixel_values=None, image_mask=None)
+    given = replace(given, caption_ids=captions, caption_mask=captions > 0)
+    logits = method(given).logits
+    other = captions.clone()
+    other[0, 2] = 40
+    changed = method(replace(given, caption_ids=other)).logits
+    assert (changed[0] - logits[0]).abs().max() > 1e-6
+    torch.testing.assert_close(changed[1], logits[1])
+    empty, filler = (torch.tensor([[2, 3, x, x, x]] * 2) for x in (0, 9))
+    only = torch.tensor([[True, True, False, False, False]] * 2)
+    silent = [
+        method(replace(given, caption_ids=ids, caption_mask=only)).logits for ids in (empty, filler)
+    ]
+    torch.testing.assert_close(*silent)
+
+
+def test_a_run_on_captions_is_read_again(make, tiny_model, tmp_path):
+    method = make("ifaformer", vision="none")
+    method.encoder.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, tmp_path / "model")
+    cls = registry.load("methods", "ifaformer")
+    source = Source(str(tmp_path / "model"), finished=True)
+    again, _ = cls.build(cls.Config(vision="none"), RELATIONS, source)
+    assert again.state_dict().keys() == method.state_dict().keys()
