@@ -88,7 +88,7 @@ def serve(address: str, python: str) -> None:
     sys.executable = python  # launchers start this
     callers: dict[int, socket.socket] = {}
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind("\0" + address)
         listener.listen()
         gc.collect()
         gc.freeze()
@@ -136,9 +136,10 @@ class Interpreter:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "bin"
         self.path.mkdir()
-        address, bare = str(folder / "socket"), Path(sys.executable)
+        # A name, not a file, whose path may be longer than a socket's may.
+        address, bare = f"warm-{os.getpid()}-{id(self)}", Path(sys.executable)
         scripts = {
-            "python": CALLER.format(python=bare, address=address),
+            "python": CALLER.format(python=bare, address="\0" + address),
             "deepspeed": f'#!/bin/sh\nexec {self.path}/python {bare.parent}/deepspeed "$@"\n',
         }
         for name, text in scripts.items():
