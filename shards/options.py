@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,7 +79,7 @@ def parse_config(
 def positive(prefix: str = "--", /, **counts: int | None) -> None:
     """Raises: InputError: one of these is neither None nor a whole number above 0."""
     for name, count in counts.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
+        if count is not None and (not isinstance(count, Integral) or count < 1):
             raise InputError(f"{prefix}{name} {count}: must be a positive whole number")
 
 

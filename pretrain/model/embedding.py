@@ -41,7 +41,8 @@ class Embedder(nn.Module):
         positive("", batch_size=batch_size)
         reader = self._reader()
         reader.check_several(images)
-        rest, rows = iter(images), []
+        rest = iter(images)
+        rows: list[Tensor] = []
         while (batch := list(islice(rest, batch_size))) or not rows:
             pixels = reader.pixels(batch, first=len(rows) * batch_size)
             rows.append(
