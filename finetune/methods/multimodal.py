@@ -80,8 +80,8 @@ class Multimodal(Method):
         return self.head(self.fuse(text, batch.attention_mask.bool(), visual, seen), batch)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, V, D), and which there are: of the picture, or the words of its caption; a single one,
-        unseen, where vision is off."""
+        """(B, V, D), and which there are: of the picture, or the words of its caption; a single
+        one, unseen, where vision is off."""
         if self.reads_captions:
             ids, mask = batch.require("caption_ids"), batch.require("caption_mask").bool()
             states = self.once(partial(text_states, self.encoder), ids, mask, name="caption")

@@ -67,7 +67,7 @@ class PictureTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """A BERT and a picture tower of different origin; or none, where captions stand for pictures."""
+    """A BERT and a picture tower of different origin; none where captions stand for pictures."""
 
     def __init__(self, text: Bert | LibraryText, vision: PictureTower | None) -> None:
         super().__init__()
