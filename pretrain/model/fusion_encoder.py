@@ -47,13 +47,9 @@ def vision_tower(config: FusionEncoderConfig) -> PlainViT | LibraryVision:
         with possible("vision_config"):
             return LibraryVision.of(config.vision_config, config.image_size)
     return PlainViT(
-        config.image_size,
-        config.patch_size,
-        config.vision_hidden_size,
-        config.vision_layers,
-        config.vision_heads,
-        config.vision_norm_eps,
-    )
+        config.image_size, config.patch_size, config.vision_hidden_size, config.vision_layers,
+        config.vision_heads, config.vision_norm_eps,
+    )  # fmt: skip
 
 
 def bridge(tower: int, fusion: int) -> nn.Module:

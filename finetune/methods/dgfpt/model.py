@@ -216,9 +216,7 @@ class Dgfpt(Method):
             segments |= {"I": seen.image} | ({"O": seen.objects} if seen.objects else {})
         begin, *end = (unmasked(row.expand(len(words), 1, -1)) for row in self.words(self.ends))
         # An order may name what this batch does not have: pictures, where vision is off.
-        parts = {"begin": begin} | {
-            name: segments[name] for name in self.config.order if name in segments
-        }
+        parts = {"begin": begin} | {n: segments[n] for n in self.config.order if n in segments}
         if self.decoder is None:
             parts["questions"] = unmasked(questions)
         if end:
@@ -240,9 +238,7 @@ class Dgfpt(Method):
             empty = torch.zeros_like(entities[0])
             return prefix(empty, empty), prefix.mask(empty[:, 0].bool())
         how = self.config.object_select
-        chosen = [
-            select_object(entity, *objects, how, rank) for rank, entity in enumerate(entities)
-        ]
+        chosen = [select_object(entity, *objects, how, i) for i, entity in enumerate(entities)]
         return prefix(*chosen), prefix.mask(objects[1].any(1))
 
     def pool(self, states: Tensor, text: Text) -> Tensor:
