@@ -13,7 +13,7 @@ checker=$!
 trap 'kill "$checker" 2>/dev/null || :; rm -f "$types"' EXIT
 # A process for each core, up to 8. A file's tests stay in one: what they share is made once. In
 # their own order, the longest come first (e2e), and no core waits at the end.
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # by these it would count threads
 [ $# -gt 0 ] || set -- -n $((cores < 8 ? cores : 8)) --dist loadfile --no-loadscope-reorder
 status=0
 python -m pytest -q "$@" || status=$?
