@@ -29,6 +29,7 @@ from pretrain.checkpoint.strict import check_values, load_strictly, member
 from pretrain.model.fusion_encoder import FusionEncoder
 from shards.files import InputError, digest
 from shards.json_files import read_json, write_json
+from shards.options import refuse_negative
 
 FORMAT_VERSION = 1
 HEAD_NAME = "head.safetensors"
@@ -157,6 +158,8 @@ def read_description(directory: Path) -> Description:
         if unknown := inputs.keys() - {*INPUTS, *OPTIONAL_INPUTS, "max_caption_length"}:
             raise InputError(f"inputs: {min(unknown)} is unknown")
         config = _settings(registry.load("methods", content["method"]).Config, content["config"])
+        if type(config).__module__.startswith("finetune."):  # another package's means what it means
+            refuse_negative(config)
         if info.kind not in registry.load("methods", content["method"]).kinds:
             raise InputError(f"{content['method']} does no tasks of kind {info.kind!r}")
         registry.load("tasks", info.name)
