@@ -70,9 +70,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def refuse_foreign(path: Path, *beginnings: str) -> None:
     """Before a file is replaced. Raises: InputError: it holds something that begins otherwise than
     what this command writes."""
-    if not path.is_file() or not (content := path.read_bytes()):
+    if not path.is_file():
         return
-    if not content.startswith(tuple(beginning.encode() for beginning in beginnings)):
+    ours = tuple(beginning.encode() for beginning in beginnings)
+    with path.open("rb") as file:
+        start = file.read(max(map(len, ours)))
+    if start and not start.startswith(ours):
         raise InputError(f"{path}: not written by this command; choose another place, or remove it")
 
 

@@ -169,7 +169,8 @@ def first_pieces(word_ids: Sequence[int | None], num_words: int, max_length: int
     for position, word in enumerate(word_ids):
         if word is not None and word != last:
             starts[word], last = position, word
-    return starts[: last + 1] if (len(word_ids) == max_length) else starts
+    cut = len(word_ids) == max_length
+    return starts[: last + 1] if cut else starts
 
 
 def read_rows(path: str | Path, types: Iterable[str] | None = TYPES) -> list[NERRow]:

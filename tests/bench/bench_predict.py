@@ -177,8 +177,12 @@ def product(folder: Path, result: dict[str, Any]) -> tuple[Any, Any]:
     for size in ("tiny", "base"):
         if (folder / size).is_dir():
             relations = Extractor.from_pretrained(folder / size / "run").run
-            pairs = Extractor(relations, FourNames())
-            pairs(**post)
+            pairs = Extractor(relations, FourNames((0,)))
+            try:
+                pairs(**post)
+            except ValueError:  # before posts were marked as cut
+                pairs = Extractor(relations, FourNames(()))
+                pairs(**post)
             times = []
             for _ in range(5 if size == "tiny" else 1):
                 started = time.process_time()
@@ -194,10 +198,13 @@ class FourNames:
 
     info = SimpleNamespace(name="mnre", kind="entities")
 
+    def __init__(self, unread: tuple[int, ...]) -> None:
+        self.unread = unread
+
     def answers(self, questions: list[Any]) -> list[Any]:
-        """Tags, and scores."""
+        """Tags, scores, and how many words are unread."""
         tags = [["B-PER" if w in NAMES else "O" for w in post.tokens] for post, _, _ in questions]
-        return [(row, [1.0] * row.count("B-PER")) for row in tags]
+        return [(row, [1.0] * row.count("B-PER"), *self.unread) for row in tags]
 
 
 def plain(directory: Path, folder: Path) -> tuple[Any, Any]:
