@@ -15,10 +15,10 @@ EXAMPLES = """
   the authors' PROMU, and the prompter of their stage 1
     python -m pretrain convert model_step_85000.pt out
     python -m pretrain convert restore.pt teacher --part prompter_image
-  first weights: BERT and a ViT, or a CLIP with its projections; CLIP as a teacher
+  first weights: BERT and a ViT, or a CLIP or SigLIP with its projections; CLIP as a teacher
     python -m pretrain convert bert-base-uncased out \\
         --vision vit_base_patch16_224.orig_in21k
-    python -m pretrain convert openai/clip-vit-base-patch32 out --from two-tower
+    python -m pretrain convert google/siglip2-base-patch16-224 out --from two-tower
     python -m pretrain convert openai/clip-vit-base-patch32 teacher
   back out, and a fine-tuned one of a paper
     python -m pretrain convert out/model promu.pt --to promu

@@ -123,7 +123,7 @@ def backbone_architecture(
     preset: Any = net.pretrained_cfg
     side = net.patch_embed.img_size[0] if sized else image_size or preset["input_size"][-1]
     vision = LibraryVision(net)
-    grid = grid_of(vision, side)
+    _, patch = grid_of(vision, side)
     blocks = getattr(net, "blocks", None) or getattr(net, "stages", None) or [None]
     described = {
         "architecture": preset["architecture"],
@@ -132,7 +132,7 @@ def backbone_architecture(
     }
     return {
         "image_size": side,
-        "patch_size": side // grid,
+        "patch_size": patch,
         "vision_hidden_size": vision.width,
         "vision_layers": len(blocks),  # by which learning rates fall; 1 where nobody can tell
         "vision_heads": getattr(getattr(blocks[0], "attn", None), "num_heads", 1),

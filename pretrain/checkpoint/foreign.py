@@ -15,7 +15,7 @@ from shards.files import InputError
 from shards.json_files import read_json
 
 CHECKED = ("bert", "roberta", "xlm-roberta", "electra", "vit", "clip", "clip_text_model",
-           "clip_vision_model")  # fmt: skip
+           "clip_vision_model", "siglip", "siglip_text_model", "siglip_vision_model")  # fmt: skip
 """Kinds of which every field of `config.json` is accounted for."""
 _ONLY: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", None),  # transformers 5 drops the tables of the others
@@ -111,21 +111,25 @@ def as_filed(tokenizer: Any, directory: Path) -> PreTrainedTokenizerBase:
 
     Of a class that settings name, `transformers` takes the file's vocabulary and builds the rest
     anew (findings/transformers_rebuilds_tokenizer.sh); where that differs, the generic class reads
-    the whole file. `do_lower_case` in tokenizer_config.json overrides BERT's normalizer, as there.
+    the whole file; so it does of a class that has no fast form (SigLIP's). `do_lower_case` in
+    tokenizer_config.json overrides BERT's normalizer, as there.
     """
     file, config = directory / "tokenizer.json", directory / "tokenizer_config.json"
     if not file.is_file():
         return tokenizer
+    options = {
+        "local_files_only": True, "model_input_names": tokenizer.model_input_names,
+        "padding_side": tokenizer.padding_side, **tokenizer.special_tokens_map,
+    }  # fmt: skip
+    if not tokenizer.is_fast:
+        return PreTrainedTokenizerFast.from_pretrained(directory, **options)
     filed, built = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
     normalizers = filed.normalizer, built.normalizer
     settled = config.is_file() and "do_lower_case" in read_json(config)
     settled = settled and all(isinstance(part, BertNormalizer) for part in normalizers)
     if _alike(filed.pre_tokenizer, built.pre_tokenizer) and (settled or _alike(*normalizers)):
         return tokenizer
-    generic = PreTrainedTokenizerFast.from_pretrained(
-        directory, local_files_only=True, model_input_names=tokenizer.model_input_names,
-        padding_side=tokenizer.padding_side, **tokenizer.special_tokens_map,
-    )  # fmt: skip
+    generic = PreTrainedTokenizerFast.from_pretrained(directory, **options)
     if settled:
         generic.backend_tokenizer.normalizer = built.normalizer
     if filed.post_processor is None:  # else no text would have its [CLS] and [SEP]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import save_file
+from tokenizers.normalizers import Lowercase, Sequence
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -67,7 +68,7 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     except Exception as error:  # `tokenizers` raises no narrower kind on a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
-    if not tokenizer.is_fast:
+    if not tokenizer.is_fast and not (directory / "tokenizer.json").is_file():
         raise InputError(
             f"{directory}: {type(tokenizer).__name__} is a tokenizer without a fast form, which "
             "alone tells where a piece lies in a text; take a model whose tokenizer.json there is"
@@ -125,6 +126,28 @@ def fusion_architecture(directory: ModelDirectory) -> FusionEncoderConfig:
     return _fusion_config(directory, FusionEncoderConfig.from_dict)
 
 
+def read_text_encoder(
+    directory: Path, *, random_weights: bool = False
+) -> tuple[Bert | LibraryText, PreTrainedTokenizerBase]:
+    """A Hugging Face text encoder of a known family, and its tokenizer."""
+    text, tokenizer = read_text(directory, random_weights=random_weights), load_tokenizer(directory)
+    if text.config.model_type == "siglip_text_model":
+        as_siglip(text, tokenizer)
+    return text, tokenizer
+
+
+def as_siglip(text: Bert | LibraryText, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Pad texts, in lower case, as SigLIP was trained: SigLIP 2 publishes no `pad_token_id`, whose
+    default is 1, and a tokenizer that pads with 0 and keeps capitals."""
+    text.config.pad_token_id, tokenizer.padding_side = tokenizer.pad_token_id, "right"
+    names = ["input_ids", "attention_mask"]  # its settings leave the mask out, which others read
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    backend: Any = tokenizer.backend_tokenizer
+    parts = [backend.normalizer] if backend.normalizer else []
+    if Sequence(parts).normalize_str("A").lower() != Sequence(parts).normalize_str("A"):
+        backend.normalizer = Sequence([Lowercase(), *parts])
+
+
 def load_text_tower(
     source: Source, *, random_weights: bool = False
 ) -> tuple[Bert | LibraryText, PreTrainedTokenizerBase]:
@@ -135,7 +158,7 @@ def load_text_tower(
     """
     directory = ModelDirectory.open(source)
     if directory.kind != MODEL_TYPE:
-        return read_text(directory.path, random_weights=random_weights), load_tokenizer(directory)
+        return read_text_encoder(directory.path, random_weights=random_weights)
     encoder, tokenizer = load_fusion(directory, random_weights=random_weights)
     return stack_text_layers(encoder), tokenizer
 

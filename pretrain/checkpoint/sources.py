@@ -14,7 +14,7 @@ from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
-from pretrain.checkpoint.text import pools_by_mean, read_text
+from pretrain.checkpoint.text import pools_by_mean
 from pretrain.checkpoint.two_towers import read_two_towers
 from pretrain.checkpoint.untrusted import load_pickle
 from pretrain.checkpoint.zero import read_zero
@@ -88,9 +88,9 @@ def _read_alpro(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
 def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     vision = read_backbone(_vision(config), config.image_size)
     directory = resolve(config.source)
-    text = read_text(directory).eval()
+    text, tokenizer = hub.read_text_encoder(directory)
     imported = towers.from_towers(
-        text,
+        text.eval(),
         vision,
         text_layers=config.text_layers,
         layout=config.encoder_layout,
@@ -104,7 +104,7 @@ def _read_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
             config=replace(architecture, text_pool="avg").to_dict(),
             notes=[*imported.notes, "text_pool avg, as its 1_Pooling/config.json says"],
         )
-    return imported, hub.load_tokenizer(directory)
+    return imported, tokenizer
 
 
 def _read_model(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 Model = TypeVar("Model", bound="PreTrainedModel")
+Colours = tuple[list[float], list[float]]
+"""RGB mean and standard deviation of pixels in 0..1."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -44,14 +46,18 @@ def read_config(directory: Path) -> dict[str, Any]:
     return content
 
 
-def clip_colours(directory: Path) -> tuple[list[float], list[float]]:
-    """Mean and deviation that a CLIP's pictures are normalised by: its own, else OpenAI's."""
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+def colours_of(directory: Path, family: str = "clip") -> Colours:
+    """Mean and deviation that a CLIP's pictures are normalised by: its own, else those of its
+    family's first publisher. family: clip or siglip."""
+    from transformers import image_utils as known
 
+    theirs = (known.OPENAI_CLIP_MEAN, known.OPENAI_CLIP_STD)
+    if family == "siglip":
+        theirs = (known.IMAGENET_STANDARD_MEAN, known.IMAGENET_STANDARD_STD)
     path = directory / "preprocessor_config.json"
     pixels = read_json(path) if path.is_file() else {}
-    mean = pixels.get("image_mean") or OPENAI_CLIP_MEAN
-    return list(mean), list(pixels.get("image_std") or OPENAI_CLIP_STD)
+    mean, std = (pixels.get(f"image_{name}") for name in ("mean", "std"))
+    return list(mean or theirs[0]), list(std or theirs[1])
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:

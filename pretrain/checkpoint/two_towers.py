@@ -1,4 +1,4 @@
-"""A CLIP of `transformers` -> an aligned start: both towers and both projections as they are."""
+"""A CLIP or SigLIP -> an aligned start: both towers and both projections as they are."""
 
 import math
 from pathlib import Path
@@ -13,99 +13,149 @@ from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.backbones import Backbone, backbone_architecture
 from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.remote import resolve
-from pretrain.checkpoint.strict import clip_colours, read_config, read_transformers
-from pretrain.checkpoint.text import read_text
-from pretrain.model.library import LibraryText
+from pretrain.checkpoint.strict import Colours, colours_of, read_config, read_transformers
+from pretrain.model.library import LibraryText, possible
 from shards.files import InputError
 
-_ARCHITECTURES = {
-    "quick_gelu": "vit_base_patch32_clip_quickgelu_224",
-    "gelu": "vit_base_patch32_clip_224",
-}
-"""Activation -> the model of timm that has it, of whatever sizes."""
+_ARCHITECTURES: dict[tuple[str, str, float], tuple[str, dict[str, Any]]] = {
+    ("clip", "quick_gelu", 1e-5): ("vit_base_patch32_clip_quickgelu_224", {}),
+    ("clip", "gelu", 1e-5): ("vit_base_patch32_clip_224", {}),
+    ("siglip", "gelu", 1e-6): ("vit_base_patch16_siglip_224", {}),
+    ("siglip", "gelu_pytorch_tanh", 1e-6): (
+        "vit_base_patch16_siglip_224", {"act_layer": "gelu_tanh"}
+    ),
+}  # fmt: skip
+"""Family, activation, LayerNorm epsilon -> the model of timm that has them, of whatever sizes."""
 _LAYER = {
     "layer_norm1": "norm1", "layer_norm2": "norm2", "self_attn.out_proj": "attn.proj",
     "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
 }  # fmt: skip
 """Names inside a layer, there and in timm."""
+_POOL = {
+    "attention.out_proj": "proj", "layernorm": "norm", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+}  # fmt: skip
+"""Names inside SigLIP's attention pooling, likewise."""
 
 
 def read_two_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
     """A fusion encoder whose similarities are the CLIP's; fusion layers and bridge are new.
 
     Raises:
-        InputError: no CLIP of `transformers`, or a vision tower that no CLIP ViT of timm computes.
+        InputError: no CLIP or SigLIP of `transformers`, or a vision tower that no ViT of timm
+            computes.
     """
-    from transformers import CLIPModel  # its modelling code takes two seconds to import
-
     directory = resolve(config.source)
-    if (kind := read_config(directory).get("model_type")) != "clip":
-        raise InputError(
-            f"{config.source}: --from two-tower reads a CLIP of transformers, not model_type "
-            f"{kind!r}; towers of other families: `convert TEXT OUT --vision VISION`"
-        )
-    clip = read_transformers(CLIPModel, directory).eval()
-    text = read_text(directory).eval()
-    assert isinstance(text, LibraryText)
-    vision = _backbone(clip, directory)
+    clip, colours = _read_clip(directory, config.source)
+    text, tokenizer = LibraryText(clip.text_model), hub.load_tokenizer(directory)
+    notes = [f"its temperature: --loss.temperature_init {math.exp(-clip.logit_scale.item()):.4g}"]
+    if is_siglip := clip.config.model_type == "siglip":
+        hub.as_siglip(text, tokenizer)
+        notes.append("left: its logit_bias, which is nothing to a softmax over candidates")
+        notes.append("texts in lower case, as it was trained, whatever its tokenizer does")
+    projections = _projections(clip, is_siglip)
+    vision = _backbone(clip, colours, config.source)
     imported = towers.from_towers(
         text, vision, fusion_layers=config.fusion_layers, seed=config.seed,
-        projection_size=clip.config.projection_dim,
+        projection_size=len(projections["text_proj.bias"]),
     )  # fmt: skip
-    state = dict(imported.state)
-    for ours, theirs in (("text", clip.text_projection), ("vision", clip.visual_projection)):
-        state[f"{ours}_proj.weight"] = theirs.weight.detach().clone()
-        state[f"{ours}_proj.bias"] = torch.zeros(theirs.out_features)
-    temperature = math.exp(-clip.logit_scale.item())
-    fresh = [f"{name}." for name in ("fusion", "bridge") if any(k.startswith(name) for k in state)]
-    notes = [
-        f"text, vision and both projections of {config.source}; drawn at random: "
-        f"{', '.join(name.rstrip('.') for name in fresh)}",
-        f"its temperature: --loss.temperature_init {temperature:.4g}",
-    ]
-    return Imported(imported.config, state, notes), hub.load_tokenizer(directory)
+    state = imported.state | projections
+    fresh = [name for name in ("fusion", "bridge") if any(k.startswith(f"{name}.") for k in state)]
+    said = f"text, vision and both projections of {config.source}; drawn at random: "
+    return Imported(imported.config, state, [said + ", ".join(fresh), *notes]), tokenizer
 
 
-def _backbone(clip: Any, directory: Path) -> Backbone:
-    """The vision tower as a model of timm."""
-    sizes = clip.config.vision_config
-    if sizes.hidden_act not in _ARCHITECTURES or sizes.layer_norm_eps != 1e-5:
+def _read_clip(directory: Path, name: str) -> tuple[Any, Colours]:
+    """A `CLIPModel` or `SiglipModel`, and what its pictures are normalised by."""
+    from transformers import CLIPModel, PreTrainedModel, SiglipModel  # two seconds to import
+
+    kind = read_config(directory).get("model_type")
+    if kind == "siglip2":
         raise InputError(
-            f"{directory}: vision tower with {sizes.hidden_act} and layer_norm_eps "
-            f"{sizes.layer_norm_eps}; timm's CLIP ViTs have quick_gelu or gelu and 1e-05"
+            f"{name}: a NaFlex SigLIP 2 (pictures of any shape); take one of a fixed resolution, "
+            "such as google/siglip2-base-patch16-224"
         )
-    arguments = {
+    if kind not in ("clip", "siglip"):
+        raise InputError(
+            f"{name}: --from two-tower reads a CLIP or SigLIP of transformers, not model_type "
+            f"{kind!r}; towers of other families: `convert TEXT OUT --vision VISION`"
+        )
+    classes: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "siglip": SiglipModel}
+    return read_transformers(classes[kind], directory).eval(), colours_of(directory, kind)
+
+
+def _projections(clip: Any, is_siglip: bool) -> dict[str, Tensor]:
+    """Weights and biases of both. SigLIP's picture has none: its pooled state is the feature."""
+    if is_siglip:
+        head, width = clip.text_model.head, clip.config.vision_config.hidden_size
+        pairs = {"text": (head.weight, head.bias), "vision": (torch.eye(width), torch.zeros(width))}
+    else:
+        weights = {"text": clip.text_projection.weight, "vision": clip.visual_projection.weight}
+        pairs = {side: (weight, torch.zeros(len(weight))) for side, weight in weights.items()}
+    return {
+        f"{side}_proj.{end}": tensor.detach().clone()
+        for side, pair in pairs.items()
+        for end, tensor in zip(("weight", "bias"), pair, strict=True)
+    }
+
+
+def _backbone(clip: Any, colours: Colours, name: str) -> Backbone:
+    """The vision tower as a model of timm."""
+    sizes, family = clip.config.vision_config, clip.config.model_type
+    key = (family, sizes.hidden_act, sizes.layer_norm_eps)
+    if key not in _ARCHITECTURES or not getattr(clip.vision_model, "use_head", True):
+        raise InputError(
+            f"{name}: {family} vision tower with {sizes.hidden_act} and layer_norm_eps "
+            f"{sizes.layer_norm_eps}; timm's have "
+            + ", ".join(f"{act} and {eps}" for kind, act, eps in _ARCHITECTURES if kind == family)
+            + ", and SigLIP's a pooling head (vision_use_head)" * (family == "siglip")
+        )
+    architecture, arguments = _ARCHITECTURES[key]
+    ratio = sizes.intermediate_size / sizes.hidden_size
+    if int(ratio * sizes.hidden_size) != sizes.intermediate_size:  # as timm rounds it
+        ratio = math.nextafter(ratio, math.inf)
+    tower = {
         "patch_size": sizes.patch_size,
         "embed_dim": sizes.hidden_size,
         "depth": sizes.num_hidden_layers,
         "num_heads": sizes.num_attention_heads,
-        "mlp_ratio": sizes.intermediate_size / sizes.hidden_size,
+        "mlp_ratio": ratio,
     }
-    architecture = _ARCHITECTURES[sizes.hidden_act]
-    net: Any = create_model(
-        architecture, num_classes=0, img_size=sizes.image_size, **arguments
-    ).eval()
-    net.load_state_dict(_in_timms_names(clip.vision_model.state_dict(), arguments["depth"]))
-    # The colours that the CLIP was trained with, which need not be those of timm's namesake.
-    mean, std = clip_colours(directory)
-    net.pretrained_cfg = {
-        "architecture": architecture,
-        "input_size": (3, sizes.image_size, sizes.image_size),
-        "mean": mean,
-        "std": std,
-    }
-    return Backbone(net, backbone_architecture(net, arguments, True, None))
+    state = _in_timms_names(clip.vision_model.state_dict(), sizes.num_hidden_layers)
+    with possible(f"{name}: vision_config"):
+        net: Any = create_model(
+            architecture, num_classes=0, img_size=sizes.image_size, **tower, **arguments
+        ).eval()
+        net.load_state_dict(state)
+        # The colours that it was trained with, which need not be those of timm's namesake.
+        net.pretrained_cfg = {
+            "architecture": architecture,
+            "input_size": (3, sizes.image_size, sizes.image_size),
+            "mean": colours[0],
+            "std": colours[1],
+        }
+        return Backbone(net, backbone_architecture(net, tower | arguments, True, None))
 
 
 def _in_timms_names(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     named = {
-        "cls_token": state["embeddings.class_embedding"][None, None],
         "patch_embed.proj.weight": state["embeddings.patch_embedding.weight"],
         "pos_embed": state["embeddings.position_embedding.weight"][None],
     }
+    is_siglip = "head.probe" in state
+    if is_siglip:
+        named["patch_embed.proj.bias"] = state["embeddings.patch_embedding.bias"]
+        named["attn_pool.latent"] = state["head.probe"]
+    else:
+        named["cls_token"] = state["embeddings.class_embedding"][None, None]
     for end in ("weight", "bias"):
-        named[f"norm_pre.{end}"] = state[f"pre_layrnorm.{end}"]
         named[f"norm.{end}"] = state[f"post_layernorm.{end}"]
+        if is_siglip:
+            query, *others = state[f"head.attention.in_proj_{end}"].chunk(3)
+            named |= {f"attn_pool.q.{end}": query, f"attn_pool.kv.{end}": torch.cat(others)}
+            for name, ours in _POOL.items():
+                named[f"attn_pool.{ours}.{end}"] = state[f"head.{name}.{end}"]
+        else:
+            named[f"norm_pre.{end}"] = state[f"pre_layrnorm.{end}"]
         for i in range(layers):
             theirs = f"encoder.layers.{i}"
             for name, ours in _LAYER.items():

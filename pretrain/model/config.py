@@ -82,7 +82,7 @@ class FusionEncoderConfig:
         sizes = ["hidden_size", "num_attention_heads", "image_size", "patch_size"]
         sizes += ["projection_size"] if self.vision_config else ["projection_size", "vision_heads"]
         positive("model.", **{name: getattr(self, name) for name in sizes})
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and not self.vision_config:
             raise ValueError(
                 f"model.image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
             )

@@ -22,7 +22,14 @@ from pretrain.model.bert import Bert
 from pretrain.model.bert_layers import Layers, draw
 from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
-from pretrain.model.library import READS_LAST, LibraryText, LibraryVision, family_config, possible
+from pretrain.model.library import (
+    READS_LAST,
+    LibraryText,
+    LibraryVision,
+    family_config,
+    last_state,
+    possible,
+)
 from pretrain.model.vit import PlainViT
 
 if TYPE_CHECKING:
@@ -199,22 +206,14 @@ class FusionEncoder(Embedder):
                 shown = attention_mask.to(text_embeds.dtype)
             total = (text_embeds * shown[..., None]).sum(dim=1)
             return self._unit(self.text_proj, total / shown.sum(dim=1, keepdim=True))
-        pooled = text_embeds[:, 0]
-        if self.config.text_config.get("model_type") in READS_LAST:
-            pooled = text_embeds[:, -1]
-            if attention_mask is not None:
-                places = torch.arange(text_embeds.shape[1], device=text_embeds.device)
-                last = (attention_mask.bool() * places).argmax(dim=1)
-                pooled = text_embeds[torch.arange(len(last), device=last.device), last]
+        reads_last = self.config.text_config.get("model_type") in READS_LAST
+        pooled = last_state(text_embeds, attention_mask) if reads_last else text_embeds[:, 0]
         return self._unit(self.text_proj, pooled)
 
     def image_feat(self, vision_embeds: Tensor) -> Tensor:
         """(B, 1+K, Dv) -> (B, E) unit vectors, float32."""
-        pooled = (
-            vision_embeds[:, 0]
-            if self.config.vision_pool == "cls"
-            else vision_embeds[:, 1:].mean(dim=1)
-        )
+        is_cls = self.config.vision_pool == "cls"
+        pooled = vision_embeds[:, 0] if is_cls else vision_embeds[:, 1:].mean(dim=1)
         return self._unit(self.vision_proj, pooled)
 
     @staticmethod

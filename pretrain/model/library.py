@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pretrain.model.bert import Bert, TextStates
 from pretrain.model.config import FusionEncoderConfig
@@ -81,6 +82,18 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {key: content[key] for key in sorted(content) if key not in _NOT_SETTINGS}
 
 
+def last_place(mask: Tensor) -> Tensor:
+    """(B, L) mask -> (B,) place of the last word piece that it shows."""
+    return (mask.bool() * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+
+
+def last_state(states: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, L, D) -> (B, D) of that place; without a mask of the last one."""
+    if mask is None:
+        return states[:, -1]
+    return states[torch.arange(len(mask), device=mask.device), last_place(mask)]
+
+
 class LibraryText(nn.Module):
     """A text encoder of `transformers`, called as `pretrain.model.bert.Bert` is."""
 
@@ -113,9 +126,25 @@ class LibraryText(nn.Module):
     ) -> TextStates:
         """(B, L) -> (B, L, D)."""
         mask = None if attention_mask is None else attention_mask.long()
+        if self.config.model_type == "siglip_text_model" and input_ids is not None:
+            return self._padded(input_ids, mask, output_hidden_states)
         given = {"input_ids": input_ids, "attention_mask": mask}
         states = self.net(**given, output_hidden_states=output_hidden_states)
         return TextStates(states.last_hidden_state, getattr(states, "hidden_states", None))
+
+    def _padded(self, input_ids: Tensor, mask: Tensor | None, hidden: bool) -> TextStates:
+        """SigLIP's: it was trained on texts padded to its last position with nothing masked, and
+        reads a text there. That state stands at the last word piece shown (of its tokenizer `</s>`)
+        whatever a batch is padded to."""
+        length, pad = input_ids.shape[1], self.config.pad_token_id
+        shown = torch.ones_like(input_ids) if mask is None else mask
+        ids = input_ids.masked_fill(shown == 0, pad)
+        ids = F.pad(ids, (0, max(0, self.longest_text - length)), value=pad)
+        states = self.net(input_ids=ids, output_hidden_states=hidden)
+        whole, layers = states.last_hidden_state, getattr(states, "hidden_states", None)
+        is_last = F.one_hot(last_place(shown), length).bool()[..., None]
+        read = torch.where(is_last, whole[:, -1:], whole[:, :length])
+        return TextStates(read, layers and tuple(layer[:, :length] for layer in layers))
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word table."""
@@ -249,14 +278,18 @@ def _layers(settings: dict[str, Any]) -> int:
 
 
 @torch.no_grad()
-def grid_of(vision: LibraryVision, image_size: int) -> int:
-    """Patches a side. Raises: ValueError: they are no square."""
+def grid_of(vision: LibraryVision, image_size: int) -> tuple[int, int]:
+    """Patches a side, pixels a side of each. Raises: ValueError: they are no square."""
     training = vision.training
     states = vision.eval()(torch.zeros(1, 3, image_size, image_size))
     vision.train(training)
     patches = states.shape[1] - 1
-    if (side := math.isqrt(patches)) ** 2 != patches or image_size % side:
+    side = math.isqrt(patches)
+    patch = image_size // side
+    if image_size % side:  # a ViT leaves the rest of 384 pixels unread: 27 patches of 14
+        patch = vision.net.patch_embed.patch_size[0] if hasattr(vision.net, "patch_embed") else 0
+    if side**2 != patches or not patch or image_size // patch != side:
         raise ValueError(
             f"{patches} patches of a picture of {image_size} pixels are no square grid"
         )
-    return side
+    return side, patch

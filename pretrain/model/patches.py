@@ -37,10 +37,10 @@ def patch_coverage(box: np.ndarray, size: int, patch: int, min_visible: float = 
         min_visible: a box of which a smaller fraction than this is visible counts as unseen.
 
     Returns:
-        (…, K) float32, K = (size/patch)², row by row; all zero where the box is not seen.
+        (…, K) float32, K = (size//patch)², row by row; all zero where the box is not seen.
     """
     box = np.asarray(box, dtype=np.float64)
-    edges = np.arange(0, size, patch, dtype=np.float64)
+    edges = np.arange(size // patch, dtype=np.float64) * patch
 
     def overlap(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         inside = np.minimum(high[..., None], edges + patch) - np.maximum(low[..., None], edges)

@@ -16,15 +16,17 @@ def test_worked_example():
     assert not grid[4:].any() and not grid[:, 5:].any()
 
 
+@pytest.mark.parametrize("rest", [0, 5])
 @pytest.mark.parametrize("seed", range(20))
-def test_coverage_equals_counting_pixels(seed):
+def test_coverage_equals_counting_pixels(seed, rest):
+    """rest: pixels at the right and lower edge that are in no patch."""
     random = np.random.default_rng(seed)
     x1, y1 = random.integers(-20, 40, 2)
     x2, y2 = x1 + random.integers(1, 50), y1 + random.integers(1, 50)
     canvas = np.zeros((48, 48))
     canvas[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = 1
     counted = canvas.reshape(6, 8, 6, 8).mean(axis=(1, 3)).reshape(-1)
-    coverage = patch_coverage(np.array([x1, y1, x2, y2]), 48, 8)
+    coverage = patch_coverage(np.array([x1, y1, x2, y2]), 48 + rest, 8)
     np.testing.assert_allclose(coverage, counted, atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from finetune.methods.mkgformer.vision import Layout, VisionTower
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.hub import load_fusion
 from pretrain.checkpoint.remote import resolve
-from pretrain.checkpoint.strict import check_fits, clip_colours, read_config, read_transformers
+from pretrain.checkpoint.strict import check_fits, colours_of, read_config, read_transformers
 from pretrain.checkpoint.tables import rename
 from pretrain.model.config import MODEL_TYPE
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -48,7 +48,7 @@ def read_clip(source: str) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
     else:
         model = read_transformers(CLIPVisionModel, directory)
     state = {name.removeprefix("vision_model."): t for name, t in model.state_dict().items()}
-    config = CLIPVisionConfig(**model.config.to_dict() | _ours(True, *clip_colours(directory)))
+    config = CLIPVisionConfig(**model.config.to_dict() | _ours(True, *colours_of(directory)))
     return config, rename(state, CLIP, f"CLIP's vision tower ({directory})")
 
 

@@ -21,7 +21,7 @@ from finetune.methods.base import Source
 from finetune.methods.layers import load_any_text_encoder, load_fusion_encoder, tell
 from finetune.tasks.base import TaskInfo
 from pretrain.checkpoint.remote import resolve
-from pretrain.checkpoint.strict import clip_colours, load_strictly, read_config, read_transformers
+from pretrain.checkpoint.strict import colours_of, load_strictly, read_config, read_transformers
 from pretrain.model.bert import Bert
 from pretrain.model.config import MODEL_TYPE
 from pretrain.model.fusion_encoder import FusionEncoder
@@ -246,7 +246,7 @@ def _clip_tower(source: str, directory: Path, random_weights: bool) -> PictureTo
         net = read_transformers(CLIPModel, directory).vision_model
     else:
         net = read_transformers(CLIPVisionModel, directory)
-    mean, std = clip_colours(directory)
+    mean, std = colours_of(directory)
     return PictureTower(
         net,
         {

@@ -113,6 +113,14 @@ def states_are_those_of_the_libraries(encoder, text, vision):
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     assert not mask.all() and (ids[mask == 0] == encoder.processor.tokenizer.pad_token_id).all()
     expected = theirs(ids, attention_mask=mask).last_hidden_state
+    if config["model_type"] == "siglip_text_model":  # padded to its end, where it is read
+        pad = encoder.processor.tokenizer.pad_token_id
+        padding = ids.new_full(
+            (len(ids), theirs.config.max_position_embeddings - ids.shape[1]), pad
+        )
+        expected = theirs(torch.cat([ids, padding], dim=1)).last_hidden_state
+        expected[torch.arange(len(ids)), mask.sum(dim=1) - 1] = expected[:, -1]
+        expected = expected[:, : ids.shape[1]]
     ours = encoder.encode_text(ids, mask)
     if encoder.config.is_cut:
         ours = encoder.fuse(ours, mask, None)

@@ -141,6 +141,38 @@ def test_what_the_file_leaves_open_is_the_class_s(settings, tmp_path):
         assert reader("Anna #oslo").tokens() == pieces
 
 
+def test_siglips_file_is_read_where_its_class_has_no_fast_form(tmp_path):
+    """Lower case, no punctuation, as its own class does in Python; saved it is the same."""
+    import re
+    import string
+
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoTokenizer
+
+    folder = sentencepiece_file(
+        tmp_path / "siglip", "spiece.model", "SiglipTokenizer", add_dummy_prefix=False, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="nmt_nfkc_cf",
+    )  # fmt: skip
+    learned = SentencePieceProcessor(str(folder / "spiece.model"))
+    pieces = [(learned.id_to_piece(i), learned.get_score(i)) for i in range(len(learned))]
+    file = Tokenizer(models.Unigram(pieces, unk_id=2))
+    punctuation, blanks = Regex(f"[{re.escape(string.punctuation)}]"), Regex(r"\s+")
+    file.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(punctuation, ""),
+         normalizers.Replace(blanks, " "), normalizers.Strip()]
+    )  # fmt: skip
+    file.pre_tokenizer = pre_tokenizers.Metaspace()
+    file.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    file.save(str(folder / "tokenizer.json"))
+    own, tokenizer = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert not own.is_fast
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for reader in (tokenizer, load_tokenizer(tmp_path / "saved")):
+        for text in ("Anna  lives, in Oslo!", "a", "Bob's (red) crown"):
+            assert reader(text)["input_ids"] == own(text)["input_ids"]
+
+
 def test_a_tokenizer_without_its_fast_form_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("a 1\nb 1\n")
     (tmp_path / "bpe.codes").write_text("a b 1\n")

@@ -6,9 +6,15 @@ import pytest
 import torch
 from families import CAPTIONS
 from tiny_model import write_model
-from tokenizers import ByteLevelBPETokenizer
-from tokenizers.processors import RobertaProcessing
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
+from tokenizers.processors import RobertaProcessing, TemplateProcessing
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from pretrain import FusionEncoder
 from pretrain.convert import main as convert
@@ -36,16 +42,80 @@ def write_clip(folder, **vision):
         "intermediate_size": 64, "image_size": 32, "patch_size": 8, **vision,
     }  # fmt: skip
     torch.manual_seed(0)
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=sizes, projection_dim=20)).eval()
-    with torch.no_grad():  # not the values that layers begin with
-        for parameter in clip.parameters():
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=sizes, projection_dim=20))
+    return written(clip, tokenizer, folder)
+
+
+def written(model, tokenizer, folder):
+    """A model with weights that are not those that layers begin with, and all that lies beside."""
+    with torch.no_grad():
+        for parameter in model.parameters():
             if parameter.dim():
                 parameter.normal_(std=0.3)
-    clip.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pixels = {"image_mean": MEAN, "image_std": STD}
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
-    return clip
+    return model
+
+
+def write_siglip(folder, *, width=28, **vision):
+    """A tiny random SigLIP. As SigLIP 2 is published, pad is number 0, which its config does not
+    say, and its tokenizer keeps capitals; as of so400m, a picture's last pixels are in no patch."""
+    learned = SentencePieceUnigramTokenizer()
+    special = ["<pad>", "</s>", "<unk>"]
+    texts = [text.lower() for text in CAPTIONS] + ["A", "B"]
+    learned.train_from_iterator(
+        texts, 90, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    learned._tokenizer.post_processor = TemplateProcessing("$A </s>", None, [("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=learned._tokenizer, pad_token="<pad>", unk_token="<unk>",
+        eos_token="</s>", padding_side="left",
+    )  # fmt: skip
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "intermediate_size": 40, "max_position_embeddings": 24,
+        "projection_size": width,
+    }  # fmt: skip
+    sizes = {
+        "hidden_size": width, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 61, "image_size": 34, "patch_size": 8, **vision,
+    }  # fmt: skip
+    return written(
+        SiglipModel(SiglipConfig(text_config=text, vision_config=sizes)), tokenizer, folder
+    )
+
+
+@pytest.mark.parametrize("act", ["gelu_pytorch_tanh", "gelu"])
+def test_similarities_are_siglips_own(act, tmp_path, capsys):
+    """Whatever a batch is padded to, they are of texts padded as SigLIP was trained."""
+    siglip = write_siglip(tmp_path / "siglip", hidden_act=act)
+    words = ["--from", "two-tower", "--fusion-layers", "1"]
+    convert([str(tmp_path / "siglip"), str(tmp_path / "out"), *words])
+    told = capsys.readouterr().out
+    assert "drawn at random: fusion, bridge" in told and "left: its logit_bias" in told
+    assert f"--loss.temperature_init {siglip.logit_scale.neg().exp().item():.4g}" in told
+    encoder = FusionEncoder.from_pretrained(tmp_path / "out")
+    assert (encoder.config.projection_size, encoder.config.grid) == (28, 4)
+    assert encoder.config.image_mean == tuple(MEAN)
+    texts = [*CAPTIONS[:3], "Two DOGS", "a"]
+    pictures = torch.randint(0, 256, (4, 3, 34, 34), dtype=torch.uint8)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "siglip", padding_side="right")
+    encoded = tokenizer(
+        [text.lower() for text in texts], padding="max_length", max_length=24, return_tensors="pt"
+    )
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        theirs = siglip(input_ids=encoded["input_ids"], pixel_values=(pictures / 255 - mean) / std)
+    expected = theirs.text_embeds @ theirs.image_embeds.T
+    similarity = encoder.similarity(texts, list(pictures))
+    assert similarity.std() > 0.005
+    torch.testing.assert_close(similarity, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.embed_images(list(pictures)), theirs.image_embeds)
+    for number, text in enumerate(texts):
+        alone = encoder.embed_text([text])[0]
+        torch.testing.assert_close(alone, theirs.text_embeds[number], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
@@ -76,12 +146,14 @@ def test_similarities_are_the_clips_own(act, tmp_path, capsys):
 
 def test_what_is_no_clip_or_another_kind_of_it_is_one_line(tmp_path, capsys):
     write_clip(tmp_path / "relu", hidden_act="relu")
+    write_siglip(tmp_path / "headless", vision_use_head=False)
+    naflex = write_model(tmp_path / "naflex")
+    (naflex / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
     for source, message in (
         (tmp_path / "relu", "vision tower with relu and layer_norm_eps 1e-05"),
-        (
-            write_model(tmp_path / "ours"),
-            "reads a CLIP of transformers, not",
-        ),
+        (tmp_path / "headless", "a pooling head (vision_use_head)"),
+        (naflex, "a NaFlex SigLIP 2"),
+        (write_model(tmp_path / "ours"), "reads a CLIP or SigLIP of transformers, not"),
     ):
         with pytest.raises(SystemExit) as exit_:
             convert([str(source), str(tmp_path / "out"), "--from", "two-tower"])
