@@ -67,15 +67,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def refuse_foreign(path: Path, *beginnings: str) -> None:
-    """Before a file is replaced. Raises: InputError: it holds something that begins otherwise than
-    what this command writes."""
-    if not path.is_file():
+def refuse_foreign(path: Path, *beginnings: str, at: int = 0) -> None:
+    """Before a file is replaced. Raises: InputError: it holds something that begins, from byte `at`
+    on, otherwise than what this command writes."""
+    if not path.is_file() or not path.stat().st_size:
         return
     ours = tuple(beginning.encode() for beginning in beginnings)
     with path.open("rb") as file:
+        file.seek(at)
         start = file.read(max(map(len, ours)))
-    if start and not start.startswith(ours):
+    if not start.startswith(ours):
         raise InputError(f"{path}: not written by this command; choose another place, or remove it")
 
 

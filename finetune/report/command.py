@@ -14,7 +14,7 @@ from finetune.report.sections import Report
 from finetune.run.results import Results, of_seeds, read_result
 from shards.command import require_extra
 from shards.files import InputError, refuse_foreign
-from shards.json_files import write_json
+from shards.json_files import is_number, read_json, write_json
 from shards.locks import lock_file
 from shards.options import parse_config
 
@@ -65,6 +65,8 @@ def run(config: ReportConfig) -> None:
 
     refuse_foreign(config.out, "# Results\n")
     refuse_foreign(config.out.with_suffix(".html"), "<!doctype html>")
+    if config.summary:
+        require_summary(config.summary)
     if config.states:
         require_extra("sklearn", "figures", "--states draws t-SNE")
     runs = dict(zip(run_names(config.runs), config.runs, strict=True))
@@ -173,6 +175,15 @@ def run_names(runs: Sequence[Path]) -> list[str]:
     while len({parts[-depth:] for parts in paths}) < len(paths):
         depth += 1
     return ["/".join(parts[-depth:]) for parts in paths]
+
+
+def require_summary(path: Path) -> None:
+    """Raises: InputError: a file with other content than `summary` gives."""
+    if path.is_file() and path.stat().st_size:
+        figures = read_json(path, "choose another --summary, or remove it")
+        numbers = all(figure is None or is_number(figure) for figure in figures.values())
+        if not numbers or not any(re.search(r"_f1(_\d+pct)?$", name) for name in figures):
+            raise InputError(f"{path}: no summary of runs; choose another place, or remove it")
 
 
 def summary(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.files import atomic_path
+from shards.files import atomic_path, refuse_foreign
 
 LINES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442")
 """Okabe and Ito's colours, told apart with any colour vision."""
@@ -266,6 +266,11 @@ def canvas(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path, dpi: int = 130) -> None:
-    """Write the PNG."""
+    """Write the PNG, signed."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": "Fusion-MRE"})
+
+
+def require_own(path: Path) -> None:
+    """Raises: InputError: a file without the signature of `save`, whose chunk is a PNG's second."""
+    refuse_foreign(path, "tEXtSoftware\0Fusion-MRE", at=37)

@@ -13,7 +13,7 @@ from finetune.report import figures, galleries, series, tables
 from finetune.report.papers import dgfpt
 from finetune.run.results import Predictions, of_seeds, read_result
 from shards.command import Group, Tool, require_extra
-from shards.files import InputError, atomic_path
+from shards.files import InputError, atomic_path, refuse_foreign
 
 # ---- options -------------------------------------------------------------------------------------
 
@@ -28,6 +28,7 @@ class FigureConfig:
     def __post_init__(self) -> None:
         if self.out.suffix != ".png":
             raise ValueError(f"--out {self.out}: a PNG is written; call it so")
+        figures.require_own(self.out)
 
     def done(self) -> None:
         """Say where it is."""
@@ -94,6 +95,10 @@ class AttentionConfig(FigureConfig):
     """Of which rows."""
     row: int
     """Its number in the file, from 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_foreign(self.out.with_suffix(".npz"), "pictures.npy", at=30)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,10 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path):
     path.write_text("my notes")
     with pytest.raises(InputError, match=r"a\.tsv: not written by this command"):
         refuse_foreign(path, "# {", "<html")
+    refuse_foreign(path, "notes", at=3)
+    for at in (2, 40):
+        with pytest.raises(InputError, match="not written by this command"):
+            refuse_foreign(path, "notes", at=at)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

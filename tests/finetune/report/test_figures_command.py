@@ -51,6 +51,18 @@ def test_numbers_of_a_study_become_lines_in_their_order(tmp_path, drawn):
     assert drawn[0].get_figwidth() == 3.3
 
 
+def test_a_picture_of_somebody_else_stays(tmp_path):
+    command = ["study", str(study_file(tmp_path, {"clean": 60})), "--out", f"{tmp_path}/f.png"]
+    for _ in range(2):
+        plots.main(command)
+    theirs = figures.canvas(2, 2)
+    theirs.savefig(tmp_path / "f.png")
+    before = (tmp_path / "f.png").read_bytes()
+    with pytest.raises(InputError, match=r"f\.png: not written by this command"):
+        plots.main(command)
+    assert (tmp_path / "f.png").read_bytes() == before
+
+
 def test_other_columns_become_bars(tmp_path, drawn):
     path = study_file(tmp_path, {"clean": 60, "half taken away": 30})
     plots.main(["study", str(path), "--out", str(tmp_path / "f.png")])

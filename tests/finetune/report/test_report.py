@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from finetune import registry
 from finetune.__main__ import main
 from finetune.report import pages, published, tables
-from finetune.report.command import run_names, summary
+from finetune.report.command import require_summary, run_names, summary
 from finetune.report.galleries import hardest
 from finetune.report.model_sections import drawn
 from finetune.report.sections import averaged_over
@@ -20,6 +20,7 @@ from finetune.run.calibration import of_seed
 from finetune.run.open_run import seed_directories
 from finetune.run.results import Predictions, of_seeds
 from finetune.tasks import metrics
+from shards.files import InputError
 
 
 @pytest.fixture
@@ -236,6 +237,20 @@ def test_names_tell_runs_apart(tmp_path):
 
 def test_summary_without_test():
     assert summary({"mtb": {"test": None}}, [], None) == {"mtb_f1": None}
+
+
+def test_a_summary_of_somebody_else_stays(tmp_path):
+    path = tmp_path / "s.json"
+    for own in ("", '{"mtb_f1": null}', '{"promu_f1_10pct": 63.7, "seconds": 1}'):
+        path.write_text(own)
+        require_summary(path)
+    for other in ("notes", "[]", "{}", '{"seconds": 1}', '{"mtb_f1": 3, "why": "tested"}'):
+        path.write_text(other)
+        with pytest.raises(SystemExit, match="2"):
+            main(["report", "none", "--out", f"{tmp_path}/r.md", "--summary", str(path)])
+        assert path.read_text() == other
+        with pytest.raises(InputError, match=r"s\.json: .* choose another"):
+            require_summary(path)
 
 
 def test_cells_are_escaped():

@@ -67,10 +67,14 @@ def test_panels_and_numbers_are_the_methods_own(run, mnre_folder):
 def test_command_writes_picture_and_numbers(run, mnre_folder, tmp_path):
     directory, _ = run
     words = ["--data", str(mnre_folder), "--row", "4", "--out", str(tmp_path / "f.png")]
-    plots.main(["attention", str(directory / "model"), *words])
+    for _ in range(2):
+        plots.main(["attention", str(directory / "model"), *words])
     with Image.open(tmp_path / "f.png") as picture:
         assert picture.width > 500
     assert np.load(tmp_path / "f.npz")["gates"].shape == (3, 2)
+    np.savez(tmp_path / "f.npz", weights=np.zeros(9))
+    with pytest.raises(InputError, match=r"f\.npz: not written by this command"):
+        plots.main(["attention", str(directory / "model"), *words])
 
 
 def test_light_falls_where_the_weights_are():
