@@ -5,6 +5,7 @@ caption is empty.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def add_caption_tokens(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         )
     loaded, texts = read_captions(loaded, wanted)
     encoded = wanted.tokenizer(texts, truncation=True, max_length=longest)
-    say_cut(encoded, wanted)
+    loaded = count_cut(loaded, encoded, wanted)
     ids = [np.array(pieces, dtype=np.int64) for pieces in encoded["input_ids"]]
     return loaded.with_column(
         "caption_ids", ids, mask="caption_mask", fill=wanted.tokenizer.pad_token_id
@@ -66,7 +67,7 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
         truncation=True,
         max_length=wanted.options.max_caption_length,
     )
-    say_cut(captions, wanted)
+    loaded = count_cut(loaded, captions, wanted)
     end = [tokenizer.sep_token_id]  # the post has its [CLS] and [SEP] already
     ids = [
         np.concatenate([post, np.array(caption + end)])
@@ -77,14 +78,16 @@ def append_captions(loaded: LoadedSplit, wanted: Wanted) -> LoadedSplit:
     return loaded.with_column("input_ids", ids)
 
 
-def say_cut(encoded: Any, wanted: Wanted) -> None:
-    """Warn of captions that the tokenizer shortened."""
+def count_cut(loaded: LoadedSplit, encoded: Any, wanted: Wanted) -> LoadedSplit:
+    """The split, which knows how many captions the tokenizer shortened; of a file they are said
+    now, of posts, which come in chunks, by who answers them."""
     cut = sum(bool(one.overflowing) for one in encoded.encodings or ())
-    if cut and distributed.is_main():
+    if cut and "caption" not in wanted.given and distributed.is_main():
         LOG.warning(
             "%s: %d of %d captions are longer than --max_caption_length %d and lose their end",
             wanted.split, cut, len(encoded.encodings), wanted.options.max_caption_length,
         )  # fmt: skip
+    return replace(loaded, cut_captions=cut)
 
 
 def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, list[str]]:
@@ -93,12 +96,13 @@ def read_captions(loaded: LoadedSplit, wanted: Wanted) -> tuple[LoadedSplit, lis
     name = str(wanted.options.captions)
     if name == "none":
         return loaded, [""] * len(loaded.rows)
-    source = wanted.given.get("caption")
+    source, rows = wanted.given.get("caption"), loaded.rows  # a post's caption may stand alone
     if source is None:
+        rows = [row for row in rows if row.image_id is not None]
         by_name = "{split}" not in name
         pattern = f"caption/{name}_{{split}}.txt" if by_name else name
         folder = wanted.task.folder if by_name else "."
         source = side_files.read_captions(side_files.find(folder, pattern, wanted.split))
-    described = iter(source.of([row for row in loaded.rows if row.image_id is not None]))
-    texts = ["" if row.image_id is None else next(described) for row in loaded.rows]
+    by_row = dict(zip([row.row for row in rows], source.of(rows), strict=True))
+    texts = [by_row.get(row.row, "") for row in loaded.rows]
     return loaded.with_source(source, **{"caption: present": [bool(text) for text in texts]}), texts

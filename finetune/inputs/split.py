@@ -58,6 +58,8 @@ class LoadedSplit:
     """Side inputs that were read."""
     leaky: bool = False
     """Whether one of them is known to tell the label."""
+    cut_captions: int = 0
+    """Rows whose caption lost its end."""
 
     def __len__(self) -> int:
         return len(self.rows)

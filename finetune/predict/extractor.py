@@ -108,7 +108,7 @@ class Extractor:
                 image = Path(folder) / "given.bmp"
                 upright_rgb(picture).save(image)
             post = parse_post(record | {"image": image}, Path(), self.task)
-            (answer,) = self.answer([post], top_k)
+            (answer,) = self.stream([post], top_k)
         if "error" in answer:
             raise InputError(answer["error"])
         return answer
@@ -121,6 +121,8 @@ class Extractor:
         rest = iter(posts)
         while posts := list(islice(rest, chunk)):
             yield from self.answer(posts, top_k)
+        for run in filter(None, (self.run, self.ner)):
+            run.say_cut()
 
     def answer(self, posts: Sequence[Post | Bad], top_k: int = 3) -> list[dict[str, Any]]:
         """The answers of one chunk."""

@@ -34,9 +34,9 @@ from shards.images import RejectedImage, decoded
 
 LOG = logging.getLogger(__name__)
 MOST_ROWS = 512
+"""Posts, or pairs of their entities, whose pictures and regions are held at a time."""
 FEW_ROWS = 20
 """Of dev: a temperature of fewer is said to be a guess."""
-"""Posts, or pairs of their entities, whose pictures and regions are held at a time."""
 Question = tuple[Post, Span | None, Span | None]
 """A post, and head and tail (tokens) where a relation is asked for."""
 
@@ -127,7 +127,7 @@ class Run:
         self.precision = pick_precision(precision)
         self.inputs = check_needs(self.method, seed.description.inputs, live, source)
         self.reads = Reads.of(self.method)
-        self.temperature = 1.0
+        self.temperature, self.cut_captions = 1.0, 0
         if self.info.kind == "relation":
             fitted = calibration.of_seed(self.directory, self.info.labels)
             if fitted is None:
@@ -195,6 +195,16 @@ class Run:
                 return [Bad(reason(error, questions[0][0]))]
             return self.answers(questions[:half]) + self.answers(questions[half:])
 
+    def say_cut(self) -> None:
+        """Warn of captions that were cut since the last time."""
+        if self.cut_captions:
+            LOG.warning(
+                "%d captions (one a post, or a pair of its entities) are longer than the %d word "
+                "pieces that %s reads of them, and lose their end",
+                self.cut_captions, self.inputs["max_caption_length"], self.directory,
+            )  # fmt: skip
+        self.cut_captions = 0
+
     def _answers(self, questions: Sequence[Question]) -> list[tuple[Any, Any, int] | Bad]:
         rows = [self.row(number, question) for number, question in enumerate(questions)]
         posts, slots = [post for post, _, _ in questions], self.reads.spec.region_slots
@@ -202,6 +212,7 @@ class Run:
         task: Any = self.task(rows)
         options = InputOptions(**self.inputs, cache=None)
         loaded = load_split(task, "test", self.tokenizer, self.reads, options, given)
+        self.cut_captions += loaded.cut_captions
         predictions = predict(
             self.method, task, loaded, self.precision, self.batch_size, entity_scores=True
         )

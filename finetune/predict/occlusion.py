@@ -46,6 +46,7 @@ def occlusion(extract: Extractor, post: Post, answer: str, grid: int = GRID) -> 
                 path = save(covered, Path(folder) / f"{row}-{column}.png")
                 posts.append(replace(post, image=path))
         results = run.answers([(one, one.head, one.tail) for one in posts])
+    run.cut_captions = 0  # said of the post itself
     place = run.info.labels.index(answer)
     shares = []
     for result in results:

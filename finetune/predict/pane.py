@@ -69,7 +69,7 @@ def answer(
     record = {k: positions(v) if k != "caption" else v for k, v in record.items()}
     post = parse_post({"text": text or "", "image": image, **record}, Path(), extract.task)
     (post,) = extract.run.with_captions([post])  # once, not of every covered picture
-    (prediction,) = extract.answer([post], top_k=5)
+    (prediction,) = extract.stream([post], top_k=5)
     if "error" in prediction:
         raise InputError(prediction["error"])
     marked = ((post.head, "head"), (post.tail, "tail"))

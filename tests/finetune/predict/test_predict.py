@@ -594,7 +594,27 @@ def test_captions_come_with_the_posts(run, mnre_folder, posts):
     assert one["probability"] != two["probability"]
     with pytest.raises(InputError, match=r"give --caption TEXT.*--caption-model DIR"):
         extractor(posts[0]["tokens"], **post)
-    assert "relation" in extractor(posts[0]["tokens"], **post | {"image": None})
+    blind = post | {"image": None}
+    texts = (None, "Ann", "Bob")  # a caption without a picture is read, too
+    answers = [extractor(posts[0]["tokens"], caption=text, **blind) for text in texts]
+    assert len({answer["probability"] for answer in answers}) == 3
+
+
+def test_captions_that_are_cut_are_counted_once_a_call(run, mnre_folder, posts, caplog):
+    """Whatever the chunks, and however often a chunk with a bad post is read."""
+    extractor = Extractor.from_pretrained(reading_captions(run))
+    long = "a b c d e f g h i"
+    lines = [post | {"caption": long} for post in posts[:5]] + [posts[5] | {"caption": "Ann"}]
+    lines.append(posts[6] | {"caption": long})
+    parsed = [parse_post(line, mnre_folder, "mnre") for line in lines]
+    parsed[-1].image.unlink()
+    stream = extractor.stream([*parsed[:4], parsed[6], *parsed[4:6]], chunk=3)
+    assert sum("error" in answer for answer in stream) == 1
+    (said,) = [message for message in caplog.messages if "lose their end" in message]
+    assert said.startswith("5 captions") and "longer than the 8 word pieces" in said
+    caplog.clear()
+    extractor(posts[0]["tokens"], head=[3, 4], tail=[5, 6], caption=long)
+    assert [m.partition(" (")[0] for m in caplog.messages] == ["1 captions"]
 
 
 def test_captions_are_written_by_a_captioner(
