@@ -20,6 +20,7 @@ from shards.images import RejectedImage, decoded
 from shards.json_files import parse_object, read_lines, write_json
 from shards.locks import lock_file
 from shards.options import positive
+from shards.processors import commit_of, load_processor
 from shards.progress import Progress
 from shards.tables import read_table
 
@@ -137,10 +138,11 @@ class Captioner:
         if model.startswith(("/", ".", "~")) and not Path(model).is_dir():
             raise InputError(f"--model {model}: no such folder")
         try:
-            # Left unsaid, `transformers` asks standard input whether to run a folder's code.
-            own: dict[str, Any] = {"trust_remote_code": False}
-            self.processor = transformers.AutoProcessor.from_pretrained(model, **own)
-            self.model = transformers.AutoModelForImageTextToText.from_pretrained(model, **own)
+            self.processor = load_processor(model)
+            self.model = transformers.AutoModelForImageTextToText.from_pretrained(
+                model, trust_remote_code=False
+            )
+            revision = commit_of(model)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"--model {model}: no captioner can be loaded ({reason})") from error
@@ -153,7 +155,7 @@ class Captioner:
         self.prompt, self.max_new_tokens, self.device = prompt, max_new_tokens, device
         self.provenance = {
             "model": model,
-            "revision": getattr(self.model.config, "_commit_hash", None),
+            "revision": revision,
             "prompt": prompt,
             "max_new_tokens": max_new_tokens,
             "transformers": transformers.__version__,

@@ -28,6 +28,7 @@ from shards.images import decoded
 from shards.json_files import read_json, write_json
 from shards.locks import lock
 from shards.options import positive
+from shards.processors import load_processor
 
 FOLDER = "diffusion_pic"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
@@ -163,16 +164,14 @@ class Clip:
     """A CLIP of `transformers` that gives unit vectors of pictures and texts."""
 
     def __init__(self, source: str, device: str) -> None:
-        from transformers import AutoProcessor, CLIPModel
+        from transformers import CLIPModel
 
         from pretrain.checkpoint.remote import resolve
         from pretrain.checkpoint.strict import read_transformers
 
         directory = resolve(source)
         self.model = read_transformers(CLIPModel, directory).eval().to(device)
-        self.processor = AutoProcessor.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        self.processor = load_processor(directory, local_files_only=True)
         self.device = device
 
     def __call__(self, files: Sequence[Path], texts: Sequence[str]) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ from finetune.tasks.region_cache import Region
 from pretrain.checkpoint.remote import resolve
 from shards.files import InputError
 from shards.objects import FasterRCNN, clip
+from shards.processors import commit_of, load_processor
 
 Tagger = Callable[[Sequence[str]], list[str]]
 """Tokens -> universal part-of-speech tags, one each."""
@@ -91,13 +92,14 @@ class Grounder:
     """Grounding DINO: the best box for each phrase, whatever its score."""
 
     def __init__(self, model: str, device: str = "cpu"):
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+        from transformers import AutoModelForZeroShotObjectDetection
 
         try:
             folder = resolve(model)  # asks the hub once; `from_pretrained` would try for a minute
-            own: dict[str, Any] = {"trust_remote_code": False}
-            self.processor = AutoProcessor.from_pretrained(folder, **own)
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, **own)
+            self.processor = load_processor(folder)
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(
+                folder, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--grounder {model}: cannot be loaded ({str(error).splitlines()[0]}); give a "
@@ -106,7 +108,7 @@ class Grounder:
         self.model.eval().to(device)
         self.provenance: dict[str, Any] = {
             "model": model,
-            "revision": getattr(self.model.config, "_commit_hash", None),
+            "revision": commit_of(folder),
             "versions": {"transformers": version("transformers")},
             "thresholds": {"box": 0.0, "text": 0.0},
         }

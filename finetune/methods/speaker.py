@@ -9,6 +9,7 @@ from torch import nn
 
 from finetune.methods.base import Source
 from shards.files import InputError
+from shards.processors import load_processor
 
 
 class Speaker(nn.Module):
@@ -40,12 +41,12 @@ def load_speaker(source: Source) -> tuple[Any, Any]:
     Raises:
         InputError: none there, of another kind, or one whose text side is no plain decoder.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     path = source.directory.path
     own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        processor: Any = AutoProcessor.from_pretrained(path, **own)
+        processor = load_processor(path, local_files_only=True)
         if source.random_weights:
             config = AutoConfig.from_pretrained(path, **own)
             net: Any = AutoModelForImageTextToText.from_config(config)

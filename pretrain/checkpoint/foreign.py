@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-from tokenizers.normalizers import BertNormalizer
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from shards.files import InputError
 from shards.json_files import read_json
@@ -104,44 +102,6 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
             "`transformers` would lower-case every text; write tokenizer_config.json with "
             '{"do_lower_case": false} for a cased model, true for an uncased one'
         )
-
-
-def as_filed(tokenizer: Any, directory: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer that splits texts as tokenizer.json says.
-
-    Of a class that settings name, `transformers` takes the file's vocabulary and builds the rest
-    anew (findings/transformers_rebuilds_tokenizer.sh); where that differs, the generic class reads
-    the whole file; so it does of a class that has no fast form (SigLIP's). `do_lower_case` in
-    tokenizer_config.json overrides BERT's normalizer, as there.
-    """
-    file, config = directory / "tokenizer.json", directory / "tokenizer_config.json"
-    if not file.is_file():
-        return tokenizer
-    options = {
-        "local_files_only": True, "model_input_names": tokenizer.model_input_names,
-        "padding_side": tokenizer.padding_side, **tokenizer.special_tokens_map,
-    }  # fmt: skip
-    if not tokenizer.is_fast:
-        return PreTrainedTokenizerFast.from_pretrained(directory, **options)
-    filed, built = Tokenizer.from_file(str(file)), tokenizer.backend_tokenizer
-    normalizers = filed.normalizer, built.normalizer
-    settled = config.is_file() and "do_lower_case" in read_json(config)
-    settled = settled and all(isinstance(part, BertNormalizer) for part in normalizers)
-    if _alike(filed.pre_tokenizer, built.pre_tokenizer) and (settled or _alike(*normalizers)):
-        return tokenizer
-    generic = PreTrainedTokenizerFast.from_pretrained(directory, **options)
-    if settled:
-        generic.backend_tokenizer.normalizer = built.normalizer
-    if filed.post_processor is None:  # else no text would have its [CLS] and [SEP]
-        generic.backend_tokenizer.post_processor = built.post_processor
-    return generic
-
-
-def _alike(part: Any, other: Any) -> bool:
-    """Both absent, or of the same kind and options."""
-    if part is None or other is None:
-        return part is other
-    return json.loads(part.__getstate__()) == json.loads(other.__getstate__())
 
 
 def unwrapped(name: str) -> str:

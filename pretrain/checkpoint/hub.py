@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.checksums import check_member, require_readable, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.foreign import as_filed, check_tokenizer
+from pretrain.checkpoint.foreign import check_tokenizer
 from pretrain.checkpoint.remote import is_remote, store
 from pretrain.checkpoint.strict import (
     CONFIG_NAME,
@@ -40,6 +40,7 @@ from pretrain.model.library import LibraryText
 from pretrain.model.promu import Promu
 from shards.files import InputError, replace_folder
 from shards.json_files import read_json, write_json
+from shards.processors import as_filed
 
 T = TypeVar("T")
 Source = str | os.PathLike[str]

@@ -5,16 +5,16 @@ B: rows, L: text positions, S: all positions, D: hidden size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GPT2Model, OpenAIGPTModel
+from transformers import GPT2Model, OpenAIGPTModel
 
 from finetune.methods.base import Source
 from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
+from pretrain.checkpoint.hub import load_tokenizer
 from pretrain.checkpoint.strict import read_transformers
 from pretrain.model.bert import Bert
 from pretrain.model.config import BERT_KIN, MODEL_TYPE
@@ -35,7 +35,7 @@ def load_plm(source: Source, task: TaskInfo) -> tuple[nn.Module, Any]:
     """
     family = source.directory.config.get("model_type")
     if family in CAUSAL:
-        return _load_causal(source.directory.path, CAUSAL[family], task, source.random_weights)
+        return _load_causal(source, CAUSAL[family], task)
     if family == MODEL_TYPE:
         encoder, tokenizer = load_fusion_encoder(source, task)
         if not isinstance(encoder.text, Bert):
@@ -52,20 +52,13 @@ def load_plm(source: Source, task: TaskInfo) -> tuple[nn.Module, Any]:
     )
 
 
-def _load_causal(
-    directory: Path, model_class: Any, task: TaskInfo, random_weights: bool
-) -> tuple[nn.Module, Any]:
+def _load_causal(source: Source, model_class: Any, task: TaskInfo) -> tuple[nn.Module, Any]:
     """GPT or GPT-2. Words get a blank in front, as the models read them; padding is the end token
     under a mask, since neither vocabulary has one of its own."""
-    config = model_class.config_class.from_pretrained(directory)
-    encoder = model_class(config) if random_weights else read_transformers(model_class, directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, add_prefix_space=True
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from None
+    path = source.directory.path
+    config = model_class.config_class.from_pretrained(path)
+    encoder = model_class(config) if source.random_weights else read_transformers(model_class, path)
+    tokenizer: Any = load_tokenizer(source.directory)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):

@@ -1,6 +1,7 @@
 """A generative model's scores against its own loss; trained, saved, read again; refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
 from finetune.methods.config import GenerativeConfig
 from finetune.methods.generative import Generative, answers_of, same_start, types_of
+from finetune.methods.speaker import Speaker, load_speaker
 from finetune.predict.extractor import Extractor
 from finetune.run.checkpoint import save_method
 from finetune.run.results import Predictions
@@ -58,6 +60,20 @@ def test_scores_are_the_models_own(mnre_folder, tiny_captioner, tmp_path):
                 for place in range(length, labels.shape[1])
             ]
             assert output.logits[row, column].item() == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_its_words_are_those_of_tokenizer_json(tiny_captioner, tmp_path):
+    """Also of a saved run's folder; the class that the settings name would build it anew."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    folder = shutil.copytree(tiny_captioner, tmp_path / "model")
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    file.save(str(folder / "tokenizer.json"))
+    for path in (folder, tmp_path / "saved"):
+        encoder, processor = load_speaker(Source(str(path)))
+        assert processor.tokenizer.tokenize("a word1.") == ["a", "[UNK]"]
+        Speaker(encoder, processor).save_pretrained(tmp_path / "saved")
 
 
 @torch.inference_mode()

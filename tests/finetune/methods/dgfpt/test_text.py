@@ -1,10 +1,12 @@
 """DGF-PT reading: one pass, causality, orders, spans, captions."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from parts_dgfpt import TOWER, batch_of, build
+from tokenizers import Tokenizer, normalizers
 from transformers import (
     DynamicCache,
     GPT2Model,
@@ -141,6 +143,19 @@ def test_spans_map_back_to_entities(language_models, task, family, head, tail):
         if not keep:
             assert "".join(whole.split()).lower() == "".join(words).lower()
         assert not text.ids[~text.mask].any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "openai-gpt"])
+def test_words_are_split_as_tokenizer_json_says(language_models, task, tmp_path, family):
+    """A rule that the class would not build anew; each word has its blank, or begins anew."""
+    folder = shutil.copytree(language_models[family], tmp_path / family)
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file.normalizer = normalizers.Replace("Oslo", "Ann")
+    file.save(str(folder / "tokenizer.json"))
+    _, tokenizer = load_plm(Source(str(folder)), task.info)
+    ids = tokenizer([["Oslo", "Ann"]], is_split_into_words=True)["input_ids"][0]
+    assert ids[: len(ids) // 2] == ids[len(ids) // 2 :]
+    assert ids == tokenizer("Bob Ann Ann")["input_ids"][-len(ids) :]
 
 
 def test_an_entity_without_pieces_takes_the_next(task):
