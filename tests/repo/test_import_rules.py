@@ -28,6 +28,7 @@ FINETUNE_MAY = (
         "shards.tables",
         "shards.objects",
         "shards.captions",
+        "shards.processors",
         "shards.threads",
     ),
 )
