@@ -29,7 +29,8 @@ class ConvertConfig:
     """Directory, file for --to promu, or fsspec URL."""
     kind: str = "auto"
     """Or --from: what SOURCE is: auto (found out), deepspeed, promu, alpro, text+vision, model,
-    clip (copied, as a teacher), two-tower (a CLIP or SigLIP as first weights);
+    clip (copied, as a teacher), two-tower (a CLIP, SigLIP or open_clip's
+    files, as first weights);
     fine-tuned: camim, hvpnet, mkgformer, tmr."""
     target: Literal["model", "promu", "bert", "timm"] = "model"
     """Or --to: model directory; the authors' layout; a tower alone."""

@@ -43,7 +43,8 @@ def resolve(
     try:
         folder = Path(fetched(allow_patterns=list(_RELEASED)))
         if not any(folder.glob("*.safetensors")):  # an old BERT or CLIP; read without its pickle
-            fetched(allow_patterns=[_PICKLED])
+            of_open_clip = not (folder / _LAST).is_file()
+            fetched(allow_patterns=["open_clip_" * of_open_clip + _PICKLED])
         return folder
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

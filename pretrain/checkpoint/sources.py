@@ -12,6 +12,7 @@ from pretrain.checkpoint.backbones import read_backbone
 from pretrain.checkpoint.card import checkpoint_card
 from pretrain.checkpoint.convert_config import ConvertConfig
 from pretrain.checkpoint.directory import ModelDirectory
+from pretrain.checkpoint.open_clip import is_open_clip
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.run import MARKER, RunCheckpoints, check_checkpoint
 from pretrain.checkpoint.text import pools_by_mean
@@ -32,6 +33,8 @@ def detect(source: Path, name: str) -> str:
         return "alpro" if timesformer else "promu"
     if (source / "checkpoints").is_dir() or _is_step(source):
         return "deepspeed"
+    if is_open_clip(source):
+        return "two-tower"
     if source.suffix in (".pt", ".pth", ".bin"):
         raise InputError(f"{name}: no such file")
     kinds = {"fusion-mre": "model", "clip": "clip"}

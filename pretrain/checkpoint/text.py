@@ -132,12 +132,13 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
             continue
         state: dict[str, Tensor] = {}
         for part in parts:
-            state |= _read_part(member(directory, part))
+            state |= read_part(member(directory, part))
         return state
     raise InputError(f"{directory}: no {WEIGHTS_NAME} and no pytorch_model.bin")
 
 
-def _read_part(path: Path) -> dict[str, Tensor]:
+def read_part(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file of safetensors, or of a pickle that holds nothing else."""
     if path.suffix != ".safetensors":
         content: Any = load_pickle(path)
         if not isinstance(content, dict):

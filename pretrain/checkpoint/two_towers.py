@@ -12,6 +12,7 @@ from pretrain.checkpoint import hub, towers
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.backbones import Backbone, backbone_architecture
 from pretrain.checkpoint.convert_config import ConvertConfig
+from pretrain.checkpoint.open_clip import is_open_clip, read_open_clip
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import Colours, colours_of, read_config, read_transformers
 from pretrain.model.library import LibraryText, possible
@@ -41,12 +42,23 @@ def read_two_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]
     """A fusion encoder whose similarities are the CLIP's; fusion layers and bridge are new.
 
     Raises:
-        InputError: no CLIP or SigLIP of `transformers`, or a vision tower that no ViT of timm
-            computes.
+        InputError: no CLIP or SigLIP, a vision tower that no ViT of timm computes, or a tokenizer
+            of another model.
     """
     directory = resolve(config.source)
     clip, colours = _read_clip(directory, config.source)
     text, tokenizer = LibraryText(clip.text_model), hub.load_tokenizer(directory)
+    if len(tokenizer) > (rows := text.get_input_embeddings().num_embeddings):
+        raise InputError(
+            f"{config.source}: {len(tokenizer)} word pieces, its model has rows for {rows}"
+        )
+    *_, end = pieces = tokenizer("a")["input_ids"]
+    if is_open_clip(directory) and end < max(pieces):
+        raise InputError(
+            f"{config.source}: a text ends with {tokenizer.convert_ids_to_tokens(end)}, which is "
+            "not the piece of the highest number, where open_clip reads a text; give the tokenizer "
+            "of this model"
+        )
     notes = [f"its temperature: --loss.temperature_init {math.exp(-clip.logit_scale.item()):.4g}"]
     if is_siglip := clip.config.model_type == "siglip":
         hub.as_siglip(text, tokenizer)
@@ -66,6 +78,8 @@ def read_two_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]
 
 def _read_clip(directory: Path, name: str) -> tuple[Any, Colours]:
     """A `CLIPModel` or `SiglipModel`, and what its pictures are normalised by."""
+    if is_open_clip(directory):
+        return read_open_clip(directory)
     from transformers import CLIPModel, PreTrainedModel, SiglipModel  # two seconds to import
 
     kind = read_config(directory).get("model_type")

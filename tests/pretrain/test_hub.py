@@ -213,3 +213,23 @@ def test_what_we_may_not_read_is_not_called_missing(directory, name):
         finally:
             os.seteuid(user)
             (copy / name).chmod(0o755)
+
+
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "open_clip_pytorch_model.bin"])
+def test_a_pickle_is_fetched_where_the_hub_has_no_safetensors(pickled, tmp_path, monkeypatch):
+    """Of two kinds of files only those that will be read."""
+    import fnmatch
+
+    import huggingface_hub
+
+    published = {"pytorch_model.bin": "config.json", "open_clip_pytorch_model.bin": "vocab.json"}
+
+    def fetch(name, *, allow_patterns, **options):
+        for file in (pickled, published[pickled], "other_pytorch_model.bin"):
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert remote.resolve("somebody/clip") == tmp_path
+    assert {path.name for path in tmp_path.iterdir()} == {pickled, published[pickled]}

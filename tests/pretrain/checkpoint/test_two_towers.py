@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from families import CAPTIONS
+from families import CAPTIONS, wordpiece
+from safetensors.torch import save_file
 from tiny_model import write_model
 from tokenizers import ByteLevelBPETokenizer, SentencePieceUnigramTokenizer
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
@@ -22,12 +23,14 @@ from pretrain.convert import main as convert
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 
 
-def write_clip(folder, **vision):
+def write_clip(folder, *, text=None, **vision):
     """A tiny random CLIP as `transformers` writes it; the end of a text has the largest number."""
     learned = ByteLevelBPETokenizer(add_prefix_space=True)
-    special = ["<pad>", "<unk>", "<s>", "<x>", "</s>"]
+    special = ["<pad>", "<unk>", "<s>"]
     learned.train_from_iterator(CAPTIONS, 320, special_tokens=special, show_progress=False)
-    learned._tokenizer.post_processor = RobertaProcessing(("</s>", 4), ("<s>", 2))
+    learned.add_special_tokens(["</s>"])
+    end = learned.token_to_id("</s>")
+    learned._tokenizer.post_processor = RobertaProcessing(("</s>", end), ("<s>", 2))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=learned._tokenizer, pad_token="<pad>", unk_token="<unk>",
         bos_token="<s>", eos_token="</s>",
@@ -35,7 +38,7 @@ def write_clip(folder, **vision):
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 2, "intermediate_size": 40, "max_position_embeddings": 32,
-        "eos_token_id": 4, "bos_token_id": 2, "pad_token_id": 0,
+        "eos_token_id": end, "bos_token_id": 2, "pad_token_id": 0, **(text or {}),
     }  # fmt: skip
     sizes = {
         "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -118,9 +121,58 @@ def test_similarities_are_siglips_own(act, tmp_path, capsys):
         torch.testing.assert_close(alone, theirs.text_embeds[number], atol=1e-5, rtol=1e-5)
 
 
+OPEN_CLIP = {
+    "encoder.layers": "transformer.resblocks", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn": "attn", "pre_layrnorm": "ln_pre",
+    "post_layernorm": "ln_post", "final_layer_norm": "ln_final",
+    "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding": "conv1",
+    "embeddings.token_embedding": "token_embedding", "vision_model": "visual",
+    "embeddings.position_embedding.weight": "positional_embedding",
+}  # fmt: skip
+"""Names of `transformers` -> open_clip's."""
+
+
+def as_open_clip(folder, clip, *, custom_text):
+    """A folder of `write_clip` in open_clip's layout: its own two files, and the tokenizer's."""
+    state = {
+        "visual.proj": clip.visual_projection.weight.T.contiguous(),
+        "text_model.text_projection": clip.text_projection.weight.T.contiguous(),
+        "logit_scale": clip.logit_scale[None] if custom_text else clip.logit_scale,
+    }
+    for name, tensor in clip.state_dict().items():
+        if "q_proj" in name:
+            thirds = [clip.state_dict()[name.replace("q_proj", f"{n}_proj")] for n in "qkv"]
+            state[name.replace("q_proj.", "in_proj_")] = torch.cat(thirds)
+        elif name.partition(".")[0].endswith("_model") and "k_proj" not in name:
+            state |= {name: tensor} if "v_proj" not in name else {}
+    prefix = "text." if custom_text else ""
+    for theirs, name in OPEN_CLIP.items():
+        state = {key.replace(theirs, name): state[key] for key in state}
+    state = {key.replace("text_model.", prefix): tensor for key, tensor in state.items()}
+    text, vision = clip.config.text_config, clip.config.vision_config
+    sizes = {
+        "embed_dim": 20, "quick_gelu": text.hidden_act == "quick_gelu", "custom_text": custom_text,
+        "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "patch_size": 8,
+                       "head_width": 8, "mlp_ratio": vision.intermediate_size / 32},
+        "text_cfg": {"context_length": 32, "vocab_size": text.vocab_size, "width": 24, "heads": 2,
+                     "layers": 2, "mlp_ratio": text.intermediate_size / 24, "pool_type": "argmax"},
+    }  # fmt: skip
+    content = {"model_cfg": sizes, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (folder / name).unlink()
+    if custom_text:
+        save_file(state, folder / "open_clip_model.safetensors")
+    else:
+        torch.save(state, folder / "open_clip_pytorch_model.bin")
+
+
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
-def test_similarities_are_the_clips_own(act, tmp_path, capsys):
-    clip = write_clip(tmp_path / "clip", hidden_act=act)
+@pytest.mark.parametrize("layout", ["transformers", "open_clip", "open_clip, custom_text"])
+def test_similarities_are_the_clips_own(layout, act, tmp_path, capsys):
+    clip = write_clip(tmp_path / "clip", text={"hidden_act": act}, hidden_act=act)
+    if layout != "transformers":
+        as_open_clip(tmp_path / "clip", clip, custom_text=layout.endswith("text"))
     words = ["--from", "two-tower", "--fusion-layers", "1"]
     convert([str(tmp_path / "clip"), str(tmp_path / "out"), *words])
     told = capsys.readouterr().out
@@ -140,7 +192,7 @@ def test_similarities_are_the_clips_own(act, tmp_path, capsys):
         )  # fmt: skip
     expected = theirs.logits_per_text / clip.logit_scale.exp()
     similarity = encoder.similarity(texts, list(pictures))
-    assert similarity.std() > 0.03
+    assert similarity.std() > 0.005
     torch.testing.assert_close(similarity, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -159,3 +211,46 @@ def test_what_is_no_clip_or_another_kind_of_it_is_one_line(tmp_path, capsys):
             convert([str(source), str(tmp_path / "out"), "--from", "two-tower"])
         assert exit_.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}},
+         "`vision_cfg.timm_model_name` is 'vit_base_patch16_siglip_224'"),
+        ({"text_cfg": {"hf_model_name": "xlm-roberta-base"}}, "`text_cfg.hf_model_name` is"),
+        ({"multimodal_cfg": {"width": 8}}, "`model_cfg.multimodal_cfg` is"),
+        ({"text_cfg": {"layers": 3}}, "open_clip_model.safetensors: missing text_model.encoder"),
+        ({"text_cfg": {"width": "a"}}, "open_clip_config.json: "),
+        ({"vision_cfg": 1}, "damaged: no `vision_cfg`"),
+    ],
+)  # fmt: skip
+def test_open_clips_other_towers_are_one_line(changed, message, tmp_path, capsys):
+    folder = tmp_path / "clip"
+    as_open_clip(folder, write_clip(folder), custom_text=True)
+    content = json.loads((folder / "open_clip_config.json").read_text())
+    for part, value in changed.items():
+        old = content["model_cfg"].get(part, {})
+        content["model_cfg"][part] = old | value if isinstance(value, dict) else value
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as exit_:
+        convert([str(folder), str(tmp_path / "out")])
+    told = capsys.readouterr().err.strip()
+    assert exit_.value.code == 2 and message in told and told.count("\n") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_open_clip_without_weights_or_its_tokenizer_is_one_line(tmp_path, capsys):
+    folder = tmp_path / "clip"
+    as_open_clip(folder, write_clip(folder), custom_text=True)
+    other = wordpiece()
+    for spoil, message in (
+        (lambda: other.save_pretrained(folder), "a text ends with [SEP], which is not the piece"),
+        (lambda: (folder / "tokenizer.json").unlink(), "no tokenizer (tokenizer.json"),
+        (lambda: (folder / "open_clip_model.safetensors").unlink(),
+         "neither open_clip_model.safetensors nor"),
+    ):  # fmt: skip
+        spoil()
+        with pytest.raises(SystemExit) as exit_:
+            convert([str(folder), str(tmp_path / "out")])
+        assert exit_.value.code == 2 and message in capsys.readouterr().err
