@@ -130,6 +130,9 @@ class _Writer:
         if before.provenance == self.provenance and before.format == FORMAT_VERSION:
             return before.shards
         if self.rank == 0 and not self.told:
-            print(f"{self.folder}: made with other options before; the column is written anew")
+            names = sorted(before.provenance.keys() | self.provenance)
+            changed = [n for n in names if before.provenance.get(n) != self.provenance.get(n)]
+            what = ", ".join(changed) or "an earlier format"
+            print(f"{self.folder}: made with other options before ({what}); it is written anew")
             self.told = True
         return {}

@@ -11,7 +11,8 @@ import os
 import stat
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -242,3 +243,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     return image.transpose(TURNS[turn]) if turn in TURNS else image
+
+
+def by_size(pictures: Sequence[Image.Image]) -> Collection[list[int]]:
+    """Places of pictures of one size, size by size: beside larger ones a detector pads a picture,
+    and finds other boxes in it than alone (findings/ultralytics_boxes_depend_on_batch.sh)."""
+    places: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, picture in enumerate(pictures):
+        places[picture.size].append(place)
+    return places.values()

@@ -18,11 +18,15 @@ from shards.columns import write_column
 from shards.command import Tool
 from shards.detections import pack_detections
 from shards.files import InputError, file_sha256
+from shards.images import by_size
 from shards.options import positive
 from shards.schema import OBJECTS, DetectedObject
 from shards.shard import Picture
 from shards.stream import ShardReader
 from shards.yolo import YoloDetector
+
+SHOWN = "beside pictures of its size"
+"""To a network; a column that does not say so was made beside any, and may have other boxes."""
 
 
 class Detector(Protocol):
@@ -172,9 +176,12 @@ class FasterRCNN:
         import torch
         from torchvision.transforms.functional import pil_to_tensor
 
-        tensors = [pil_to_tensor(picture).to(self.device) / 255 for picture in pictures]
-        with torch.inference_mode():
-            results = self.model(tensors)
+        results: list[Any] = [None] * len(pictures)
+        for group in by_size(pictures):
+            tensors = [pil_to_tensor(pictures[place]).to(self.device) / 255 for place in group]
+            with torch.inference_mode():
+                for place, result in zip(group, self.model(tensors), strict=True):
+                    results[place] = result
         return [
             [
                 DetectedObject(tuple(box), score, self.labels[label])
@@ -200,6 +207,7 @@ class TorchvisionDetector:
             "weights": file_sha256(file) if file.is_file() else weights,
             "torchvision": torchvision.__version__,
             "batch": config.batch,
+            "shown": SHOWN,
         }
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:
@@ -243,7 +251,7 @@ class Yolo:
 
     def __init__(self, config: DetectConfig) -> None:
         self.process = YoloDetector(config.weights or "yolo11n.pt", config.device, config.min_score)
-        self.provenance = self.process.provenance | {"batch": config.batch}
+        self.provenance = self.process.provenance | {"batch": config.batch, "shown": SHOWN}
 
     def detect(self, pictures: Sequence[Picture]) -> list[list[DetectedObject]]:
         """See `Detector`."""

@@ -12,12 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.files import InputError
+from shards.images import by_size
 from shards.schema import DetectedObject
 
 
@@ -107,13 +107,8 @@ def main() -> None:
         about["sha256"] = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     print(json.dumps(about), file=answers, flush=True)
     while images := _read_images(sys.stdin.buffer):
-        places = defaultdict(list)
-        for place, image in enumerate(images):
-            places[image.size].append(place)
         answer: list[Any] = [None] * len(images)
-        # One size at a time: among others, pictures are padded to squares, and get other boxes than
-        # by themselves (findings/ultralytics_boxes_depend_on_batch.sh).
-        for group in places.values():
+        for group in by_size(images):
             alike = [images[place] for place in group]
             results = model.predict(alike, conf=float(min_score), device=device, verbose=False)
             for place, result in zip(group, results, strict=True):
