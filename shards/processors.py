@@ -21,8 +21,11 @@ def load_processor(source: str | Path, **options: Any) -> Any:
     return processor
 
 
-def snapshot(source: str | Path) -> Path:
+def snapshot(source: str | Path, **options: Any) -> Path:
     """A folder itself; of a hub id, where the cache has the newest commit within reach.
+
+    Args:
+        options: of `cached_file`, such as local_files_only.
 
     Raises:
         OSError: neither.
@@ -31,12 +34,12 @@ def snapshot(source: str | Path) -> Path:
         return Path(source)
     from transformers.utils import cached_file
 
-    return Path(str(cached_file(source, "config.json"))).parent
+    return Path(str(cached_file(source, "config.json", **options))).parent
 
 
-def commit_of(source: str | Path) -> str | None:
-    """Of a hub id, or folder of the hub's cache; None: of another folder. Errors as `snapshot`."""
-    folder = snapshot(source)
+def commit_of(source: str | Path, **options: Any) -> str | None:
+    """Of a hub id, or folder of the hub's cache; None: of another folder. As `snapshot`."""
+    folder = snapshot(source, **options)
     return folder.name if folder.parent.name == "snapshots" else None
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, ClassVar, Literal
 
 from tqdm import tqdm
 
-from finetune.predict.done import CUT, Done
+from finetune.predict.done import CAPTIONER, CUT, Done, digest_of, files_read, identity
 from finetune.predict.live_options import WEIGHTS, LiveOptions
 from finetune.tasks.posts import COLUMNS, TABLES, BadPost, parse_line, read_post, record_of
 from shards.files import InputError, file_sha256
 from shards.locks import lock_file
 from shards.options import parse_config, positive
+from shards.processors import commit_of
 from shards.records import Refused
 from shards.redact import without_secrets
 from shards.tables import TableRow, read_table
@@ -103,9 +104,11 @@ class PredictConfig(LiveOptions, PostOptions):
             if source := getattr(self, name):
                 settings[f"{name}_sha256"] = identity(source)
         for name in WEIGHTS:
-            if (path := Path(getattr(self, name) or "")).exists() and path.name:
-                files = path.rglob("*") if path.is_dir() else [path]
-                settings[f"{name}_sha256"] = digest_of(sorted(p for p in files if p.is_file()))
+            if (given := getattr(self, name)) and Path(given).exists():
+                settings[f"{name}_sha256"] = digest_of(files_read(Path(given)))
+        if self.caption_model and not Path(self.caption_model).exists():
+            with suppress(OSError):  # not in the hub's cache yet: known by its name alone
+                settings[CAPTIONER] = commit_of(self.caption_model, local_files_only=True)
         return {k: without_secrets(v) if isinstance(v, str) else v for k, v in settings.items()}
 
 
@@ -235,21 +238,6 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         total, bad, cut,
     )  # fmt: skip
     return {"rows": total, "bad": bad}
-
-
-def identity(source: str) -> str:
-    """Digest of what a run answers with: its model, and the answers that it was calibrated on."""
-    from finetune.run.open_run import best_seed, model_of
-
-    seed = best_seed(source)
-    files = sorted([*model_of(seed).iterdir(), seed / "pred_dev.jsonl"])
-    return digest_of([path for path in files if path.is_file()])
-
-
-def digest_of(files: Iterable[Path]) -> str:
-    """Of files by name and content, in their order."""
-    digests = [(path.name, file_sha256(path)) for path in files]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def run(config: PredictConfig) -> None:

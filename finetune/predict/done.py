@@ -5,24 +5,29 @@ hold none themselves, and a resumed file is handed out as if written in one go. 
 OUT.settings.json keeps the digest.
 """
 
+import hashlib
+import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.predict.live_options import WEIGHTS
-from shards.files import InputError, atomic_path, digest
+from shards.files import InputError, atomic_path, digest, file_sha256
 from shards.json_files import parse_object, read_json, write_json
 from shards.options import same_setting
 
 SUMS, WIDTH = ".crc32", 9
 ANSWERS = "answers_sha256"
-LATER = {"pictures", *(f"{name}_sha256" for name in WEIGHTS)}
+CAPTIONER = "caption_model_commit"
+LATER = {"pictures", CAPTIONER, *(f"{name}_sha256" for name in WEIGHTS)}
 """What older code did not look at."""
+OTHER_FORMS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth")
+"""Weights that `from_pretrained` passes over beside safetensors."""
 CUT = b'"cut": true'
 """In the line of a post that was not read whole; inside a text the quotes would be escaped."""
 
@@ -145,3 +150,30 @@ def checksum(line: bytes) -> bytes:
 def with_end(path: Path, end: str) -> Path:
     """`path` with something after its name."""
     return path.with_name(path.name + end)
+
+
+def identity(source: str) -> str:
+    """Digest of what a run answers with: its model, and the answers that it was calibrated on."""
+    from finetune.run.open_run import best_seed, model_of
+
+    seed = best_seed(source)
+    files = sorted([*model_of(seed).iterdir(), seed / "pred_dev.jsonl"])
+    return digest_of([path for path in files if path.is_file()])
+
+
+def files_read(path: Path) -> list[Path]:
+    """What loading reads of weights: of a folder of `transformers` no folder inside, and where
+    there are safetensors no other form of them. It is hashed at every call: size and time of a file
+    do not tell that two models differ."""
+    files = sorted(p for p in [path, *path.rglob("*")] if p.is_file())
+    if (path / "config.json").is_file():
+        files = [file for file in files if file.parent == path]
+    if any(file.suffix == ".safetensors" for file in files):
+        files = [file for file in files if file.suffix not in OTHER_FORMS]
+    return files
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Of files by name and content, in their order."""
+    digests = [(path.name, file_sha256(path)) for path in files]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()

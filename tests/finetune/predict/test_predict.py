@@ -437,6 +437,31 @@ def test_weights_in_an_empty_folder_are_for_their_reader_to_refuse(tmp_path, run
     assert len(config.shaping()["grounder_sha256"]) == 64
 
 
+def test_weights_are_known_by_what_is_read_of_them(tmp_path, run, monkeypatch):
+    """Not by a checkout beside them or another form of them; of a hub id by the cached commit."""
+    hub, posts = tmp_path / "hub/models--me--blip", tmp_path / "p.jsonl"
+    folder = hub / "snapshots" / ("ab" * 20)
+    for path in ("config.json", "model.safetensors", "pytorch_model.bin", ".git/lfs/model", "r.md"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("{}")
+    (hub / "refs").mkdir()
+    posts.touch()
+
+    def shaping(model):
+        config = PredictConfig(run=str(run), input=str(posts), out="o", caption_model=str(model))
+        return config.shaping()
+
+    before = shaping(folder)["caption_model_sha256"]
+    for path, same in ((".git/lfs/model", True), ("pytorch_model.bin", True),
+                       ("model.safetensors", False)):  # fmt: skip
+        (folder / path).write_text("[]")
+        assert (shaping(folder)["caption_model_sha256"] == before) is same, path
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "caption_model_commit" not in shaping("me/blip")
+    (hub / "refs/main").write_text("ab" * 20)
+    assert shaping("me/blip")["caption_model_commit"] == "ab" * 20
+
+
 def test_finished_answers_are_what_was_written(tmp_path, run, mnre_folder, posts, capsys):
     source, out = write(mnre_folder / "p.jsonl", posts[:4]), tmp_path / "o"
     argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
