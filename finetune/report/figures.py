@@ -98,7 +98,7 @@ def _progress(panels: Mapping[str, Mapping[str, Sequence[tuple]]], unit: str, pa
         for number, (label, points) in enumerate(lines.items()):
             x, y = zip(*points, strict=True) if points else ((), ())
             axes.plot(
-                x, y, color=LINES[number % len(LINES)], label=label, markersize=3.5,
+                x, y, color=LINES[number % len(LINES)], label=in_legend(label), markersize=3.5,
                 marker=MARKS[number % len(MARKS)] if len(x) <= 40 else None,
             )  # fmt: skip
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -150,7 +150,8 @@ def relations(by_run: Mapping[str, Mapping[str, Mapping[str, float]]], path: Pat
     for number, (name, scores) in enumerate(by_run.items()):
         places = [i - 0.4 + height * (number + 0.5) for i in range(len(labels))]
         values = [scores[label]["f1"] for label in labels]
-        axes.barh(places, values, height * 0.92, color=LINES[number % len(LINES)], label=name)
+        color = LINES[number % len(LINES)]
+        axes.barh(places, values, height * 0.92, color=color, label=in_legend(name))
     support = next(iter(by_run.values()))
     names = [f"{label} ({int(support[label]['support'])})" for label in labels]
     axes.set_yticks(range(len(labels)), names, fontsize=SMALL)
@@ -208,7 +209,8 @@ def _lines(axes: Any, table: Mapping[str, Any]) -> None:
         x, mean, deviation = zip(*points, strict=True)
         axes.errorbar(
             x, mean, yerr=[sd or 0 for sd in deviation], color=LINES[number % len(LINES)],
-            marker=MARKS[number % len(MARKS)], markersize=4, linewidth=1.2, capsize=2, label=name,
+            marker=MARKS[number % len(MARKS)], markersize=4, linewidth=1.2, capsize=2,
+            label=in_legend(name),
         )  # fmt: skip
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylim(bottom=0)
@@ -223,8 +225,8 @@ def _groups(axes: Any, table: Mapping[str, Any]) -> None:
         places, mean, deviation = zip(*points, strict=True)
         axes.barh(
             [place - 0.4 + height * (number + 0.5) for place in places], mean, height * 0.92,
-            xerr=[sd or 0 for sd in deviation], color=LINES[number % len(LINES)], label=name,
-            error_kw={"linewidth": 0.8},
+            xerr=[sd or 0 for sd in deviation], color=LINES[number % len(LINES)],
+            label=in_legend(name), error_kw={"linewidth": 0.8},
         )  # fmt: skip
     axes.set_yticks(range(len(columns)), columns)
     axes.set_ylim(len(columns) - 0.5, -0.5)
@@ -258,10 +260,17 @@ def states(panels: Sequence[Mapping[str, Any]], path: Path) -> None:
     save(figure, path, dpi=300)
 
 
+def in_legend(name: str) -> str:
+    """A label, of which matplotlib shows none that begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def canvas(width: float, height: float) -> Any:
-    """An empty figure, of inches; made without pyplot, it asks for no display."""
+    """An empty figure, of inches; made without pyplot, it asks for no display. A $ is a $."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["text.parse_math"] = False
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -48,19 +48,30 @@ def hardest(run: Path, result: Mapping[str, Any], most: int = MOST) -> list[Case
     ]
     wrong.sort(key=lambda case: -case[0])
     try:
-        task = registry.load("tasks", result["task"])(Path(result["provenance"]["config"]["data"]))
+        task = registry.load("tasks", result["task"])(data_of(run, result))
         rows = {row.row: row for row in task.read("test")}
     except (InputError, OSError):
         return []
     cases = []
     for probability, number, gold, answer in wrong[:most]:
-        if (row := rows.get(number)) is None:  # of another version of the file
+        row = rows.get(number)
+        if row is None or row.relation != gold:  # of another version of the file
             return []
         picture = task.image_folder("test") / row.image_id if row.image_id else None
         text = with_entities(row.tokens, row.head, row.tail)
         image = picture if picture and picture.is_file() else None
         cases.append(Case(number, text, gold, answer, probability, image))
     return cases
+
+
+def data_of(run: Path, result: Mapping[str, Any]) -> Path:
+    """The folder that a run was trained on, from wherever it was named."""
+    from finetune.run.provenance import kept_inputs  # torch: a report of files alone needs none
+
+    for path in seed_files(run, "result.json"):
+        if (inputs := kept_inputs(path.parent)) is not None:
+            return Path(inputs.data)
+    return Path(result["provenance"]["config"]["data"])
 
 
 def with_entities(tokens: tuple[str, ...], head: tuple[int, int], tail: tuple[int, int]) -> str:
@@ -84,10 +95,7 @@ def cases(wrong: Sequence[Case], path: Path, columns: int = 4) -> None:
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes in grid:
         axes.axis("off")
-    texts = [
-        textwrap.wrap(case.text.replace("$", r"\$"), 38, max_lines=3, placeholder=" …")
-        for case in wrong
-    ]
+    texts = [textwrap.wrap(case.text, 38, max_lines=3, placeholder=" …") for case in wrong]
     most = max(map(len, texts), default=0)
     from finetune.predict.occlusion import thumbnail  # torch: a report of files alone needs none
 
@@ -109,7 +117,7 @@ def looks(panels: Sequence[Panel], text: str, path: Path) -> None:
     columns = 2 if len(panels) in (1, 2, 4) else 3
     lines, width = -(-len(panels) // columns), PAPER / columns
     tallest = max(picture.height / picture.width for _, picture in panels)
-    heading = textwrap.fill(text.replace("$", r"\$"), 58)
+    heading = textwrap.fill(text, 58)
     height = lines * (width * min(tallest, 1.6) + 0.42) + 0.14 * (heading.count("\n") + 1)
     figure = figures.canvas(PAPER, height)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
@@ -117,7 +125,7 @@ def looks(panels: Sequence[Panel], text: str, path: Path) -> None:
         axes.axis("off")
     for axes, (title, picture) in zip(grid, panels, strict=False):
         axes.imshow(picture, interpolation="bilinear")
-        axes.set_title(title.replace("$", r"\$"), fontsize=SMALL)
+        axes.set_title(title, fontsize=SMALL)
     figure.suptitle(heading, fontsize=SMALL + 1, x=0.02, ha="left")
     figures.save(figure, path, dpi=300)
 

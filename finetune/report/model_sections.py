@@ -12,7 +12,7 @@ from finetune import registry
 from finetune.predict.extractor import Extractor
 from finetune.predict.occlusion import thumbnail
 from finetune.report import figures, galleries
-from finetune.report.galleries import with_entities
+from finetune.report.galleries import data_of, with_entities
 from finetune.report.looks import look
 from finetune.report.pages import Picture, Section
 from finetune.report.papers import promu as states
@@ -53,7 +53,7 @@ def look_at(
     # Runs of one task may have read different folders: one that is gone costs nothing.
     for name in extracts:
         try:
-            data, split = folder_and_split(report.results[name])
+            data, split = folder_and_split(report.runs[name], report.results[name])
             opened = registry.load("tasks", task)(data)
             rows = drawn(opened, split, number, report.seed)
             break
@@ -121,7 +121,7 @@ def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]
     for task in report.tasks:
         for name in report.of_task(task):
             try:
-                data, split = folder_and_split(report.results[name])
+                data, split = folder_and_split(report.runs[name], report.results[name])
                 # Entities beside objects need their boxes; without, relations beside pictures.
                 regions = data if (data / "regions_od.jsonl").is_file() else None
                 pairs = states.collect(
@@ -144,13 +144,13 @@ def fused_states(report: Report, number: int) -> tuple[list[Section], list[str]]
     return sections, reasons
 
 
-def folder_and_split(result: Mapping[str, Any]) -> tuple[Path, str]:
+def folder_and_split(run: Path, result: Mapping[str, Any]) -> tuple[Path, str]:
     """The data that a run was trained on, and the split to look at.
 
     Raises:
         InputError: the folder is gone.
     """
-    folder = Path(result["provenance"]["config"]["data"])
+    folder = data_of(run, result)
     if not folder.is_dir():
         raise InputError(f"{folder}: the data of the run is not there any more")
     return folder, "val" if result["test"] is None else "test"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -108,7 +109,7 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
         for table in section.tables:
             lines += [*table.markdown(), ""]
         for picture in section.pictures:
-            lines += [f"![{picture.alt}]({picture.path.name})", "", picture.caption, ""]
+            lines += [f"![{picture.alt}]({quote(picture.path.name)})", "", picture.caption, ""]
     return "\n".join(lines)
 
 

@@ -174,8 +174,11 @@ def relation_tables(results: Results, answers: Mapping[str, Sequence[Predictions
     ]
     rows += [averages("macro F1", metrics.macro_f1), averages("weighted F1", metrics.weighted_f1)]
 
+    most = max((count for label, count in train.items() if label != none), default=0)
+
     def binned(a: Predictions) -> Any:
-        return metrics.scores_by_frequency(a.gold, a.answers, train)
+        edges = (0, 20, 100, 200, 500, 1000, max(1000, most) + 1)
+        return metrics.scores_by_frequency(a.gold, a.answers, train, edges)
 
     bins = [
         [label, str(int(scores["support"]))]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.report import figures
-from finetune.report.figures import LINES, MARKS, PAPER, PLAIN, SMALL
+from finetune.report.figures import LINES, MARKS, PAPER, PLAIN, SMALL, in_legend
 from finetune.report.tables import mean, relation_f1
 from finetune.run.results import Predictions
 from finetune.tasks import metrics
@@ -102,12 +102,13 @@ def draw(
         filled = [label for label in labels if label in bins_of_runs[name]]
         heights = [bins_of_runs[name][label]["f1"] for label in filled]
         places = [labels.index(label) for label in filled]
-        above.plot(places, heights, **look, markersize=4, linewidth=1.2, label=name)
+        above.plot(places, heights, **look, markersize=4, linewidth=1.2, label=in_legend(name))
         rows, f1 = ([point[i] for point in single[name]] for i in (1, 2))
         below.scatter(rows, f1, s=10, linewidths=0, **look)
     above.set_xticks(range(len(labels)), labels)
     # Not a plain logarithm: a relation that train does not have stands at 0.
     below.set_xscale("symlog", linthresh=10)
+    below.xaxis.set_major_formatter("{x:g}")
     for axes, title in ((above, "training rows of a relation"), (below, "one point a relation")):
         axes.set_ylim(-3, 103)
         axes.set_xlabel(title, fontsize=SMALL + 1)

@@ -63,6 +63,16 @@ def test_a_picture_of_somebody_else_stays(tmp_path):
     assert (tmp_path / "f.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("columns", [{"none": 60, "10 %": 40}, {"clean": 60}])
+def test_a_run_may_begin_with_an_underscore(tmp_path, drawn, columns):
+    """Which matplotlib leaves out of legends."""
+    path = study_file(tmp_path, columns)
+    path.write_text(path.read_text().replace('"text"', '"_text"').replace('"promu"', '"_promu"'))
+    plots.main(["study", str(path), "--out", str(tmp_path / "f.png")])
+    (legend,) = drawn[0].legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_text", "_promu"]
+
+
 def test_other_columns_become_bars(tmp_path, drawn):
     path = study_file(tmp_path, {"clean": 60, "half taken away": 30})
     plots.main(["study", str(path), "--out", str(tmp_path / "f.png")])

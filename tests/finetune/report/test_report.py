@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from PIL import Image
+from results_by_hand import result_of
 from sklearn.metrics import f1_score
 
 from finetune import registry
@@ -186,7 +188,7 @@ def test_what_runs_cannot_show_is_said_in_a_line(option, tmp_path, runs, capsys)
     assert not (tmp_path / "r.md").exists()
 
 
-def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs):
+def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs, mnre_folder, monkeypatch):
     run = runs / "promu"
     result = json.loads((run / "result.json").read_text())
     found = hardest(run, result, 5)
@@ -199,8 +201,18 @@ def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs):
         assert (case.gold, case.predicted) == (by_row[case.row]["gold"], by_row[case.row]["pred"])
         assert case.picture.name == f"test{case.row}.jpg"
         assert re.search(r"\[\w+\].*\(\w+\)", case.text)
-    gone = {**result, "provenance": {**result["provenance"], "config": {"data": "/none"}}}
-    assert hardest(run, gone) == []
+    # Named from another folder, where others lie under that name; then changed, then gone.
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(mnre_folder, tmp_path / "elsewhere/mnre")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/mnre/txt/ours_test.txt").write_text("")
+    result["provenance"]["config"]["data"] = "mnre"
+    assert hardest(run, result, 5) == found
+    path = mnre_folder / "txt/ours_test.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert hardest(run, result) == []
+    shutil.rmtree(mnre_folder)
+    assert hardest(run, result) == []
 
 
 def test_seeds_come_by_number(tmp_path):
@@ -233,6 +245,24 @@ def test_missing_runs_are_named(tmp_path, capsys):
 def test_names_tell_runs_apart(tmp_path):
     runs = [tmp_path / "a" / "x", tmp_path / "b" / "x"]
     assert run_names(runs) == ["a/x", "b/x"]
+
+
+def test_names_of_runs_and_relations_are_any(tmp_path):
+    """Blanks, a formula that is none, an underscore first; a relation of 1,234 training rows."""
+    names = ("_my run", r"a$x_$b")
+    answers = [(r"a$\frac$", "None"), ("None", r"a$\frac$"), ("b", "b")]
+    train = {"None": 5, r"a$\frac$": 1234, "b": 3}
+    for name in names:
+        (tmp_path / name / "seed-1").mkdir(parents=True)
+        lines = [json.dumps({"row": i, "gold": g, "pred": p}) for i, (g, p) in enumerate(answers)]
+        (tmp_path / name / "seed-1/pred_test.jsonl").write_text("\n".join(lines) + "\n")
+        result = result_of({"train_counts": train})
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    main(["report", *(str(tmp_path / name) for name in names), "--out", f"{tmp_path}/my report.md"])
+    text = (tmp_path / "my report.md").read_text()
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert links and all((tmp_path / unquote(link)).is_file() for link in links)
+    assert not any(" " in link for link in links) and "| 1000–1235 | 1 | 0.00 | 0.00 |" in text
 
 
 def test_summary_without_test():
