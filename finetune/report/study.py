@@ -35,7 +35,7 @@ import yaml
 
 from finetune.protocols import seed_list
 from finetune.report import study_models
-from finetune.report.study_cells import Cell, cells, folder_name, read_study
+from finetune.report.study_cells import Cell, cells, read_study
 from finetune.report.study_models import as_words
 from finetune.report.study_tables import in_order, of_other_columns, write_report
 from shards import threads
@@ -83,8 +83,7 @@ def make_view(cell: Cell, data: str, out: Path) -> Path:
     """The view's folder of manifests, or the one of the test rows; written if it is not there."""
     from finetune.data.views import TOOLS, write
 
-    names = (str(value) for key, value in cell.view.items() if key != "regions")
-    place = out / "views" / (folder_name(*names) + ("" if cell.own_training else ".jsonl"))
+    place = out / "views" / (cell.view_name + ("" if cell.own_training else ".jsonl"))
     if not place.exists():
         options = {k: v for k, v in cell.view.items() if k != "tool"} | {"data": data}
         options |= {"task": cell.settings.get("task", "mnre")}

@@ -36,6 +36,11 @@ class Cell:
         """Folder of the training that this cell needs."""
         return folder_name(self.run, self.column if self.own_training else "")
 
+    @property
+    def view_name(self) -> str:
+        """Of the manifests that this cell needs."""
+        return folder_name(*(str(v) for key, v in self.view.items() if key != "regions"))
+
 
 def folder_name(*parts: str) -> str:
     """Words with dashes between them."""
@@ -114,6 +119,7 @@ def cells(
         )
     places = {"configs": "sample" if small else "mnre"} | dict(places)
     trainings: dict[str, tuple] = {}
+    views: dict[tuple[str, bool], tuple] = {}
     common = content.get("settings", {}) | (content.get("small", {}) if small else {})
     for table, described_columns in content["tables"].items():
         for column, described in described_columns.items():
@@ -136,6 +142,13 @@ def cells(
                 if view and "data" in settings:
                     raise InputError(f"table {table}: {column}: views are of the rows of --data")
                 cell = Cell(table, run, str(column), settings, view, own_training)
+                asked = {key.replace("-", "_"): value for key, value in view.items()}
+                asked_of = asked, settings.get("task")
+                if view and views.setdefault((cell.view_name, own_training), asked_of) != asked_of:
+                    raise InputError(
+                        f"table {table}: {column}: another view has its file, {cell.view_name}, "
+                        "already; give one of the two a study, and an --out, of its own"
+                    )
                 # Names that differ in punctuation alone have one folder: said now, not after hours.
                 training = settings, view if own_training else {}
                 if trainings.setdefault(cell.name, training) != training:

@@ -131,7 +131,10 @@ def drawn(
         for i, row in enumerate(loaded.rows)
         if row.image_id is not None
         and (boxes is None or (row.image_id in boxes and boxes[row.image_id].regions))
-        and (relation or entities(loaded.gold[i]))
+        and (
+            relation
+            or first_word(loaded.gold[i], loaded.dataset.columns["word_starts"][i]) is not None
+        )
     ]
     if len(good) < 3:
         raise InputError(f"only {len(good)} rows have all that is to be shown; 3 are the least")
@@ -168,13 +171,20 @@ def read(
 def first_entity(
     text: Tensor, batch: Batch, loaded: LoadedSplit, rows: np.ndarray, relation: bool
 ) -> Tensor:
-    """(N, L, D) -> (N, D): the head's marker, or the first piece of the first gold entity."""
+    """(N, L, D) -> (N, D): the head's marker, or the first piece of the first gold entity read."""
     place = torch.arange(len(text), device=text.device)
     if relation:
         return text[place, batch.require("head_start")]
-    words = [entities(loaded.gold[i])[0][1] for i in rows]
-    starts = batch.require("word_starts")[place, torch.tensor(words, device=text.device)]
-    return text[place, starts]
+    starts = batch.require("word_starts")
+    words = [first_word(loaded.gold[i], own) for i, own in zip(rows, starts.tolist(), strict=True)]
+    return text[place, starts[place, torch.tensor(words, device=text.device)]]
+
+
+def first_word(tags: Sequence[str], starts: Any) -> int | None:
+    """Of the first entity that the model reads, which begins neither beyond --max_length nor with a
+    word that has no piece (0)."""
+    words = (first for _, first, _ in entities(tags))
+    return next((word for word in words if word < len(starts) and starts[word]), None)
 
 
 def under(patches: Tensor, regions: Any) -> Tensor:

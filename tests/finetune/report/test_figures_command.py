@@ -196,14 +196,17 @@ def test_cosines_by_hand():
 
 def test_entity_of_a_sentence_is_its_first_piece():
     text = torch.arange(12.0).view(2, 6, 1)
-    loaded = SimpleNamespace(gold=[["O", "B-PER", "I-PER"], ["B-ORG", "O", "O"]])
+    # Of the second one, the first entity has no piece, and the last lies beyond --max_length.
+    gold = [["O", "B-PER", "I-PER"], ["B-LOC", "B-ORG", "O", "B-PER"], ["O", "O", "O", "B-PER"]]
+    loaded = SimpleNamespace(gold=gold)
     pieces = torch.zeros(2, 6, dtype=torch.long)
-    starts = torch.tensor([[1, 3, 4], [2, 3, 4]])
+    starts = torch.tensor([[1, 3, 4], [0, 2, 4]])
     batch = Batch(
         rows=starts[:, 0], input_ids=pieces, attention_mask=pieces > 0, word_starts=starts
     )
     found = states.first_entity(text, batch, loaded, np.array([0, 1]), relation=False)
     assert found.flatten().tolist() == [3, 8]
+    assert states.first_word(gold[2], [1, 2, 3]) is None
 
 
 def test_patches_under_a_box_by_hand():

@@ -249,6 +249,22 @@ def test_small_and_placeholders(study):
             ("    all: {}", '    "none at all!": {only: [both], settings: {optim.epochs: 3}}'),
             "another training has its folder, both--none-at-all, already",
         ),
+        (
+            (
+                "all: {}\n",
+                "a: {tool: aug-noise, ratio: 1, regions: A}\n"
+                "    all: {tool: aug-noise, ratio: 1, regions: B}\n",
+            ),
+            "Labels: all: another view has its file, aug-noise--1, already",
+        ),
+        (
+            (
+                "all: {}\n",
+                "a: {tool: aug-noise, num-grounded: 2}\n"
+                "    all: {tool: aug-noise, num_detected: 2}\n",
+            ),
+            "another view has its file, aug-noise--2",
+        ),
     ],
 )
 def test_damaged_studies_are_one_line(study, change, message):
