@@ -74,14 +74,12 @@ def check_settings(content: Mapping[str, Any], config: type[PreTrainedConfig], n
             check_settings(content[key], part, f"{name}: {key}")
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Raises: InputError: more word pieces than the model has rows, or capitals in the vocabulary
-    where nothing says that they count."""
+def check_rows(pieces: Mapping[str, int], directory: Path) -> None:
+    """Raises: InputError: more word pieces than the model has rows."""
     path = directory / "config.json"
     content = read_json(path) if path.is_file() else {}
     text = content.get("text_config")
     rows = content.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-    pieces = tokenizer.get_vocab()
     last = max(pieces, key=pieces.__getitem__)
     if isinstance(rows, int) and pieces[last] >= rows:
         raise InputError(
@@ -89,6 +87,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None
             f"{last!r}), its model has rows for {rows}; give the tokenizer of this model, or "
             "resize the model's word table"
         )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Raises: InputError: more word pieces than the model has rows, or capitals in the vocabulary
+    where nothing says that they count."""
+    pieces = tokenizer.get_vocab()
+    check_rows(pieces, directory)
     # A bare vocab.txt does not say; `transformers` then lower-cases, and no name is known.
     settings = directory / "tokenizer_config.json"
     if (directory / "tokenizer.json").is_file() or not (directory / "vocab.txt").is_file():

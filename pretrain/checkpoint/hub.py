@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from pretrain.checkpoint import bertweet
 from pretrain.checkpoint.card import encoder_card
 from pretrain.checkpoint.checksums import check_member, require_readable, write_checksums
 from pretrain.checkpoint.directory import ModelDirectory
@@ -57,7 +58,12 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     require_readable(directory / "tokenizer.json")
     if not any((directory / name).exists() for name in TOKENIZER_NAMES):
         raise InputError(f"{directory}: no tokenizer ({', '.join(TOKENIZER_NAMES)})")
-    for name in (*TOKENIZER_NAMES, "tokenizer_config.json", "preprocessor_config.json"):
+    for name in (
+        *TOKENIZER_NAMES,
+        "bpe.codes",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+    ):
         check_member(directory / name)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if not isinstance(source, ModelDirectory) and (directory / CONFIG_NAME).is_file():
@@ -69,6 +75,8 @@ def load_tokenizer(source: Path | ModelDirectory) -> PreTrainedTokenizerBase:
     except Exception as error:  # `tokenizers` raises no narrower kind on a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(f"{directory}: its tokenizer cannot be loaded ({reason})") from error
+    if type(tokenizer).__name__ == "BertweetTokenizer":
+        return bertweet.fast_form(tokenizer, directory)
     if not tokenizer.is_fast and not (directory / "tokenizer.json").is_file():
         raise InputError(
             f"{directory}: {type(tokenizer).__name__} is a tokenizer without a fast form, which "
@@ -134,6 +142,7 @@ def read_text_encoder(
     text, tokenizer = read_text(directory, random_weights=random_weights), load_tokenizer(directory)
     if text.config.model_type == "siglip_text_model":
         as_siglip(text, tokenizer)
+    bertweet.copy_rows(text, tokenizer)
     return text, tokenizer
 
 

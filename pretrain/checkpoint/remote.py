@@ -14,7 +14,7 @@ from shards.files import InputError
 # Written last: a directory without it is not a model directory, so half an upload is not one.
 _LAST = "config.json"
 _PICKLED = "pytorch_model.bin"
-_RELEASED = ("*.json", "*.safetensors", "*.txt", "*.md", "*.model")
+_RELEASED = ("*.json", "*.safetensors", "*.txt", "*.md", "*.model", "*.codes")
 
 
 def resolve(

@@ -174,12 +174,9 @@ def test_siglips_file_is_read_where_its_class_has_no_fast_form(tmp_path):
 
 
 def test_a_tokenizer_without_its_fast_form_is_refused(tmp_path):
-    (tmp_path / "vocab.txt").write_text("a 1\nb 1\n")
-    (tmp_path / "bpe.codes").write_text("a b 1\n")
-    settings = {"tokenizer_class": "BertweetTokenizer"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="BertweetTokenizer is a tokenizer without a fast form"):
-        load_tokenizer(tmp_path)
+    folder = sentencepiece_file(tmp_path / "siglip", "spiece.model", "SiglipTokenizer")
+    with pytest.raises(InputError, match="SiglipTokenizer is a tokenizer without a fast form"):
+        load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
