@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.directory import ModelDirectory
 from pretrain.checkpoint.hub import fusion_architecture
@@ -40,8 +43,9 @@ def initial_architecture(
 
     Args:
         stated: fields that the user gave. Dropouts may differ from the directory's; so may
-            `image_size` (positions are resized), and one side may lack fusion layers.
-            `vocab_size` is how many word pieces to learn: there is a tokenizer already.
+            `image_size` (positions are resized), one side may lack fusion layers, and the bridge
+            may become `aligned`. `vocab_size` is how many word pieces to learn: there is a
+            tokenizer already.
 
     Raises:
         InputError: a stated field that the directory's tensors or statistics contradict.
@@ -53,7 +57,7 @@ def initial_architecture(
         if key == "vocab_size" or value == before[key]:
             continue
         one_sided = key == "fusion_layers" and 0 in (value, before[key])
-        if key in (*_FREE, "image_size") or one_sided:
+        if key in (*_FREE, "image_size") or one_sided or value == "aligned":
             changes[key] = value
         else:
             conflicts.append(f"model.{key} ({before[key]} there, {value} here)")
@@ -80,7 +84,9 @@ def initial_encoder(
     state = {name: value for name, value in tensors.items() if not name.startswith("heads.")}
     before = read_architecture(directory)
     imported = resize_positions(Imported(before.to_dict(), state), architecture.image_size)
-    state = imported.state
+    state, aligned = imported.state, architecture.bridge != before.bridge
+    if aligned:
+        state = state | aligned_bridge(state)
     encoder = FusionEncoder(architecture)
     theirs = {name for name in state if name.startswith("fusion.")}
     ours = {
@@ -92,7 +98,31 @@ def initial_encoder(
     notes = [f"{len(loaded)} tensors loaded, {len(drawn)} fusion tensors drawn at random"]
     if len(loaded) < len(state):
         notes.append(f"{len(theirs)} left")
+    if aligned:
+        notes.append("bridge from both projections")
     for pool in ("text_pool", "vision_pool"):
         if (ours_pool := getattr(architecture, pool)) != (there := getattr(before, pool)):
             notes.append(f"{pool} {ours_pool} ({there} there)")
     return encoder, ", ".join([*notes, *imported.notes])
+
+
+def aligned_bridge(state: Mapping[str, Tensor], damping: float = 0.1) -> dict[str, Tensor]:
+    """The linear map B, with W_t·B(v) + b_t = W_v·v + b_v as nearly as a small B allows (ridge).
+
+    A picture's state v then enters the fusion layers as the text's state that has its contrastive
+    feature, so that ITM begins with what CIT has learned; ALBEF ("align before fuse") leaves that
+    to the fusion layers.
+
+    Args:
+        state: tensors of a fusion encoder; its projections W_t: (E, D), W_v: (E, Dv) are read.
+        damping: √λ of the ridge, as a share of the largest singular value of W_t.
+    """
+    names = (f"{tower}_proj.{end}" for end in ("weight", "bias") for tower in ("text", "vision"))
+    text, vision, text_bias, vision_bias = (state[name].double() for name in names)
+    gram = text @ text.T  # (E, E)
+    ridge = damping**2 * torch.linalg.matrix_norm(text, ord=2) ** 2 * torch.eye(len(gram))
+    inverse = torch.linalg.solve(gram + ridge, text).T  # (D, E)
+    return {
+        "bridge.weight": (inverse @ vision).float(),
+        "bridge.bias": (inverse @ (vision_bias - text_bias)).float(),
+    }

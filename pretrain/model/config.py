@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Layout = Literal["split", "two_bert", "shared_twice"]
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 MODEL_TYPE = "fusion-mre"
 BERT_KIN = ("bert", "roberta", "xlm-roberta", "electra")
 """Families of text encoders that are cut in two: their layers are ours (`pretrain.model.bert`)."""
@@ -67,6 +67,10 @@ class FusionEncoderConfig:
     and SigLIP the last), or the mean over word pieces, as most sentence-transformers do."""
     projection_size: int = 256
     """Width E of the contrastive features."""
+    bridge: Literal["auto", "aligned"] = "auto"
+    """How a picture's states enter the fusion layers. auto: as they are, or where the widths differ
+    by a Linear. aligned: by a Linear that begins where the projections of `model.init` agree: a
+    picture's state becomes the text's state that CIT compares with it."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """RGB mean that pixels in 0..1 are normalised with, once, on the device."""
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -121,7 +125,8 @@ class FusionEncoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`: format version 1 where BERT and a plain ViT say it all, 2
-        with towers of other families, 3 where the text is pooled by its mean."""
+        with towers of other families, 3 where the text is pooled by its mean, 4 where the bridge is
+        more than the widths ask for."""
         values = asdict(self)
         for name in ("text_config", "vision_config"):
             if not values[name]:
@@ -129,6 +134,10 @@ class FusionEncoderConfig:
         version = 2 if self.text_config or self.vision_config else 1
         if self.text_pool == "cls":
             del values["text_pool"]
+        else:
+            version = 3
+        if self.bridge == "auto":
+            del values["bridge"]
         else:
             version = CONFIG_VERSION
         return {"model_type": MODEL_TYPE, "format_version": version, **values}

@@ -83,6 +83,8 @@ class FusionEncoder(Embedder):
             self.text_bridge = bridge(self.text.config.hidden_size, config.hidden_size)
         self.vision = vision_tower(config)
         self.bridge = bridge(config.vision_hidden_size, config.hidden_size)
+        if config.bridge == "aligned":  # by `initial_encoder`
+            self.bridge = nn.Linear(config.vision_hidden_size, config.hidden_size)
         if config.fusion_layers and config.encoder_layout != "shared_twice":
             layers = config.bert_config(config.fusion_layers)
             self.fusion = Layers(layers)

@@ -54,8 +54,13 @@ class ModelConfig(FusionEncoderConfig):
         """With random weights: nothing is left open.
 
         Raises:
-            ValueError: a layout that only published weights can have.
+            ValueError: a layout or a bridge that only published weights can have.
         """
+        if self.bridge == "aligned":
+            raise ValueError(
+                "model.bridge aligned: it begins where the trained projections of model.init "
+                "agree; name a model directory there"
+            )
         if self.encoder_layout == "two_bert":
             raise ValueError(
                 "model.encoder_layout two_bert: two whole BERTs are made of published ones, by "

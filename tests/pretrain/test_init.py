@@ -8,13 +8,18 @@ from transformers import BertConfig, BertModel
 
 from pretrain.checkpoint import hub
 from pretrain.checkpoint.directory import ModelDirectory
-from pretrain.checkpoint.initial import initial_architecture, initial_encoder
+from pretrain.checkpoint.initial import (
+    aligned_bridge,
+    initial_architecture,
+    initial_encoder,
+)
 from pretrain.config import PretrainConfig
 from pretrain.convert import main as convert
 from pretrain.data.tokenizer import learn_tokenizer
 from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, Promu
+from pretrain.model.stated import ModelConfig
 from pretrain.prepare import settle
 from shards.files import InputError
 from shards.options import parse_config
@@ -174,3 +179,48 @@ def test_patches_cannot_be_dropped_in_a_tower_of_timm(tmp_path):
     settled("1")
     with pytest.raises(InputError, match=r"data\.keep_patches: .* looks at whole pictures"):
         settled("0.5")
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_an_aligned_bridge_turns_a_picture_into_the_text_that_cit_compares_with_it(width, tmp_path):
+    torch.manual_seed(0)
+    source = save(tmp_path / "m", architecture(vision_hidden_size=width))
+    directory = ModelDirectory.open(tmp_path / "m")
+    ours = initial_architecture(directory, {"bridge": "aligned"})
+    encoder, notes = initial_encoder(directory, ours)
+    assert "bridge from both projections" in notes
+    states = torch.randn(50, width)
+    as_text = encoder.text_proj(encoder.bridge(states))
+    # Damping makes it a little smaller, nothing else: the same direction.
+    cosines = torch.cosine_similarity(as_text, encoder.vision_proj(states), dim=-1)
+    assert cosines.min() > 0.98
+    # Its least-norm solution without damping is exact, and lies where the text's projection looks.
+    exact = aligned_bridge(source.state_dict(), damping=0)
+    mapped = torch.nn.functional.linear(states, exact["bridge.weight"], exact["bridge.bias"])
+    torch.testing.assert_close(source.text_proj(mapped), source.vision_proj(states))
+    inverse = torch.linalg.pinv(source.text_proj.weight)
+    torch.testing.assert_close(exact["bridge.weight"], inverse @ source.vision_proj.weight)
+
+
+def test_an_aligned_bridge_is_stored_and_goes_on_as_trained(tmp_path, capsys):
+    save(tmp_path / "m", architecture())
+    config = architecture(bridge="aligned")
+    content = config.to_dict()
+    assert content["format_version"] == 4 and FusionEncoderConfig.from_dict(content) == config
+    assert "bridge" not in architecture().to_dict()
+    trained = save(tmp_path / "trained", config)
+    directory = ModelDirectory.open(tmp_path / "trained")
+    for stated in ({}, {"bridge": "aligned"}):
+        encoder, notes = initial_encoder(directory, initial_architecture(directory, stated))
+        assert torch.equal(encoder.bridge.weight, trained.bridge.weight)
+        assert "both projections" not in notes
+    with pytest.raises(InputError, match=r"model.bridge \(aligned there, auto here\)"):
+        initial_architecture(directory, {"bridge": "auto"})
+    with pytest.raises(SystemExit):
+        convert([str(tmp_path / "trained"), str(tmp_path / "promu.pt"), "--to", "promu"])
+    assert "no place for 2 tensors (bridge.bias, bridge.weight)" in capsys.readouterr().err
+
+
+def test_an_aligned_bridge_needs_projections_to_begin_with():
+    with pytest.raises(ValueError, match=r"model.bridge aligned: .* name a model directory"):
+        ModelConfig(bridge="aligned").settled()
