@@ -1,6 +1,7 @@
 """A CLIP or SigLIP -> an aligned start: both towers and both projections as they are."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from pretrain.checkpoint import hub, towers
 from pretrain.checkpoint.authors import Imported
 from pretrain.checkpoint.backbones import Backbone, backbone_architecture
 from pretrain.checkpoint.convert_config import ConvertConfig
+from pretrain.checkpoint.initial import aligned_bridge
 from pretrain.checkpoint.open_clip import is_open_clip, read_open_clip
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import Colours, colours_of, read_config, read_transformers
+from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.library import LibraryText, possible
 from shards.files import InputError
 
@@ -39,7 +42,8 @@ _POOL = {
 
 
 def read_two_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]:
-    """A fusion encoder whose similarities are the CLIP's; fusion layers and bridge are new.
+    """A fusion encoder whose similarities are the CLIP's; fusion layers are new, the bridge is
+    `aligned_bridge`.
 
     Raises:
         InputError: no CLIP or SigLIP, a vision tower that no ViT of timm computes, or a tokenizer
@@ -71,9 +75,12 @@ def read_two_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]
         projection_size=len(projections["text_proj.bias"]),
     )  # fmt: skip
     state = imported.state | projections
-    fresh = [name for name in ("fusion", "bridge") if any(k.startswith(f"{name}.") for k in state)]
-    said = f"text, vision and both projections of {config.source}; drawn at random: "
-    return Imported(imported.config, state, [said + ", ".join(fresh), *notes]), tokenizer
+    said = f"text, vision and both projections of {config.source}"
+    if config.fusion_layers != 0:
+        said += ", which the bridge begins with; drawn at random: fusion"
+    described = FusionEncoderConfig.from_dict(imported.config)
+    described = replace(described, bridge="aligned")
+    return Imported(described.to_dict(), state | aligned_bridge(state), [said, *notes]), tokenizer
 
 
 def _read_clip(directory: Path, name: str) -> tuple[Any, Colours]:

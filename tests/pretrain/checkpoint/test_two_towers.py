@@ -97,7 +97,10 @@ def test_similarities_are_siglips_own(act, tmp_path, capsys):
     words = ["--from", "two-tower", "--fusion-layers", "1"]
     convert([str(tmp_path / "siglip"), str(tmp_path / "out"), *words])
     told = capsys.readouterr().out
-    assert "drawn at random: fusion, bridge" in told and "left: its logit_bias" in told
+    assert (
+        "which the bridge begins with; drawn at random: fusion" in told
+        and "left: its logit_bias" in told
+    )
     assert f"--loss.temperature_init {siglip.logit_scale.neg().exp().item():.4g}" in told
     encoder = FusionEncoder.from_pretrained(tmp_path / "out")
     assert (encoder.config.projection_size, encoder.config.grid) == (28, 4)
@@ -115,6 +118,11 @@ def test_similarities_are_siglips_own(act, tmp_path, capsys):
     similarity = encoder.similarity(texts, list(pictures))
     assert similarity.std() > 0.005
     torch.testing.assert_close(similarity, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        states = encoder.encode_image(pictures)
+        as_text = encoder.text_proj(encoder.bridge(states))
+        cosines = torch.cosine_similarity(as_text, encoder.vision_proj(states), dim=-1)
+    assert cosines.median() > 0.8
     torch.testing.assert_close(encoder.embed_images(list(pictures)), theirs.image_embeds)
     for number, text in enumerate(texts):
         alone = encoder.embed_text([text])[0]
@@ -176,7 +184,10 @@ def test_similarities_are_the_clips_own(layout, act, tmp_path, capsys):
     words = ["--from", "two-tower", "--fusion-layers", "1"]
     convert([str(tmp_path / "clip"), str(tmp_path / "out"), *words])
     told = capsys.readouterr().out
-    assert "both projections" in told and "drawn at random: fusion, bridge" in told
+    assert (
+        "both projections" in told
+        and "which the bridge begins with; drawn at random: fusion" in told
+    )
     assert "--loss.temperature_init 0.07" in told
     encoder = FusionEncoder.from_pretrained(tmp_path / "out")
     assert (encoder.config.projection_size, encoder.config.hidden_size) == (20, 24)
