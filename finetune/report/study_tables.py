@@ -39,12 +39,16 @@ def table_of(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
 
 def figures_table(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> pages.Table:
     """Precision, recall, F1 and accuracy of each cell as papers print them, and what its F1 has
-    more than the first column of its run has, or where there is one column than the first run."""
-    runs, columns = axes(cells)
+    more than the first column of its run has, or where its task has one column than the first run
+    there."""
+    _, columns = axes(cells)
+    tasks = {column: result.get("task") for (_, column), result in cells.items()}
     rows = []
     for run, column in cells:
         scores = cells[run, column]["test"] or cells[run, column]["dev"]
-        first = cells.get((run, columns[0]) if len(columns) > 1 else (runs[0], columns[0]))
+        alike = [other for other in columns if tasks[other] == tasks[column]]
+        down = [cell for cell in cells if cell[1] == column]
+        first = cells.get((run, alike[0]) if len(alike) > 1 else down[0])
         gain = "–"
         if first and first is not cells[run, column]:
             gain = f"{mean_f1(cells[run, column]) - mean_f1(first):+.2f}"
@@ -149,7 +153,8 @@ def write_report(
     ]
     pages.write(out / "study.md", name, sections)
     rows = [
-        {"table": t, "run": r, "column": c, **{k: result.get(k) for k in ("leaky", "dev", "test")}}
+        {"table": t, "run": r, "column": c}
+        | {key: result.get(key) for key in ("task", "leaky", "dev", "test")}
         | {"also_in_train": repetitions(result)}
         for (t, r, c), result in results.items()
     ]

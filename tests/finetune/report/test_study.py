@@ -183,6 +183,18 @@ def test_figures_as_papers_print_them(tmp_path):
     page = (tmp_path / "study.md").read_text()
     assert "| a | 10 % | 2.00 | 2.00 | 3.00 | 50.00 | +2.00 | – |" in page
     assert "| b | 10 % | 2.00 | 2.00 | 4.00 | 50.00 | – | – |" in page
+    # Columns of two tasks are not compared: each with its first run.
+    tasks = {
+        ("T", run, column): result(1.0, 1.0, f1) | {"task": column}
+        for run, column, f1 in (("a", "ner", 80.0), ("b", "ner", 81.0), ("b", "re", 60.0))
+    }
+    write_report(
+        "mine", tasks | {("T", "c", "re"): result(1.0, 1.0, 63.0) | {"task": "re"}}, "1", tmp_path
+    )
+    page = (tmp_path / "study.md").read_text()
+    assert "| b | ner | 1.00 | 1.00 | 81.00 | 50.00 | +1.00 | – |" in page
+    assert "| b | re | 1.00 | 1.00 | 60.00 | 50.00 | – | – |" in page
+    assert "| c | re | 1.00 | 1.00 | 63.00 | 50.00 | +3.00 | – |" in page
 
 
 def test_settings_over_those_of_the_study(tmp_path, study, mnre_folder, tiny_model):
