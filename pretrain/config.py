@@ -243,8 +243,11 @@ class PretrainConfig:
             raise ValueError("prompter.erase_object: only with prompter.mode online_student_view")
         if self.checkpoint.best and not self.data.val:
             raise ValueError("checkpoint.best: needs data.val, a shard directory to validate on")
-        if self.data.matched_only and self.loss.itm:
-            raise ValueError("data.matched_only: ITM needs mismatched pairs; set loss.itm to 0")
+        if self.data.matched_only and self.loss.itm and not self.loss.draws_negatives:
+            raise ValueError(
+                "data.matched_only: ITM needs mismatched pairs; set loss.itm to 0, or "
+                "loss.itm_batch_negatives"
+            )
         if self.data.keep_patches < 1 and self.data.unmasked_steps >= self.optim.steps:
             raise ValueError("data.keep_patches: data.unmasked_steps leaves no step that drops any")
         self._check_tars()
@@ -255,7 +258,7 @@ class PretrainConfig:
     def _check_tars(self) -> None:
         cached = self.prompter.mode == "cached"
         missing = {
-            "loss.itm": self.loss.itm and not self.loss.itm_hard_negatives,  # mismatched pairs
+            "loss.itm": self.loss.itm and not self.loss.draws_negatives,  # mismatched pairs
             "loss.coe": self.loss.coe,  # objects
             "loss.cir": self.loss.cir and cached,  # a teacher column
         }

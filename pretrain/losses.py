@@ -17,23 +17,26 @@ def itm_loss(logits: Tensor, matched: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), matched.long())
 
 
-def hard_itm_loss(
+def drawn_itm_loss(
     logits: Tensor, negative_logits: Tensor, matched: Tensor, usable: Tensor, all_matched: Tensor
 ) -> Tensor:
-    """Image-text matching with drawn negatives (ALPRO, ALBEF): a mean over all rows, up to 3·G.
+    """Image-text matching with drawn negatives: a mean over all rows, up to G + N·G.
 
     Args:
-        logits: (B, 2) of the pairs. negative_logits: (2·B, 2) of `hard_negatives`' pairs.
+        logits: (B, 2) of the pairs. negative_logits: (N·B, 2), of `hard_negatives` (ALPRO, ALBEF)
+            N = 2, of `next_captions` 1.
         matched, usable: (B,) bool; negatives count where their anchor is matched and has any.
         all_matched: (G,) bool.
     """
     size, total = len(matched), len(all_matched)
+    drawn_per_pair = len(negative_logits) // size
     given = F.cross_entropy(logits.float(), matched.long(), reduction="sum")
     drawn = F.cross_entropy(
-        negative_logits.float(), negative_logits.new_zeros(2 * size).long(), reduction="none"
-    )
-    counted = (matched & usable).repeat(2)
-    rows = total + 2 * all_matched.sum()
+        negative_logits.float(), negative_logits.new_zeros(len(negative_logits)).long(),
+        reduction="none",
+    )  # fmt: skip
+    counted = (matched & usable).repeat(drawn_per_pair)
+    rows = total + drawn_per_pair * all_matched.sum()
     return (given + (drawn * counted).sum()) * (total // size) / rows
 
 
@@ -57,6 +60,16 @@ def hard_negatives(
     both = torch.stack([similarity, similarity.T]).masked_fill(~allowed, -torch.inf)
     pictures, captions = both.softmax(dim=-1).flatten(0, 1).multinomial(1).view(2, -1)
     return pictures, captions, usable
+
+
+def next_captions(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """For each pair the caption of the next one of this rank, the last one's next being the first.
+
+    ids: (B, 2) int64, caption and picture -> (B,) int64; (B,) bool, whether the two pairs share
+    neither. Each picture and each caption then stands in one right and one wrong pair.
+    """
+    captions = torch.arange(len(ids), device=ids.device).roll(-1)
+    return captions, (ids != ids[captions]).all(dim=-1)
 
 
 def cit_loss(

@@ -245,12 +245,24 @@ class LossConfig:
     itm_hard_negatives: bool = False
     """ITM also reads a drawn picture and a drawn caption for each matched pair (ALPRO); up to three
     times the cost of the fusion layers."""
+    itm_batch_negatives: bool = False
+    """ITM also reads each matched pair's picture with the caption of the next pair of the batch, so
+    that picture and caption alone say nothing; up to twice the cost of the fusion layers."""
     ignore_below: float = 0.0
     """Rows whose likeliest prompt is less likely take no part in COE or CIR (ALPRO: 0.2)."""
     ignore_first_class: bool = False
     """Nor rows whose likeliest prompt is the first one: what the released code's rule computes."""
     temperature_init: float = 0.07
     """Initial temperature; learned, used within 0.001 … 0.5."""
+
+    def __post_init__(self) -> None:
+        if self.itm_hard_negatives and self.itm_batch_negatives:
+            raise ValueError("loss.itm_hard_negatives or loss.itm_batch_negatives: one of them")
+
+    @property
+    def draws_negatives(self) -> bool:
+        """ITM makes mismatched pairs of matched ones."""
+        return self.itm_hard_negatives or self.itm_batch_negatives
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:

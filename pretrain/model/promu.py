@@ -76,8 +76,8 @@ class Promu(nn.Module):
             patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, M, D)
             if config.itm:
                 logits = self.heads["itm"](fused[:, 0])
-                if config.itm_hard_negatives and features:
-                    terms["itm"] = self._hard_itm(logits, batch, text, vision, features, table)
+                if config.draws_negatives:
+                    terms["itm"] = self._drawn_itm(logits, batch, text, vision, features, table)
                 else:
                     terms["itm"] = losses.itm_loss(logits, batch.matched)
             terms |= self._soft_terms(
@@ -131,26 +131,27 @@ class Promu(nn.Module):
         )
         return loss, table
 
-    def _hard_itm(
+    def _drawn_itm(
         self,
         logits: Tensor,
         batch: PretrainBatch,
         text: Tensor,
         vision: Tensor,
-        features: tuple[Tensor, Tensor],
+        features: tuple[Tensor, Tensor] | None,
         table: Tensor,
     ) -> Tensor:
-        pictures, captions, usable = losses.hard_negatives(
-            *features, batch.ids, self.clamped_temperature()
-        )
         mask = batch.attention_mask
-        fused = self.encoder.fuse(
-            torch.cat([text, text[captions]]),
-            torch.cat([mask, mask[captions]]),
-            torch.cat([vision[pictures], vision]),
-        )
+        if self.loss_config.itm_hard_negatives and features:
+            pictures, captions, usable = losses.hard_negatives(
+                *features, batch.ids, self.clamped_temperature()
+            )
+            texts, masks = torch.cat([text, text[captions]]), torch.cat([mask, mask[captions]])
+            fused = self.encoder.fuse(texts, masks, torch.cat([vision[pictures], vision]))
+        else:
+            captions, usable = losses.next_captions(batch.ids)
+            fused = self.encoder.fuse(text[captions], mask[captions], vision)
         drawn = self.heads["itm"](fused[:, 0])
-        return losses.hard_itm_loss(logits, drawn, batch.matched, usable, table[:, 2].bool())
+        return losses.drawn_itm_loss(logits, drawn, batch.matched, usable, table[:, 2].bool())
 
     def _soft_terms(
         self,

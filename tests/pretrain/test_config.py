@@ -60,6 +60,7 @@ def test_patches_that_no_step_drops_are_refused():
         (["--loss.coe", "0"], "loss.itm and loss.cir"),
         (["--loss.itm", "0", "--prompter.mode", "online_clean"], "loss.coe"),
         (["--loss.itm_hard_negatives", "true", "--loss.coe", "0", "--loss.cir", "0"], ""),
+        (["--loss.itm_batch_negatives", "true", "--loss.coe", "0", "--loss.cir", "0"], ""),
     ],
 )
 @pytest.mark.parametrize("setting", ["data.train", "data.val"])

@@ -53,13 +53,13 @@ def test_without_any_negative_the_draw_is_uniform_and_left_out():
     ids = torch.tensor([[0, 7], [1, 7]])  # one picture, two captions
     *_, usable = losses.hard_negatives(image, text, ids, torch.tensor([0.001]))
     assert not usable.any()
-    loss = losses.hard_itm_loss(
+    loss = losses.drawn_itm_loss(
         torch.zeros(2, 2), torch.full((4, 2), 9.0), torch.ones(2).bool(), usable, torch.ones(2)
     )
     assert loss.item() == pytest.approx(2 * math.log(2) / 6)
 
 
-def test_hard_itm_is_a_mean_over_given_and_drawn_rows():
+def test_drawn_itm_is_a_mean_over_given_and_drawn_rows():
     torch.manual_seed(1)
     logits, drawn = torch.randn(3, 2), torch.randn(6, 2)
     matched = torch.tensor([True, False, True])
@@ -67,8 +67,41 @@ def test_hard_itm_is_a_mean_over_given_and_drawn_rows():
     rows += [(drawn[i], 0) for i in (0, 2, 3, 5)]  # of the matched anchors
     expected = sum(nn.functional.cross_entropy(z, torch.tensor(y)) for z, y in rows) / 7
     usable = torch.ones(3).bool()
-    found = losses.hard_itm_loss(logits, drawn, matched, usable, matched)
+    found = losses.drawn_itm_loss(logits, drawn, matched, usable, matched)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("all_matched", [True, False])
+def test_batch_negatives_pair_each_picture_with_the_next_caption(all_matched):
+    given = batch()
+    given = replace(given, matched=given.matched | all_matched)
+    model = promu(itm_batch_negatives=True, coe=0.0, cir=0.0, cit=0.0).eval()
+    encoder, size = model.encoder, len(given.matched)
+    rows = [(i, i) for i in range(size)]
+    for i in range(size):
+        after = (i + 1) % size
+        if given.matched[i] and not (given.ids[i] == given.ids[after]).any():
+            rows.append((i, after))
+    assert len(rows) > size
+    expected = torch.zeros(())
+    for picture, caption in rows:  # alone: nothing of the batch but the two is read
+        alone = encoder(
+            given.pixel_values[picture, None], given.input_ids[caption, None],
+            given.attention_mask[caption, None],
+        )  # fmt: skip
+        label = given.matched[[picture]] & (picture == caption)
+        logits = model.heads["itm"](alone.fused_embeds[:, 0])
+        expected = expected + nn.functional.cross_entropy(logits, label.long())
+    counted = size + int(given.matched.sum())  # unusable rows count as ALBEF's do: as nothing
+    torch.testing.assert_close(model(given)["itm_loss"], expected / counted)
+
+
+def test_next_captions_share_neither_caption_nor_picture():
+    ids = torch.tensor([[0, 10], [1, 11], [2, 11], [3, 13], [0, 14]])
+    captions, usable = losses.next_captions(ids)
+    assert captions.tolist() == [1, 2, 3, 4, 0]
+    assert usable.tolist() == [True, False, True, True, False]
+    assert not losses.next_captions(ids[:1])[1].any()
 
 
 # ------------------------------------------------------------------ labels
