@@ -120,7 +120,7 @@ DIRECTORIES = {
     ),
     "newer format": (
         lambda d: edit_config(d, format_version=99),
-        "format_version 99 is newer than 3; update fusion-mre",
+        "format_version 99 is newer than 4; update fusion-mre",
     ),
     "config is no JSON": (
         lambda d: truncate(d / "config.json", 40),

@@ -169,8 +169,9 @@ def test_what_some_runs_cannot_show_does_not_end_the_report(tmp_path, runs, capl
     ]
 
     content["dev"]["f1"]["mean"] = 100.0  # the best one: it is asked first
-    content["provenance"]["config"]["data"] = "/gone"
     path.write_text(json.dumps(content))
+    inputs = runs / "promu" / "seed-1" / "inputs.json"
+    inputs.write_text(json.dumps(by_hand(inputs) | {"data": "/gone"}))
     main(f"report {runs}/promu_10pct {runs}/promu --out {out} {options}".split())
     text = out.read_text()
     assert "(report_mnre_look1.png)" in text and "promu_10pct: relation beside image after" in text
