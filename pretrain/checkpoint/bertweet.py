@@ -2,7 +2,7 @@
 
 vocab.txt    `piece count` a line: `piece@@` inside a word, `piece` at its end
 bpe.codes    `left right count` a line, ends of words as `</w>`
-A tokenizer.json beside them was made for a class that `transformers` never had, and is not read.
+A tokenizer.json beside them is not read: the class reads these two alone.
 """
 
 from pathlib import Path

@@ -57,7 +57,8 @@ def initial_architecture(
         if key == "vocab_size" or value == before[key]:
             continue
         one_sided = key == "fusion_layers" and 0 in (value, before[key])
-        if key in (*_FREE, "image_size") or one_sided or value == "aligned":
+        aligns = (key, value) == ("bridge", "aligned")
+        if key in (*_FREE, "image_size") or one_sided or aligns:
             changes[key] = value
         else:
             conflicts.append(f"model.{key} ({before[key]} there, {value} here)")

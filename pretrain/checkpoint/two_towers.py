@@ -75,9 +75,8 @@ def read_two_towers(source: Path, config: ConvertConfig) -> tuple[Imported, Any]
         projection_size=len(projections["text_proj.bias"]),
     )  # fmt: skip
     state = imported.state | projections
-    said = f"text, vision and both projections of {config.source}"
-    if config.fusion_layers != 0:
-        said += ", which the bridge begins with; drawn at random: fusion"
+    said = f"text, vision and both projections of {config.source}, which the bridge begins with"
+    said += "; drawn at random: fusion" * (config.fusion_layers != 0)
     described = FusionEncoderConfig.from_dict(imported.config)
     described = replace(described, bridge="aligned")
     return Imported(described.to_dict(), state | aligned_bridge(state), [said, *notes]), tokenizer

@@ -59,9 +59,9 @@ def vision_tower(config: FusionEncoderConfig) -> PlainViT | LibraryVision:
     )  # fmt: skip
 
 
-def bridge(tower: int, fusion: int) -> nn.Module:
-    """From a tower's width to that of the fusion layers."""
-    return nn.Identity() if tower == fusion else nn.Linear(tower, fusion)
+def bridge(tower: int, fusion: int, *, always: bool = False) -> nn.Module:
+    """A tower's width to that of the fusion layers: a Linear where they differ, or `always`."""
+    return nn.Linear(tower, fusion) if always or tower != fusion else nn.Identity()
 
 
 class FusionEncoder(Embedder):
@@ -82,9 +82,8 @@ class FusionEncoder(Embedder):
                 self.text = LibraryText.of(family_config(config.text_config))
             self.text_bridge = bridge(self.text.config.hidden_size, config.hidden_size)
         self.vision = vision_tower(config)
-        self.bridge = bridge(config.vision_hidden_size, config.hidden_size)
-        if config.bridge == "aligned":  # by `initial_encoder`
-            self.bridge = nn.Linear(config.vision_hidden_size, config.hidden_size)
+        aligned = config.bridge == "aligned"  # its first values: `aligned_bridge`
+        self.bridge = bridge(config.vision_hidden_size, config.hidden_size, always=aligned)
         if config.fusion_layers and config.encoder_layout != "shared_twice":
             layers = config.bert_config(config.fusion_layers)
             self.fusion = Layers(layers)
