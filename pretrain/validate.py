@@ -101,7 +101,8 @@ def forward(model: Promu, batch: PretrainBatch) -> dict[str, Tensor]:
     fused = encoder.fuse(text, batch.attention_mask, vision)
     patches = fused[:, batch.input_ids.shape[1] + 1 :]
     if config.itm:
-        out["itm"] = model.heads["itm"](fused[:, 0]).argmax(dim=-1) == batch.matched
+        logits = model.heads["itm"](model.itm_state(fused, batch.attention_mask))
+        out["itm"] = logits.argmax(dim=-1) == batch.matched
     if config.coe and batch.object_feat is not None:
         out["visible"] = batch.patch_weights.sum(dim=1) > 0
         logits = model.heads["entity"](model.object_state(patches, batch.patch_weights))

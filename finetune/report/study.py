@@ -76,7 +76,8 @@ def evaluate(cell: Cell, data: str, out: Path) -> dict[str, Any]:
     view = make_view(cell, data, out)
     config = EvaluateConfig(run=folder, data=data, view=str(view), cache=str(out / "cache"))
     result = run(config)
-    return {"test": result, "leaky": result["leaky"]}
+    task = cell.settings.get("task", "mnre")
+    return {"task": task, "test": result, "leaky": result["leaky"]}
 
 
 def make_view(cell: Cell, data: str, out: Path) -> Path:
@@ -209,6 +210,8 @@ class StudyConfig:
 
 def run_study(config: StudyConfig) -> None:
     """Compute what is missing, write `study.md` and `study.json`, and print the tables."""
+    from finetune.run.directory import existing_folder
+
     content = read_study(config.study)
     models = study_models.places(content.get("pretrain", {}), config.pretraining, config.out)
     places = {"data": config.data, **models} | ({"model": config.model} if config.model else {})
@@ -216,6 +219,8 @@ def run_study(config: StudyConfig) -> None:
         replace(cell, settings={**cell.settings, **config.settings})
         for cell in cells(content, config.small, places, config.columns)
     ]
+    for cell in todo:  # now, not after the hours of those before it
+        existing_folder(str(cell.settings.get("data", config.data)))
     seeds = str(config.seeds)
     with lock(config.out):
         if config.pretraining:

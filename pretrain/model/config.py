@@ -242,6 +242,9 @@ class LossConfig:
     """CIR reads the fused class token (Eq. 9), or the mean of fused patches (released code)."""
     coe_pairs: Literal["all", "matched"] = "all"
     """Pairs that COE reads: Eq. 8 averages over all."""
+    itm_pool: Literal["cls", "product"] = "cls"
+    """ITM reads the fused class token (Eq. 3), or the mean of the fused words times the fused state
+    of the picture, value by value (after ViLBERT), which learns from fewer pairs."""
     itm_hard_negatives: bool = False
     """ITM also reads a drawn picture and a drawn caption for each matched pair (ALPRO); up to three
     times the cost of the fusion layers."""

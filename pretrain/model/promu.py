@@ -75,7 +75,7 @@ class Promu(nn.Module):
             fused = encoder.fuse(text, batch.attention_mask, vision)  # (B, L+1+M, D)
             patches = fused[:, batch.input_ids.shape[1] + 1 :]  # (B, M, D)
             if config.itm:
-                logits = self.heads["itm"](fused[:, 0])
+                logits = self.heads["itm"](self.itm_state(fused, batch.attention_mask))
                 if config.draws_negatives:
                     terms["itm"] = self._drawn_itm(logits, batch, text, vision, features, table)
                 else:
@@ -149,8 +149,9 @@ class Promu(nn.Module):
             fused = self.encoder.fuse(texts, masks, torch.cat([vision[pictures], vision]))
         else:
             captions, usable = losses.next_captions(batch.ids)
-            fused = self.encoder.fuse(text[captions], mask[captions], vision)
-        drawn = self.heads["itm"](fused[:, 0])
+            masks = mask[captions]
+            fused = self.encoder.fuse(text[captions], masks, vision)
+        drawn = self.heads["itm"](self.itm_state(fused, masks))
         return losses.drawn_itm_loss(logits, drawn, batch.matched, usable, table[:, 2].bool())
 
     def _soft_terms(
@@ -186,6 +187,15 @@ class Promu(nn.Module):
         if config.cir:
             targets["cir"] = self._labels(batch.require("image_feat"), self.relation_bank)
         return targets
+
+    def itm_state(self, fused: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L+1+M, D), (B, L) -> (B, D) that ITM reads."""
+        if self.loss_config.itm_pool == "cls":
+            return fused[:, 0]
+        length = attention_mask.shape[1]
+        shown = attention_mask[..., None].to(fused.dtype)
+        text = (fused[:, :length] * shown).sum(dim=1) / shown.sum(dim=1)
+        return text * fused[:, length]
 
     def relation_state(self, fused: Tensor, patches: Tensor) -> Tensor:
         """(B, L+1+K, D), (B, K, D) -> (B, D) that CIR reads."""

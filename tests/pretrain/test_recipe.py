@@ -71,11 +71,12 @@ def test_drawn_itm_is_a_mean_over_given_and_drawn_rows():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("pool", ["cls", "product"])
 @pytest.mark.parametrize("all_matched", [True, False])
-def test_batch_negatives_pair_each_picture_with_the_next_caption(all_matched):
+def test_batch_negatives_pair_each_picture_with_the_next_caption(all_matched, pool):
     given = batch()
     given = replace(given, matched=given.matched | all_matched)
-    model = promu(itm_batch_negatives=True, coe=0.0, cir=0.0, cit=0.0).eval()
+    model = promu(itm_batch_negatives=True, itm_pool=pool, coe=0.0, cir=0.0, cit=0.0).eval()
     encoder, size = model.encoder, len(given.matched)
     rows = [(i, i) for i in range(size)]
     for i in range(size):
@@ -90,7 +91,9 @@ def test_batch_negatives_pair_each_picture_with_the_next_caption(all_matched):
             given.attention_mask[caption, None],
         )  # fmt: skip
         label = given.matched[[picture]] & (picture == caption)
-        logits = model.heads["itm"](alone.fused_embeds[:, 0])
+        fused, shown = alone.fused_embeds[0], given.attention_mask[caption].bool()
+        read = fused[0] if pool == "cls" else fused[: len(shown)][shown].mean(0) * fused[len(shown)]
+        logits = model.heads["itm"](read[None])
         expected = expected + nn.functional.cross_entropy(logits, label.long())
     counted = size + int(given.matched.sum())  # unusable rows count as ALBEF's do: as nothing
     torch.testing.assert_close(model(given)["itm_loss"], expected / counted)

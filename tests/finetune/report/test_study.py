@@ -98,7 +98,8 @@ def test_tables_hold_what_runs_and_evaluations_found(
     assert f"| text | {trained('text'):.1f} | – | – |" in page
     also = again["per_seed"][0]["also_in_train"]["test"]
     line = next(line for line in page.splitlines() if line.startswith("| both | none at test |"))
-    assert line.endswith(f"| {also['rows']}: {also['f1_without']:.2f} |")
+    gain = again["f1"]["mean"] - trained("both")
+    assert line.endswith(f"| {gain:+.2f} | {also['rows']}: {also['f1_without']:.2f} |")
     monkeypatch.setattr("finetune.run.train.SeedRun.run", lambda self: pytest.fail("trained twice"))
     run(study, mnre_folder, tiny_model, out)  # everything is there
 
@@ -326,6 +327,9 @@ def test_models_are_trained_before_the_runs_that_start_from_them(tmp_path, mnre_
     words += ["--pretraining", f"{tmp_path}/pretraining.yaml", "--launcher"]
     with pytest.raises(InputError, match="pre-training full ended with status 1"):
         run_words([*words, f"{launcher} fails {tmp_path}/first"])
+    with pytest.raises(InputError, match=r"--data .*/nowhere: no such folder"):
+        run_words([*words, f"{launcher} {tiny_model} {tmp_path}/log", "--columns", "nowhere"])
+    assert not (tmp_path / "log").exists()  # said before hours of pre-training
     run_words([*words, f"{launcher} {tiny_model} {tmp_path}/log"])
     config = f"--config {tmp_path}/pretraining.yaml --run_dir={out}/pretrain"
     assert (tmp_path / "log").read_text() == (f"{config}/full\n{config}/no_coe --loss.coe=0\n")
