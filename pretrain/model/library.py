@@ -122,13 +122,16 @@ class LibraryText(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> TextStates:
-        """(B, L) -> (B, L, D)."""
+        """(B, L), or but for READS_LAST (B, L, D) in the place of words -> (B, L, D)."""
         mask = None if attention_mask is None else attention_mask.long()
         if self.config.model_type == "siglip_text_model" and input_ids is not None:
             return self._padded(input_ids, mask, output_hidden_states)
         given = {"input_ids": input_ids, "attention_mask": mask}
+        if inputs_embeds is not None:
+            given["inputs_embeds"] = inputs_embeds
         states = self.net(**given, output_hidden_states=output_hidden_states)
         return TextStates(states.last_hidden_state, getattr(states, "hidden_states", None))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.inputs.types import TYPES, type_of, types_of
-from finetune.methods.dgfpt.text import pieces, top_layers
+from finetune.methods.dgfpt.language_model import pieces, top_layers
 
 Alpha = Literal["shifted", "softmax", "raw"]
 DECODER_LAYERS = 2

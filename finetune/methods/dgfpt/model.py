@@ -30,6 +30,13 @@ from finetune.methods.dgfpt.fusion import (
     select_object,
     signature_penalties,
 )
+from finetune.methods.dgfpt.language_model import (
+    first_and_last,
+    load_plm,
+    pieces,
+    read,
+    text_towers,
+)
 from finetune.methods.dgfpt.losses import joint, same_posts
 from finetune.methods.dgfpt.text import (
     Layout,
@@ -37,14 +44,9 @@ from finetune.methods.dgfpt.text import (
     Prefix,
     Text,
     Unmarker,
-    first_and_last,
     last_state,
     lay_out,
-    load_plm,
     masked_mean,
-    pieces,
-    read,
-    text_towers,
     unmasked,
 )
 from finetune.methods.dgfpt.vision import TimmTower, Vision, load_vision
@@ -129,8 +131,8 @@ class Dgfpt(Method):
 
     @classmethod
     def build(cls, config: DgfptConfig, task: TaskInfo, source: Source) -> tuple["Dgfpt", Any]:
-        """From GPT-2, GPT, BERT or a fusion model directory."""
-        encoder, tokenizer = load_plm(source, task)
+        """From GPT-2, GPT, a text encoder or a fusion model directory."""
+        encoder, tokenizer = load_plm(source, task, config.positions)
         tower = TimmTower(config.vision, config.image_size, config.vision_random)
         vision = load_vision(tower, source, encoder, trained=config.vision_trained)
         return cls(encoder, tokenizer, vision, task, config), tokenizer

@@ -1,115 +1,16 @@
-"""DGF-PT, reading: language models of four families, text without markers, prefixes, one pass.
+"""DGF-PT, what the language model reads: text without markers, prefixes, one pass.
 
 B: rows, L: text positions, S: all positions, D: hidden size.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Model, OpenAIGPTModel
 
-from finetune.methods.base import Source
-from finetune.methods.layers import load_fusion_encoder, load_text_encoder
 from finetune.tasks.base import TaskInfo
-from pretrain.checkpoint.hub import load_tokenizer
-from pretrain.checkpoint.strict import read_transformers
-from pretrain.model.bert import Bert
-from pretrain.model.config import BERT_KIN, MODEL_TYPE
-from pretrain.model.fusion_encoder import FusionEncoder
-from shards.files import InputError
-
-CAUSAL = {"gpt2": GPT2Model, "openai-gpt": OpenAIGPTModel}
-
-
-# ---- Language models -----------------------------------------------------------------------------
-
-
-def load_plm(source: Source, task: TaskInfo) -> tuple[nn.Module, Any]:
-    """GPT-2, GPT or BERT of a directory or hub id, or a whole fusion encoder; with its tokenizer.
-
-    Raises:
-        InputError: another family of models, or one whose directory is damaged.
-    """
-    family = source.directory.config.get("model_type")
-    if family in CAUSAL:
-        return _load_causal(source, CAUSAL[family], task)
-    if family == MODEL_TYPE:
-        encoder, tokenizer = load_fusion_encoder(source, task)
-        if not isinstance(encoder.text, Bert):
-            raise InputError(
-                f"{source.path}: its text encoder is a {encoder.text.config.model_type}; DGF-PT "
-                f"reads a fusion model's text with one of {', '.join(BERT_KIN)}"
-            )
-        return encoder, tokenizer
-    if family in BERT_KIN:
-        return load_text_encoder(source, task)
-    raise InputError(
-        f"{source.path}: model_type is {family!r}; DGF-PT reads text with one of "
-        f"{', '.join([*CAUSAL, *BERT_KIN, MODEL_TYPE])}"
-    )
-
-
-def _load_causal(source: Source, model_class: Any, task: TaskInfo) -> tuple[nn.Module, Any]:
-    """GPT or GPT-2. Words get a blank in front, as the models read them; padding is the end token
-    under a mask, since neither vocabulary has one of its own."""
-    path = source.directory.path
-    config = model_class.config_class.from_pretrained(path)
-    encoder = model_class(config) if source.random_weights else read_transformers(model_class, path)
-    tokenizer: Any = load_tokenizer(source.directory)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.add_tokens(list(task.extra_tokens), special_tokens=True):
-        encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return encoder, tokenizer
-
-
-def text_towers(encoder: nn.Module) -> list[Any]:
-    """What reads text: one `transformers` model, and the fusion layers where they are its upper
-    half."""
-    if not isinstance(encoder, FusionEncoder):
-        return [encoder]
-    split = encoder.config.encoder_layout == "split" and encoder.config.fusion_layers
-    return [encoder.text, encoder.fusion] if split else [encoder.text]
-
-
-def top_layers(encoder: nn.Module, number: int) -> Sequence[nn.Module]:
-    """The last layers of the language model, for a decoder to start from."""
-    first, *rest = text_towers(encoder)
-    layers = list(first.h if hasattr(first, "h") else first.encoder.layer)
-    return [*layers, *(layer for tower in rest for layer in tower.layer)][-number:]
-
-
-def read(encoder: nn.Module, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """(B, S, D) input embeddings -> (B, S, D) last states.
-
-    Args:
-        mask: (B, S) bool; False is no key, wherever it stands.
-        positions: (B, S) position ids.
-    """
-    first, *rest = text_towers(encoder)
-    if isinstance(first, Bert):
-        positions = positions + first.embeddings.first_position
-    states = first(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions
-    ).last_hidden_state
-    return cast(FusionEncoder, encoder).fuse(states, mask, None) if rest else states
-
-
-def first_and_last(tokenizer: Any) -> Tensor:
-    """Ids of the first position, which nothing masks, and (BERT) of the last one."""
-    if tokenizer.cls_token_id is not None:
-        return torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
-    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
-    return torch.tensor([next(number for number in ids if number is not None)])
-
-
-def pieces(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a literal text, without special tokens."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
 
 # ---- Text ----------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from finetune import registry
 from finetune.inputs.load import load_split
 from finetune.inputs.split import InputOptions
 from finetune.methods.base import Source
+from finetune.methods.dgfpt.config import DgfptConfig
+from finetune.methods.dgfpt.model import Dgfpt
 from finetune.methods.towers.grid import GridPyramid
 from finetune.predict.extractor import Extractor
 from finetune.run.checkpoint import save_method
@@ -23,7 +25,7 @@ from pretrain.convert import main as convert
 from pretrain.data.batch import PretrainBatch
 from pretrain.model.config import BERT_KIN, HeadsConfig, LossConfig
 from pretrain.model.fusion_encoder import FusionEncoder
-from pretrain.model.library import TEXT_FAMILIES, family_config, model_class
+from pretrain.model.library import READS_LAST, TEXT_FAMILIES, family_config, model_class
 from pretrain.model.promu import Promu
 from pretrain.prompter.bank import PromptBank
 from shards.files import InputError
@@ -95,6 +97,7 @@ def whole_way(text, vision, published, tasks, tmp_path):
         ("bert_crf", twitter, published(text)),
         ("promu", mnre, model),
         ("promu", twitter, model),
+        *[("dgfpt", mnre, model)] * (text not in (*READS_LAST, "electra")),
     ):
         finetuned(name, task, source, tmp_path / f"{name}-{task.info.name}-{source.name}")
 
@@ -170,9 +173,11 @@ def pretrained(encoder):
 def finetuned(name, task, source, out):
     """Two steps on a few rows, saved, and asked for one row again."""
     method_class = registry.load("methods", name)
-    config = method_class.Config()
+    settings = {"segments": "I T", "image_blocks": 1, "objects": 0} if name == "dgfpt" else {}
+    config = method_class.Config(**settings)
     method, tokenizer = method_class.build(config, task.info, Source(str(source)))
-    images = "required" if name == "promu" and task.info.kind == "relation" else "none"
+    sees = name in ("promu", "dgfpt") and task.info.kind == "relation"
+    images = "required" if sees else "none"
     options = InputOptions(images=images, max_length=24, cache=out / "cache")
     split = load_split(task, "train", tokenizer, method, options)
     batch = split.dataset.collate(split.dataset.rows[:4])
@@ -192,7 +197,7 @@ def finetuned(name, task, source, out):
     if task.info.kind == "relation":
         from PIL import Image
 
-        picture = Image.new("RGB", (30, 20), (200, 10, 10)) if name == "promu" else None
+        picture = Image.new("RGB", (30, 20), (200, 10, 10)) if sees else None
         answer = extract("Ann met Bob .", head="Ann", tail="Bob", image=picture)
         assert 0 < answer["probability"] <= 1
     else:
@@ -200,13 +205,47 @@ def finetuned(name, task, source, out):
         assert isinstance(answer["entities"], list)
 
 
-@pytest.mark.parametrize("method", ["hvpnet", "tmr", "mkgformer", "camim_hvpnet", "dgfpt"])
+@pytest.mark.parametrize("method", ["hvpnet", "tmr", "mkgformer", "camim_hvpnet"])
 def test_methods_that_work_inside_bert_refuse_the_rest(method, published, tasks):
     settings = {"vision": "random"} if method == "mkgformer" else {}
     method_class = registry.load("methods", method)
     with pytest.raises(InputError, match="deberta-v2") as told:
         source = Source(str(published("deberta-v2")))
         method_class.build(method_class.Config(**settings), tasks[0].info, source)
+    assert "\n" not in str(told.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert", "mpnet", "distilbert"])
+def test_dgfpt_reads_vectors_as_the_family_reads_words(family, published, tasks):
+    """Masked places, wherever they stand, change nothing."""
+    config = DgfptConfig(vision="none")
+    method, tokenizer = Dgfpt.build(config, tasks[0].info, Source(str(published(family))))
+    encoder = method.eval().encoder
+    given = tokenizer(TEXT[:2], padding=True, return_tensors="pt")
+    ids, mask = given["input_ids"], given["attention_mask"].bool()
+    expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    found = method.read_alone(ids, mask)
+    torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=1e-5)
+    gap = ids.new_full((2, 3), 5)  # behind the first word
+    spread = torch.cat([mask[:, :1], gap == 0, mask[:, 1:]], dim=1)
+    found = method.read_alone(torch.cat([ids[:, :1], gap, ids[:, 1:]], dim=1), spread)
+    torch.testing.assert_close(found[spread], expected[mask], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        ("clip_text_model", {}, "a clip_text_model, which reads word pieces alone"),
+        ("siglip_text_model", {}, "a siglip_text_model, which reads word pieces alone"),
+        ("electra", {}, "its words are 16 wide and its states 32"),
+        ("modernbert", {"positions": "restart_text"}, "a modernbert counts positions for itself"),
+    ],
+)
+def test_dgfpt_refuses_what_it_cannot_give_vectors(family, settings, message, published, tasks):
+    with pytest.raises(InputError, match=message) as told:
+        config = DgfptConfig(vision="none", **settings)
+        Dgfpt.build(config, tasks[0].info, Source(str(published(family))))
     assert "\n" not in str(told.value)
 
 

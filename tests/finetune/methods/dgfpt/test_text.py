@@ -15,7 +15,8 @@ from transformers import (
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Source
 from finetune.methods.dgfpt.config import ORDERS, DgfptConfig
-from finetune.methods.dgfpt.text import Unmarker, lay_out, load_plm, read
+from finetune.methods.dgfpt.language_model import load_plm, read
+from finetune.methods.dgfpt.text import Unmarker, lay_out
 from finetune.tasks.mnre import MARKERS, RelationRow
 
 
@@ -125,7 +126,7 @@ def test_spans_map_back_to_entities(language_models, task, family, head, tail):
     other = RelationRow(
         row=1, image_id=None, tokens=words[:4], head=(0, 1), tail=(3, 4), relation="None"
     )
-    _, tokenizer = load_plm(Source(str(language_models[family])), task.info)
+    _, tokenizer = load_plm(Source(str(language_models[family])), task.info, "continue")
     columns = task.encode([row, other], tokenizer, 60)
     width = max(map(len, columns["input_ids"]))
     ids = torch.zeros(2, width, dtype=torch.long)
@@ -152,7 +153,7 @@ def test_words_are_split_as_tokenizer_json_says(language_models, task, tmp_path,
     file = Tokenizer.from_file(str(folder / "tokenizer.json"))
     file.normalizer = normalizers.Replace("Oslo", "Ann")
     file.save(str(folder / "tokenizer.json"))
-    _, tokenizer = load_plm(Source(str(folder)), task.info)
+    _, tokenizer = load_plm(Source(str(folder)), task.info, "continue")
     ids = tokenizer([["Oslo", "Ann"]], is_split_into_words=True)["input_ids"][0]
     assert ids[: len(ids) // 2] == ids[len(ids) // 2 :]
     assert ids == tokenizer("Bob Ann Ann")["input_ids"][-len(ids) :]
