@@ -79,6 +79,23 @@ def test_the_number_of_ranks_does_not_matter(world, model, validator, monkeypatc
         torch.testing.assert_close(validator._in_order(local[0]), expected, msg=name)
 
 
+def test_itm_reads_the_product_where_training_does(model, validator, monkeypatch):
+    monkeypatch.setattr(
+        model, "loss_config", dataclasses.replace(model.loss_config, itm_pool="product")
+    )
+    right = validator.columns(model, CPU, "fp32")["itm"]
+    batch, encoder = validator.batch(np.arange(PAIRS)), model.eval().encoder
+    with torch.no_grad():
+        text = encoder.encode_text(batch.input_ids, batch.attention_mask)
+        vision = encoder.encode_image(batch.pixel_values)
+        fused = encoder.fuse(text, batch.attention_mask, vision)
+        length = batch.input_ids.shape[1]
+        for row, shown in enumerate(batch.attention_mask.bool()):
+            read = fused[row, :length][shown].mean(0) * fused[row, length]
+            label = int(batch.matched[row])
+            assert bool(right[row]) == (model.heads["itm"](read).argmax().item() == label)
+
+
 def test_figures_against_loops(model, validator):
     columns = validator.columns(model, CPU, "fp32")
     figures = validator.metrics(columns, model.clamped_temperature().detach())
