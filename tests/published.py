@@ -5,6 +5,7 @@ Names, sizes and layouts are the publishers'; `tiny` keeps names and layouts and
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,17 @@ def write_vit(folder: Path, *, tiny: bool) -> None:
     timm.models.save_for_hf(vit, folder, model_args=sizes if tiny else None)
 
 
-def write_detector(path: Path, lent: Path | None) -> None:
-    """Weights of ultralytics': real ones where they are lent, else random."""
+def write_detector(path: Path, lent: Path | None, python: Path) -> None:
+    """Weights of ultralytics': real ones where they are lent, else random.
+
+    Args:
+        python: runs it: ultralytics changes how its process opens pictures.
+    """
     if lent and lent.is_file():
         shutil.copyfile(lent, path)
     else:
-        from ultralytics import YOLO
-
-        YOLO("yolo11n.yaml").save(path)
+        code = f"from ultralytics import YOLO; YOLO('yolo11n.yaml').save({str(path)!r})"
+        subprocess.run([python, "-c", code], check=True)
 
 
 def write_corpora(work: Path, *, rows: tuple[int, int, int]) -> list[str]:

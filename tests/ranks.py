@@ -1,10 +1,32 @@
-"""Tests that start DeepSpeed ranks of their own."""
+"""Tests that start ranks of their own."""
 
 import os
 import socket
+import subprocess
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from warm import CPU, ROOT, Interpreter
+
+
+def spawn(python: Interpreter, main: Callable[..., None], *arguments: object, ranks: int) -> None:
+    """`main(rank, *arguments)` in as many processes, whose imports are made; all must end well.
+
+    Args:
+        arguments: what `repr` shows as Python reads it.
+    """
+    environment = os.environ | CPU | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    name, processes = main.__name__, []
+    try:
+        for rank in range(ranks):
+            code = f"from {main.__module__} import {name}; {name}(*{(rank, *arguments)!r})"
+            command = [python.path / "python", "-c", code]
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+        assert [process.wait(timeout=300) for process in processes] == [0] * ranks
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
 """A tiny task folder in MNRE's format."""
 
+import io
 import json
 from pathlib import Path
 
@@ -18,6 +19,9 @@ NAMES = ("Ann", "Bob", "Cid", "Dora", "Eve", "Finn")
 def write_mnre(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
     """Rows whose relation only the colour of the picture tells."""
     generator = np.random.default_rng(seed)
+    shown = {relation: io.BytesIO() for relation in RELATIONS}
+    for relation, file in shown.items():
+        Image.new("RGB", (20, 16), COLORS[relation]).save(file, "JPEG")
     (folder / "txt").mkdir(parents=True)
     relation2id = {name: i for i, name in enumerate(RELATIONS)}
     (folder / "ours_rel2id.json").write_text(json.dumps(relation2id))
@@ -30,7 +34,7 @@ def write_mnre(folder: Path, sizes: dict[str, int], seed: int = 0) -> Path:
             relation = RELATIONS[generator.integers(len(RELATIONS))]
             tokens = ["RT", "@x", ":", str(head), "and", str(tail)]
             tokens += ["tonight"] * int(generator.integers(3))
-            Image.new("RGB", (20, 16), COLORS[relation]).save(pictures / f"{split}{row}.jpg")
+            (pictures / f"{split}{row}.jpg").write_bytes(shown[relation].getvalue())
             lines.append(
                 repr(
                     {

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm import CPU
 
 from pretrain.__main__ import main as pretrain
 from pretrain.cluster.stopping import SIGNALS
@@ -31,26 +32,16 @@ TINY = """
 """.split()  # noqa: SIM905
 
 
-def command(*parts: str) -> list[str]:
-    return [str(BIN / parts[0]), *parts[1:]]
+def environment(programs: Path = BIN) -> dict[str, str]:
+    return os.environ | CPU | {"PATH": f"{programs}:{BIN}:{os.environ['PATH']}"}
 
 
-def environment() -> dict[str, str]:
-    cpu = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return os.environ | cpu | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-
-
-def run(*parts: str, timeout: float = 300) -> str:
+def run(*command: str, programs: Path = BIN) -> None:
+    """A command that must end well, found among these programs first."""
     result = subprocess.run(
-        command(*parts),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        command, cwd=ROOT, env=environment(programs), capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout
 
 
 def losses(run_dir: Path) -> list[dict[str, float]]:
@@ -95,10 +86,10 @@ def arguments(world: Path, run_dir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(world) -> Path:
+def undisturbed(world, interpreter) -> Path:
     """One process, all four losses, never interrupted."""
     run_dir = world / "undisturbed"
-    run("python", "-m", "pretrain", *arguments(world, run_dir))
+    run("python", "-m", "pretrain", *arguments(world, run_dir), programs=interpreter.path)
     return run_dir
 
 
@@ -109,23 +100,21 @@ WAYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def two_ranks(world) -> Path:
+    """Two of DeepSpeed's, never interrupted."""
+    run_dir = world / "deepspeed"
+    run(*WAYS["deepspeed"], *arguments(world, run_dir))
+    return run_dir
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_start_gives_the_same_losses(way, world, undisturbed):
+def test_every_way_to_start_gives_the_same_losses(way, world, undisturbed, two_ranks, interpreter):
     """Against one process without DeepSpeed: the global batches do not know the world size."""
     run_dir = world / way
-    subprocess_command = [*WAYS[way], *arguments(world, run_dir)]
-    if way == "bash":
-        result = subprocess.run(
-            subprocess_command,
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr[-4000:]
-    else:
-        run(*subprocess_command)
+    if way != "deepspeed":  # which the shell's lines start
+        programs = interpreter.path if way == "bash" else BIN
+        run(*WAYS[way], *arguments(world, run_dir), programs=programs)
     expected, found = losses(undisturbed), losses(run_dir)
     assert len(expected) == len(found) == 20
     for one, two in zip(expected, found, strict=True):
@@ -134,35 +123,36 @@ def test_every_way_to_start_gives_the_same_losses(way, world, undisturbed):
             assert two[name] == pytest.approx(one[name], abs=1e-5), name
 
 
-def kill_at_step(parts: list[str], run_dir: Path, step: int) -> None:
+def kill_at_step(command: list[str], run_dir: Path, step: int) -> None:
     """Start a run and kill -9 all its processes once it has logged `step`."""
-    process = subprocess.Popen(
-        parts, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), **quiet)
     log, deadline = run_dir / "metrics.jsonl", time.monotonic() + 200
     while not (log.exists() and f'{{"step": {step},' in log.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, "ended before it was killed"
         time.sleep(0.02)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
+    for member in [*family(process), process]:
         member.kill()
     process.wait()
 
 
+def same_weights(one: Path, two: Path) -> bool:
+    """Of two runs, to the bit."""
+    states = [load_file(run_dir / "model/model.safetensors") for run_dir in (one, two)]
+    assert states[0].keys() == states[1].keys()
+    return all((states[0][name] == states[1][name]).all() for name in states[0])
+
+
 @pytest.mark.parametrize("engine", ["single", "deepspeed"])
-def test_killed_and_resumed_ends_with_the_same_bits(engine, world, undisturbed):
+def test_killed_and_resumed_ends_with_the_same_bits(engine, world, request, interpreter):
     start = ["python", "-m", "pretrain"] if engine == "single" else WAYS["deepspeed"]
-    whole = undisturbed if engine == "single" else world / "whole"
-    if engine == "deepspeed":
-        run(*start, *arguments(world, whole))
+    whole = request.getfixturevalue("undisturbed" if engine == "single" else "two_ranks")
     run_dir = world / f"killed-{engine}"
-    options = [*arguments(world, run_dir), "--checkpoint.every", "4"]
-    kill_at_step(command(*start, *options), run_dir, step=11)
+    command = [*start, *arguments(world, run_dir), "--checkpoint.every", "4"]
+    kill_at_step(command, run_dir, step=11)
     assert not (run_dir / "model").exists()
-    run(*start, *options)
-    one, two = (load_file(folder / "model/model.safetensors") for folder in (whole, run_dir))
-    assert one.keys() == two.keys()
-    assert all((one[name] == two[name]).all() for name in one)
+    run(*command, programs=interpreter.path)
+    assert same_weights(whole, run_dir)
     assert losses(run_dir) == losses(whole)
 
 
@@ -200,14 +190,13 @@ def disturb(how: str, process: subprocess.Popen, random: np.random.Generator) ->
     assert process.returncode in expected.get(how, range(1, 256))
 
 
-def disturbed(world: Path, run_dir: Path, plan: list[str], options: list[str]) -> None:
-    """One training, disturbed at random steps in these ways, resumed each time, and finished."""
+def disturbed(world: Path, command: list[str], run_dir: Path, plan: list[str]) -> None:
+    """One training, disturbed at random steps in these ways, and resumed each time but the last."""
     random = np.random.default_rng(0)
-    start = command(*WAYS["deepspeed"], *arguments(world, run_dir), *options)
     log = run_dir / "metrics.jsonl"
     for how in plan:
         with (world / "disturbed.log").open("a") as out:
-            process = subprocess.Popen(start, cwd=ROOT, env=environment(), stdout=out, stderr=out)
+            process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=out)
         deadline, seen, wanted = time.monotonic() + 200, set(), random.integers(1, 6)
         before = log.read_text() if log.exists() else ""
         while len(seen) < wanted:  # steps logged since this start
@@ -217,7 +206,6 @@ def disturbed(world: Path, run_dir: Path, plan: list[str], options: list[str]) -
                 seen |= {line[:12] for line in text.splitlines() if line not in before}
             time.sleep(0.02)
         disturb(how, process, random)
-    run(*start)
 
 
 PLANS = [
@@ -233,16 +221,16 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("plan", "steps"), PLANS)
-def test_disturbed_in_whatever_way_ends_with_the_same_bits(plan, steps, world):
+def test_disturbed_in_whatever_way_ends_with_the_same_bits(plan, steps, world, interpreter):
     """Stops, kills of the job, kills of a rank, at random steps of one training."""
+    whole, run_dir = world / f"whole-{steps}", world / f"disturbed-{len(plan)}-{plan[0]}"
     options = ["--checkpoint.every", "3", "--optim.steps", str(steps), "--data.workers", "1"]
-    run(*WAYS["deepspeed"], *arguments(world, world / f"whole-{steps}"), *options)
-    run_dir = world / f"disturbed-{len(plan)}-{plan[0]}"
-    disturbed(world, run_dir, plan, options)
-    files = (f / "model/model.safetensors" for f in (world / f"whole-{steps}", run_dir))
-    one, two = map(load_file, files)
-    assert one.keys() == two.keys()
-    assert all((one[name] == two[name]).all() for name in one)
+    start = WAYS["deepspeed"]
+    run(*start, *arguments(world, whole), *options, programs=interpreter.path)
+    command = [*start, *arguments(world, run_dir), *options]
+    disturbed(world, command, run_dir, plan)
+    run(*command, programs=interpreter.path)
+    assert same_weights(whole, run_dir)
 
 
 @pytest.mark.slow
@@ -258,7 +246,7 @@ def test_resumed_on_other_ranks_and_stage(before, after, world, undisturbed):
         options = ["--checkpoint.every", "5", "--engine.deepspeed", f"launch/zero{stage}.json"]
         return [*launcher, *arguments(world, run_dir), *options]
 
-    kill_at_step(command(*start(*before)), run_dir, step=12)
+    kill_at_step(start(*before), run_dir, step=12)
     assert not (run_dir / "model").exists()
     run(*start(*after))
     for one, two in zip(losses(undisturbed), losses(run_dir), strict=True):

@@ -95,12 +95,12 @@ def lent() -> Path:
     return Path(os.environ.get("FUSION_MRE_DATA", ROOT.parent / "shared/data"))
 
 
-def prepare(work: Path, *, tiny: bool, detector: Path) -> None:
+def prepare(work: Path, *, tiny: bool, detector: Path, programs: Path = BIN) -> None:
     """Everything that README's commands name, in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     words = published.write_corpora(work, rows=(24, 12, 12))
     published.write_own_data(work)
-    published.write_detector(work / "yolo11n.pt", detector)
+    published.write_detector(work / "yolo11n.pt", detector, programs / "python")
     if tiny:  # folders of the hub's names: the commands find them first
         published.write_bert(work / BERT, words, tiny=True)
         published.write_vit(work / VIT, tiny=True)
@@ -161,7 +161,8 @@ def work_folder(tmp_path: Path, name: str) -> Path:
 
 def test_a_cut_of_the_road(lent, tmp_path, interpreter):
     work = work_folder(tmp_path, "cut")
-    prepare(work, tiny=True, detector=lent / "weights/yolov8n.pt")
+    detector = lent / "weights/yolov8n.pt"
+    prepare(work, tiny=True, detector=detector, programs=interpreter.path)
     cut = [step for step in here() if not any(starts(c, SLOW_ONLY) for c in step.commands)]
     walk(cut, work, interpreter.path)
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from ranks import free_port
+from ranks import free_port, spawn
 from torch import nn
 
 from pretrain import distributed
@@ -108,8 +107,8 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_of_two_micro_batches_equal_one_batch(tmp_path):
-    mp.spawn(rank_main, args=(free_port(), str(tmp_path)), nprocs=2)
+def test_two_ranks_of_two_micro_batches_equal_one_batch(tmp_path, interpreter):
+    spawn(interpreter, rank_main, free_port(), str(tmp_path), ranks=2)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     for name, value in whole().items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=name)

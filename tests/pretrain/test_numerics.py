@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from ranks import free_port, start_engines
+from ranks import free_port, spawn, start_engines
 from torch import nn
 
 from pretrain.config import DataConfig, EngineConfig, PretrainConfig
@@ -165,8 +164,10 @@ def rank_main(rank: int, port: int, folder: str, precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_zero_stage_leaves_the_update_out_and_names_the_rank(precision, tmp_path):
-    mp.spawn(rank_main, args=(free_port(), str(tmp_path), precision), nprocs=2)
+def test_every_zero_stage_leaves_the_update_out_and_names_the_rank(
+    precision, tmp_path, interpreter
+):
+    spawn(interpreter, rank_main, free_port(), str(tmp_path), precision, ranks=2)
     for stage in range(4):
         both = [json.loads((tmp_path / f"{stage}-{rank}").read_text()) for rank in (0, 1)]
         assert both[0] == both[1]

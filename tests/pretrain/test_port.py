@@ -11,7 +11,7 @@ import pytest
 
 from pretrain.cluster import port
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT, BIN = Path(__file__).resolve().parents[2], Path(sys.executable).parent
 JOB = """
 import os
 import sys
@@ -30,19 +30,19 @@ main()
 
 @pytest.fixture
 def start(tmp_path):
-    """Start two ranks that tell each other the job's name."""
+    """Start two ranks that tell each other the job's name; the launcher is this folder's."""
     (tmp_path / "job.py").write_text(JOB)
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "DS_ACCELERATOR": "cpu",
         "TMPDIR": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
 
-    def starter(name: str, *options: str) -> subprocess.Popen:
+    def starter(name: str, *options: str, programs: Path = BIN) -> subprocess.Popen:
+        path = {"PATH": f"{programs}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}"}
         command = ["deepspeed", "--no_local_rank", "--num_accelerators", "2", *options]
-        return subprocess.Popen([*command, str(tmp_path / "job.py"), name], env=environment,
+        return subprocess.Popen([*command, str(tmp_path / "job.py"), name], env=environment | path,
                                 cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                 text=True)  # fmt: skip
 
@@ -58,12 +58,12 @@ def test_two_jobs_at_once_meet_their_own_ranks(start, tmp_path):
     assert not list((tmp_path / f"fusion-mre-{os.getuid()}").iterdir())
 
 
-def test_a_named_port_that_is_taken_is_told_in_one_line(start):
+def test_a_named_port_that_is_taken_is_told_in_one_line(start, interpreter):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        job = start("one", "--master_port", port)
+        job = start("one", "--master_port", port, programs=interpreter.path)
         said = job.communicate(timeout=300)[0]
     assert job.returncode == 2, said
     assert said.count(f"error: port {port} of this machine is taken") == 1, said

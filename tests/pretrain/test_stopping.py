@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import spawn
 
 from finetune.console import script
 from pretrain.cluster.stopping import SIGNALS, StopSignal, launchers, signals_blocked
@@ -43,8 +43,8 @@ def steps_main(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_all_ranks_end_at_the_same_step(tmp_path):
-    mp.spawn(steps_main, args=(str(tmp_path),), nprocs=2)
+def test_all_ranks_end_at_the_same_step(tmp_path, interpreter):
+    spawn(interpreter, steps_main, str(tmp_path), ranks=2)
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["4 SIGTERM"] * 2
 
 

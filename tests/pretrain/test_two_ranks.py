@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import spawn
 
 from pretrain import distributed
 from pretrain.data.batch import PretrainBatch
@@ -87,10 +87,10 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(tmp_path_factory, interpreter):
     """Every case on two processes, started once."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    mp.spawn(rank_main, args=(str(folder),), nprocs=2)
+    spawn(interpreter, rank_main, str(folder), ranks=2)
     return torch.load(folder / "two.pt", weights_only=True)
 
 

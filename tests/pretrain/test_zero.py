@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from ranks import free_port, start_engines
+from ranks import free_port, spawn, start_engines
+from warm import Interpreter
 
 from pretrain.checkpoint.run import RunCheckpoints
 from pretrain.checkpoint.zero import read_moments, read_zero, take
@@ -166,12 +166,12 @@ def resume_main(
 
 
 @pytest.fixture(scope="module", params=LAUNCHES, ids=lambda p: f"world {p[0]} frozen {p[1]}")
-def written(request, tmp_path_factory):
+def written(request, tmp_path_factory, interpreter):
     """One folder per stage, all written by the same processes; (folder, world, frozen)."""
     pytest.importorskip("deepspeed")
     world, frozen = request.param
     folder = tmp_path_factory.mktemp("zero")
-    mp.spawn(write_main, args=(world, frozen, free_port(), str(folder)), nprocs=world)
+    spawn(interpreter, write_main, world, frozen, free_port(), str(folder), ranks=world)
     return folder, world, frozen
 
 
@@ -208,26 +208,27 @@ def test_a_missing_rank_is_named(written, stage, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_stage_goes_on_as_any_other(written, tmp_path):
+def test_every_stage_goes_on_as_any_other(written, tmp_path, interpreter):
     """What two ranks wrote goes on on one, and the other way round, with weights and moments."""
     folder, world, frozen = written
-    check_continued(folder, 3 - world, frozen, MOVES, tmp_path)
+    check_continued(interpreter, folder, 3 - world, frozen, MOVES, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "world", "to_stage", "to_world"), [(2, 8, 1, 1), (1, 1, 2, 8)])
-def test_eight_ranks(stage, world, to_stage, to_world, tmp_path):
+def test_eight_ranks(stage, world, to_stage, to_world, tmp_path, interpreter):
     """A run of eight GPUs goes on on one, and the other way round."""
     arguments = (world, True, free_port(), str(tmp_path), (stage,))
-    mp.spawn(write_main, args=arguments, nprocs=world)
-    check_continued(tmp_path, to_world, True, [(stage, to_stage)], tmp_path)
+    spawn(interpreter, write_main, *arguments, ranks=world)
+    check_continued(interpreter, tmp_path, to_world, True, [(stage, to_stage)], tmp_path)
 
 
-def check_continued(folder: Path, world: int, frozen: bool, moves: list, out: Path) -> None:
+def check_continued(
+    python: Interpreter, folder: Path, world: int, frozen: bool, moves: list, out: Path
+) -> None:
     """Each on so many ranks: the same weights, and the same third step."""
-    mp.spawn(
-        resume_main, args=(world, frozen, free_port(), str(folder), moves, str(out)), nprocs=world
-    )
+    arguments = (world, frozen, free_port(), str(folder), moves, str(out))
+    spawn(python, resume_main, *arguments, ranks=world)
     for stage, to_stage in moves:
         for moment, tolerance in (("gathered", 0), ("third_step", 2e-5)):
             resumed = torch.load(out / f"{stage}-{to_stage}/{moment}.pt", weights_only=True)

@@ -41,27 +41,28 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The drawn data and the tiny model of the old artefacts, as the working folder."""
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The drawn data and the tiny model of the old artefacts; nobody changes them."""
+    folder = tmp_path_factory.mktemp("drawn")
     with tarfile.open(ARTEFACTS) as archive:
         members = [
             entry
             for entry in archive
             if entry.name.startswith(("./mnre", "./twitter2017", "./pretraining/model"))
         ]
-        archive.extractall(tmp_path, members, filter="data")
+        archive.extractall(folder, members, filter="data")
     for split in ("train", "val", "test"):  # every tweet shows nothing that a grounder found
         lines = [json.dumps({"tool": "test", "leaky": False})]
-        blocks = (tmp_path / "twitter2017" / f"{split.replace('val', 'valid')}.txt").read_text()
+        blocks = (folder / "twitter2017" / f"{split.replace('val', 'valid')}.txt").read_text()
         names = [line[6:] for line in blocks.splitlines() if line.startswith("IMGID:")]
         box = {"box": [0, 0, 9, 9], "score": 0.5, "phrase": "x", "kind": "noun"}
         lines += [
             json.dumps({"row": row, "img_id": f"{name}.jpg", "size": [32, 32], "vg": [box]})
             for row, name in enumerate(names)
         ]
-        (tmp_path / f"twitter2017/regions_vg_{split}.jsonl").write_text("\n".join(lines) + "\n")
-        detected = tmp_path / "twitter2017/regions_od.jsonl"
+        (folder / f"twitter2017/regions_vg_{split}.jsonl").write_text("\n".join(lines) + "\n")
+        detected = folder / "twitter2017/regions_od.jsonl"
         before = detected.read_text().splitlines() if detected.is_file() else lines[:1]
         more = [
             json.dumps(
@@ -74,9 +75,16 @@ def folder(tmp_path, monkeypatch):
             for name in names
         ]
         detected.write_text("\n".join([*before, *more]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def folder(drawn, tmp_path, monkeypatch):
+    """A working folder where they lie."""
+    for path in drawn.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FUSION_MRE_CACHE", str(tmp_path / "cache"))
-    return tmp_path
 
 
 def train(method, kind, *options):

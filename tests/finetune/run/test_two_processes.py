@@ -4,17 +4,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from warm import CPU, ROOT
 
+from finetune.__main__ import main
 from pretrain.tracking import read_metrics
 
-ROOT = Path(__file__).resolve().parents[3]
 
-
-def test_two_processes_equal_one(tmp_path, mnre_folder, tiny_model):
+def test_two_processes_equal_one(tmp_path, mnre_folder, tiny_model, interpreter):
     """Without dropout: same losses, same dev figures, every row answered once."""
     still = tmp_path / "still"
     shutil.copytree(tiny_model, still)
@@ -23,24 +21,18 @@ def test_two_processes_equal_one(tmp_path, mnre_folder, tiny_model):
     (still / "config.json").write_text(json.dumps(content))
     options = f"train --task mnre --method promu --data {mnre_folder} --init {still}"
     options += " --optim.epochs 2 --optim.global_batch_size 14 --optim.accumulation"
+    main([*options.split(), "3", "--out", str(tmp_path / "one")])
     torchrun = "-m torch.distributed.run --nproc-per-node 2 --master-port 29617 -m finetune"
-    launchers = {
-        "one": ["-m", "finetune", *options.split(), "3"],
-        "two": [*torchrun.split(), *options.split(), "2"],
-    }
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    environment |= {"CUDA_VISIBLE_DEVICES": ""}
-    curves, results = {}, {}
-    for name, command in launchers.items():
-        out = tmp_path / name
-        done = subprocess.run(
-            [sys.executable, *command, "--out", str(out)],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        results[name] = json.loads((out / "result.json").read_text())
-        curves[name] = read_metrics(out / "seed-1" / "metrics.jsonl")
-    assert [results[name]["per_seed"][0]["processes"] for name in launchers] == [1, 2]
+    command = [interpreter.path / "python", *torchrun.split(), *options.split(), "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "two")],
+        cwd=ROOT, env=os.environ | CPU, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    folders = {name: tmp_path / name for name in ("one", "two")}
+    results = {n: json.loads((folder / "result.json").read_text()) for n, folder in folders.items()}
+    curves = {n: read_metrics(folder / "seed-1/metrics.jsonl") for n, folder in folders.items()}
+    assert [result["per_seed"][0]["processes"] for result in results.values()] == [1, 2]
     for one, two in zip(curves["one"], curves["two"], strict=True):
         assert one["step"] == two["step"]
         for name in one:

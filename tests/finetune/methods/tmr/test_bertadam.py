@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import free_port, start_engines
-from torch import multiprocessing as mp
+from ranks import free_port, spawn, start_engines
 
 from finetune.methods.tmr.released import BertAdam
 from pretrain.optim import adamw, linear_schedule, parameter_groups
@@ -120,13 +119,13 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_bertadam_under_zero(tmp_path):
+def test_bertadam_under_zero(tmp_path, interpreter):
     """Stages 0 to 2 on two ranks, saved and loaded on the way: the losses of one process."""
     from pretrain.engine import SingleEngine
 
     engine = SingleEngine(Line(), build, precision="fp32", accumulation=1, clip=0.5)
     expected = train(engine, tmp_path / "one")
-    mp.spawn(rank_main, args=(free_port(), str(tmp_path)), nprocs=2)
+    spawn(interpreter, rank_main, free_port(), str(tmp_path), ranks=2)
     for stage in range(3):
         for rank in (0, 1):
             found = json.loads((tmp_path / f"{stage}-{rank}").read_text())
