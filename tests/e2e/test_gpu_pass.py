@@ -32,3 +32,15 @@ def test_ends_within_its_minutes_and_reports_every_section(tmp_path):
     assert done.returncode == 0
     report = (tmp_path / "gpu.md").read_text()
     assert all(part["title"] in report for part in sections.values())
+
+
+def test_the_last_section_still_fits_what_the_tests_write(tmp_path, monkeypatch):
+    """One method of it, in seconds: the whole pass is slow, and this section borrows functions."""
+    from bench.gpu import finetuning
+
+    part = tmp_path / "part.json"
+    monkeypatch.setenv("GPU_PASS_PART", str(part))
+    monkeypatch.setattr(finetuning.Results, "has_time", lambda *given: given[-1] == "mtb")
+    finetuning.main()
+    (row,) = json.loads(part.read_text())["tables"]["rows a second"]
+    assert row["method"] == "mtb" and row["ours, bf16"] > 0 and "note" not in row

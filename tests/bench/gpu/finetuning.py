@@ -126,7 +126,7 @@ def main() -> None:
         longer(mnre)
         tasks = {"relation": Mnre(mnre), "entities": Twitter2017(tests.write_twitter(folder / "t"))}
         for task in tasks.values():
-            tests.write_caches(task)
+            tests.write_caches(task, task.folder)
         tests.write_texts_and_generated(tasks["relation"])
         tests.write_for_tweets(tasks["entities"])
         source = model_directory(folder / "model")
