@@ -208,7 +208,7 @@ def plain_pipeline(shards: Path, tokenizer) -> Callable[[int], object]:
 
     def tokens(meta: dict) -> dict:
         encoding = tokenizer(
-            meta["caption"],
+            meta["pairs"][0]["caption"],
             padding="max_length",
             truncation=True,
             max_length=80,
