@@ -1,19 +1,20 @@
 """Pictures with several captions: disk, looking, loading and opening, beside an older checkout.
 
     python tests/bench/bench_pictures.py IMAGES CAPTIONS.csv --old CHECKOUT [--rounds 7]
-        [--prompter MODEL_DIR]
+        [--prompter MODEL_DIR] [--yolo WEIGHTS.pt]
 
 Each checkout builds its own shards of the same files and runs in processes of its own, which take
 turns; figures are medians, in CPU seconds of one process. `raw` decodes every distinct picture, as
 it is, with simplejpeg and does nothing else. `worker` is a loader process of its own, whose batches
-go to the trainer; `label` needs a prompter that both checkouts read, and its second run finds
-everything labelled: what starting costs.
+go to the trainer; `label`, three rounds, needs a prompter that both checkouts read, `detect` YOLO's
+weights, one round.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("captions", type=Path)
     parser.add_argument("--old", type=Path, required=True, help="a checkout to compare with")
     parser.add_argument("--prompter", type=Path, help="model directory; without: no labelling")
+    parser.add_argument("--yolo", type=Path, help="weights; without: boxes of a file alone")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -50,8 +52,10 @@ def main() -> None:
             spent = run(checkout, "detect", str(out), "--detector", "file", "--boxes", str(boxes))
             size = sum(path.stat().st_size for path in out.glob("*.tar")) / 2**20
             print(f"| {name} | {size:.1f} | {spent:.2f} |")
+        if args.yolo:
+            looking(shards, ["detect", "--weights", str(args.yolo.resolve())], "objects", 1)
         if args.prompter:
-            labelling(shards, args.prompter)
+            looking(shards, ["label", "--prompter", str(args.prompter.resolve())], "teacher", 3)
         print("\n| loader, one core | samples/s | of old |\n|---|---|---|")
         children = {
             f"{kind}, {name}, {together} step(s) a decoding": Child(checkout, kind, out, together)
@@ -71,16 +75,25 @@ def main() -> None:
                   f"{Child(shards[name][0], 'heap', out).ask():.3f} |")  # fmt: skip
 
 
-def labelling(shards: dict[str, tuple[Path, Path, list[str]]], prompter: Path) -> None:
-    """CPU seconds of `label`, and of one that finds nothing to do."""
-    print("\n| label | CPU s | of that, to start | x old, without starting |\n|---|---|---|---|")
-    first = 0.0
-    for name in ("old", "new"):
-        checkout, out, _ = shards[name]
-        words = ("label", str(out), "--prompter", str(prompter.resolve()))
-        spent, start = (run(checkout, *words, package="pretrain") for _ in range(2))
-        first = first or spent - start
-        print(f"| {name} | {spent:.1f} | {start:.1f} | {first / (spent - start):.2f} |")
+def looking(shards: dict, command: list[str], column: str, rounds: int) -> None:
+    """CPU seconds of a command that looks at every picture; called again, it has nothing to do."""
+    spent: dict[str, list[tuple[float, float]]] = {"old": [], "new": []}
+    for _ in range(rounds):
+        for name, times in spent.items():
+            checkout, out, _ = shards[name]
+            shutil.rmtree(out / column, ignore_errors=True)
+            words = (command[0], str(out), *command[1:])
+            times.append((run(checkout, *words), run(checkout, *words)))
+    print(f"\n| {command[0]} | CPU s | of that, to start | x old | without starting |")
+    print("|---|---|---|---|---|")
+    whole, start = (
+        {name: statistics.median(pair[n] for pair in times) for name, times in spent.items()}
+        for n in range(2)
+    )
+    for name in spent:
+        ratio = whole["old"] / whole[name]
+        without = (whole["old"] - start["old"]) / (whole[name] - start[name])
+        print(f"| {name} | {whole[name]:.1f} | {start[name]:.1f} | {ratio:.2f} | {without:.2f} |")
 
 
 def one_row_a_picture(root: Path, old: Path, rounds: int) -> None:
@@ -108,12 +121,11 @@ def one_row_a_picture(root: Path, old: Path, rounds: int) -> None:
         report(children, rounds, lambda speed: f"{speed:,.0f}")
 
 
-def run(checkout: Path, *words: str, package: str = "shards") -> float:
+def run(checkout: Path, *words: str) -> float:
     """A command of a checkout; its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    module = f"pretrain.{words[0]}" if package == "pretrain" else package
-    arguments = words[1:] if package == "pretrain" else words
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True, cwd=checkout,
+    command = ["pretrain.label", *words[1:]] if words[0] == "label" else ["shards", *words]
+    subprocess.run([sys.executable, "-m", *command], check=True, cwd=checkout,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

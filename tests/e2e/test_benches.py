@@ -16,6 +16,7 @@ from tiny_model import write_model
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 COMMANDS = {
+    "engines": "--steps 1 --rounds 1",
     "finetune": "{model} {mnre}",
     "focalmre": "rect",
     "hvpnet": "{model} {mnre} --size small --batch 4 --steps 2",
