@@ -241,7 +241,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # Pillow would copy it
+        image = image.convert("RGB")
     return image.transpose(TURNS[turn]) if turn in TURNS else image
 
 

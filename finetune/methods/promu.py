@@ -8,6 +8,8 @@ detected objects.
 
 from typing import Any
 
+import torch
+
 from finetune.inputs.batch import Batch
 from finetune.methods.base import Method, MethodOutput, Source
 from finetune.methods.config import PromuConfig
@@ -54,5 +56,9 @@ class Promu(Method):
         text = encoder.encode_text(batch.input_ids, text_mask)
         if batch.pixel_values is not None:
             picture = self.once(encoder.encode_image, batch.pixel_values)
-        fused = encoder.fuse(text, text_mask, picture, batch.image_mask, text_alone=True)
-        return self.head(fused, batch)
+        joint = text, text_mask, picture, batch.image_mask
+        if self.training or not isinstance(self.head, RelationHead):
+            return self.head(encoder.fuse(*joint, wanted=text.shape[1]), batch)
+        # The classifier reads two states: the last layer makes no others.
+        places = torch.stack([batch.require("head_start"), batch.require("tail_start")], dim=1)
+        return self.head.classify(encoder.fuse(*joint, wanted=places).flatten(1), batch)

@@ -47,15 +47,16 @@ class Layers(nn.Module):
         attention_mask: Tensor | None = None,
         prefix: Sequence[KeysValues] | None = None,
         every: list[Tensor] | None = None,
-        first: int | None = None,
+        wanted: int | Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), or (B, first, D).
+        """(B, L, D) -> (B, L, D), or (B, M, D).
 
         Args:
             attention_mask: broadcasting to (B, H, L, keys); bool, True = may be looked at, or
                 float, to be added to the scores.
             every: what each layer gives is appended to it.
-            first: so many states are wanted; the last layer makes no others.
+            wanted: the only states that are wanted, the first M or those at (B, M) places; the last
+                layer makes no others.
         """
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for number, layer in enumerate(self.layer):
@@ -64,7 +65,7 @@ class Layers(nn.Module):
                 states,
                 attention_mask,
                 before,
-                first if number + 1 == len(self.layer) else None,
+                wanted if number + 1 == len(self.layer) else None,
             )
             states = checkpoint(layer, *inputs, use_reentrant=False) if again else layer(*inputs)
             if every is not None:
@@ -86,10 +87,10 @@ class Layer(nn.Module):
         states: Tensor,
         attention_mask: Tensor | None = None,
         prefix: KeysValues | None = None,
-        first: int | None = None,
+        wanted: int | Tensor | None = None,
     ) -> Tensor:
         """As `Layers.forward`."""
-        states = self.attention(states, attention_mask, prefix, first)
+        states = self.attention(states, attention_mask, prefix, wanted)
         return self.output(self.intermediate(states), states)
 
 
@@ -106,10 +107,11 @@ class Attention(nn.Module):
         states: Tensor,
         attention_mask: Tensor | None = None,
         prefix: KeysValues | None = None,
-        first: int | None = None,
+        wanted: int | Tensor | None = None,
     ) -> Tensor:
         """As `Layers.forward`."""
-        return self.output(self.self(states, attention_mask, prefix, first), states[:, :first])
+        queries = chosen(states, wanted)
+        return self.output(self.self(states, attention_mask, prefix, queries), queries)
 
 
 class SelfAttention(nn.Module):
@@ -129,13 +131,15 @@ class SelfAttention(nn.Module):
         states: Tensor,
         attention_mask: Tensor | None = None,
         prefix: KeysValues | None = None,
-        first: int | None = None,
+        queries: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L or first, D) heads side by side."""
+        """(B, L, D) -> (B, L, D) heads side by side; of `queries` (B, M, D) alone -> (B, M, D)."""
         query, key, value = (
             projection(inputs).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
             for projection, inputs in (
-                (self.query, states[:, :first]), (self.key, states), (self.value, states)
+                (self.query, states if queries is None else queries),
+                (self.key, states),
+                (self.value, states),
             )
         )  # fmt: skip
         if prefix is not None:
@@ -171,6 +175,13 @@ class Output(nn.Module):
     def forward(self, states: Tensor, added: Tensor) -> Tensor:
         """(B, L, width), (B, L, D) -> (B, L, D)."""
         return self.LayerNorm(self.dropout(self.dense(states)) + added)
+
+
+def chosen(states: Tensor, wanted: int | Tensor | None) -> Tensor:
+    """(B, L, D) -> the first `wanted`, or those at `wanted` (B, M) places; None: all."""
+    if isinstance(wanted, Tensor):
+        return states.take_along_dim(wanted[..., None], dim=1)
+    return states[:, :wanted]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.model.bert import Bert
-from pretrain.model.bert_layers import Layers, draw
+from pretrain.model.bert_layers import Layers, chosen, draw
 from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.embedding import Embedder, refuse_raw
 from pretrain.model.library import (
@@ -169,7 +169,7 @@ class FusionEncoder(Embedder):
         vision_embeds: Tensor | None,
         image_mask: Tensor | None = None,
         *,
-        text_alone: bool = False,
+        wanted: int | Tensor | None = None,
     ) -> Tensor:
         """Fusion layers over [text ; picture].
 
@@ -177,11 +177,11 @@ class FusionEncoder(Embedder):
             text_embeds: (B, L, D). attention_mask: (B, L), nonzero = real word piece.
             vision_embeds: (B, 1+K, Dv), or None: the fusion layers read the text alone.
             image_mask: (B,) bool, False hides the picture of that row; None shows all.
-            text_alone: only the text's states are wanted, which saves most of the last layer. Not
-                while training: dropout would draw others than before.
+            wanted: the only states wanted, the first M or those at (B, M) places, which saves
+                most of the last layer. Not while training: dropout would draw others than before.
 
         Returns:
-            (B, L+1+K, D), or (B, L, D) without picture or with `text_alone`.
+            (B, L+1+K, D), or (B, L, D) without picture, or (B, M, D).
         """
         states, mask = text_embeds, attention_mask.bool()
         if vision_embeds is not None:
@@ -192,9 +192,8 @@ class FusionEncoder(Embedder):
             mask = torch.cat([mask, seen], dim=1)
         shared = self.config.encoder_layout == "shared_twice"
         layers = self.text.encoder if shared and isinstance(self.text, Bert) else self.fusion
-        length = text_embeds.shape[1] if text_alone else None
-        first = None if self.training else length
-        return layers(states, mask[:, None, None, :], first=first)[:, :length]
+        made = layers(states, mask[:, None, None, :], wanted=None if self.training else wanted)
+        return chosen(made, wanted) if self.training else made
 
     # ------------------------------------------------------------------ contrastive features
 

@@ -4,10 +4,10 @@
 
 PROMUs with random weights (their answers mean nothing) read posts with photos of 500 x 375, 1.65
 posts a photo as in MNRE. Beside them, in turn: another checkout (`--old`), and the same weights in
-a `transformers.Pipeline` that Pillow, tokenizer and image processor feed. Medians; the largest
-difference of a probability between the three; resident memory before and after the bulk; whether
-every damaged row, and no other, is answered by an error. `--base`: 12 pairs of one post at the size
-of BERT-base and ViT-B/16.
+a `transformers.Pipeline` that Pillow, tokenizer and image processor feed; both of today's in bf16,
+too. Medians; the largest difference of a probability to `new`; resident memory before and after
+the bulk; whether every damaged row, and no other, is answered by an error. `--base`: 12 pairs of
+one post at the size of BERT-base and ViT-B/16.
 """
 
 import argparse
@@ -123,10 +123,11 @@ def measure(folder: Path, who: str) -> dict[str, Any]:
     for post in posts:
         post["image"] = str(folder / post["image"])
     result: dict[str, Any] = {}
-    if who == "plain":
-        one, bulk = plain(folder / "tiny/run/seed-1/model", folder)
+    build, _, precision = who.partition(" ")
+    if build == "plain":
+        one, bulk = plain(folder / "tiny/run/seed-1/model", precision)
     else:
-        one, bulk = product(folder, result)
+        one, bulk = product(folder, result, precision or "fp32")
     for post in posts[:5]:
         one(post)
     started = time.process_time()
@@ -144,7 +145,7 @@ def measure(folder: Path, who: str) -> dict[str, Any]:
     return result
 
 
-def product(folder: Path, result: dict[str, Any]) -> tuple[Any, Any]:
+def product(folder: Path, result: dict[str, Any], precision: str) -> tuple[Any, Any]:
     """The checkout that PYTHONPATH names."""
     try:
         from finetune.predict.extractor import Extractor
@@ -153,7 +154,7 @@ def product(folder: Path, result: dict[str, Any]) -> tuple[Any, Any]:
         from finetune.extractor import Extractor
         from finetune.posts import parse_post
 
-    extract = Extractor.from_pretrained(folder / "tiny/run")
+    extract = Extractor.from_pretrained(folder / "tiny/run", precision=precision)
 
     def one(post: dict[str, Any]) -> dict[str, Any]:
         return extract(post["text"], **{k: post[k] for k in ("head", "tail", "image")})
@@ -176,7 +177,7 @@ def product(folder: Path, result: dict[str, Any]) -> tuple[Any, Any]:
     }
     for size in ("tiny", "base"):
         if (folder / size).is_dir():
-            relations = Extractor.from_pretrained(folder / size / "run").run
+            relations = Extractor.from_pretrained(folder / size / "run", precision=precision).run
             pairs = Extractor(relations, FourNames((0,)))
             try:
                 pairs(**post)
@@ -210,7 +211,7 @@ class FourNames:
         """It reads no captions."""
 
 
-def plain(directory: Path, folder: Path) -> tuple[Any, Any]:
+def plain(directory: Path, precision: str) -> tuple[Any, Any]:
     """The same weights in a pipeline of `transformers`."""
     import torch
     from PIL import Image
@@ -259,7 +260,8 @@ def plain(directory: Path, folder: Path) -> tuple[Any, Any]:
 
         def _forward(self, inputs):
             inputs.pop("token_type_ids", None)
-            return {"logits": self.model(**inputs)}
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                return {"logits": self.model(**inputs).float()}
 
         def postprocess(self, outputs):
             shares = outputs["logits"][0].softmax(-1).tolist()
@@ -319,6 +321,7 @@ def main() -> None:
     new = HERE.parents[2]
     sys.path.insert(0, str(new))
     builds = {"new": new, "plain": new} | ({"old": args.old.resolve()} if args.old else {})
+    builds |= {"new bf16": new, "plain bf16": new}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_posts(folder, args.posts)
@@ -333,13 +336,13 @@ def main() -> None:
             for who, checkout in builds.items():
                 results[who].append(child(folder, who, checkout))
     figures = [ONE, BULK, *(key for key in results["new"][0] if key.startswith(PAIRS))]
-    print(f"{f'median of {args.times}':40}" + "".join(f"{who:>10}" for who in builds))
+    print(f"{f'median of {args.times}':40}" + "".join(f"{who:>12}" for who in builds))
     for figure in figures:
         cells = [[run[figure] for run in runs if figure in run] for runs in results.values()]
-        row = "".join(f"{statistics.median(c):10.2f}" if c else f"{'-':>10}" for c in cells)
+        row = "".join(f"{statistics.median(c):12.2f}" if c else f"{'-':>12}" for c in cells)
         print(f"{figure:40}{row}")
     last = {who: runs[-1] for who, runs in results.items()}
-    for who in builds.keys() - {"new"}:
+    for who in list(builds)[1:]:
         print(f"largest difference of a probability, new and {who}:",
               f"{furthest(last['new'], last[who], 'probabilities'):.1e}")  # fmt: skip
         for key in last[who].keys() & {"tiny pairs", "base pairs"}:

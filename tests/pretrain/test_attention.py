@@ -116,8 +116,8 @@ def test_training_keeps_one_matrix_of_scores(precision):
     assert list(kept.values()) == [precision]
 
 
-def test_the_text_alone_of_a_fusion_is_that_of_the_whole():
-    """To rounding where the last layer leaves the picture out; while training, to the bit."""
+def test_wanted_states_of_a_fusion_are_those_of_the_whole():
+    """To rounding where the last layer makes no others; while training, to the bit."""
     torch.manual_seed(0)
     config = FusionEncoderConfig(
         vocab_size=100, hidden_size=64, num_attention_heads=4, intermediate_size=128,
@@ -129,13 +129,16 @@ def test_the_text_alone_of_a_fusion_is_that_of_the_whole():
     mask = torch.ones(3, 9, dtype=torch.int64)
     mask[1, 5:] = 0
     shown = torch.tensor([True, True, False])
+    rows, places = torch.arange(3)[:, None], torch.tensor([[1, 8], [4, 0], [3, 3]])
     for given in ((text, mask, picture, shown), (text, mask, None)):
-        alone = encoder.fuse(*given, text_alone=True)
-        assert alone.shape == text.shape
-        torch.testing.assert_close(alone, encoder.fuse(*given)[:, :9], rtol=0, atol=1e-6)
+        whole = encoder.fuse(*given)
+        for wanted, states in ((9, whole[:, :9]), (places, whole[rows, places])):
+            made = encoder.fuse(*given, wanted=wanted)
+            torch.testing.assert_close(made, states, rtol=0, atol=1e-6)
     encoder.train()
-    both = []
-    for options in ({}, {"text_alone": True}):
+    made = []
+    for wanted in (None, 9, places):
         torch.manual_seed(1)
-        both.append(encoder.fuse(text, mask, picture, shown, **options)[:, :9])
-    assert torch.equal(*both)
+        made.append(encoder.fuse(text, mask, picture, shown, wanted=wanted))
+    assert torch.equal(made[1], made[0][:, :9])
+    assert torch.equal(made[2], made[0][rows, places])

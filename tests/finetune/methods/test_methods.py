@@ -332,6 +332,24 @@ def test_learning_rates(tasks, tiny_model):
         assert rates[id(parameter)] == expected, name
 
 
+def test_promu_makes_the_states_that_it_reads(tasks, tiny_model, tmp_path):
+    """At evaluation those of the two markers alone: the logits are those of all states, and tell
+    head from tail."""
+    task = tasks["relation"]
+    (method, tokenizer), _ = build("promu", task, tiny_model)
+    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    batch, encoder = split.dataset.collate(np.arange(len(split))), method.eval().encoder
+    swapped = dataclasses.replace(batch, head_start=batch.tail_start, tail_start=batch.head_start)
+    with torch.inference_mode():
+        text = encoder.encode_text(batch.input_ids, batch.attention_mask)
+        picture = encoder.encode_image(batch.pixel_values)
+        states = encoder.fuse(text, batch.attention_mask, picture, batch.image_mask)
+        for asked in (batch, swapped):
+            expected = method.head(states, asked).logits
+            torch.testing.assert_close(method(asked).logits, expected, atol=1e-5, rtol=0)
+        assert (method(batch).logits - method(swapped).logits).abs().max() > 1e-3
+
+
 def test_promu_tags_pieces_too(tmp_path, tasks, tiny_model):
     """`x_label`: one tag a word comes out, whichever chain the CRF runs over; both are trained."""
     task = tasks["entities"]
