@@ -21,15 +21,16 @@ from shards.sample.write import SampleConfig, write_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-TINY = """
+STEPS = 20
+TINY = f"""
     --config tiny
     --model.hidden_size 32 --model.num_attention_heads 2 --model.intermediate_size 64
     --model.text_layers 1 --model.fusion_layers 1 --model.vocab_size 300
     --model.image_size 32 --model.vision_hidden_size 32 --model.vision_heads 2
     --model.vision_layers 1 --model.projection_size 16
-    --batch.global_size 16 --optim.steps 20
+    --batch.global_size 16 --optim.steps {STEPS}
     --log.every 1 --log.validate_every 10 --log.validation_pairs 16
-""".split()  # noqa: SIM905
+""".split()
 
 
 def environment(programs: Path = BIN) -> dict[str, str]:
@@ -116,7 +117,7 @@ def test_every_way_to_start_gives_the_same_losses(way, world, undisturbed, two_r
         programs = interpreter.path if way == "bash" else BIN
         run(*WAYS[way], *arguments(world, run_dir), programs=programs)
     expected, found = losses(undisturbed), losses(run_dir)
-    assert len(expected) == len(found) == 20
+    assert len(expected) == len(found) == STEPS
     for one, two in zip(expected, found, strict=True):
         assert one.keys() == two.keys() and "coe_loss" in one
         for name in one:
@@ -209,7 +210,7 @@ def disturbed(world: Path, command: list[str], run_dir: Path, plan: list[str]) -
 
 
 PLANS = [
-    pytest.param(["stop rank"], 60, id="one stop"),
+    pytest.param(["stop rank"], STEPS, id="one stop"),
     pytest.param(["kill rank"], 60, id="one rank killed", marks=pytest.mark.slow),
     pytest.param(
         ["stop rank"] * 3 + ["stop launcher"] * 2 + ["kill job"] * 20 + ["kill rank"] * 10,
@@ -221,12 +222,16 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("plan", "steps"), PLANS)
-def test_disturbed_in_whatever_way_ends_with_the_same_bits(plan, steps, world, interpreter):
+def test_disturbed_in_whatever_way_ends_with_the_same_bits(
+    plan, steps, world, two_ranks, interpreter
+):
     """Stops, kills of the job, kills of a rank, at random steps of one training."""
-    whole, run_dir = world / f"whole-{steps}", world / f"disturbed-{len(plan)}-{plan[0]}"
+    whole, run_dir = two_ranks, world / f"disturbed-{len(plan)}-{plan[0]}"
     options = ["--checkpoint.every", "3", "--optim.steps", str(steps), "--data.workers", "1"]
     start = WAYS["deepspeed"]
-    run(*start, *arguments(world, whole), *options, programs=interpreter.path)
+    if steps != STEPS:
+        whole = world / f"whole-{steps}"
+        run(*start, *arguments(world, whole), *options, programs=interpreter.path)
     command = [*start, *arguments(world, run_dir), *options]
     disturbed(world, command, run_dir, plan)
     run(*command, programs=interpreter.path)
@@ -285,7 +290,9 @@ def test_two_ranks_with_accumulation_are_one_large_batch(stage, world, undisturb
     run(*WAYS["deepspeed"], *arguments(world, tmp_path / "run"), *options)
     pairs = list(zip(losses(undisturbed), losses(tmp_path / "run"), strict=True))
     off = [max(abs(two[name] - one[name]) for name in one) for one, two in pairs]
-    print(f"stage {stage}: losses differ by {max(off[:3]):.1e} in 3 steps, {max(off):.1e} in 20")
+    print(
+        f"stage {stage}: losses differ by {max(off[:3]):.1e} in 3 steps, {max(off):.1e} in {STEPS}"
+    )
     assert max(off[:3]) <= 1e-5 and max(off) <= 1e-4
 
 

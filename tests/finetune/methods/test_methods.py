@@ -149,21 +149,25 @@ def build(name, task, model):
     return method_class.build(config, task.info, Source(str(model))), config
 
 
-def options(tmp_path, task, method, images="required"):
+def options(task, method, images="required"):
     captions = (
         {"captions": "caption", "max_caption_length": 16} if "caption" in method.needs else {}
     )
     return InputOptions(
-        images=images, max_length=40, regions=str(task.folder), cache=tmp_path / "cache", **captions
+        images=images,
+        max_length=40,
+        regions=str(task.folder),
+        cache=task.folder / "cache",
+        **captions,
     )
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_contract(tmp_path, tasks, tiny_model, name, kind):
+def test_contract(tasks, tiny_model, name, kind):
     """Forward, backward, gradients everywhere but in what the task does not use, decode, groups."""
     task = tasks[kind]
     (method, tokenizer), _ = build(name, task, tiny_model)
-    split = load_split(task, "train", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "train", tokenizer, method, options(task, method))
     batch = split.dataset.collate(np.arange(8))
     output = method(batch)
     assert output.logits.dtype == torch.float32 and output.logits.shape[0] == 8
@@ -187,12 +191,12 @@ def test_contract(tmp_path, tasks, tiny_model, name, kind):
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_padding_and_company_change_nothing(tmp_path, tasks, tiny_model, name, kind):
+def test_padding_and_company_change_nothing(tasks, tiny_model, name, kind):
     """A row's logits do not depend on the other rows of its batch."""
     task = tasks[kind]
     (method, tokenizer), _ = build(name, task, tiny_model)
     method.eval()
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "val", tokenizer, method, options(task, method))
     with torch.inference_mode():
         together = method(split.dataset.collate(np.arange(len(split)))).logits
         for row in range(0, len(split), 7):
@@ -203,7 +207,7 @@ def test_padding_and_company_change_nothing(tmp_path, tasks, tiny_model, name, k
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_what_rows_share_is_encoded_once(tmp_path, tasks, tiny_model, monkeypatch, name, kind):
+def test_what_rows_share_is_encoded_once(tasks, tiny_model, monkeypatch, name, kind):
     """Pictures, regions, captions, phrases: within a pass, what was there before is not encoded
     again, in other company neither; the logits are the same."""
     task = tasks[kind]
@@ -211,7 +215,7 @@ def test_what_rows_share_is_encoded_once(tmp_path, tasks, tiny_model, monkeypatc
     (method, tokenizer), _ = build(name, task, tiny_model)
     method.eval()
     method.needs -= {"visual_features"}  # those are computed once for all passes
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "val", tokenizer, method, options(task, method))
     first, later = (split.dataset.collate(np.array(rows)) for rows in ([0, 1, 2], [2, 0, 1, 2]))
     with torch.inference_mode():
         expected = method(first).logits, method(later).logits
@@ -232,7 +236,7 @@ def test_saved_and_loaded(tmp_path, tasks, tiny_model, name, kind):
 
     task = tasks[kind]
     (method, tokenizer), config = build(name, task, tiny_model)
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "val", tokenizer, method, options(task, method))
     directory = tmp_path / "model"
     save_method(
         directory, method, tokenizer, name=name, config=config, task=task.info,
@@ -277,10 +281,8 @@ def test_the_vision_tower_of_init_stands_where_a_resnet_did(
         f"takes of --init {tiny_model}: vision, without its pooled state",
     ]
     assert method.image_size == 16 and method.vision.channels == (16, 16, 16, 16)
-    for part in ("contract", "saved"):
-        (tmp_path / part).mkdir()
-    test_contract(tmp_path / "contract", tasks, tiny_model, name, "relation")
-    test_saved_and_loaded(tmp_path / "saved", tasks, tiny_model, name, "relation")
+    test_contract(tasks, tiny_model, name, "relation")
+    test_saved_and_loaded(tmp_path, tasks, tiny_model, name, "relation")
     method.encoder.save_pretrained(tmp_path / "bert")
     load_tokenizer(tiny_model).save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match=r"--model.vision init: .* is no fusion model directory"):
@@ -289,11 +291,11 @@ def test_the_vision_tower_of_init_stands_where_a_resnet_did(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_a_step_on_an_accelerator(tmp_path, tasks, tiny_model, accelerator, name, kind):
+def test_a_step_on_an_accelerator(tasks, tiny_model, accelerator, name, kind):
     """Forward and backward in float32 give what the CPU gives: logits, loss, all gradients."""
     task = tasks[kind]
     (method, tokenizer), _ = build(name, task, tiny_model)
-    split = load_split(task, "train", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "train", tokenizer, method, options(task, method))
     batch = split.dataset.collate(np.arange(8))
     method.train()
     for module in method.modules():  # dropout would fall differently
@@ -332,12 +334,12 @@ def test_learning_rates(tasks, tiny_model):
         assert rates[id(parameter)] == expected, name
 
 
-def test_promu_makes_the_states_that_it_reads(tasks, tiny_model, tmp_path):
+def test_promu_makes_the_states_that_it_reads(tasks, tiny_model):
     """At evaluation those of the two markers alone: the logits are those of all states, and tell
     head from tail."""
     task = tasks["relation"]
     (method, tokenizer), _ = build("promu", task, tiny_model)
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "val", tokenizer, method, options(task, method))
     batch, encoder = split.dataset.collate(np.arange(len(split))), method.eval().encoder
     swapped = dataclasses.replace(batch, head_start=batch.tail_start, tail_start=batch.head_start)
     with torch.inference_mode():
@@ -350,13 +352,13 @@ def test_promu_makes_the_states_that_it_reads(tasks, tiny_model, tmp_path):
         assert (method(batch).logits - method(swapped).logits).abs().max() > 1e-3
 
 
-def test_promu_tags_pieces_too(tmp_path, tasks, tiny_model):
+def test_promu_tags_pieces_too(tasks, tiny_model):
     """`x_label`: one tag a word comes out, whichever chain the CRF runs over; both are trained."""
     task = tasks["entities"]
     method_class = registry.load("methods", "promu")
     config = method_class.Config(tagging="pieces")
     method, tokenizer = method_class.build(config, task.info, Source(str(tiny_model)))
-    split = load_split(task, "val", tokenizer, method, options(tmp_path, task, method))
+    split = load_split(task, "val", tokenizer, method, options(task, method))
     batch = split.dataset.collate(np.arange(6))
     output = method(batch)
     output.loss.backward()
@@ -393,14 +395,10 @@ def test_layers_above_in_a_plain_bert(tasks, tiny_model):
 
 
 def test_pictures_switched_off(tmp_path, tasks, tiny_model):
-    (method, tokenizer), _ = build("promu", tasks["relation"], tiny_model)
-    split = load_split(
-        tasks["relation"],
-        "val",
-        tokenizer,
-        method,
-        options(tmp_path, tasks["relation"], method, "none"),
-    )
+    task = tasks["relation"]
+    (method, tokenizer), _ = build("promu", task, tiny_model)
+    given = dataclasses.replace(options(task, method, "none"), cache=tmp_path / "cache")
+    split = load_split(task, "val", tokenizer, method, given)
     assert split.images is None and not (tmp_path / "cache").exists()
     batch = next(split.dataset.batches(4))
     assert batch.pixel_values is None and batch.image_mask is None
@@ -417,29 +415,41 @@ VIEWS = {
 }
 
 
+@pytest.fixture(scope="module")
+def views(tasks, tmp_path_factory):
+    """(kind of task, whether its regions tell the label) -> folder of the regions and every view;
+    nobody changes them."""
+    folders = {
+        (kind, leaky): tmp_path_factory.mktemp("views") for kind in tasks for leaky in (False, True)
+    }
+    for (kind, leaky), folder in folders.items():
+        task = tasks[kind]
+        write_caches(task, folder / "regions", leaky)
+        for tool, words in VIEWS.items():
+            if tool == "kshot" and kind == "entities":
+                continue
+            words = f"--data {task.folder} --out {folder / tool} {words}"
+            words = words.format(data=folder / "regions")
+            view_command([tool, "--task", task.info.name, *words.split()])
+    return folders
+
+
 @pytest.mark.parametrize("leaky", [False, True], ids=["leak-safe", "community"])
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_every_view_under_both_protocols(
-    tmp_path, tasks, tiny_model, monkeypatch, name, kind, leaky
-):
+def test_every_view_under_both_protocols(tasks, views, tiny_model, monkeypatch, name, kind, leaky):
     """Each loads, has a finite loss, and says whether its regions, recovered from the community's
     crops or built anew, tell the label."""
-    task, regions = tasks[kind], tmp_path / "regions"
-    write_caches(task, regions, leaky)
+    task, folder = tasks[kind], views[kind, leaky]
     if kind == "relation" and "generated_boxes" in SETTINGS.get(name, {}):  # leak by themselves
         monkeypatch.setitem(SETTINGS, name, SETTINGS[name] | {"generated_boxes": "none"})
     (method, tokenizer), _ = build(name, task, tiny_model)
-    for tool, words in VIEWS.items():
+    given = dataclasses.replace(options(task, method), regions=str(folder / "regions"))
+    for tool in VIEWS:
         if tool == "kshot" and kind == "entities":  # needs one label a row
             continue
-        out = tmp_path / tool
-        view_command([tool, *f"--task {task.info.name} --data {task.folder} --out {out} {words}"
-                      .format(data=regions).split()])  # fmt: skip
-        split = "train" if (out / "train.jsonl").is_file() else "test"
-        views = read_views([out / f"{split}.jsonl"])
-        given = options(tmp_path, task, method)
-        given = dataclasses.replace(given, views=views, regions=str(regions))
-        loaded = load_split(task, split, tokenizer, method, given)
+        split = "train" if (folder / tool / "train.jsonl").is_file() else "test"
+        drawn = dataclasses.replace(given, views=read_views([folder / tool / f"{split}.jsonl"]))
+        loaded = load_split(task, split, tokenizer, method, drawn)
         assert loaded.leaky == (leaky and bool(method.region_slots)), tool
         with torch.no_grad():
             loss = method(loaded.dataset.collate(np.arange(4))).loss
