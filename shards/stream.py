@@ -17,7 +17,7 @@ at sample n costs the same for every n.
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from shards.files import InputError
 from shards.index import ColumnIndex, parse_column, parse_index
 from shards.location import open_location
+from shards.order import Epoch
 from shards.schema import COLUMN_COMMANDS, COLUMN_NAME, INDEX_NAME
 from shards.shard import OpenShard, Picture, Sample
 
@@ -67,10 +68,12 @@ class CanonicalOrder:
         """Samples per epoch."""
         return int(self.counts.sum())
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """(N, 2) int32: shard number and row in the shard, every sample exactly once."""
+    def epoch(self, epoch: int) -> Epoch:
+        """Every sample exactly once: `epoch(e)[positions]` are shard numbers and rows in them."""
         if not self.shuffle:
-            return self._addresses(range(len(self.counts)), lambda shard, count: np.arange(count))
+            return Epoch(
+                self.counts, [np.arange(len(self.counts))], lambda s, count: np.arange(count)
+            )
         random = np.random.default_rng([self.seed, epoch])
         shards = random.permutation(len(self.counts))
 
@@ -80,24 +83,10 @@ class CanonicalOrder:
             assert self.pictures  # needed for `together`
             return visits(self.pictures(shard)[:count], self.together, random)
 
-        streams = [
-            self._addresses(shards[first :: self.streams], rows) for first in range(self.streams)
-        ]
-        # Round-robin: sort by turn in the stream, then by stream.
-        turn = np.concatenate([np.arange(len(stream)) // self.together for stream in streams])
-        order = np.concatenate(streams)[np.argsort(turn, kind="stable")]
+        streams = [shards[first :: self.streams] for first in range(self.streams)]
         # What `RankBatches` spreads over its steps is counted from the first epoch on.
-        return np.roll(order, -epoch * len(order) % self.together, axis=0)
-
-    def _addresses(
-        self, shards: Iterable[int], rows: Callable[[int, int], np.ndarray]
-    ) -> np.ndarray:
-        parts = []
-        for shard in shards:
-            part = np.empty((self.counts[shard], 2), dtype=np.int32)
-            part[:, 0], part[:, 1] = shard, rows(int(shard), int(self.counts[shard]))
-            parts.append(part)
-        return np.concatenate(parts)
+        shift = epoch * len(self) % self.together
+        return Epoch(self.counts, streams, rows, self.together, shift)
 
 
 def visits(pictures: np.ndarray, together: int, random: np.random.Generator) -> np.ndarray:
@@ -149,22 +138,26 @@ class RankBatches:
             )
         self.start = start
 
-    def position(self, samples: int) -> tuple[int, int]:
-        """(epoch, samples into that epoch) after `samples` were consumed globally."""
+    def position(self, samples: Any) -> tuple[Any, Any]:
+        """(epoch, samples into that epoch) after `samples`, one number or many, were consumed
+        globally."""
         return divmod(samples, len(self.order))
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         step = self.micro_batch_size * self.world
-        orders: dict[int, np.ndarray] = {}
+        tables: dict[int, Epoch] = {}
         for at in itertools.count(self.start, step):
-            batch = []
-            for place in range(at + self.rank, at + step, self.world):
-                epoch, row = self.position(self._sample(place))
-                if epoch not in orders:  # a span may lie over the end of an epoch, or of several
-                    orders = {e: o for e, o in orders.items() if e >= epoch - 1}
-                    orders[epoch] = self.order.epoch(epoch)
-                batch.append((epoch, int(orders[epoch][row, 0]), int(orders[epoch][row, 1])))
-            yield batch
+            places = np.arange(at + self.rank, at + step, self.world)
+            epochs, positions = self.position(self._sample(places))
+            batch = np.empty((len(places), 3), np.int64)
+            batch[:, 0] = epochs
+            for epoch in np.unique(epochs).tolist():  # a span may lie over the ends of several
+                if epoch not in tables:
+                    tables = {e: table for e, table in tables.items() if e >= epoch - 1}
+                    tables[epoch] = self.order.epoch(epoch)
+                chosen = epochs == epoch
+                batch[chosen, 1:] = tables[epoch][positions[chosen]]
+            yield [(epoch, shard, row) for epoch, shard, row in batch.tolist()]
 
     def blocks(self) -> Iterator[list[list[tuple[int, int, int]]]]:
         """The same micro-batches, those of the steps that share pictures in one list."""
@@ -176,10 +169,10 @@ class RankBatches:
             yield list(itertools.islice(batches, steps * self.accumulation))
             step += steps
 
-    def _sample(self, place: int) -> int:
-        """Which sample of the epochs laid end to end stands at a position."""
+    def _sample(self, places: np.ndarray) -> np.ndarray:
+        """Which samples of the epochs laid end to end stand at these positions."""
         together = self.order.together
-        span, offset = divmod(place, together * self.global_batch)
+        span, offset = divmod(places, together * self.global_batch)
         step, slot = divmod(offset, self.global_batch)
         return span * together * self.global_batch + slot * together + step
 

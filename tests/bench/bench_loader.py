@@ -142,7 +142,7 @@ def contestants(shards: Path) -> tuple[int, dict[str, Callable[[int], object]]]:
 
     reader = data.open_reader(str(shards), teacher=False)
     counts = [shard.samples for shard in reader.index.shards]
-    addresses = [(0, *at) for at in CanonicalOrder(counts, seed=0).epoch(0).tolist()]
+    addresses = [(0, *at) for at in CanonicalOrder(counts, seed=0).epoch(0)[:].tolist()]
     captions = [reader.read(*at[1:]).meta.caption for at in addresses]
     tokenizer = learn_tokenizer(captions, 1000)
     options = {"image_size": 224, "patch_size": 16, "seed": 0, "augment": True}

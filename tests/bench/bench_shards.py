@@ -111,7 +111,7 @@ def reader(directory: Path) -> None:
     """Access by address, against webdataset's sequential reading; and resuming."""
     counts = [shard.samples for shard in ShardReader(directory).index.shards]
     order = CanonicalOrder(counts, seed=0)
-    addresses = [(0, *at) for at in order.epoch(0).tolist()]
+    addresses = [(0, *at) for at in order.epoch(0)[:].tolist()]
     urls = [str(path) for path in sorted(directory.glob("*.tar"))]
 
     def read_all(batch: list, decode: bool = False) -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "engines": "--steps 1 --rounds 1",
     "finetune": "{model} {mnre}",
     "focalmre": "rect",
+    "growth": "--old {root} --pairs 1e4 --rounds 1",
     "hvpnet": "{model} {mnre} --size small --batch 4 --steps 2",
     "loader": "--pictures 48 --repetitions 1",
     "pictures": "{pictures} {pictures}/captions.csv --old {root} --rounds 1",
