@@ -135,16 +135,14 @@ def main() -> None:
             if method_name in done or not results.has_time(8, method_name):
                 continue
             done.add(method_name)
-            row(results, tests, tasks[kind], method_name, source, folder)
+            row(results, tests, tasks[kind], method_name, source)
 
 
-def row(results: Results, tests: ModuleType, task, name: str, source: Path, folder: Path) -> None:
+def row(results: Results, tests: ModuleType, task, name: str, source: Path) -> None:
     """Both ways of one method; what cannot be built says so and the others go on."""
     try:
         (method, tokenizer), _ = tests.build(name, task, source)
-        split = load_split(
-            task, "train", tokenizer, method, tests.options(folder, task, method)
-        ).dataset
+        split = load_split(task, "train", tokenizer, method, tests.options(task, method)).dataset
         first, second = np.arange(ROWS) % len(split), np.arange(ROWS, 2 * ROWS) % len(split)
         batches = [split.collate(rows) for rows in (first, second)]
         mine = ours(method, batches)
