@@ -74,7 +74,9 @@ class PostOptions:
     batch_size: int = 64
     """Rows a forward pass."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 on CUDA, fp32 on CPU."""
+    """auto: bf16 on CUDA, fp32 on CPU, as fine-tuning and evaluation. A CPU that has bf16 (AMX)
+    answers files in it 1.2 to 1.6 times as fast, single posts not; of 2,400 rows of the sample 1 to
+    18 got another label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,8 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         LOG.info("%s: finished already", config.out)
         return {"rows": total, "bad": done.bad}
     extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
+    hint = " (bf16 is faster on a CPU that has it: --help)" if config.precision == "auto" else ""
+    LOG.info("precision: %s%s", extractor.run.precision, hint)
     bad, cut = done.bad, done.cut
     row, first_error = done.rows - 1, ""
     with done.open() as write:

@@ -55,7 +55,9 @@ def predict(
     device = next(method.parameters()).device
     relation = task.info.kind == "relation"
     rows = split.dataset.rows.tolist()
-    mine = split.dataset.subset(np.arange(distributed.rank(), len(rows), distributed.world_size()))
+    mine, world = split.dataset, distributed.world_size()
+    if world > 1:
+        mine = mine.subset(np.arange(distributed.rank(), len(rows), world))
     by_row: dict[int, tuple[Any, list[Any], dict[int, str]]] = {}
     # A single row has nothing to share; to find that out would be 2 % of its time.
     once = method.one_pass() if len(mine) > 1 else contextlib.nullcontext()

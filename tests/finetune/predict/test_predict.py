@@ -314,6 +314,23 @@ def test_bad_rows_stand_in_their_places(tmp_path, run, mnre_folder, posts, capsy
             assert answer["probability"] == pytest.approx(other["probability"], abs=2e-4)
 
 
+def test_bf16_is_used_where_it_is_asked_for(tmp_path, run, mnre_folder, posts, caplog):
+    """And said; `auto` is fp32 on a CPU. The answers are near."""
+    source, answers = write(mnre_folder / "posts.jsonl", posts), []
+    for precision in ("auto", "fp32", "bf16"):
+        out = tmp_path / f"{precision}.jsonl"
+        with caplog.at_level("INFO", "finetune.predict.command"):
+            main(["predict", str(run), "--input", str(source), "--out", str(out),
+                  "--precision", precision])  # fmt: skip
+        answers.append(read(out))
+    said = [line for line in caplog.messages if line.startswith("precision: ")]
+    assert said[0].startswith("precision: fp32 (bf16 is faster")
+    assert said[1:] == ["precision: fp32", "precision: bf16"]
+    assert answers[0] == answers[1] != answers[2]
+    for one, other in zip(*answers[1:], strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=0.02)
+
+
 def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypatch):
     source, out = write(mnre_folder / "p.jsonl", [*posts[:20], "x\n", *posts[20:]]), tmp_path / "o"
     argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
