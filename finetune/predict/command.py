@@ -216,8 +216,10 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
         LOG.info("%s: finished already", config.out)
         return {"rows": total, "bad": done.bad}
     extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
-    hint = " (bf16 is faster on a CPU that has it: --help)" if config.precision == "auto" else ""
-    LOG.info("precision: %s%s", extractor.run.precision, hint)
+    precision = extractor.run.precision
+    slower = config.precision == "auto" and precision == "fp32"
+    hint = " (bf16 is faster on a CPU that has it: --help)" if slower else ""
+    LOG.info("precision: %s%s", precision, hint)
     bad, cut = done.bad, done.cut
     row, first_error = done.rows - 1, ""
     with done.open() as write:
