@@ -40,7 +40,7 @@ class MKGformerConfig(Profiled):
     od: int = 3
     """Detected regions a row."""
     vg_size: int = 128
-    """Side of a grounded region in pixels."""
+    """Side of a grounded region in pixels. Of `vision: init`, rounded up to whole patches."""
     od_size: int = 64
     """Side of a detected region in pixels, at most vg_size."""
     fusion_layers: int = 4

@@ -97,7 +97,10 @@ class MKGformer(Method):
             raise InputError(
                 f"--model.pad_to {config.pad_to}: {source.path} has {longest} positions"
             )
-        layout = Layout(config.vg, config.vg_size, config.od, config.od_size, config.use_full_image)
+        layout = Layout(
+            config.vg, config.vg_size, config.od, config.od_size, config.use_full_image,
+            rounded=config.vision == "init",
+        )  # fmt: skip
         # A finished run's own tower goes before the one that its settings name.
         vision = None
         if not source.random_weights:
@@ -113,6 +116,9 @@ class MKGformer(Method):
             vision = VisionTower(sizes, layout)
             vision.load(state, config.positions or "clip", config.vision)
             LOG.info("mkgformer, %s", line)
+            if (cut := vision.layout) != layout:
+                LOG.info("mkgformer, regions are %d and %d pixels a side, whole patches of %d",
+                         cut.vg_size, cut.od_size, vision.patch)  # fmt: skip
         return cls(encoder, vision, task, config, tokenizer.pad_token_id), tokenizer
 
     @property
@@ -123,7 +129,7 @@ class MKGformer(Method):
     @property
     def region_size(self) -> int:
         """All regions are cut at the grounded ones' size; detected ones are averaged down."""
-        return self.config.vg_size
+        return self.vision.layout.vg_size
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Logits (B, C) or (B, W, C); without pictures the text tower alone, a plain BERT."""

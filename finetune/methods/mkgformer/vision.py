@@ -6,7 +6,7 @@ a region row by row. README.md, Pictures.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -32,6 +32,25 @@ class Layout:
     """Their side in pixels."""
     whole: bool
     """Also the patches of the whole picture."""
+    rounded: bool = False
+    """Sides that are no whole patches are rounded up to them, where else they are refused."""
+
+    def cut_into(self, patch: int) -> "Layout":
+        """This one, for patches of so many pixels a side.
+
+        Raises:
+            InputError: a side that is none of whole patches, and not to be rounded.
+        """
+        sides = {name: getattr(self, name) for name in ("vg_size", "od_size")}
+        if self.rounded:
+            return replace(self, **{name: -(-px // patch) * patch for name, px in sides.items()})
+        for name, pixels in sides.items():
+            if pixels % patch:
+                raise InputError(
+                    f"--model.{name} {pixels} is no multiple of the vision tower's patches of "
+                    f"{patch} pixels"
+                )
+        return self
 
 
 class VisionTower(nn.Module):
@@ -45,14 +64,9 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: CLIPVisionConfig, layout: Layout) -> None:
         super().__init__()
-        self.config, self.layout = config, layout
+        self.config = config
         width, patch = config.hidden_size, self.patch
-        for name in ("vg_size", "od_size"):
-            if getattr(layout, name) % patch:
-                raise InputError(
-                    f"--model.{name} {getattr(layout, name)} is no multiple of the vision tower's "
-                    f"patches of {patch} pixels"
-                )
+        self.layout = layout = layout.cut_into(patch)
         self.class_embedding = nn.Parameter(torch.empty(width).normal_(std=width**-0.5))
         self.patch_embedding = nn.Conv2d(3, width, patch, patch, bias=False)
         self.norm: nn.Module = nn.Identity()  # a timm ViT has none here

@@ -165,3 +165,12 @@ def test_the_last_layers_of_towers_of_different_depth_are_joined(tmp_path, tiny_
         torch.testing.assert_close(method.eval()(given).logits, other.eval()(given).logits)
     with pytest.raises(InputError, match="fusion_layers 3: the vision tower has 2 layers"):
         build(replace(config, fusion_layers=3))
+    with caplog.at_level("INFO"):
+        uneven, tokenizer = build(replace(config, vg_size=20, od_size=12))
+    assert "regions are 24 and 16 pixels a side, whole patches of 8" in caplog.text
+    save_method(
+        tmp_path / "run", uneven, tokenizer, name="mkgformer", config=uneven.config, task=RELATION,
+        inputs={"images": "required", "max_length": 40}, card="# card\n",
+    )  # fmt: skip
+    for one in (uneven, load_method(tmp_path / "run")[0]):
+        assert (one.region_size, one.vision.layout.od_size) == (24, 16)
