@@ -38,7 +38,7 @@ def write_bert(folder: Path, words: list[str], *, tiny: bool) -> None:
     from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 64, "vocab_size": 1000}
     pieces = ["[PAD]", *(f"[unused{n}]" for n in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces += [*"!#$&'()*,-./:;?@_|", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
