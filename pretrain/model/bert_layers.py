@@ -110,7 +110,8 @@ class Attention(nn.Module):
         wanted: int | Tensor | None = None,
     ) -> Tensor:
         """As `Layers.forward`."""
-        queries = chosen(states, wanted)
+        # Where all are wanted not one slice for both: gradients are summed in the usual order.
+        queries = states if wanted is None else chosen(states, wanted)
         return self.output(self.self(states, attention_mask, prefix, queries), queries)
 
 
