@@ -28,6 +28,7 @@ COMMANDS = {
     "pretrain": "--size tiny --pairs 4 --steps 1 --rounds 1",
     "shards": "--pictures 50 --pairs 3000",
     "startup": "--old {root} --times 1",
+    "threads": "{model} {mnre} --old {root} --rounds 1",
 }
 
 
