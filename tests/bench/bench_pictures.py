@@ -76,15 +76,17 @@ def main() -> None:
 
 
 def looking(shards: dict, command: list[str], column: str, rounds: int) -> None:
-    """CPU seconds of a command that looks at every picture; called again, it has nothing to do."""
+    """Seconds of a command that looks at every picture, one thread; called again, it has nothing to
+    do. CPU's, but of `detect`, whose detector is a process that is not waited for."""
+    clock = "wall" if command[0] == "detect" else "CPU"
     spent: dict[str, list[tuple[float, float]]] = {"old": [], "new": []}
     for _ in range(rounds):
         for name, times in spent.items():
             checkout, out, _ = shards[name]
             shutil.rmtree(out / column, ignore_errors=True)
             words = (command[0], str(out), *command[1:])
-            times.append((run(checkout, *words), run(checkout, *words)))
-    print(f"\n| {command[0]} | CPU s | of that, to start | x old | without starting |")
+            times.append((run(checkout, *words, clock=clock), run(checkout, *words, clock=clock)))
+    print(f"\n| {command[0]} | {clock} s | of that, to start | x old | without starting |")
     print("|---|---|---|---|---|")
     whole, start = (
         {name: statistics.median(pair[n] for pair in times) for name, times in spent.items()}
@@ -121,12 +123,15 @@ def one_row_a_picture(root: Path, old: Path, rounds: int) -> None:
         report(children, rounds, lambda speed: f"{speed:,.0f}")
 
 
-def run(checkout: Path, *words: str) -> float:
-    """A command of a checkout; its CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def run(checkout: Path, *words: str, clock: str = "CPU") -> float:
+    """A command of a checkout, one thread; its seconds."""
+    before, since = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = ["pretrain.label", *words[1:]] if words[0] == "label" else ["shards", *words]
     subprocess.run([sys.executable, "-m", *command], check=True, cwd=checkout,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"},
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    if clock == "wall":
+        return time.perf_counter() - since
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
