@@ -57,8 +57,7 @@ def main() -> None:
             "ours, a decoding for five steps": Child(ROOT, "load", root / "ours", 5),
         }
         for name, kind in (("open_clip", "tars"), ("streaming", "mds"), ("webdataset", "tars")):
-            command = [args.peers, __file__, "--child", name, str(root / kind)]
-            asked[name] = Peer(command)
+            asked[name] = Child(root, name, root / kind, python=args.peers, file=__file__)
         speeds: dict[str, list[float]] = {name: [] for name in asked}
         for _ in range(args.rounds):
             for name, child in asked.items():
@@ -72,23 +71,6 @@ def main() -> None:
             for ours in (first, five)
         ]
         print(f"| {name} | {statistics.median(values):,.0f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
-
-
-class Peer:
-    """A process of theirs; each question costs one measurement."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=sys.stderr, env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-        )  # fmt: skip
-
-    def ask(self) -> float:
-        """Samples a CPU second."""
-        assert self.process.stdin and self.process.stdout  # pipes
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
 
 
 # ------------------------------------------------------------------ with the peers' Python

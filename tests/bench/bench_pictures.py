@@ -167,10 +167,12 @@ def many_objects(root: Path, outs: dict[str, Path], old: Path) -> None:
 
 
 class Child:
-    """This file, run with a checkout's packages; each question costs one measurement."""
+    """A bench, run with a checkout's packages; each question costs one measurement."""
 
-    def __init__(self, checkout: Path, *words: object) -> None:
-        command = [sys.executable, __file__, "--child", *map(str, words)]
+    def __init__(
+        self, checkout: Path, *words: object, python: str = sys.executable, file: str = __file__
+    ) -> None:
+        command = [python, file, "--child", *map(str, words)]
         env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, env=env, cwd=checkout, text=True, stderr=subprocess.DEVNULL,
