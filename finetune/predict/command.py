@@ -75,7 +75,7 @@ class PostOptions:
     """Rows a forward pass."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on CUDA, fp32 on CPU, as fine-tuning and evaluation. A CPU that has bf16 (AMX)
-    answers files in it 1.2 to 1.6 times as fast, single posts not; of 2,400 rows of the sample 1 to
+    answers files in it 1.1 to 1.6 times as fast, single posts not; of 2,400 rows of the sample 1 to
     18 got another label."""
 
 

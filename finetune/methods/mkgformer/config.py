@@ -42,7 +42,7 @@ class MKGformerConfig(Profiled):
     vg_size: int = 128
     """Side of a grounded region in pixels. Of `vision: init`, rounded up to whole patches."""
     od_size: int = 64
-    """Side of a detected region in pixels, at most vg_size."""
+    """Side of a detected region in pixels, at most vg_size; rounded as that."""
     fusion_layers: int = 4
     """Last layers that have PGI and CAF."""
     caf_scale: Literal["one", "sqrt"] = "one"
