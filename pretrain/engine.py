@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.numerics import clip_or_leave_out, loss_scaler, norm_in_float32
-from pretrain.tuning import pass_over_padding, read_tuning, zero_stage
+from pretrain.tuning import norm_in_one_call, pass_over_padding, read_tuning, zero_stage
 from shards.files import InputError
 
 Write = Callable[[Any, Any], None]
@@ -202,6 +202,8 @@ class DeepSpeedEngine:
                 raise_error_at_min_scale=False,
             )
             self.engine.optimizer.dynamic_loss_scale = True
+        if stage in (1, 2):
+            norm_in_one_call(self.engine.optimizer)
         self.stage = stage
         # Without ZeRO every rank holds everything: such a checkpoint loads anywhere.
         self.layout = f"zero{stage}-{distributed.world_size()}" if stage else "zero0"

@@ -6,6 +6,9 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from shards.files import InputError
 
 _OURS = (
@@ -68,3 +71,18 @@ def pass_over_padding(zero: Any) -> None:
             zero.optimizer.param_groups = groups
 
     zero.load_hp_checkpoint_state_from_checkpoint_dir = load_held
+
+
+def norm_in_one_call(zero: Any) -> None:
+    """DeepSpeed asks for the norm of one gradient at a time: here one call for those of a group."""
+    norm = zero.get_grad_norm_direct
+
+    def norm_of_norms(
+        gradients: list[Tensor], params: list[Tensor], norm_type: float = 2
+    ) -> Tensor:
+        held = [g for g in gradients if not getattr(g, "_zero_padding", False)]
+        if held:
+            gradients = [torch.stack(torch._foreach_norm(held, norm_type))]
+        return norm(gradients, params[:1], norm_type)
+
+    zero.get_grad_norm_direct = norm_of_norms

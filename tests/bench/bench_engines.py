@@ -3,14 +3,17 @@
     python tests/bench/bench_engines.py [--steps 5] [--rounds 7]
 
 One process, one rank, one thread, fp32: the engine of one process, and DeepSpeed as
-`launch/zero{0,1,2}.json` ask for it, in turn on the same batch. What ZeRO 1 adds (a hook a
-parameter) is what a host pays whatever the device. `paper.yaml` and `base.yaml` named ZeRO 1 once.
+`launch/zero{0,1,2}.json` ask for it, in turn on the same batch. What they add is what a host pays
+whatever the device. Beside them ZeRO 1 as it was until commit d3782de: a hook a parameter, and
+the norm of one gradient at a time.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,13 +50,18 @@ def main() -> None:
     join_alone()
     config = architecture("base", **WIDTHS)
     engines = {"one process": single_engine(make_promu(config), "fp32")}
-    for stage in range(3):
-        engine = DeepSpeedEngine(
-            make_promu(config), build_optimizer, precision="fp32", accumulation=1, clip=2.0,
-            micro_batch_size=PAIRS, tuning=str(ROOT / f"launch/zero{stage}.json"),
-        )  # fmt: skip
-        engine.module.train()
-        engines[f"ZeRO {stage}"] = engine
+    files = {f"ZeRO {stage}": str(ROOT / f"launch/zero{stage}.json") for stage in range(3)}
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as before:
+        hooks = {"stage": 1, "overlap_comm": True, "contiguous_gradients": True}
+        json.dump({"zero_optimization": hooks | {"reduce_bucket_size": 25_000_000}}, before)
+        before.flush()
+        for name, tuning in (files | {"ZeRO 1 as it was": before.name}).items():
+            engines[name] = DeepSpeedEngine(
+                make_promu(config), build_optimizer, precision="fp32", accumulation=1, clip=2.0,
+                micro_batch_size=PAIRS, tuning=tuning,
+            )  # fmt: skip
+            engines[name].module.train()
+    del engines["ZeRO 1 as it was"].engine.optimizer.get_grad_norm_direct  # ours: see `tuning.py`
     batches = [make_batch(config, PAIRS, seed) for seed in range(args.steps)]
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     losses = {}

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
+from pretrain.tuning import read_tuning
 from shards.files import InputError
 
 STAGES = (0, 1, 2, 3)
@@ -67,6 +69,12 @@ def gathered(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return state
 
 
+def settings(stage: int) -> dict[str, Any]:
+    """Those that are shipped; stage 3's would leave a model this small whole on every rank."""
+    shipped = read_tuning(f"launch/zero{stage}.json")["zero_optimization"]
+    return {"stage": stage} if stage == 3 else shipped
+
+
 def build_engine(engines, folder: Path, rank: int, frozen: bool, **deepspeed):
     tuning = folder / f"tuning-{rank}.json"
     tuning.write_text(json.dumps(deepspeed))
@@ -107,7 +115,7 @@ def write_main(
     for stage in stages:
         case = Path(folder) / f"zero{stage}"
         case.mkdir(exist_ok=True)
-        engine = build_engine(engines, case, rank, frozen, zero_optimization={"stage": stage})
+        engine = build_engine(engines, case, rank, frozen, zero_optimization=settings(stage))
         for _ in range(2):
             engine.backward(engine(batch(rank))["loss"])
             engine.step()
@@ -118,6 +126,7 @@ def write_main(
         third_step(engine)  # while the files are written
         background.finish()
         save_gathered(engine, case / "third_step.pt")
+        (case / f"norm-{rank}").write_text(str(float(engine.grad_norm)))
     if world > 1:
         one_rank_cannot_write(background, engine, rank)
     torch.distributed.barrier()
@@ -154,7 +163,7 @@ def resume_main(
     for stage, to_stage in moves:
         place = Path(out) / f"{stage}-{to_stage}"
         place.mkdir(exist_ok=True)
-        engine = build_engine(engines, place, rank, frozen, zero_optimization={"stage": to_stage})
+        engine = build_engine(engines, place, rank, frozen, zero_optimization=settings(to_stage))
         found = RunCheckpoints(Path(folder) / f"zero{stage}", keep=1).resume(engine)
         assert found == (2, 8)
         assert not list(Path(folder).glob("zero*/checkpoints/*-universal"))
@@ -173,6 +182,14 @@ def written(request, tmp_path_factory, interpreter):
     folder = tmp_path_factory.mktemp("zero")
     spawn(interpreter, write_main, world, frozen, free_port(), str(folder), ranks=world)
     return folder, world, frozen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_norm_of_gradients_is_the_same_in_every_stage(written, stage):
+    folder, world, _ = written
+    whole = float((folder / "zero0/norm-0").read_text())  # by `clip_grad_norm_`, of whole tensors
+    norms = [float((folder / f"zero{stage}/norm-{rank}").read_text()) for rank in range(world)]
+    assert norms == pytest.approx([whole] * world, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
