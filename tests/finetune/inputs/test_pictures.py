@@ -30,23 +30,41 @@ def store(folder, names, tmp_path, size=16, resize="squash"):
     return open_store(folder, names, size=size, resize=resize, cache=tmp_path / "cache")
 
 
-@pytest.mark.parametrize("resize", RESIZERS)
-def test_pixels_equal_pillow(folder, tmp_path, resize):
+def square(picture: Image.Image, size: int) -> np.ndarray:
+    """(3, S, S), by Pillow: width, then height, the order that it chooses anew for each picture."""
+    for sides in ((size, picture.height), (size, size)):
+        picture = picture.resize(sides, Image.Resampling.BICUBIC)
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def assert_near(pixels: np.ndarray, expected: np.ndarray) -> None:
+    """torch rounds its weights to fewer bits than Pillow: a level or two apart, here and there."""
+    apart = np.abs(pixels.astype(int) - expected)
+    assert pixels.shape == expected.shape and apart.max() <= 2 and (apart > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (40, 30), (16, 16), (1, 1), (900, 3)])
+@pytest.mark.parametrize("side", [16, 224])
+def test_squashed_pictures_are_pillows_within_two_levels(size, side):
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    assert_near(RESIZERS["squash"](picture, side), square(picture, side))
+
+
+def test_stored_pixels_are_those_of_the_pictures(folder, tmp_path):
     names = ["d.png", "a.png", "b.png", "a.png", "c.png"]
-    found = store(folder, names, tmp_path, resize=resize)
+    found = store(folder, names, tmp_path)
     assert found.pixels.dtype == np.uint8 and isinstance(found.pixels, np.memmap)
     pixels = found.pixels_at(found.index_of(names))
     for name, values in zip(names, pixels, strict=True):
-        image = RESIZERS[resize](Image.open(folder / name).convert("RGB"), 16)
-        assert image.size == (16, 16)
-        assert (values == np.asarray(image).transpose(2, 0, 1)).all()
+        assert_near(values, square(Image.open(folder / name).convert("RGB"), 16))
 
 
 def test_center_crop_of_an_exact_picture(tmp_path):
     """256 × 256 needs no resize: the crop is the middle 224."""
     values = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    cropped = np.asarray(RESIZERS["center_crop"](Image.fromarray(values), 224))
-    assert (cropped == values[16:240, 16:240]).all()
+    cropped = RESIZERS["center_crop"](Image.fromarray(values), 224)
+    assert (cropped == values[16:240, 16:240].transpose(2, 0, 1)).all()
 
 
 def test_absent_pictures_are_counted_and_zero(folder, tmp_path):
@@ -117,14 +135,13 @@ def test_a_store_that_does_not_fit_is_an_error_and_leaves_nothing(folder, tmp_pa
     assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 1 << 20
 
 
-def test_parts_of_a_picture_equal_pillows_crops(folder, tmp_path):
+def test_parts_of_a_picture_are_pillows_crops(folder, tmp_path):
     names = ["a.png", Part("a.png", (10.2, 5, 30.7, 29)), Part("a.png", (49.9, 0, 60, 2))]
     found = store(folder, names, tmp_path)
     picture = Image.open(folder / "a.png").convert("RGB")
     for name, box in zip(names, [(0, 0, 50, 30), (10, 5, 31, 29), (49, 0, 50, 2)], strict=True):
-        part = RESIZERS["squash"](picture.crop(box), 16)
         (pixels,) = found.pixels_at(found.index_of([name]))
-        assert (pixels == np.asarray(part).transpose(2, 0, 1)).all()
+        assert_near(pixels, square(picture.crop(box), 16))
 
 
 def test_a_table_of_positions_and_blank_pictures(folder, tmp_path):
