@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from shards.files import InputError
+from shards.jpeg import decode_rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 """No other is opened: some hand the file to an outside program (EPS), some decoders raise
@@ -64,6 +65,19 @@ def decoded(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with _opened(Path(path), file_content(Path(path)), max_pixels) as image:
         return upright_rgb(image)
+
+
+def decoded_pixels(path: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 of `decoded`: to the bit, in half of the time where it is a usual JPEG."""
+    path = Path(path)
+    content = file_content(path)
+    try:
+        with _opened(path, content, MAX_PIXELS) as image:
+            if _is_plain(image, orientation(image)):
+                return decode_rows(content, image.height)
+    except RejectedImage:
+        pass  # `decoded` has the last word on what is no picture
+    return np.array(decoded(path))
 
 
 def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -18,26 +18,27 @@ from torch.nn.functional import interpolate
 
 from finetune.tasks.base import Box
 from shards.files import InputError
-from shards.images import RejectedImage, decoded
+from shards.images import RejectedImage, decoded_pixels
 from shards.threads import cores
 
 BLANK = 127
 """Every channel of a blank picture."""
 
 
-def squash(image: Image.Image, size: int) -> np.ndarray:
+def squash(picture: np.ndarray, size: int) -> np.ndarray:
     """Resize to a square, ignoring the aspect ratio: nothing at the border is lost.
 
     By torch, as pre-training and `FusionProcessor` do: in a seventh of Pillow's time, and always
     width before height, where Pillow 13 begins with the height of tall pictures.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)
     return interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].numpy()
 
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
+def center_crop(picture: np.ndarray, size: int) -> np.ndarray:
     """Shorter side to 256/224 of `size`, then cut the middle, rounded as torchvision rounds
     (HVPNeT's code)."""
+    image = Image.fromarray(picture)
     shorter = round(size * 256 / 224)
     width, height = (shorter * side // min(image.size) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -45,11 +46,11 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
-RESIZERS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
+RESIZERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "squash": squash,
     "center_crop": center_crop,
 }
-"""RGB picture and side -> (3, S, S) uint8."""
+"""(H, W, 3) uint8 and a side -> (3, S, S) uint8."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class Part:
         x1, y1, x2, y2 = (round(float(side), 2) for side in self.box)
         object.__setattr__(self, "box", (x1, y1, x2, y2))
 
-    def cut(self, picture: Image.Image) -> Image.Image:
-        """The part, at least one pixel of it."""
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        """The part of an (H, W, 3) picture, at least one pixel of it."""
         x1, y1, x2, y2 = self.box
-        left, top = min(round(x1), picture.width - 1), min(round(y1), picture.height - 1)
+        height, width, _ = picture.shape
+        left, top = min(round(x1), width - 1), min(round(y1), height - 1)
         right, bottom = max(round(x2), left + 1), max(round(y2), top + 1)
-        inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
-        return picture.crop(inside)
+        return picture[max(top, 0) : bottom, max(left, 0) : right]
 
 
 Name = str | Part
@@ -245,7 +246,7 @@ def sort_key(name: Name) -> tuple[str, tuple[float, ...]]:
 def _decode(path: Path, parts: Sequence[Name], size: int, resize: str) -> np.ndarray | None:
     """(len(parts), 3, S, S) uint8, or None for what is no readable picture."""
     try:
-        picture = decoded(path)
+        picture = decoded_pixels(path)
     except RejectedImage:
         return None
     cuts = [part.cut(picture) if isinstance(part, Part) else picture for part in parts]

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pretrain.data.jpeg import decode_rows, reduction_for
 from shards.files import InputError
+from shards.jpeg import decode_rows, reduction_for
 from shards.shard import Picture, Sample
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pretrain.data.config import DataConfig
-from pretrain.data.jpeg import decode_rows, reduction_for
 from shards.files import InputError
+from shards.jpeg import decode_rows, reduction_for
 from shards.shard import Sample
 
 LOG_ASPECTS = (float(np.log(3 / 4)), float(np.log(4 / 3)))

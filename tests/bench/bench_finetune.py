@@ -94,7 +94,7 @@ def pictures(count: int = 400) -> None:
             seconds["ours"].append(time.perf_counter() - started)
             started = time.perf_counter()
             for name in names:
-                RESIZERS["squash"](Image.open(folder / name).convert("RGB"), 224)
+                RESIZERS["squash"](np.array(Image.open(folder / name).convert("RGB")), 224)
             seconds["decoding"].append(time.perf_counter() - started)
     report(seconds, count, "pictures")
 

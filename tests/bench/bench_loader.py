@@ -135,9 +135,9 @@ def contestants(shards: Path) -> tuple[int, dict[str, Callable[[int], object]]]:
     from pretrain.config import DataConfig
     from pretrain.data import pairs as data
     from pretrain.data import views
-    from pretrain.data.jpeg import decode_rows
     from pretrain.data.tokenizer import learn_tokenizer
     from shards import shard
+    from shards.jpeg import decode_rows
     from shards.stream import CanonicalOrder
 
     reader = data.open_reader(str(shards), teacher=False)

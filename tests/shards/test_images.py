@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from shards.images import (
     TURNS,
     RejectedImage,
     decoded,
+    decoded_pixels,
     picture_size,
     stored_image,
 )
@@ -324,3 +326,38 @@ def test_damage_is_named_whatever_the_decoder_raises(tmp_path, kind):
                 refused += 1
                 assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
     assert refused
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    **{f"subsampling {n}": {"subsampling": n, "quality": 60} for n in range(3)},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "grey": {"mode": "L"},
+    "cmyk": {"mode": "CMYK"},
+    "turned": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+    "a PNG": {"format": "PNG"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_are_decoded_as_by_pillow(kind, tmp_path):
+    """To the bit; and what Pillow refuses, or takes although it is damaged, is so here, too."""
+    random, path = np.random.default_rng(0), tmp_path / "picture.jpg"
+    options = {"mode": "RGB", "format": "JPEG"} | KINDS[kind]
+    mode = options.pop("mode")
+    for width, height in ((5, 3), (131, 97), (640, 480)):
+        coarse = random.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height)).convert(mode)
+        picture.save(path, **options)
+        pixels = decoded_pixels(path)
+        assert pixels.shape == (*((width, height) if kind == "turned" else (height, width)), 3)
+        assert (pixels == np.asarray(decoded(path))).all()
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[: len(content) * 2 // 3])
+    for decode in (decoded, decoded_pixels):
+        with pytest.raises(RejectedImage, match=r"picture\.jpg: damaged image"):
+            decode(path)
+    if kind != "a PNG":
+        content[len(content) // 2] ^= 0x55
+        path.write_bytes(content)
+        assert (decoded_pixels(path) == np.asarray(decoded(path))).all()

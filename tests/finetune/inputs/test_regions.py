@@ -84,7 +84,7 @@ def test_boxes_and_pixels_are_those_of_the_picture(parts, caches, tmp_path):
     assert torch.allclose(batch.region_boxes[1, 1], shares)
     assert not batch.region_boxes[0, 1].any() and not batch.region_pixels[0, 1].any()
     picture = Image.open(caches / "img_org/val/val3.jpg")
-    expected = RESIZERS["squash"](picture.crop((1, 1, 6, 10)), 8)
+    expected = RESIZERS["squash"](np.array(picture.crop((1, 1, 6, 10))), 8)
     assert (batch.region_pixels[1, 1].numpy() == expected).all()
 
 
@@ -99,7 +99,7 @@ def test_a_view_exchanges_pictures_with_their_boxes_and_deletes_regions(parts, c
     batch = loaded.dataset.collate(np.array([3, 5, 6]))
     assert batch.region_mask.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0]]
     picture = Image.open(caches / "img_org/val/val7.jpg")
-    expected = RESIZERS["squash"](picture.crop((2, 2, 8, 8)), 8)
+    expected = RESIZERS["squash"](np.array(picture.crop((2, 2, 8, 8))), 8)
     assert (batch.region_pixels[0, 0].numpy() == expected).all()
     assert loaded.leaky
     moved = {"val": [View("val", {3: Change(image_id="val7.jpg")}, {})]}

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from pretrain.data.jpeg import decode_rows, reduction_for
+from shards.jpeg import decode_rows, reduction_for
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
