@@ -1,5 +1,7 @@
 """Fixtures that several packages' tests share."""
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    atexit.register(os._exit, 0)  # the last to be called: to take all modules down costs seconds
+gc.disable()  # until all tests are there: what they import stays, and is not to be looked through
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries complain of leaks
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
