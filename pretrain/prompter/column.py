@@ -131,10 +131,10 @@ class ShardViews(Dataset):
         crops = []
         for place, view in zip(places, whole.numpy(), strict=True):
             picture = shard.picture(place)
-            image = decode(picture, 2 * size)
-            view[...] = squash(image, size)
-            box = object_crop(picture, image.size) if picture.objects else None
-            crops.append(None if box is None else squash(image, size, box))
+            pixels = decode(picture, 2 * size)
+            view[...] = squash(pixels, size)
+            crop = object_crop(picture, pixels) if picture.objects else None
+            crops.append(None if crop is None else squash(crop, size))
         views = np.array([crop for crop in crops if crop is not None], np.uint8)
         return Chunk(
             shard=number,

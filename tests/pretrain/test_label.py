@@ -65,8 +65,9 @@ def shards(pair_shards, tmp_path) -> Path:
     ("box", "expected"),
     [
         ((20, 10, 60, 40), (10, 5, 30, 20)),  # the picture is decoded at half size
+        ((21.8, 9.6, 61, 40.8), (11, 5, 30, 20)),
         ((-10, -8, 300, 300), (0, 0, 50, 25)),
-        ((30.2, 20.2, 30.4, 20.6), (15.1, 10.1, 16.1, 11.1)),  # one pixel at least
+        ((30.2, 20.2, 30.4, 20.6), (15, 10, 16, 11)),  # one pixel at least
         ((99.5, 49.5, 120, 60), (49, 24, 50, 25)),
         ((150, 80, 160, 90), (49, 24, 50, 25)),
     ],
@@ -74,7 +75,9 @@ def shards(pair_shards, tmp_path) -> Path:
 def test_object_crop(box, expected):
     meta = PairMeta("a", True, "c", "i", (100, 50), "s")
     sample = Sample("k", b"", meta, (DetectedObject(box, 0.9, "dog"),))
-    assert object_crop(sample, (50, 25)) == pytest.approx(expected)
+    pixels = np.stack([*np.mgrid[:25, :50], np.zeros((25, 50))], axis=2).astype(np.uint8)
+    left, top, right, bottom = expected
+    assert np.array_equal(object_crop(sample, pixels), pixels[top:bottom, left:right])
 
 
 @torch.inference_mode()
