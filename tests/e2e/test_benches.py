@@ -1,6 +1,6 @@
 """Every bench at its least, so that none is found broken when its figure is wanted:
 `bash tests/run.sh -m slow tests/e2e/test_benches.py`. Not here: `bench_convert.py`, which writes
-4 GB, and `bench_peers.py`, which needs other packages.
+4 GB, `bench_peers.py`, which needs other packages, and `bench_suite.py`, which runs this suite.
 """
 
 import os
@@ -53,9 +53,9 @@ def given(tmp_path_factory):
     }
 
 
-def test_all_but_two_are_here():
+def test_all_but_three_are_here():
     benches = {path.stem.removeprefix("bench_") for path in ROOT.glob("tests/bench/bench_*.py")}
-    assert benches - {"convert", "peers"} == set(COMMANDS)
+    assert benches - {"convert", "peers", "suite"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
