@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from shards.command import Module, dispatch, exit_on_input_error, without_local_rank
+from shards.processes import run
 
 COMMANDS = {
     "train": Module(
@@ -58,4 +59,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

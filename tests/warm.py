@@ -2,8 +2,8 @@
 
 `Interpreter(folder).path` is a folder with `python` and `deepspeed` for the front of PATH. A child
 is `python` of its caller with `-m MODULE`, `-c CODE` or a file: words, environment, working folder,
-files 0 to 2, exit status. It is the server's child, though, hears no signal sent to its caller, and
-is killed when that one dies: who launches, stops or imports what is not tested with it.
+files 0 to 2, exit status, and the signals that end a run. It is the server's child, though, and is
+killed when its caller dies: who watches its launcher or imports what is not tested with it.
 """
 
 import atexit
@@ -31,14 +31,20 @@ MODULES = (
 ROOT = Path(__file__).resolve().parents[1]
 CPU = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 CALLER = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(request)
+    child = int(server.recv(8))
+    forwarded = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    for number in forwarded:
+        signal.signal(number, lambda number, _: os.kill(child, number))
     status = int(server.recv(9) or 255)
 if status < 0:
+    if -status in forwarded:
+        signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
 sys.exit(status)
 """
@@ -105,6 +111,8 @@ def serve(address: str, python: str) -> None:
                 if not (pid := os.fork()):
                     break
                 callers[pid] = connection
+                with suppress(OSError):
+                    connection.sendall(b"%8d" % pid)
             while callers and (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 with (
                     callers.pop(ended[0]) as connection,

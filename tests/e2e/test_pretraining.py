@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ TINY = f"""
 
 
 def environment(programs: Path = BIN) -> dict[str, str]:
-    return os.environ | CPU | {"PATH": f"{programs}:{BIN}:{os.environ['PATH']}"}
+    mark = {"JOB": uuid.uuid4().hex}
+    return os.environ | CPU | mark | {"PATH": f"{programs}:{BIN}:{os.environ['PATH']}"}
 
 
 def run(*command: str, programs: Path = BIN) -> None:
@@ -124,10 +126,10 @@ def test_every_way_to_start_gives_the_same_losses(way, world, undisturbed, two_r
             assert two[name] == pytest.approx(one[name], abs=1e-5), name
 
 
-def kill_at_step(command: list[str], run_dir: Path, step: int) -> None:
+def kill_at_step(command: list[str], run_dir: Path, step: int, programs: Path = BIN) -> None:
     """Start a run and kill -9 all its processes once it has logged `step`."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), **quiet)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(programs), **quiet)
     log, deadline = run_dir / "metrics.jsonl", time.monotonic() + 200
     while not (log.exists() and f'{{"step": {step},' in log.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, "ended before it was killed"
@@ -150,7 +152,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(engine, world, request, inte
     whole = request.getfixturevalue("undisturbed" if engine == "single" else "two_ranks")
     run_dir = world / f"killed-{engine}"
     command = [*start, *arguments(world, run_dir), "--checkpoint.every", "4"]
-    kill_at_step(command, run_dir, step=11)
+    kill_at_step(command, run_dir, step=11, programs=interpreter.path)
     assert not (run_dir / "model").exists()
     run(*command, programs=interpreter.path)
     assert same_weights(whole, run_dir)
@@ -158,7 +160,10 @@ def test_killed_and_resumed_ends_with_the_same_bits(engine, world, request, inte
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children(recursive=True)
+    """What it has started, by their environment: a process of `warm` is no child of its caller."""
+    mark = psutil.Process(process.pid).environ()["JOB"]
+    others = (p for p in psutil.process_iter(["environ"]) if p.pid != process.pid)
+    return [p for p in others if (p.info["environ"] or {}).get("JOB") == mark]
 
 
 def ranks(process: subprocess.Popen) -> list[psutil.Process]:
@@ -191,13 +196,17 @@ def disturb(how: str, process: subprocess.Popen, random: np.random.Generator) ->
     assert process.returncode in expected.get(how, range(1, 256))
 
 
-def disturbed(world: Path, command: list[str], run_dir: Path, plan: list[str]) -> None:
+def disturbed(
+    world: Path, command: list[str], run_dir: Path, plan: list[str], programs: Path
+) -> None:
     """One training, disturbed at random steps in these ways, and resumed each time but the last."""
     random = np.random.default_rng(0)
     log = run_dir / "metrics.jsonl"
     for how in plan:
         with (world / "disturbed.log").open("a") as out:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=out)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment(programs), stdout=out, stderr=out
+            )
         deadline, seen, wanted = time.monotonic() + 200, set(), random.integers(1, 6)
         before = log.read_text() if log.exists() else ""
         while len(seen) < wanted:  # steps logged since this start
@@ -233,7 +242,8 @@ def test_disturbed_in_whatever_way_ends_with_the_same_bits(
         whole = world / f"whole-{steps}"
         run(*start, *arguments(world, whole), *options, programs=interpreter.path)
     command = [*start, *arguments(world, run_dir), *options]
-    disturbed(world, command, run_dir, plan)
+    # Ranks notice the end of a launcher that is their parent.
+    disturbed(world, command, run_dir, plan, interpreter.path if plan == ["stop rank"] else BIN)
     run(*command, programs=interpreter.path)
     assert same_weights(whole, run_dir)
 

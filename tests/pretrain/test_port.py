@@ -12,26 +12,28 @@ import pytest
 from pretrain.cluster import port
 
 ROOT, BIN = Path(__file__).resolve().parents[2], Path(sys.executable).parent
-JOB = """
+JOB = f"""#!{BIN}/python
 import os
 import sys
 from pretrain import distributed, engine
 from shards.command import exit_on_input_error
+from shards.processes import run
 
 @exit_on_input_error
 def main():
     engine.start("deepspeed")
-    line = f"met {distributed.all_objects(sys.argv[1])}\\n"
+    line = f"met {{distributed.all_objects(sys.argv[1])}}\\n"
     os.write(1, line.encode())  # at once: both ranks write into one pipe
 
-main()
+run(main)
 """
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start two ranks that tell each other the job's name; the launcher is this folder's."""
+def start(tmp_path, interpreter):
+    """Start two ranks that tell each other the job's name; the launcher's imports are made."""
     (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "job.py").chmod(0o755)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "DS_ACCELERATOR": "cpu",
@@ -39,8 +41,8 @@ def start(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
 
-    def starter(name: str, *options: str, programs: Path = BIN) -> subprocess.Popen:
-        path = {"PATH": f"{programs}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}"}
+    def starter(name: str, *options: str) -> subprocess.Popen:
+        path = {"PATH": f"{interpreter.path}{os.pathsep}{os.environ['PATH']}"}
         command = ["deepspeed", "--no_local_rank", "--num_accelerators", "2", *options]
         return subprocess.Popen([*command, str(tmp_path / "job.py"), name], env=environment | path,
                                 cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -50,7 +52,8 @@ def start(tmp_path):
 
 
 def test_two_jobs_at_once_meet_their_own_ranks(start, tmp_path):
-    jobs = {name: start(name) for name in ("one", "two")}
+    """Each rank is a child of its launcher, by whom it finds its port, and as cold as a user's."""
+    jobs = {name: start(name, "--no_python") for name in ("one", "two")}
     for name, job in jobs.items():
         said = job.communicate(timeout=300)[0]
         assert job.returncode == 0, said
@@ -58,12 +61,12 @@ def test_two_jobs_at_once_meet_their_own_ranks(start, tmp_path):
     assert not list((tmp_path / f"fusion-mre-{os.getuid()}").iterdir())
 
 
-def test_a_named_port_that_is_taken_is_told_in_one_line(start, interpreter):
+def test_a_named_port_that_is_taken_is_told_in_one_line(start):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        job = start("one", "--master_port", port, programs=interpreter.path)
+        job = start("one", "--master_port", port)
         said = job.communicate(timeout=300)[0]
     assert job.returncode == 2, said
     assert said.count(f"error: port {port} of this machine is taken") == 1, said

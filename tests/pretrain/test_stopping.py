@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import spawn
+from warm import ROOT
 
 from finetune.console import script
 from pretrain.cluster.stopping import SIGNALS, StopSignal, launchers, signals_blocked
@@ -70,13 +71,44 @@ def test_processes_forked_under_the_mask_live_on(number):
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
 
 
-@pytest.mark.parametrize(("code", "status"), [(2, 2), ("a word", 1), (None, None), (0, None)])
-def test_a_process_that_fails_leaves_at_once(monkeypatch, code, status):
-    """One that ends well takes its interpreter down in good order."""
-    left = []
-    monkeypatch.setattr("shards.processes.leave", left.append)
+@pytest.mark.parametrize(("code", "status"), [(2, 2), ("a word", 1), (None, 0), (0, 0)])
+def test_a_process_leaves_at_once(monkeypatch, code, status):
+    """One that ends well does so last of all that is due at its exit."""
+    left, due = [], []
+    monkeypatch.setattr("shards.processes.leave", lambda status=0: left.append(status))
+    monkeypatch.setattr("atexit.register", due.append)
     monkeypatch.setattr("finetune.console.main", lambda: sys.exit(code))
     for end in (lambda: run(lambda: sys.exit(code)), script):  # `leave` would not come back
         with pytest.raises(SystemExit):
             end()
-    assert left == ([] if status is None else [status] * 2)
+    assert left == ([status] * 2 if status else [])
+    for last in due:
+        last()
+    assert left == [status] * 2
+    run(lambda: None)
+    due.pop()()
+    assert left == [status] * 2 + [0]
+
+
+END = """
+import atexit, sys, threading, time
+from shards.processes import run
+atexit.register(print, "registered before")
+def late(): time.sleep(0.2); print("a thread")
+def main():
+    sys.modules["torch"] = None  # the process looks like one that has imported it
+    atexit.register(print, "due at the exit")
+    threading.Thread(target=late).start()
+    {last}
+run(main)
+"""
+
+
+@pytest.mark.parametrize(("last", "status"), [("sys.exit(0)", 0), ("pass", 0), ("1 / 0", 1)])
+def test_threads_and_what_is_due_come_before_the_end(last, status):
+    """Nothing but the taking down is left out; an error that nobody expects ends as ever."""
+    command = [sys.executable, "-c", END.format(last=last)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    lines = ["a thread", "due at the exit"] + ["registered before"] * bool(status)
+    assert (done.returncode, done.stdout.splitlines()) == (status, lines)
+    assert ("ZeroDivisionError" in done.stderr) == bool(status)
