@@ -40,7 +40,10 @@ WARM = (
     "pretrain.train", "pretrain.checkpoint.conversion", "pretrain.__main__", "shards.__main__",
     "shards.write", "shards.objects", "torch.utils.tensorboard", "webdataset",
     "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
-    "transformers.models.auto.tokenization_auto", "torch._dynamo",
+    "transformers.models.auto.tokenization_auto", "torch._dynamo", "torch.utils.serialization",
+    "finetune.console", "finetune.run.command", "pretrain.convert", "shards.build",
+    "safetensors.numpy", "jsonargparse", "docstring_parser", "multiprocessing.synchronize",
+    "numpy.ctypeslib", "matplotlib.backends.backend_agg",
 )  # fmt: skip
 
 
