@@ -74,9 +74,9 @@ def decoded_pixels(path: str | Path) -> np.ndarray:
     try:
         with _opened(path, content, MAX_PIXELS) as image:
             if _is_plain(image, orientation(image)):
-                return decode_rows(content, image.height)
+                return decode_rows(content, image.height, strict=True)
     except RejectedImage:
-        pass  # `decoded` has the last word on what is no picture
+        pass  # `decoded` has the last word on what is damaged or no picture
     return np.array(decoded(path))
 
 

@@ -24,13 +24,17 @@ def reduction_for(width: float, height: float, size: int) -> int:
     return next((r for r in REDUCTIONS if min(width, height) >= r * size), 1)
 
 
-def decode_rows(content: bytes | bytearray, bottom: int, reduction: int = 1) -> np.ndarray:
+def decode_rows(
+    content: bytes | bytearray, bottom: int, reduction: int = 1, *, strict: bool = False
+) -> np.ndarray:
     """The rows of a JPEG from the top to `bottom`, in full width.
 
     Args:
         content: RGB or grey JPEG.
         bottom: rows wanted, in pixels of the stored picture.
         reduction: 1, 2, 4 or 8: decode to 1/reduction of the size.
+        strict: refuse all that libjpeg-turbo warns of, the rows left over included. Else damage
+            may show, even as memory that nothing was written to.
 
     Returns:
         (H, ceil(width / reduction), 3) uint8; H is at least ceil(bottom / reduction), or the whole
@@ -48,11 +52,10 @@ def decode_rows(content: bytes | bytearray, bottom: int, reduction: int = 1) -> 
     if rows < height and content[frame + 1] in SHORTENED:
         shortened = bytearray(content)
         shortened[frame + 5 : frame + 7] = rows.to_bytes(2)
-        content = shortened
-    # Not strict: libjpeg-turbo warns of the rows left over, as it does of harmless oddities.
-    return simplejpeg.decode_jpeg(
-        content, "RGB", min_width=-(-width // reduction), min_factor=reduction, strict=False
-    )
+        content, height = shortened, rows
+    # At 7/8 of its size a picture is as wide, where that is less than 8: its height counts, too.
+    sides = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
+    return simplejpeg.decode_jpeg(content, "RGB", **sides, min_factor=reduction, strict=strict)
 
 
 def _frame_header(content: bytes | bytearray) -> int:

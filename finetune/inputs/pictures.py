@@ -69,9 +69,8 @@ class Part:
         """The part of an (H, W, 3) picture, at least one pixel of it."""
         x1, y1, x2, y2 = self.box
         height, width, _ = picture.shape
-        left, top = min(round(x1), width - 1), min(round(y1), height - 1)
-        right, bottom = max(round(x2), left + 1), max(round(y2), top + 1)
-        return picture[max(top, 0) : bottom, max(left, 0) : right]
+        left, top = min(max(round(x1), 0), width - 1), min(max(round(y1), 0), height - 1)
+        return picture[top : max(round(y2), top + 1), left : max(round(x2), left + 1)]
 
 
 Name = str | Part

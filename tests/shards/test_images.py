@@ -345,7 +345,7 @@ def test_pictures_are_decoded_as_by_pillow(kind, tmp_path):
     random, path = np.random.default_rng(0), tmp_path / "picture.jpg"
     options = {"mode": "RGB", "format": "JPEG"} | KINDS[kind]
     mode = options.pop("mode")
-    for width, height in ((5, 3), (131, 97), (640, 480)):
+    for width, height in ((1, 9), (5, 8), (7, 300), (5, 3), (131, 97), (640, 480)):
         coarse = random.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
         picture = Image.fromarray(coarse).resize((width, height)).convert(mode)
         picture.save(path, **options)
@@ -361,3 +361,28 @@ def test_pictures_are_decoded_as_by_pillow(kind, tmp_path):
         content[len(content) // 2] ^= 0x55
         path.write_bytes(content)
         assert (decoded_pixels(path) == np.asarray(decoded(path))).all()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damage_in_a_jpeg_is_told_as_by_pillow(progressive, tmp_path):
+    """Flipped bytes, and two files cut and joined: never what libjpeg-turbo makes of them alone."""
+    path, refused = tmp_path / "picture.jpg", 0
+    save(tmp_path, Image.fromarray(gradient(64, 48)), path.name, progressive=progressive)
+    whole = path.read_bytes()
+    tails = (b"\xff\xd9", whole)
+    cut = [whole[: len(whole) * tenth // 10] + tail for tenth in range(2, 10) for tail in tails]
+    for content in cut + [
+        whole[:at] + bytes([value]) + whole[at + 1 :]
+        for at in range(2, len(whole), 5)
+        for value in (0, 0xFF)
+    ]:
+        path.write_bytes(content)
+        try:
+            expected = np.asarray(decoded(path))
+        except RejectedImage:
+            refused += 1
+            with pytest.raises(RejectedImage):
+                decoded_pixels(path)
+        else:
+            assert (decoded_pixels(path) == expected).all()
+    assert refused

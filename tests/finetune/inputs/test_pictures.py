@@ -140,6 +140,23 @@ def test_a_store_that_does_not_fit_is_an_error_and_leaves_nothing(folder, tmp_pa
     assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 1 << 20
 
 
+@pytest.mark.parametrize(
+    ("box", "part"),
+    [
+        ((-9, -8, -4, -3), (0, 0, 1, 1)),
+        ((-9, 2, 0, 5), (0, 2, 1, 5)),
+        ((-5, -5, 5, 4), (0, 0, 5, 4)),
+        ((20, 30, 40, 50), (11, 9, 12, 10)),
+        ((7, 6, 3, 2), (7, 6, 8, 7)),
+    ],
+)
+def test_a_box_outside_shows_the_pixel_beside_it(box, part):
+    """Of boxes that a file brings none cuts nothing, and none what lies on the other side."""
+    picture = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
+    left, top, right, bottom = part
+    assert np.array_equal(Part("a.png", box).cut(picture), picture[top:bottom, left:right])
+
+
 def test_parts_of_a_picture_are_pillows_crops(folder, tmp_path):
     names = ["a.png", Part("a.png", (10.2, 5, 30.7, 29)), Part("a.png", (49.9, 0, 60, 2))]
     found = store(folder, names, tmp_path)
