@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from shards.command import Module, dispatch, exit_on_input_error
+from shards.processes import run
 
 COMMANDS = {
     "sample": Module("shards.sample.write:SAMPLE", "write synthetic corpora in the raw formats"),
@@ -30,4 +31,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

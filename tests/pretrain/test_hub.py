@@ -43,7 +43,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     """A process of its own: the hub client reads its environment when it is imported."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"{code}\nfrom shards.processes import leave\nleave()"],
         env=variables | {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", **environment},
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

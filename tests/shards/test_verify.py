@@ -4,7 +4,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,12 +39,13 @@ def shards(news_shards, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(news, tmp_path_factory) -> Path:
+def built(news, tmp_path_factory, interpreter) -> Path:
     """Built through the command line, which `verify` then knows."""
     out = tmp_path_factory.mktemp("built") / "train"
     raw = ["--news-clippings", str(news / "nc"), "--visual-news", str(news / "vn")]
     options = ["--split", "train", "--shard-size", "10", "--jobs", "1", "--out", str(out)]
-    command = [sys.executable, "-m", "shards", "build", "newsclippings", *raw, *options]
+    python = interpreter.path / "python"
+    command = [python, "-m", "shards", "build", "newsclippings", *raw, *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return out
 
@@ -73,7 +73,7 @@ def test_a_whole_directory_passes(shards, capsys):
         lambda d: shutil.copy(d / "train-000001.tar", d / "train-000002.tar"),
     ],
 )
-def test_the_printed_command_mends_a_tar(built, damage, capsys):
+def test_the_printed_command_mends_a_tar(built, damage, capsys, interpreter):
     before = {path.name: path.read_bytes() for path in built.glob("[!.]*.*")}
     damage(built)
     with pytest.raises(SystemExit) as stopped:
@@ -84,7 +84,7 @@ def test_the_printed_command_mends_a_tar(built, damage, capsys):
     command, _, origin = line.split("run `")[1].partition("`")
     assert origin == f" (as {built}/.build records it)"
     assert command.startswith(f"rm -f {built}/train-000002.tar; python -m shards build")
-    command = command.replace("; python", f"; {shlex.quote(sys.executable)}")
+    command = command.replace("; python", f"; {shlex.quote(str(interpreter.path))}/python")
     subprocess.run(command, shell=True, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert {path.name: path.read_bytes() for path in built.glob("[!.]*.*")} == before
     assert list(check(built)) == []

@@ -311,10 +311,10 @@ def slow_corpus(tmp_path_factory, picture) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9_during_build(slow_corpus, tmp_path, kills):
+def test_kill_9_during_build(slow_corpus, tmp_path, kills, interpreter):
     images, file = slow_corpus
     options = ["--images", str(images), "--captions", str(file), "--shard-size", "3", "--jobs", "2"]
-    command = [sys.executable, "-m", "shards", "build", "captions", *options, "--out"]
+    command = [interpreter.path / "python", "-m", "shards", "build", "captions", *options, "--out"]
     plain, killed = tmp_path / "plain", tmp_path / "killed"
     subprocess.run([*command, str(plain)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     hits = kill_and_resume([*command, str(killed)], killed, kills, seed=kills)

@@ -421,7 +421,7 @@ def test_answers_are_utf8_in_any_locale(run):
     ]
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     env |= {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = f"from finetune.__main__ import main; main({words!a})"
+    code = f"from finetune.__main__ import main, run; run(lambda: main({words!a}))"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode())["tail"]["text"] == "d\u00e9j\u00e0"
