@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -241,6 +241,7 @@ def cache_directory(option: str | None, run: str | Path) -> Path:
     return Path(named) if named else Path(run).resolve().parent / ".cache"
 
 
+@cache
 def with_method(config_class: type, method_config: type) -> type:
     """`config_class` with the method's own settings as section `model`."""
     model = ("model", method_config, field(default_factory=method_config))

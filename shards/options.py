@@ -7,6 +7,7 @@ is a function of the dataclass. How its words are read: `argv.py`.
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -60,7 +61,8 @@ def parse_config(
         raise CommonError(f"{prog}: {error}") from None
     from jsonargparse import ArgumentError
 
-    parser = _parser(config_class, prog, description or inspect.getdoc(config_class) or "", example)
+    kind: type = config_class
+    parser = _parser(kind, prog, description or inspect.getdoc(kind) or "", example)
     try:
         namespace = parser.parse_args(words)
         del namespace.config
@@ -180,6 +182,7 @@ def first_line(thing: object) -> str:
 # ---- jsonargparse --------------------------------------------------------------------------------
 
 
+@functools.cache  # a study and a sweep parse for each of their runs
 def _parser(config_class: type, prog: str, description: str, example: str) -> Any:
     from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
     from jsonargparse.typing import register_type
