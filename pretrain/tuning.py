@@ -82,7 +82,7 @@ def norm_in_one_call(zero: Any) -> None:
     ) -> Tensor:
         held = [g for g in gradients if not getattr(g, "_zero_padding", False)]
         if held:
-            gradients = [torch.stack(torch._foreach_norm(held, norm_type))]
+            gradients = [torch.stack(torch._foreach_norm(held, norm_type, dtype=torch.float32))]
         return norm(gradients, params[:1], norm_type)
 
     zero.get_grad_norm_direct = norm_of_norms

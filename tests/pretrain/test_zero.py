@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from pretrain.data.batch import PretrainBatch
 from pretrain.model.config import FusionEncoderConfig
 from pretrain.model.fusion_encoder import FusionEncoder
 from pretrain.model.promu import HeadsConfig, LossConfig, Promu
-from pretrain.tuning import read_tuning
+from pretrain.tuning import norm_in_one_call, read_tuning
 from shards.files import InputError
 
 STAGES = (0, 1, 2, 3)
@@ -190,6 +191,16 @@ def test_norm_of_gradients_is_the_same_in_every_stage(written, stage):
     whole = float((folder / "zero0/norm-0").read_text())  # by `clip_grad_norm_`, of whole tensors
     norms = [float((folder / f"zero{stage}/norm-{rank}").read_text()) for rank in range(world)]
     assert norms == pytest.approx([whole] * world, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norm_is_in_fp32_where_gradients_are_summed_in_16_bits(dtype):
+    """As `data_types.grad_accum_dtype` of a DeepSpeed file asks for."""
+    gradients = [torch.full((300, 300), 300.0, dtype=dtype), torch.full((7,), 3.0, dtype=dtype)]
+    zero = SimpleNamespace(get_grad_norm_direct=lambda norms, *_: torch.stack(norms).norm())
+    norm_in_one_call(zero)
+    whole = torch.cat([g.double().flatten() for g in gradients]).norm()
+    assert zero.get_grad_norm_direct(gradients, []).item() == pytest.approx(whole.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES)
