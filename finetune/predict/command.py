@@ -214,6 +214,10 @@ def _predict_file(config: PredictConfig, source: Path) -> dict[str, int]:
     done = Done.none() if config.out is None else Done.find(Path(config.out), config.shaping())
     if done.finished:
         LOG.info("%s: finished already", config.out)
+        if done.bad == total > 0:
+            raise InputError(
+                f"{source}: none of its {total} rows can be read; {config.out} says why of each"
+            )
         return {"rows": total, "bad": done.bad}
     extractor = build(config)  # before the output is touched: a wrong run leaves nothing behind
     precision = extractor.run.precision

@@ -331,6 +331,17 @@ def test_bf16_is_used_where_it_is_asked_for(tmp_path, run, mnre_folder, posts, c
         assert one["probability"] == pytest.approx(other["probability"], abs=0.02)
 
 
+def test_a_file_without_a_readable_row_ends_in_an_error_each_time(tmp_path, run, capsys):
+    source, out = write(tmp_path / "p.jsonl", ["x\n", "y\n"]), tmp_path / "o"
+    for why in ("the first: not JSON", f"{out} says why of each"):
+        with pytest.raises(SystemExit) as ended:
+            main(["predict", str(run), "--input", str(source), "--out", str(out)])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "none of its 2 rows can be read" in said and why in said
+    assert ["error" in answer for answer in read(out)] == [True, True]
+
+
 def test_an_interrupted_file_goes_on(tmp_path, run, mnre_folder, posts, monkeypatch):
     source, out = write(mnre_folder / "p.jsonl", [*posts[:20], "x\n", *posts[20:]]), tmp_path / "o"
     argv = ["predict", str(run), "--input", str(source), "--out", str(out)]
