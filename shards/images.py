@@ -68,7 +68,7 @@ def decoded(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def decoded_pixels(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 of `decoded`: to the bit, in half of the time where it is a usual JPEG."""
+    """(H, W, 3) uint8 of `decoded`: to the bit, in less time where it is a usual JPEG."""
     path = Path(path)
     content = file_content(path)
     try:

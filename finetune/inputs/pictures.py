@@ -232,7 +232,7 @@ def decode_files(
         for file, names in parts.items():
             yield names, _decode(folder / file, names, size, resize)
         return
-    with ThreadPoolExecutor(max_workers=cores()) as pool:  # Pillow releases the GIL
+    with ThreadPoolExecutor(max_workers=cores()) as pool:  # decoders release the GIL
         arrays = pool.map(lambda file: _decode(folder / file, parts[file], size, resize), parts)
         yield from zip(parts.values(), arrays, strict=True)
 

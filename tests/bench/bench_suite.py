@@ -1,6 +1,6 @@
-"""The fast test suite by the README's command, in this checkout and others in turn.
+"""The fast test suite by the README's command, in this checkout and another in turn.
 
-    python tests/bench/bench_suite.py --old CHECKOUT=ENVIRONMENT [--rounds 2]
+    python tests/bench/bench_suite.py --old CHECKOUT ENVIRONMENT [--rounds 2]
 
 Wall and CPU seconds of everything that `tests/run.sh` starts, orphans too (this process adopts
 them; Linux), and how many tests passed. FUSION_MRE_VENV names this checkout's environment;
@@ -15,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NEW = Path(__file__).resolve().parents[2]
@@ -33,11 +34,10 @@ def run(checkout: Path, environment: str) -> tuple[str, float, float]:
         timeout=LIMIT,
     )  # fmt: skip
     wall = time.monotonic() - started
-    while time.monotonic() < started + LIMIT:  # whoever outlived its parent
-        try:
-            os.wait()
-        except ChildProcessError:
-            break
+    with suppress(ChildProcessError):  # none is left of those that outlived their parents
+        while time.monotonic() < started + LIMIT:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.1)
     last = [line for line in done.stdout.splitlines() if re.search(r"\d+ (passed|failed)", line)]
     return last[-1].strip("= ") if last else done.stderr[-300:], wall, cpu_seconds() - before
 
@@ -51,12 +51,13 @@ def cpu_seconds() -> float:
 def main() -> None:
     """Print a line a run, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--old", action="append", default=[], metavar="CHECKOUT=ENVIRONMENT")
+    parser.add_argument("--old", nargs=2, metavar=("CHECKOUT", "ENVIRONMENT"))
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     builds = {str(NEW): os.environ.get("FUSION_MRE_VENV", str(NEW / ".venv"))}
-    builds |= dict(pair.split("=", 1) for pair in args.old)
+    if args.old:
+        builds[args.old[0]] = args.old[1]
     for checkout, environment in builds.items():
         made = ["bash", "-c", 'source launch/environment.sh "yolo,lexicon,test"']
         subprocess.run(
