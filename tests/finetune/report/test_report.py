@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 from results_by_hand import result_of
 from sklearn.metrics import f1_score
+from tiny_mnre import write_mnre
 
 from finetune import registry
 from finetune.__main__ import main
@@ -25,32 +28,50 @@ from finetune.tasks import metrics
 from shards.files import InputError
 
 
-@pytest.fixture
-def runs(tmp_path, mnre_folder, tiny_model):
-    common = f"train --task mnre --data {mnre_folder} --optim.epochs 1 --optim.lr 1e-3"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model) -> Path:
+    """The folder of `mnre`, and of `runs` on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_mnre(folder / "mnre", {"train": 120, "val": 30, "test": 30})
+    common = f"train --task mnre --data {data} --optim.epochs 1 --optim.lr 1e-3"
     for name, options in {
         "mtb": f"--method mtb --init {tiny_model}",
         "promu": f"--method promu --init {tiny_model} --seeds 1,2",
         "promu_10pct": f"--method promu --architecture {tiny_model} --fraction 0.1",
     }.items():
-        main(f"{common} {options} --out {tmp_path}/runs/{name}".split())
-    return tmp_path / "runs"
+        main(f"{common} {options} --out {folder}/runs/{name}".split())
+    return folder
 
 
-def test_runs_whose_inputs_changed_are_marked(tmp_path, runs, mnre_folder, caplog):
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """Copies, which a test may change."""
+    return Path(shutil.copytree(trained / "runs", tmp_path / "runs"))
+
+
+@pytest.fixture
+def data(trained, tmp_path) -> Iterator[Path]:
+    """What they were trained on; a test may change it, since it is put back."""
+    before = shutil.copytree(trained / "mnre", tmp_path / "before")
+    yield trained / "mnre"
+    shutil.rmtree(trained / "mnre", ignore_errors=True)
+    shutil.copytree(before, trained / "mnre")
+
+
+def test_runs_whose_inputs_changed_are_marked(tmp_path, runs, data, caplog):
     """Files and pictures by name, in the page and on the terminal; text alone minds no picture."""
     names, out = ("mtb", "promu"), tmp_path / "report.md"
     command = ["report", *(str(runs / name) for name in names), "--out", str(out)]
     main(command)
     assert "changed" not in out.read_text() + caplog.text
-    Image.new("RGB", (20, 16), (1, 2, 3)).save(mnre_folder / "img_org/test/test3.jpg")
+    Image.new("RGB", (20, 16), (1, 2, 3)).save(data / "img_org/test/test3.jpg")
     main(command)
     _, changed, page = out.read_text().split("\n## ", 2)
     assert changed.startswith("Inputs changed since training") and "train it again" in changed
-    assert f"| promu | {mnre_folder}/img_org/test: a picture of test |" in changed
+    assert f"| promu | {data}/img_org/test: a picture of test |" in changed
     assert "| promu *inputs changed* |" in page and "| mtb |" in page
     assert "img_org/test: a picture of test: changed since" in caplog.text
-    path = mnre_folder / "txt/ours_train.txt"
+    path = data / "txt/ours_train.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:20]))
     (tmp_path / "noise").mkdir()
     study = study_file(tmp_path / "noise")
@@ -189,7 +210,7 @@ def test_what_runs_cannot_show_is_said_in_a_line(option, tmp_path, runs, capsys)
     assert not (tmp_path / "r.md").exists()
 
 
-def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs, mnre_folder, monkeypatch):
+def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs, data, monkeypatch):
     run = runs / "promu"
     result = json.loads((run / "result.json").read_text())
     found = hardest(run, result, 5)
@@ -204,15 +225,15 @@ def test_hardest_cases_are_the_surest_wrong_answers(tmp_path, runs, mnre_folder,
         assert re.search(r"\[\w+\].*\(\w+\)", case.text)
     # Named from another folder, where others lie under that name; then changed, then gone.
     (tmp_path / "elsewhere").mkdir()
-    shutil.copytree(mnre_folder, tmp_path / "elsewhere/mnre")
+    shutil.copytree(data, tmp_path / "elsewhere/mnre")
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/mnre/txt/ours_test.txt").write_text("")
     result["provenance"]["config"]["data"] = "mnre"
     assert hardest(run, result, 5) == found
-    path = mnre_folder / "txt/ours_test.txt"
+    path = data / "txt/ours_test.txt"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert hardest(run, result) == []
-    shutil.rmtree(mnre_folder)
+    shutil.rmtree(data)
     assert hardest(run, result) == []
 
 
