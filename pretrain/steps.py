@@ -230,11 +230,12 @@ def workers_watched() -> Iterator[None]:
     finally:
         if sys.exc_info()[0] is not None:
             # PyTorch raises for every worker that dies, also for those that die here, by our hand.
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+            # A mask would not do: other threads hear the signal, and its handler runs in this one.
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for worker in multiprocessing.active_children():
                 worker.kill()
                 worker.join()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def dead_worker(error: Exception) -> str:
