@@ -2,8 +2,7 @@
 # Pillow 13.0.0 against 12.3.0: `Image.resize` gives other pixels for some shapes. Both resize in two
 # passes, with rounding and clipping to 0 ... 255 between them; 12 always takes the width first, 13
 # the height where that shrinks enough more (python-pillow/Pillow, pull request 9549: a matter of
-# speed). Models that squash pictures to squares meet this for every portrait of 2:3, not for 3:4 and
-# not for landscapes; resizing that keeps the aspect ratio is not touched.
+# speed). Models that squash pictures to squares meet this for portraits of 2:3.
 # Expected: the same squares from both. Seen, of noise squashed to 224 x 224 by BICUBIC: 600 x 400,
 # 400 x 400 and 450 x 600 equal, 224 x 336 (only its height shrinks), too; 400 x 600 differ in 21 % of
 # the values, by 5 levels at most. 13's square of 400 x 600 is 12's of the transposed picture, transposed.

@@ -74,7 +74,10 @@ def pass_over_padding(zero: Any) -> None:
 
 
 def norm_in_one_call(zero: Any) -> None:
-    """DeepSpeed asks for the norm of one gradient at a time: here one call for those of a group."""
+    """DeepSpeed asks for the norm of one gradient at a time: here one call for those of a group.
+
+    It goes on with their norms as with a single gradient: the norm of norms, summed over ranks.
+    """
     norm = zero.get_grad_norm_direct
 
     def norm_of_norms(

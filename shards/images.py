@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,16 +68,34 @@ def decoded(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def decoded_pixels(path: str | Path) -> np.ndarray:
-    """(H, W, 3) uint8 of `decoded`: to the bit, in less time where it is a usual JPEG."""
+    """(H, W, 3) uint8 of `decoded`, errors as there: to the bit, in less time of a usual JPEG."""
     path = Path(path)
     content = file_content(path)
-    try:
-        with _opened(path, content, MAX_PIXELS) as image:
-            if _is_plain(image, orientation(image)):
+    with _opened(path, content, MAX_PIXELS) as image:
+        if _is_plain(image, orientation(image)):
+            with suppress(ValueError):  # Pillow has the last word on what is odd
                 return decode_rows(content, image.height, strict=True)
-    except RejectedImage:
-        pass  # `decoded` has the last word on what is damaged or no picture
-    return np.array(decoded(path))
+        return np.array(upright_rgb(image))
+
+
+def cut(picture: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """(H, W, 3) -> its part inside (x1, y1, x2, y2), in pixels, rounded; at least one pixel."""
+    (x1, y1, x2, y2), (height, width, _) = map(round, box), picture.shape
+    left, top = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
+    return picture[top : max(y2, top + 1), left : max(x2, left + 1)]
+
+
+def squash(picture: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 -> (3, size, size), ignoring the aspect ratio: nothing at the border is lost.
+
+    By torch, as pre-training's views: in a quarter of Pillow's time or less, and always width
+    before height, where Pillow 13 begins with the height of tall pictures.
+    """
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    resize = torch.nn.functional.interpolate
+    return resize(pixels, (size, size), mode="bicubic", antialias=True)[0].numpy()
 
 
 def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

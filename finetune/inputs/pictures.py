@@ -12,27 +12,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from finetune.tasks.base import Box
 from shards.files import InputError
-from shards.images import RejectedImage, decoded_pixels
+from shards.images import RejectedImage, cut, decoded_pixels, squash
 from shards.threads import cores
 
 BLANK = 127
 """Every channel of a blank picture."""
-
-
-def squash(picture: np.ndarray, size: int) -> np.ndarray:
-    """Resize to a square, ignoring the aspect ratio: nothing at the border is lost.
-
-    By torch, as pre-training and `FusionProcessor` do: in a seventh of Pillow's time, and always
-    width before height, where Pillow 13 begins with the height of tall pictures.
-    """
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)
-    return interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].numpy()
 
 
 def center_crop(picture: np.ndarray, size: int) -> np.ndarray:
@@ -64,13 +52,6 @@ class Part:
     def __post_init__(self) -> None:
         x1, y1, x2, y2 = (round(float(side), 2) for side in self.box)
         object.__setattr__(self, "box", (x1, y1, x2, y2))
-
-    def cut(self, picture: np.ndarray) -> np.ndarray:
-        """The part of an (H, W, 3) picture, at least one pixel of it."""
-        x1, y1, x2, y2 = self.box
-        height, width, _ = picture.shape
-        left, top = min(max(round(x1), 0), width - 1), min(max(round(y1), 0), height - 1)
-        return picture[top : max(round(y2), top + 1), left : max(round(x2), left + 1)]
 
 
 Name = str | Part
@@ -248,5 +229,5 @@ def _decode(path: Path, parts: Sequence[Name], size: int, resize: str) -> np.nda
         picture = decoded_pixels(path)
     except RejectedImage:
         return None
-    cuts = [part.cut(picture) if isinstance(part, Part) else picture for part in parts]
+    cuts = [cut(picture, part.box) if isinstance(part, Part) else picture for part in parts]
     return np.stack([RESIZERS[resize](cut, size) for cut in cuts])

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from shards.files import InputError
+from shards.images import cut, squash
 from shards.jpeg import decode_rows, reduction_for
 from shards.shard import Picture, Sample
 
@@ -21,20 +21,11 @@ def decode(sample: Sample | Picture, min_side: int) -> np.ndarray:
         raise InputError(f"{sample.key}: undecodable image in shard ({error})") from error
 
 
-def squash(picture: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 as (3, size, size): the clean view, resized as training's views are."""
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-    return interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0].numpy()
-
-
 def object_crop(sample: Sample | Picture, picture: np.ndarray) -> np.ndarray:
-    """What the best object's box shows of the decoded picture, a pixel a side or more."""
+    """What the best object's box shows of the decoded picture (H, W, 3), a pixel a side or more."""
     assert sample.objects  # callers ask
-    height, width, _ = picture.shape
-    zoom = np.array([width / sample.meta.size[0], height / sample.meta.size[1]] * 2)
-    x1, y1, x2, y2 = np.rint(np.array(sample.objects[0].box) * zoom).astype(int).tolist()
-    left, top = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
-    return picture[top : max(y2, top + 1), left : max(x2, left + 1)]
+    zoom = np.divide(picture.shape[1::-1], sample.meta.size)
+    return cut(picture, (np.reshape(sample.objects[0].box, (2, 2)) * zoom).ravel().tolist())
 
 
 def clean_views(samples: Sequence[Sample], size: int) -> dict[str, Tensor]:

@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain import distributed
 from pretrain.checkpoint.remote import resolve
 from pretrain.checkpoint.strict import WEIGHTS_NAME
-from pretrain.data.clean import decode, object_crop, squash
+from pretrain.data.clean import decode, object_crop
 from pretrain.engine import autocast
 from pretrain.prompter.clip import Encoder
 from pretrain.prompter.load import load_prompter
 from shards.arrays import pack
 from shards.columns import write_column
 from shards.files import CommonError, digest
+from shards.images import squash
 from shards.progress import Progress
 from shards.redact import without_secrets
 from shards.schema import COLUMN_NAME, OBJECTS, TEACHER

@@ -15,6 +15,7 @@ from finetune.inputs.pictures import (
     decode_images,
 )
 from shards.files import DISK_FULL, InputError
+from shards.images import cut
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_a_box_outside_shows_the_pixel_beside_it(box, part):
     """Of boxes that a file brings none cuts nothing, and none what lies on the other side."""
     picture = np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)
     left, top, right, bottom = part
-    assert np.array_equal(Part("a.png", box).cut(picture), picture[top:bottom, left:right])
+    assert np.array_equal(cut(picture, box), picture[top:bottom, left:right])
 
 
 def test_parts_of_a_picture_are_pillows_crops(folder, tmp_path):
